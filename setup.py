@@ -1,0 +1,26 @@
+"""Builds the one extension module; everything static is in pyproject.toml."""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SANITIZE = os.environ.get("VICIFAST_SANITIZE", "")  # such as "address,undefined"
+
+# CPython's own flags contain -g, which makes wheels four times larger.
+flags = ["-Wall", "-Wsign-compare", *([f"-fsanitize={SANITIZE}", "-g", "-O1"] if SANITIZE else ["-g0"])]
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                "vicifast._wire",
+                ["src/vicifast/_wire.pyx"],
+                define_macros=[("CYTHON_USE_MODULE_STATE", "1")],
+                extra_compile_args=flags if os.name == "posix" else [],
+                extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
+            )
+        ],
+        build_dir="build",
+    )
+)

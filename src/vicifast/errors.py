@@ -1,0 +1,78 @@
+"""Every exception of the library, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ViciError(Exception):
+    """Base of every error that vicifast raises on its own account."""
+
+
+class DecodeError(ViciError, ValueError):
+    """Bytes that are no valid VICI message.
+
+    `offset` is the position in bytes, from the start of the message, of the element part that is wrong.
+    """
+
+    def __init__(self, reason: str, offset: int) -> None:
+        super().__init__(f"{reason} at offset {offset}")
+        self.reason = reason
+        self.offset = offset
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, int]]:
+        return type(self), (self.reason, self.offset)
+
+
+class EncodeError(ViciError, ValueError):
+    """A message that VICI cannot carry; nothing has been sent. The text names the path of the culprit."""
+
+
+class ProtocolError(ViciError):
+    """The peer broke the rules of the packet layer; the connection has been closed."""
+
+
+class ConnectionClosed(ViciError, ConnectionError):
+    """The connection is closed, was never opened, or closed before the reply came."""
+
+
+class RequestTimeout(ViciError, TimeoutError):
+    """No reply within the timeout; the connection has been closed, as a late reply could not be told apart."""
+
+
+class CommandError(ViciError):
+    """charon answered a command with `success=no`.
+
+    `errmsg` is charon's text, empty when it sent none; `response` is the whole reply.
+    """
+
+    def __init__(self, command: str, errmsg: str, response: Mapping[str, object]) -> None:
+        super().__init__(f"{command}: {errmsg or 'failed, and charon gave no reason'}")
+        self.command = command
+        self.errmsg = errmsg
+        self.response = response
+
+    def __reduce__(self) -> tuple[type[CommandError], tuple[str, str, Mapping[str, object]]]:
+        return type(self), (self.command, self.errmsg, self.response)
+
+
+class UnknownCommand(ViciError):
+    """charon does not know this command (CMD_UNKNOWN); the connection stays usable."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"charon does not know the command {command!r}")
+        self.command = command
+
+    def __reduce__(self) -> tuple[type[UnknownCommand], tuple[str]]:
+        return type(self), (self.command,)
+
+
+class UnknownEvent(ViciError):
+    """charon does not know this event (EVENT_UNKNOWN); the connection stays usable."""
+
+    def __init__(self, event: str) -> None:
+        super().__init__(f"charon does not know the event {event!r}")
+        self.event = event
+
+    def __reduce__(self) -> tuple[type[UnknownEvent], tuple[str]]:
+        return type(self), (self.event,)
