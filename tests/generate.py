@@ -1,0 +1,70 @@
+"""Messages and hostile bytes for the tests of the codec."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+from hypothesis import strategies as st
+
+SEED = int(os.environ.get("VICIFAST_SEED") or random.SystemRandom().getrandbits(32))
+
+# Few names, so that they repeat and the decoder's caches are used and put to the test; and any legal ones.
+_common = st.sampled_from(["", "a", "b", "net", "child-sas", "local_ts", "data", "0", '"', "\\", "~", " "])
+names = _common | st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=40)
+_texts = st.sampled_from(["", "yes", "no", "10.0.0.0/8", "ä", "\u2028", "𝄞", "\0", "\x1f\x7f"])
+# Not UTF-8: a stray byte, a surrogate, an overlong form, a code point too high, a character cut short.
+_blobs = st.sampled_from([b"\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"a\xf0\x9d\x84"])
+values = (_texts | st.text(max_size=300)).map(str.encode) | _blobs | st.binary(max_size=300)
+lists = st.lists(values, max_size=20)
+
+
+def _pairs(content: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(st.tuples(names, content), max_size=12).map(tuple)
+
+
+trees = _pairs(st.recursive(values | lists, _pairs, max_leaves=30))
+"""Trees as `reference.parse` gives them, names used twice included."""
+
+
+def packed(tree: Any) -> bytes:
+    """The bytes of a tree; unlike a message it can use a name twice."""
+    out = bytearray()
+    for name, value in tree:
+        label = bytes([len(name)]) + name.encode()
+        if isinstance(value, tuple):
+            out += b"\x01" + label + packed(value) + b"\x02"
+        elif isinstance(value, list):
+            items = (b"\x05" + len(item).to_bytes(2, "big") + item for item in value)
+            out += b"\x04" + label + b"".join(items) + b"\x06"
+        else:
+            out += b"\x03" + label + len(value).to_bytes(2, "big") + value
+    return bytes(out)
+
+
+def noise(rng: random.Random) -> bytes:
+    """Bytes that look a little like a message: mostly small numbers, so elements begin and lengths fit."""
+    size = rng.randrange(60)
+    return bytes(rng.randrange(256) if rng.random() < 0.1 else rng.randrange(8) for _ in range(size))
+
+
+def mutated(rng: random.Random, data: bytes) -> bytes:
+    """A message with one to three small wounds."""
+    wounded = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(wounded) + 1)
+        wound = rng.randrange(6)
+        if wound == 0:
+            del wounded[at:]
+        elif wound == 1:
+            del wounded[at : at + rng.randint(1, 4)]
+        elif wound == 2:
+            wounded[at:at] = rng.randbytes(rng.randint(1, 4))
+        elif wound == 3:
+            wounded[at:at] = wounded[at : at + rng.randint(1, 30)]
+        elif wound == 4 and at < len(wounded):
+            wounded[at] ^= 1 << rng.randrange(8)
+        elif at < len(wounded):
+            wounded[at] = rng.randrange(8)
+    return bytes(wounded)

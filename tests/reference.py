@@ -1,0 +1,174 @@
+"""The slow, obvious codec that the fast one is compared with.
+
+It is written from the protocol, not from `_wire.pyx`. `parse` gives a tree that hides nothing: a section is a
+tuple of (name, value) pairs with duplicates kept, a list is a list of bytes, a value is bytes. The other
+functions turn such a tree, or a message, into what the library promises.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+MAX_PACKET, MAX_NAME, MAX_VALUE, MAX_DEPTH = 524288, 255, 65535, 64
+SECTION_START, SECTION_END, KEY_VALUE, LIST_START, LIST_ITEM, LIST_END = 1, 2, 3, 4, 5, 6
+
+Tree = tuple[tuple[str, Any], ...]
+
+
+class Malformed(Exception):
+    """Not a VICI message; a right DecodeError has an offset in `first..last`.
+
+    It is one number where the place is beyond doubt: a wrong element, nesting too deep, an early end.
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__(f"offset {first}..{last}")
+        self.first, self.last = first, last
+
+
+def _take(data: bytes, at: int, width: int) -> tuple[bytes, int]:
+    """The bytes behind a big-endian length of `width` bytes at `at`, and where they end."""
+    start = at + width
+    end = start + int.from_bytes(data[at:start], "big")
+    if start > len(data) or end > len(data):
+        raise Malformed(at, len(data))
+    return data[start:end], end
+
+
+def _name(data: bytes, at: int) -> tuple[str, int]:
+    raw, end = _take(data, at, 1)
+    if any(byte < 0x20 or byte > 0x7E for byte in raw):
+        raise Malformed(at, end)
+    return raw.decode("ascii"), end
+
+
+def parse(data: bytes) -> Tree:
+    """The whole tree of a message; raises Malformed."""
+    if len(data) > MAX_PACKET:
+        raise Malformed(0, len(data))
+    sections: list[tuple[str, list[tuple[str, Any]]]] = [("", [])]
+    items: list[bytes] | None = None
+    at = 0
+    while at < len(data):
+        kind, here, at = data[at], at, at + 1
+        content = sections[-1][1]
+        if items is not None:
+            if kind == LIST_ITEM:
+                value, at = _take(data, at, 2)
+                items.append(value)
+            elif kind == LIST_END:
+                items = None
+            else:
+                raise Malformed(here, here)
+        elif kind == SECTION_START:
+            if len(sections) > MAX_DEPTH:
+                raise Malformed(here, here)
+            name, at = _name(data, at)
+            sections.append((name, []))
+        elif kind == SECTION_END and len(sections) > 1:
+            name = sections.pop()[0]
+            sections[-1][1].append((name, tuple(content)))
+        elif kind == KEY_VALUE:
+            name, at = _name(data, at)
+            value, at = _take(data, at, 2)
+            content.append((name, value))
+        elif kind == LIST_START:
+            name, at = _name(data, at)
+            items = []
+            content.append((name, items))
+        else:
+            raise Malformed(here, here)
+    if items is not None or len(sections) > 1:
+        raise Malformed(len(data), len(data))
+    return tuple(sections[0][1])
+
+
+def _convert(tree: Tree, text: Any, blob: Any, binary: Collection[str]) -> dict[str, Any]:
+    message: dict[str, Any] = {}
+    for name, value in tree:
+        scalar = blob if name in binary else text
+        if isinstance(value, tuple):
+            message[name] = _convert(value, text, blob, ())
+        else:
+            message[name] = [scalar(item) for item in value] if isinstance(value, list) else scalar(value)
+    return message
+
+
+def plain(tree: Tree, values: type = str, binary: Collection[str] = ()) -> dict[str, Any]:
+    """What `decode` returns."""
+
+    def text(value: bytes) -> str | bytes:
+        return value if values is bytes else value.decode("utf-8", "surrogateescape")
+
+    return _convert(tree, text, bytes, binary)
+
+
+def to_json(tree: Tree, binary: Collection[str] = ()) -> bytes:
+    """What `to_json` returns when no name is used twice in a section."""
+
+    def blob(value: bytes) -> dict[str, str]:
+        return {"$base64": base64.b64encode(value).decode("ascii")}
+
+    def text(value: bytes) -> Any:
+        found = text_or_bytes(value)
+        return found if isinstance(found, str) else blob(found)
+
+    shown = _convert(tree, text, blob, binary)
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def to_msgpack(tree: Tree, binary: Collection[str] = ()) -> bytes:
+    """What `to_msgpack` returns, duplicates included."""
+    import msgpack  # not at the top: the tests of the codec run without it
+
+    packer = msgpack.Packer(use_bin_type=True)
+    packed = [packer.pack_map_header(len(tree))]
+    for name, value in tree:
+        scalar = bytes if name in binary else text_or_bytes
+        packed.append(packer.pack(name))
+        if isinstance(value, tuple):
+            packed.append(to_msgpack(value))
+        elif isinstance(value, list):
+            packed.append(packer.pack([scalar(item) for item in value]))
+        else:
+            packed.append(packer.pack(scalar(value)))
+    return b"".join(packed)
+
+
+def text_or_bytes(value: bytes) -> str | bytes:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+def has_duplicates(tree: Tree) -> bool:
+    names = [name for name, _ in tree]
+    inside = (has_duplicates(value) for _, value in tree if isinstance(value, tuple))
+    return len(set(names)) < len(names) or any(inside)
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """The bytes of a valid message; checks nothing."""
+    out = b""
+    for key, value in message.items():
+        name = bytes([len(key)]) + key.encode("ascii")
+        if isinstance(value, Mapping):
+            out += b"\x01" + name + encode(value) + b"\x02"
+        elif isinstance(value, list | tuple):
+            out += b"\x04" + name + b"".join(b"\x05" + _scalar(item) for item in value) + b"\x06"
+        else:
+            out += b"\x03" + name + _scalar(value)
+    return out
+
+
+def _scalar(value: Any) -> bytes:
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    elif isinstance(value, int):
+        value = str(value)
+    raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
+    return len(raw).to_bytes(2, "big") + raw
