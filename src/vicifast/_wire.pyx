@@ -1,0 +1,1265 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: freethreading_compatible=True, subinterpreters_compatible=own_gil
+# cython: autotestdict=False, auto_pickle=False, binding=True, embedsignature=False
+"""VICI on the wire: messages to Python objects, msgpack and JSON and back, and packets cut from a byte stream.
+
+The only file that looks at a byte or a length. Layout of the elements of a message (strongSwan, vici README):
+
+    SECTION_START  01 nlen name              LIST_START  04 nlen name
+    SECTION_END    02                        LIST_ITEM   05 vlen vlen value
+    KEY_VALUE      03 nlen name vlen vlen value    LIST_END    06
+
+A packet is a big-endian u32 length, a type byte, for some types nlen and name, and for some types a message.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.ref cimport Py_CLEAR, Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove
+
+from collections.abc import Mapping
+
+from .errors import DecodeError, EncodeError, ProtocolError
+
+cdef extern from "Python.h":
+    # Declared on PyObject* where Cython's own declarations would count references that we need not take.
+    PyObject* PyDict_New() except NULL
+    int PyDict_SetItem(PyObject* section, PyObject* key, PyObject* value)  # error: -1, see `put`
+    int PyDict_Next(PyObject* section, Py_ssize_t* position, PyObject** key, PyObject** value)
+    bint PyDict_CheckExact(object value)
+    PyObject* PyList_New(Py_ssize_t size) except NULL
+    int PyList_Append(PyObject* items, PyObject* item)  # error: -1, see `append`
+    bint PyList_CheckExact(object value)
+    bint PyTuple_CheckExact(object value)
+    PyObject* PyUnicode_New(Py_ssize_t size, Py_UCS4 maximum) except NULL
+    PyObject* PyUnicode_DecodeUTF8(const char* text, Py_ssize_t size, const char* errors) except NULL
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    void* PyUnicode_DATA(PyObject* text)
+    bint PyUnicode_IS_COMPACT_ASCII(PyObject* text)
+    bint PyUnicode_Check(object value)
+    Py_ssize_t PyUnicode_GET_LENGTH(PyObject* text)
+    PyObject* PyBytes_FromStringAndSize(const char* data, Py_ssize_t size) except NULL
+    char* PyBytes_AS_STRING(PyObject* data)
+    Py_ssize_t PyBytes_GET_SIZE(PyObject* data)
+    bint PyBytes_CheckExact(object value)
+    bint PyLong_Check(object value)
+    long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
+
+cpdef enum:
+    MAX_PACKET = 524288  # VICI_MESSAGE_SIZE_MAX: charon closes on a longer one, and drops its own silently
+    MAX_NAME = 255
+    MAX_VALUE = 65535
+    MAX_DEPTH = 64  # charon itself sends four at most; a bomb of 262,000 fits in one packet
+
+cpdef enum:
+    CMD_REQUEST = 0
+    CMD_RESPONSE = 1
+    CMD_UNKNOWN = 2
+    EVENT_REGISTER = 3
+    EVENT_UNREGISTER = 4
+    EVENT_CONFIRM = 5
+    EVENT_UNKNOWN = 6
+    EVENT = 7
+
+cdef enum:
+    END = 0
+    SECTION_START = 1
+    SECTION_END = 2
+    KEY_VALUE = 3
+    LIST_START = 4
+    LIST_ITEM = 5
+    LIST_END = 6
+
+cdef enum:
+    KNOWN_NAMES = 512  # slots of a decoder's cache of names; charon's own vocabulary is about 200
+    KNOWN_VALUE = 64  # longest value kept for reuse, so that a decoder's memory stays bounded
+    READ_SIZE = 65536  # least room that a read is offered
+    BUFFER_SIZE = 262144
+
+
+# --- bytes: walking over the elements ---------------------------------------------------------------------------------
+
+
+cdef struct Walk:
+    const uint8_t* start
+    const uint8_t* pos
+    const uint8_t* end
+    int depth
+    bint in_list
+
+
+cdef struct Element:
+    const uint8_t* name
+    Py_ssize_t name_size
+    const uint8_t* value
+    Py_ssize_t value_size
+
+
+cdef int fail(Walk* walk, const uint8_t* where, str reason) except -1:
+    raise DecodeError(reason, where - walk.start)
+
+
+cdef int short_read(Walk* walk, Py_ssize_t wanted, str part) except -1:
+    raise DecodeError(
+        f"{part} needs {wanted} bytes, but the message has only {walk.end - walk.pos} more", walk.pos - walk.start
+    )
+
+
+cdef inline const uint8_t* take(Walk* walk, Py_ssize_t size, str part) except NULL:
+    """The only door through which bytes are read: lengths are compared, pointers never formed past the end."""
+    cdef const uint8_t* here = walk.pos
+    if walk.end - here < size:
+        short_read(walk, size, part)
+    walk.pos = here + size
+    return here
+
+
+cdef inline int take_name(Walk* walk, Element* element) except -1:
+    element.name_size = take(walk, 1, "the length of a name")[0]
+    element.name = take(walk, element.name_size, "a name")
+    return 0
+
+
+cdef inline int take_value(Walk* walk, Element* element) except -1:
+    cdef const uint8_t* size = take(walk, 2, "the length of a value")
+    element.value_size = (size[0] << 8) | size[1]
+    element.value = take(walk, element.value_size, "a value")
+    return 0
+
+
+cdef int misplaced(Walk* walk, int kind) except -1:
+    cdef const uint8_t* where = walk.pos - 1
+    if kind < SECTION_START or kind > LIST_END:
+        return fail(walk, where, f"unknown element type {kind}")
+    if kind == SECTION_START and not walk.in_list:
+        return fail(walk, where, f"sections nested deeper than {MAX_DEPTH}")
+    if kind == SECTION_END and not walk.in_list:
+        return fail(walk, where, "the end of a section that was not started")
+    name = ("", "a section", "the end of a section", "a key", "a list", "a list item", "the end of a list")[kind]
+    return fail(walk, where, f"{name} {'inside' if walk.in_list else 'outside'} a list")
+
+
+cdef int unfinished(Walk* walk) except -1:
+    return fail(walk, walk.end, f"the message ends inside a {'list' if walk.in_list else 'section'}")
+
+
+cdef inline int next_element(Walk* walk, Element* element) except -1:
+    """Read one element and check that it may stand here; END at the end. Names are left to `check_name`."""
+    if walk.pos == walk.end:
+        return unfinished(walk) if walk.depth or walk.in_list else END
+    cdef int kind = walk.pos[0]
+    walk.pos += 1
+    if kind == KEY_VALUE and not walk.in_list:
+        take_name(walk, element)
+        take_value(walk, element)
+    elif kind == LIST_ITEM and walk.in_list:
+        take_value(walk, element)
+    elif kind == SECTION_START and not walk.in_list and walk.depth < MAX_DEPTH:
+        take_name(walk, element)
+        walk.depth += 1
+    elif kind == SECTION_END and not walk.in_list and walk.depth:
+        walk.depth -= 1
+    elif kind == LIST_START and not walk.in_list:
+        take_name(walk, element)
+        walk.in_list = True
+    elif kind == LIST_END and walk.in_list:
+        walk.in_list = False
+    else:
+        misplaced(walk, kind)
+    return kind
+
+
+cdef int begin(Walk* walk, const uint8_t* data, Py_ssize_t size) except -1:
+    walk.start = walk.pos = data
+    walk.end = data + size
+    walk.depth = 0
+    walk.in_list = False
+    if size > MAX_PACKET:
+        fail(walk, data + MAX_PACKET, f"a message of {size} bytes is longer than {MAX_PACKET}")
+    return 0
+
+
+cdef inline bint is_printable(const uint8_t* text, Py_ssize_t size) noexcept:
+    cdef uint8_t worst = 0
+    cdef Py_ssize_t i
+    for i in range(size):
+        worst |= <uint8_t>(text[i] - 0x20) > 0x5e
+    return not worst
+
+
+cdef inline int check_name(Walk* walk, Element* element) except -1:
+    if not is_printable(element.name, element.name_size):
+        fail(walk, element.name, "a name is not printable ASCII")
+    return 0
+
+
+cdef inline bint is_ascii(const uint8_t* text, Py_ssize_t size) noexcept:
+    cdef uint64_t eight, all = 0
+    cdef Py_ssize_t i = 0
+    while size - i >= 8:
+        memcpy(&eight, text + i, 8)
+        all |= eight
+        i += 8
+    while i < size:
+        all |= text[i]
+        i += 1
+    return not all & 0x8080808080808080ULL
+
+
+cdef inline bint continues(const uint8_t* text, Py_ssize_t size, Py_ssize_t count) noexcept:
+    cdef Py_ssize_t i
+    if size <= count:
+        return False
+    for i in range(1, count + 1):
+        if text[i] & 0xC0 != 0x80:
+            return False
+    return True
+
+
+cdef bint is_utf8(const uint8_t* text, Py_ssize_t size) noexcept:
+    """Whether Python's own decoder would take it: shortest forms only, no surrogates, nothing past U+10FFFF."""
+    cdef Py_ssize_t i = 0, count
+    cdef uint8_t lead, second
+    if is_ascii(text, size):
+        return True
+    while i < size:
+        lead = text[i]
+        if lead < 0x80:
+            i += 1
+            continue
+        count = 1 if lead < 0xE0 else 2 if lead < 0xF0 else 3
+        if lead < 0xC2 or lead > 0xF4 or not continues(text + i, size - i, count):
+            return False
+        second = text[i + 1]
+        if (
+            (lead == 0xE0 and second < 0xA0)
+            or (lead == 0xED and second > 0x9F)
+            or (lead == 0xF0 and second < 0x90)
+            or (lead == 0xF4 and second > 0x8F)
+        ):
+            return False
+        i += count + 1
+    return True
+
+
+cdef tuple root_names(names):
+    """The names of root keys whose values are binary, as bytes."""
+    if isinstance(names, str):
+        raise TypeError("binary must be several names, not one str")
+    return tuple([name.encode("ascii") for name in names])
+
+
+cdef bint is_one_of(tuple names, const uint8_t* name, Py_ssize_t size) noexcept:
+    for known in names:
+        if PyBytes_GET_SIZE(<PyObject*>known) == size and not memcmp(PyBytes_AS_STRING(<PyObject*>known), name, size):
+            return True
+    return False
+
+
+# --- messages to Python objects ---------------------------------------------------------------------------------------
+
+
+cdef struct Slot:
+    # A name seen before, the last value that it had, and the slot of the name that came after it.
+    PyObject* name
+    PyObject* value
+    Slot* next
+
+
+cdef inline PyObject* new_text(const uint8_t* text, Py_ssize_t size) except NULL:
+    cdef PyObject* made
+    # One character and none are left to CPython, which shares those objects.
+    if size > 1 and is_ascii(text, size):
+        made = PyUnicode_New(size, 127)
+        memcpy(PyUnicode_DATA(made), text, size)
+        return made
+    return PyUnicode_DecodeUTF8(<const char*>text, size, "surrogateescape")
+
+
+cdef inline bint same_text(PyObject* known, const uint8_t* text, Py_ssize_t size) noexcept:
+    return PyUnicode_GET_LENGTH(known) == size and not memcmp(PyUnicode_DATA(known), text, size)
+
+
+cdef inline bint same_bytes(PyObject* known, const uint8_t* data, Py_ssize_t size) noexcept:
+    return PyBytes_GET_SIZE(known) == size and not memcmp(PyBytes_AS_STRING(known), data, size)
+
+
+cdef inline uint32_t hash_name(const uint8_t* name, Py_ssize_t size) noexcept:
+    cdef uint32_t mixed = <uint32_t>size
+    cdef Py_ssize_t i
+    for i in range(size):
+        mixed = (mixed ^ name[i]) * 0x01000193
+    return mixed ^ (mixed >> 15)
+
+
+cdef class Reader:
+    """How a `Framer` hands out the message of a packet: as objects, transcoded or as it came. Not made directly."""
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        raise TypeError("use Raw, Decoder or Transcoder")
+
+
+@cython.final
+cdef class Raw(Reader):
+    """Reads a message as the bytes of it, unchecked."""
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        return data[:size]
+
+
+@cython.final
+cdef class Decoder(Reader):
+    """Decodes messages into dicts and remembers names and values from one message to the next.
+
+    `values` is `str` (UTF-8, with surrogateescape for other bytes) or `bytes`; `binary` names keys of the root whose
+    values are `bytes` whatever `values` says. One decoder belongs to one connection; it may be used from several
+    threads, one at a time. Its memory is bounded, whatever it is fed.
+    """
+
+    cdef Slot* slots
+    cdef Slot[MAX_DEPTH + 1] sections
+    cdef unsigned int turn
+    cdef bint as_bytes
+    cdef tuple binary
+
+    def __cinit__(self):
+        self.slots = <Slot*>calloc(KNOWN_NAMES, sizeof(Slot))
+        if not self.slots:
+            raise MemoryError
+
+    def __init__(self, *, values=str, binary=()):
+        if values is not str and values is not bytes:
+            raise TypeError(f"values must be str or bytes, not {values!r}")
+        self.as_bytes = values is bytes
+        self.binary = root_names(binary)
+        self.forget()
+
+    def __dealloc__(self):
+        self.forget()
+        free(self.slots)
+
+    cdef void forget(self) noexcept:
+        cdef int i
+        for i in range(KNOWN_NAMES):
+            forget_slot(&self.slots[i])
+        for i in range(MAX_DEPTH + 1):
+            forget_slot(&self.sections[i])
+
+    @cython.critical_section
+    def decode(self, data):
+        """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = text.
+
+        Of keys that occur twice in a section the last counts, as in strongSwan's own module. Raises `DecodeError`.
+        """
+        return read_buffer(self, data)
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        return decode_message(self, data, size, self.as_bytes, self.binary)
+
+    cdef inline Slot* known(self, Walk* walk, Element* element, Slot* last) except NULL:
+        """The slot of a name; most often it is the one that followed last time, and no hash is needed."""
+        cdef Slot* slot = last.next
+        if not (slot and slot.name and same_text(slot.name, element.name, element.name_size)):
+            slot = self.find(walk, element)
+            last.next = slot
+        return slot
+
+    cdef Slot* find(self, Walk* walk, Element* element) except NULL:
+        cdef uint32_t place = hash_name(element.name, element.name_size) % KNOWN_NAMES
+        cdef Slot* slot = &self.slots[place]
+        if slot.name and same_text(slot.name, element.name, element.name_size):
+            return slot
+        slot = &self.slots[place ^ 1]
+        if slot.name and same_text(slot.name, element.name, element.name_size):
+            return slot
+        check_name(walk, element)
+        # A name that is new takes one of two places, in turns, so that unique names cannot spoil the table for good.
+        self.turn += 1
+        if not self.slots[place].name or self.turn & 1:
+            slot = &self.slots[place]
+        rename(slot, element)
+        return slot
+
+    cdef inline Slot* section(self, Walk* walk, Element* element) except NULL:
+        """Sections are often named after a connection or an SA: each depth keeps one name, the table none."""
+        cdef Slot* slot = &self.sections[walk.depth]
+        if not (slot.name and same_text(slot.name, element.name, element.name_size)):
+            check_name(walk, element)
+            rename(slot, element)
+        return slot
+
+    cdef inline PyObject* value(self, Element* element, Slot* slot) except NULL:
+        """The value as a new reference; the object that the key had last time when the bytes are equal."""
+        cdef PyObject* made = slot.value
+        if made and (
+            same_bytes(made, element.value, element.value_size)
+            if self.as_bytes
+            else same_text(made, element.value, element.value_size)
+        ):
+            Py_INCREF(<object>made)
+            return made
+        made = new_value(element, self.as_bytes)
+        if element.value_size <= KNOWN_VALUE and (self.as_bytes or PyUnicode_IS_COMPACT_ASCII(made)):
+            Py_INCREF(<object>made)
+            replace(&slot.value, made)
+        return made
+
+
+cdef inline void replace(PyObject** place, PyObject* made) noexcept:
+    cdef PyObject* old = place[0]
+    place[0] = made
+    if old:
+        Py_DECREF(<object>old)
+
+
+cdef inline void forget_slot(Slot* slot) noexcept:
+    replace(&slot.name, NULL)
+    replace(&slot.value, NULL)
+    slot.next = NULL
+
+
+cdef inline int rename(Slot* slot, Element* element) except -1:
+    cdef Slot* after = slot.next
+    forget_slot(slot)
+    slot.name = new_text(element.name, element.name_size)
+    slot.next = after
+    return 0
+
+
+cdef inline PyObject* new_value(Element* element, bint as_bytes) except NULL:
+    if as_bytes:
+        return PyBytes_FromStringAndSize(<const char*>element.value, element.value_size)
+    return new_text(element.value, element.value_size)
+
+
+cdef inline PyObject* name_object(Decoder cache, Walk* walk, Element* element, Slot** last) except NULL:
+    """The name of a key or list as a new reference; `last` moves on to its slot."""
+    if cache is None:
+        check_name(walk, element)
+        return new_text(element.name, element.name_size)
+    last[0] = cache.known(walk, element, last[0])
+    Py_INCREF(<object>last[0].name)
+    return last[0].name
+
+
+cdef inline PyObject* section_object(Decoder cache, Walk* walk, Element* element, Slot** last) except NULL:
+    """The name of a section as a new reference; `last` moves on to the slot of its depth."""
+    if cache is None:
+        check_name(walk, element)
+        return new_text(element.name, element.name_size)
+    last[0] = cache.section(walk, element)
+    Py_INCREF(<object>last[0].name)
+    return last[0].name
+
+
+cdef inline PyObject* value_object(Decoder cache, Element* element, Slot* last, bint as_bytes, bint blob) except NULL:
+    if blob or cache is None:
+        return new_value(element, as_bytes or blob)
+    return cache.value(element, last)
+
+
+cdef inline int put(PyObject* section, PyObject* name, PyObject* value) except -1:
+    """Store a value under a name; both references are handed over, also on failure."""
+    cdef int status = PyDict_SetItem(section, name, value)
+    Py_DECREF(<object>name)
+    Py_DECREF(<object>value)
+    return status
+
+
+cdef inline int append(PyObject* items, PyObject* value) except -1:
+    cdef int status = PyList_Append(items, value)
+    Py_DECREF(<object>value)
+    return status
+
+
+cdef inline PyObject* put_new(PyObject* section, PyObject* name, PyObject* container) except NULL:
+    put(section, name, container)
+    return container  # borrowed from here on: nothing can replace it before it is complete
+
+
+cdef dict decode_message(Decoder cache, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
+    cdef Walk walk
+    cdef Element element
+    cdef dict root = {}
+    cdef (PyObject*)[MAX_DEPTH + 1] sections
+    cdef PyObject* items = NULL
+    cdef PyObject* name
+    cdef Slot* last = NULL if cache is None else &cache.sections[0]
+    cdef bint blob = False, list_blob = False
+    cdef int kind
+    begin(&walk, data, size)
+    sections[0] = <PyObject*>root
+    while True:
+        kind = next_element(&walk, &element)
+        if kind == KEY_VALUE:
+            name = name_object(cache, &walk, &element, &last)
+            blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
+            put(sections[walk.depth], name, value_object(cache, &element, last, as_bytes, blob))
+        elif kind == LIST_ITEM:
+            append(items, value_object(cache, &element, last, as_bytes, list_blob))
+        elif kind == LIST_START:
+            name = name_object(cache, &walk, &element, &last)
+            items = put_new(sections[walk.depth], name, PyList_New(0))
+            list_blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
+        elif kind == SECTION_START:
+            name = section_object(cache, &walk, &element, &last)
+            sections[walk.depth] = put_new(sections[walk.depth - 1], name, PyDict_New())
+        elif kind == END:
+            return root
+
+
+cdef object read_buffer(Reader reader, data):
+    """Have `reader` read the bytes of any object with the buffer protocol."""
+    cdef Py_buffer view
+    if PyBytes_CheckExact(data):
+        return reader.read(<const uint8_t*>PyBytes_AS_STRING(<PyObject*>data), PyBytes_GET_SIZE(<PyObject*>data))
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return reader.read(<const uint8_t*>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+@cython.final
+cdef class Forgetful(Reader):
+    """Decodes without remembering anything, so that one call stands alone."""
+
+    cdef bint as_bytes
+    cdef tuple binary
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        return decode_message(None, data, size, self.as_bytes, self.binary)
+
+
+def decode(data, *, values=str, binary=()):
+    """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = `values`.
+
+    Stateless; a `Decoder` is faster for more than one message. `values` is `str` (UTF-8, surrogateescape) or `bytes`;
+    `binary` names keys of the root whose values are always `bytes`. Raises `DecodeError` with the offset.
+    """
+    if values is not str and values is not bytes:
+        raise TypeError(f"values must be str or bytes, not {values!r}")
+    cdef Forgetful reader = Forgetful.__new__(Forgetful)
+    reader.as_bytes = values is bytes
+    reader.binary = root_names(binary)
+    return read_buffer(reader, data)
+
+
+# --- growing output ---------------------------------------------------------------------------------------------------
+
+
+cdef struct Writer:
+    uint8_t* data
+    Py_ssize_t used
+    Py_ssize_t size
+
+
+cdef int grow(Writer* out, Py_ssize_t more) except -1:
+    cdef Py_ssize_t size = max(out.used + more, 2 * out.size, 1024)
+    cdef uint8_t* data = <uint8_t*>realloc(out.data, size)
+    if not data:
+        raise MemoryError
+    out.data = data
+    out.size = size
+    return 0
+
+
+cdef inline int reserve(Writer* out, Py_ssize_t more) except -1:
+    return grow(out, more) if out.size - out.used < more else 0
+
+
+cdef inline void add_byte(Writer* out, uint8_t byte) noexcept:
+    out.data[out.used] = byte
+    out.used += 1
+
+
+cdef inline void add_bytes(Writer* out, const void* data, Py_ssize_t size) noexcept:
+    memcpy(out.data + out.used, data, size)
+    out.used += size
+
+
+cdef inline void add_u16(Writer* out, Py_ssize_t number) noexcept:
+    add_byte(out, <uint8_t>(number >> 8))
+    add_byte(out, <uint8_t>number)
+
+
+# --- messages to msgpack ----------------------------------------------------------------------------------------------
+
+
+cdef inline void msgpack_text(Writer* out, const uint8_t* text, Py_ssize_t size) noexcept:
+    if size < 32:
+        add_byte(out, <uint8_t>(0xA0 | size))
+    elif size < 256:
+        add_byte(out, 0xD9)
+        add_byte(out, <uint8_t>size)
+    else:
+        add_byte(out, 0xDA)
+        add_u16(out, size)
+    add_bytes(out, text, size)
+
+
+cdef inline void msgpack_binary(Writer* out, const uint8_t* data, Py_ssize_t size) noexcept:
+    if size < 256:
+        add_byte(out, 0xC4)
+        add_byte(out, <uint8_t>size)
+    else:
+        add_byte(out, 0xC5)
+        add_u16(out, size)
+    add_bytes(out, data, size)
+
+
+cdef inline void msgpack_value(Writer* out, Element* element, bint blob) noexcept:
+    if blob or not is_utf8(element.value, element.value_size):
+        msgpack_binary(out, element.value, element.value_size)
+    else:
+        msgpack_text(out, element.value, element.value_size)
+
+
+cdef inline void msgpack_close(Writer* out, Py_ssize_t header, Py_ssize_t count, bint is_map) noexcept:
+    """Write the header of a container, for which one byte was left; a longer one moves the content."""
+    cdef uint8_t* at = out.data + header
+    cdef Py_ssize_t more = 0 if count < 16 else 2 if count < 65536 else 4
+    if not more:
+        at[0] = <uint8_t>((0x80 if is_map else 0x90) | count)
+        return
+    memmove(at + 1 + more, at + 1, out.used - header - 1)
+    out.used += more
+    at[0] = <uint8_t>((0xDE if is_map else 0xDC) + (more == 4))
+    if more == 4:
+        at[1] = <uint8_t>(count >> 24)
+        at[2] = <uint8_t>(count >> 16)
+    at[more - 1] = <uint8_t>(count >> 8)
+    at[more] = <uint8_t>count
+
+
+cdef int write_msgpack(Writer* out, const uint8_t* data, Py_ssize_t size, tuple binary) except -1:
+    cdef Walk walk
+    cdef Element element
+    cdef Py_ssize_t[MAX_DEPTH + 2] headers, counts
+    cdef int top = 0, kind
+    cdef bint blob, list_blob = False
+    begin(&walk, data, size)
+    # msgpack is longer than VICI only where lengths reach 32 or 256, or a container 16 elements.
+    reserve(out, size + size // 8 + 64)
+    headers[0] = out.used
+    counts[0] = 0
+    add_byte(out, 0)
+    while True:
+        kind = next_element(&walk, &element)
+        if kind == SECTION_END or kind == LIST_END:
+            msgpack_close(out, headers[top], counts[top], kind == SECTION_END)
+            top -= 1
+            continue
+        if kind == END:
+            msgpack_close(out, headers[0], counts[0], True)
+            return 0
+        counts[top] += 1
+        if kind == LIST_ITEM:
+            msgpack_value(out, &element, list_blob)
+            continue
+        check_name(&walk, &element)
+        msgpack_text(out, element.name, element.name_size)
+        blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
+        if kind == KEY_VALUE:
+            msgpack_value(out, &element, blob)
+        else:
+            list_blob = blob
+            top += 1
+            headers[top] = out.used
+            counts[top] = 0
+            add_byte(out, 0)
+
+
+# --- messages to JSON -------------------------------------------------------------------------------------------------
+
+
+cdef inline bint needs_escape(uint64_t eight) noexcept:
+    """Whether one of eight bytes is a control character, a quote or a backslash (rarely true without need)."""
+    cdef uint64_t quote = eight ^ 0x2222222222222222ULL
+    cdef uint64_t backslash = eight ^ 0x5C5C5C5C5C5C5C5CULL
+    cdef uint64_t found = (eight - 0x2020202020202020ULL) & ~eight
+    found |= (quote - 0x0101010101010101ULL) & ~quote
+    found |= (backslash - 0x0101010101010101ULL) & ~backslash
+    return (found & 0x8080808080808080ULL) != 0
+
+
+cdef inline void json_byte(Writer* out, uint8_t byte) noexcept:
+    cdef const char* control = b"btn-fr"  # from 8 on; JSON has no short form of 11
+    cdef const char* digits = b"0123456789abcdef"
+    cdef uint8_t short = 0
+    if byte >= 0x20 and byte != 0x22 and byte != 0x5C:
+        add_byte(out, byte)
+        return
+    if byte == 0x22 or byte == 0x5C:
+        short = byte
+    elif byte >= 8 and byte <= 13 and byte != 11:
+        short = <uint8_t>control[byte - 8]
+    add_byte(out, 0x5C)
+    if short:
+        add_byte(out, short)
+    else:
+        add_bytes(out, b"u00", 3)
+        add_byte(out, digits[byte >> 4])
+        add_byte(out, digits[byte & 15])
+
+
+cdef inline void json_text(Writer* out, const uint8_t* text, Py_ssize_t size) noexcept:
+    cdef uint64_t eight
+    cdef Py_ssize_t i = 0, stop
+    add_byte(out, 0x22)
+    while i < size:
+        stop = size
+        if size - i >= 8:
+            memcpy(&eight, text + i, 8)
+            stop = i + 8
+            if not needs_escape(eight):
+                add_bytes(out, &eight, 8)
+                i = stop
+        while i < stop:
+            json_byte(out, text[i])
+            i += 1
+    add_byte(out, 0x22)
+
+
+cdef void json_base64(Writer* out, const uint8_t* data, Py_ssize_t size) noexcept:
+    cdef const char* digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    cdef Py_ssize_t i = 0, left
+    cdef uint32_t three
+    add_bytes(out, b'{"$base64":"', 12)
+    while i < size:
+        left = size - i
+        three = data[i] << 16 | (data[i + 1] << 8 if left > 1 else 0) | (data[i + 2] if left > 2 else 0)
+        add_byte(out, digits[three >> 18])
+        add_byte(out, digits[three >> 12 & 63])
+        add_byte(out, digits[three >> 6 & 63] if left > 1 else 0x3D)
+        add_byte(out, digits[three & 63] if left > 2 else 0x3D)
+        i += 3
+    add_bytes(out, b'"}', 2)
+
+
+cdef inline void json_value(Writer* out, Element* element, bint blob) noexcept:
+    if blob or not is_utf8(element.value, element.value_size):
+        json_base64(out, element.value, element.value_size)
+    else:
+        json_text(out, element.value, element.value_size)
+
+
+cdef inline void json_close(Writer* out, uint8_t bracket) noexcept:
+    """End a container; the comma after its last element, when it has one, gives way to the bracket."""
+    if out.data[out.used - 1] == 0x2C:
+        out.used -= 1
+    add_byte(out, bracket)
+
+
+cdef int write_json(Writer* out, const uint8_t* data, Py_ssize_t size, tuple binary) except -1:
+    cdef Walk walk
+    cdef Element element
+    cdef int kind
+    cdef bint blob, list_blob = False
+    begin(&walk, data, size)
+    # The worst are control characters, six bytes each, and base64 of one byte, 22 for a key and value of 5.
+    reserve(out, 6 * size + 64)
+    add_byte(out, 0x7B)
+    while True:
+        kind = next_element(&walk, &element)
+        if kind == END:
+            json_close(out, 0x7D)
+            return 0
+        if kind == SECTION_END or kind == LIST_END:
+            json_close(out, 0x7D if kind == SECTION_END else 0x5D)
+        elif kind == LIST_ITEM:
+            json_value(out, &element, list_blob)
+        else:
+            check_name(&walk, &element)
+            json_text(out, element.name, element.name_size)
+            add_byte(out, 0x3A)
+            blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
+            if kind != KEY_VALUE:
+                list_blob = blob
+                add_byte(out, 0x7B if kind == SECTION_START else 0x5B)
+                continue
+            json_value(out, &element, blob)
+        add_byte(out, 0x2C)
+
+
+@cython.final
+cdef class Transcoder(Reader):
+    """Rewrites messages as msgpack or JSON in one pass, without Python objects between.
+
+    `format` is "msgpack" or "json"; `binary` names keys of the root whose values are always msgpack `bin` or base64.
+    Text is UTF-8; other values become msgpack `bin` or, in JSON, `{"$base64": "..."}`. Keys that occur twice in a
+    section stay twice, in order.
+    """
+
+    cdef Writer out
+    cdef bint json
+    cdef tuple binary
+
+    def __init__(self, format, *, binary=()):
+        if format not in ("msgpack", "json"):
+            raise ValueError(f'format must be "msgpack" or "json", not {format!r}')
+        self.json = format == "json"
+        self.binary = root_names(binary)
+
+    def __dealloc__(self):
+        free(self.out.data)
+
+    @cython.critical_section
+    def transcode(self, data):
+        """Return the message in `data`, a bytes-like object, in the other format. Raises `DecodeError`."""
+        return read_buffer(self, data)
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        self.out.used = 0
+        if self.json:
+            write_json(&self.out, data, size, self.binary)
+        else:
+            write_msgpack(&self.out, data, size, self.binary)
+        result = self.out.data[:self.out.used]
+        if self.out.size > BUFFER_SIZE:
+            free(self.out.data)
+            self.out.data = NULL
+            self.out.size = 0
+        return result
+
+
+def to_msgpack(data, *, binary=()):
+    """Return the message in `data`, a bytes-like object, as msgpack: what `packb(decode(data))` would give.
+
+    Values that are not UTF-8, and those of the root keys named in `binary`, are `bin`. Raises `DecodeError`.
+    """
+    return read_buffer(Transcoder("msgpack", binary=binary), data)
+
+
+def to_json(data, *, binary=()):
+    """Return the message in `data`, a bytes-like object, as compact UTF-8 JSON: what `json.dumps` would give.
+
+    Values that are not UTF-8, and those of the root keys named in `binary`, are `{"$base64": "..."}`.
+    Raises `DecodeError`.
+    """
+    return read_buffer(Transcoder("json", binary=binary), data)
+
+
+# --- Python objects to messages ---------------------------------------------------------------------------------------
+
+
+cdef struct Frame:
+    # A section that is being written, and the name under which it stands in the one around it; both are owned.
+    PyObject* section
+    PyObject* name
+    Py_ssize_t position
+
+
+cdef struct Place:
+    # Where in the message the encoder is, for the text of an error.
+    PyObject* name
+    Py_ssize_t index
+
+
+cdef int refuse(str reason) except -1:
+    raise EncodeError(reason)
+
+
+cdef inline int put_name(Writer* out, int kind, object name) except -1:
+    cdef Py_ssize_t size
+    cdef const uint8_t* text
+    if not PyUnicode_Check(name):
+        return refuse(f"a name must be str, not {type(name).__name__}")
+    if PyUnicode_IS_COMPACT_ASCII(<PyObject*>name):
+        text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
+        size = PyUnicode_GET_LENGTH(<PyObject*>name)
+    else:
+        encoded = name.encode("utf-8", "surrogatepass")
+        text = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>encoded)
+        size = PyBytes_GET_SIZE(<PyObject*>encoded)
+    if not is_printable(text, size):
+        return refuse("a name must be printable ASCII")
+    if size > MAX_NAME:
+        return refuse(f"a name of {size} bytes is longer than {MAX_NAME}")
+    reserve(out, size + 2)
+    add_byte(out, <uint8_t>kind)
+    add_byte(out, <uint8_t>size)
+    add_bytes(out, text, size)
+    return 0
+
+
+cdef inline int put_bytes(Writer* out, const void* data, Py_ssize_t size) except -1:
+    if size > MAX_VALUE:
+        return refuse(f"a value of {size} bytes is longer than {MAX_VALUE}")
+    reserve(out, size + 2)
+    add_u16(out, size)
+    add_bytes(out, data, size)
+    return 0
+
+
+cdef int put_buffer(Writer* out, object value) except -1:
+    cdef Py_buffer view
+    PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+    try:
+        return put_bytes(out, view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef int put_integer(Writer* out, object value) except -1:
+    cdef uint8_t[24] digits
+    cdef int overflow = 0, at = 24
+    cdef long long number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    cdef uint64_t left = <uint64_t>number if number >= 0 else -<uint64_t>number
+    if overflow:
+        try:
+            return put_buffer(out, int.__repr__(value).encode())
+        except ValueError:
+            return refuse("an int has too many digits")
+    while True:
+        at -= 1
+        digits[at] = <uint8_t>(0x30 + left % 10)
+        left //= 10
+        if not left:
+            break
+    if number < 0:
+        at -= 1
+        digits[at] = 0x2D
+    return put_bytes(out, &digits[at], 24 - at)
+
+
+cdef int put_other(Writer* out, object value) except -1:
+    """The scalars that are neither plain ASCII str nor bytes."""
+    if PyUnicode_Check(value):
+        try:
+            return put_buffer(out, value.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            return refuse("a str has a surrogate that stands for no byte")
+    if value is True:
+        return put_bytes(out, b"yes", 3)
+    if value is False:
+        return put_bytes(out, b"no", 2)
+    if PyLong_Check(value):
+        return put_integer(out, value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return put_buffer(out, value)
+    return refuse(f"{type(value).__name__} is no value of VICI")
+
+
+cdef inline int put_value(Writer* out, object value) except -1:
+    if PyUnicode_IS_COMPACT_ASCII(<PyObject*>value) if PyUnicode_Check(value) else False:
+        return put_bytes(out, PyUnicode_DATA(<PyObject*>value), PyUnicode_GET_LENGTH(<PyObject*>value))
+    if PyBytes_CheckExact(value):
+        return put_bytes(out, PyBytes_AS_STRING(<PyObject*>value), PyBytes_GET_SIZE(<PyObject*>value))
+    return put_other(out, value)
+
+
+cdef inline bint is_scalar(object value) noexcept:
+    return PyUnicode_Check(value) or PyBytes_CheckExact(value) or PyLong_Check(value)
+
+
+cdef int put_list(Writer* out, object name, object items, Place* place, Py_ssize_t limit) except -1:
+    put_name(out, LIST_START, name)
+    place.index = 0
+    for item in items:
+        reserve(out, 1)
+        add_byte(out, LIST_ITEM)
+        put_value(out, item)
+        if out.used > limit:
+            too_long()
+        place.index += 1
+    place.index = -1
+    reserve(out, 1)
+    add_byte(out, LIST_END)
+    return 0
+
+
+cdef int too_long() except -1:
+    return refuse(f"the message is longer than {MAX_PACKET} bytes, the most that VICI carries")
+
+
+cdef int open_frame(Frame* frame, object section, object name) except -1:
+    # A mapping that is no plain dict is copied: its own code may do anything while we walk.
+    if not PyDict_CheckExact(section):
+        section = dict(section)
+    Py_INCREF(section)
+    Py_INCREF(name)
+    frame.section = <PyObject*>section
+    frame.name = <PyObject*>name
+    frame.position = 0
+    return 0
+
+
+cdef void close_frame(Frame* frame) noexcept:
+    Py_DECREF(<object>frame.section)
+    Py_DECREF(<object>frame.name)
+
+
+cdef int put_sections(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
+    """Write the sections of `frames` until all are closed; `depth` is -1 then."""
+    cdef PyObject* next_name
+    cdef PyObject* next_value
+    while True:
+        place.name = NULL
+        if not PyDict_Next(frames[depth[0]].section, &frames[depth[0]].position, &next_name, &next_value):
+            close_frame(&frames[depth[0]])
+            depth[0] -= 1
+            if depth[0] < 0:
+                return 0
+            reserve(out, 1)
+            add_byte(out, SECTION_END)
+            continue
+        name = <object>next_name
+        value = <object>next_value
+        place.name = next_name
+        if is_scalar(value):
+            put_name(out, KEY_VALUE, name)
+            put_value(out, value)
+        elif PyList_CheckExact(value) or PyTuple_CheckExact(value) or isinstance(value, (list, tuple)):
+            put_list(out, name, value, place, limit)
+        elif PyDict_CheckExact(value) or isinstance(value, Mapping):
+            if depth[0] == MAX_DEPTH:
+                refuse(f"sections nested deeper than {MAX_DEPTH}")
+            put_name(out, SECTION_START, name)
+            open_frame(&frames[depth[0] + 1], value, name)
+            depth[0] += 1
+        else:
+            put_name(out, KEY_VALUE, name)
+            put_other(out, value)
+        if out.used > limit:
+            too_long()
+
+
+cdef str path_of(Frame* frames, int depth, Place* place):
+    cdef int i
+    names = [<object>frames[i].name for i in range(1, depth + 1)]
+    if place.name:
+        names.append(<object>place.name)
+    path = ".".join([name if isinstance(name, str) else repr(name) for name in names])
+    if len(path) > 200:
+        path = f"{path[:100]}...{path[len(path) - 100:]}"
+    return f"{path}[{place.index}]" if place.index >= 0 else path
+
+
+cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
+    cdef Frame[MAX_DEPTH + 1] frames
+    cdef Place place = Place(NULL, -1)
+    cdef int depth = -1
+    if not isinstance(message, Mapping):
+        return refuse(f"a message must be a mapping, not {type(message).__name__}")
+    try:
+        open_frame(&frames[0], message, None)
+        depth = 0
+        put_sections(out, frames, &depth, &place, limit)
+    except EncodeError as error:
+        path = path_of(frames, depth, &place)
+        raise EncodeError(f"{path}: {error}" if path else str(error)) from None
+    finally:
+        while depth >= 0:
+            close_frame(&frames[depth])
+            depth -= 1
+    return 0
+
+
+def encode(message):
+    """Return a message, a mapping, as the bytes of a VICI message.
+
+    A mapping is a section, a list or tuple a list, all else a value: str (UTF-8, surrogateescape), bytes, bytearray,
+    memoryview, bool (yes or no) or int (decimal). Names are printable ASCII of 255 bytes at most, values 65535 bytes,
+    the message 512 KiB, sections nested 64 deep. Raises `EncodeError` that names the path; nothing is truncated.
+    """
+    cdef Writer out = Writer(NULL, 0, 0)
+    try:
+        put_message(&out, message, MAX_PACKET)
+        return <bytes>out.data[:out.used]
+    finally:
+        free(out.data)
+
+
+def packet(kind, name=None, message=None):
+    """Return a whole packet, its length before it, of one of the types `CMD_REQUEST` to `EVENT`.
+
+    Requests, registrations and events have a name (printable ASCII, 255 bytes at most); requests, responses and events
+    have a message, empty when it is None. Raises `EncodeError` for anything else, and for more than 512 KiB.
+    """
+    cdef Writer out = Writer(NULL, 0, 0)
+    cdef int type_ = kind
+    if not CMD_REQUEST <= type_ <= EVENT:
+        refuse(f"there is no packet type {kind}")
+    if (name is not None) != (type_ in (CMD_REQUEST, EVENT_REGISTER, EVENT_UNREGISTER, EVENT)):
+        refuse(f"a packet of type {kind} {'has no' if name is not None else 'needs a'} name")
+    if message is not None and type_ not in (CMD_REQUEST, CMD_RESPONSE, EVENT):
+        refuse(f"a packet of type {kind} has no message")
+    try:
+        reserve(&out, 5)
+        out.used = 4
+        if name is None:
+            add_byte(&out, <uint8_t>type_)
+        else:
+            put_name(&out, type_, name)
+        if message is not None:
+            put_message(&out, message, MAX_PACKET + 4)
+        write_length(out.data, <uint32_t>(out.used - 4))
+        return <bytes>out.data[:out.used]
+    finally:
+        free(out.data)
+
+
+cdef void write_length(uint8_t* data, uint32_t length) noexcept:
+    data[0] = <uint8_t>(length >> 24)
+    data[1] = <uint8_t>(length >> 16)
+    data[2] = <uint8_t>(length >> 8)
+    data[3] = <uint8_t>length
+
+
+# --- packets ----------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Framer:
+    """Cuts the packets that a daemon sends from reads of any size, each message read in place.
+
+    `default` reads the messages of responses and events, `events` maps names of events to readers of their own.
+    Bytes come in by `feed`, or without a copy: the framer is itself a writable buffer of at least 64 KiB, and
+    `received` says how much of it was filled. `error` is None, or the `ProtocolError` after which nothing follows.
+    """
+
+    cdef uint8_t* data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t first
+    cdef Py_ssize_t last
+    cdef int views
+    cdef Reader default
+    cdef dict events
+    cdef str event
+    cdef Reader event_reader
+    cdef readonly object error
+
+    def __cinit__(self):
+        self.size = BUFFER_SIZE
+        self.data = <uint8_t*>malloc(self.size)
+        if not self.data:
+            raise MemoryError
+
+    def __init__(self, Reader default not None, events=()):
+        self.default = default
+        self.events = dict(events)
+        for name, reader in self.events.items():
+            if not isinstance(reader, Reader):
+                raise TypeError(f"the reader of {name} is a {type(reader).__name__}")
+
+    def __dealloc__(self):
+        free(self.data)
+
+    @cython.critical_section
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        if self.views:
+            raise BufferError("the free space of the framer is in use")
+        self.make_room(READ_SIZE)
+        PyBuffer_FillInfo(view, self, self.data + self.last, self.size - self.last, 0, flags)
+        self.views += 1
+
+    @cython.critical_section
+    def __releasebuffer__(self, Py_buffer* view):
+        self.views -= 1
+
+    @property
+    def pending(self):
+        """How many bytes of a packet that is not complete yet are waiting; 0 between two packets."""
+        return self.last - self.first
+
+    @cython.critical_section
+    def received(self, Py_ssize_t count):
+        """Say that `count` bytes were written into the framer's buffer."""
+        if not 0 <= count <= self.size - self.last:
+            raise ValueError(f"{count} bytes were not received: the buffer has {self.size - self.last}")
+        self.last += count
+
+    @cython.critical_section
+    def feed(self, data):
+        """Take a copy of `data`, a bytes-like object."""
+        cdef Py_buffer view
+        if self.views:
+            raise BufferError("the free space of the framer is in use")
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.make_room(view.len)
+            memcpy(self.data + self.last, view.buf, view.len)
+            self.last += view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    @cython.critical_section
+    def packets(self):
+        """Return all complete packets as (type, name or None, message), in the order in which they came.
+
+        The message is what the reader made of it, None for a type without one, and a `DecodeError` when it is
+        malformed: the stream itself is still in step then. A packet that breaks the rules ends the list and sets
+        `error` (vici.h: 512 KiB at most; a peer that is no daemon, or out of step, cannot be followed).
+        """
+        cdef list found = []
+        cdef Py_ssize_t length
+        cdef const uint8_t* head
+        while self.error is None and self.last - self.first >= 4:
+            head = self.data + self.first
+            length = <Py_ssize_t>(<uint32_t>head[0] << 24 | head[1] << 16 | head[2] << 8 | head[3])
+            if length == 0 or length > MAX_PACKET:
+                self.error = ProtocolError(f"a packet of {length} bytes: a packet has 1 to {MAX_PACKET}")
+                break
+            if self.last - self.first - 4 < length:
+                break
+            try:
+                found.append(self.cut(head + 4, length))
+            except ProtocolError as error:
+                self.error = error
+                break
+            self.first += 4 + length
+        return found
+
+    cdef tuple cut(self, const uint8_t* data, Py_ssize_t size):
+        cdef int kind = data[0]
+        cdef Py_ssize_t name_size
+        if kind == EVENT:
+            name_size = data[1] if size > 1 else 0
+            if size < 2 or size - 2 < name_size:
+                raise ProtocolError("an event whose name is longer than its packet")
+            self.recall(data + 2, name_size)
+            return (kind, self.event, self.message(self.event_reader, data + 2 + name_size, size - 2 - name_size))
+        if kind == CMD_RESPONSE:
+            return (kind, None, self.message(self.default, data + 1, size - 1))
+        if kind != CMD_UNKNOWN and kind != EVENT_CONFIRM and kind != EVENT_UNKNOWN:
+            raise ProtocolError(f"a packet of type {kind}, which no daemon sends")
+        if size != 1:
+            raise ProtocolError(f"{size - 1} bytes after a packet of type {kind}, which has no content")
+        return (kind, None, None)
+
+    cdef int recall(self, const uint8_t* name, Py_ssize_t size) except -1:
+        """Make `event` and its reader those of `name`; mostly they are, from the event before."""
+        if self.event is not None and same_text(<PyObject*>self.event, name, size):
+            return 0
+        if not is_printable(name, size):
+            raise ProtocolError("an event whose name is not printable ASCII")
+        self.event = name[:size].decode("ascii")
+        self.event_reader = self.events.get(self.event, self.default)
+        return 0
+
+    cdef object message(self, Reader reader, const uint8_t* data, Py_ssize_t size):
+        try:
+            return reader.read(data, size)
+        except DecodeError as error:
+            return error
+
+    cdef int make_room(self, Py_ssize_t wanted) except -1:
+        """Have room for `wanted` more bytes: a partial packet moves to the front, and the buffer grows for it."""
+        cdef Py_ssize_t kept = self.last - self.first
+        cdef uint8_t* data
+        if kept and self.size - self.last >= wanted:
+            return 0
+        if kept and self.first:
+            memmove(self.data, self.data + self.first, kept)
+        self.first = 0
+        self.last = kept
+        if self.size - kept < wanted:
+            data = <uint8_t*>realloc(self.data, kept + wanted + BUFFER_SIZE)
+            if not data:
+                raise MemoryError
+            self.data = data
+            self.size = kept + wanted + BUFFER_SIZE
+        return 0
