@@ -1,0 +1,254 @@
+"""Recordings of one VICI connection, both directions with their times, and the tee that makes them.
+
+A file is `MAGIC`, one line of JSON (the metadata, an object of strings), and chunks to the end of the file. A
+chunk is one byte (`>` written by the client, `<` written by the server), the time in nanoseconds since the
+recording began (8 bytes), the length (4 bytes), both big-endian, and the bytes as the socket gave them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+from . import _wire
+from .errors import DecodeError, ProtocolError
+
+MAGIC = b"vici recording 1\n"
+
+Side = Literal["client", "server"]
+
+_HEAD = struct.Struct(">cQI")
+_MARKS: dict[Side, bytes] = {"client": b">", "server": b"<"}
+_SIDES: dict[bytes, Side] = {mark: side for side, mark in _MARKS.items()}
+_READ_SIZE = 65536
+
+
+class Chunk(NamedTuple):
+    """What one read gave: `time` in nanoseconds since the start, and the `side` that wrote `data`."""
+
+    time: int
+    side: Side
+    data: bytes
+
+
+class Packet(NamedTuple):
+    """One packet; `time` is that of the chunk that completed it, `message` None where the kind has none."""
+
+    time: int
+    kind: int
+    name: str | None
+    message: bytes | None
+
+
+class Recording:
+    """A recorded connection, whole in memory."""
+
+    def __init__(self, chunks: list[Chunk], metadata: Mapping[str, str]) -> None:
+        self.chunks = chunks
+        self.metadata = metadata
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file; DecodeError names the file and the offset where it is cut short or damaged."""
+        data = Path(path).read_bytes()
+        if not data.startswith(MAGIC):
+            raise DecodeError(f"{os.fspath(path)}: not a recording of VICI", 0)
+        end = data.find(b"\n", len(MAGIC))
+        metadata = _metadata(data[len(MAGIC) : end]) if end >= 0 else None
+        if metadata is None:
+            raise DecodeError(f"{os.fspath(path)}: the metadata is no line of JSON with texts", len(MAGIC))
+        return cls(list(_chunks(data, end + 1, os.fspath(path))), metadata)
+
+    @property
+    def duration(self) -> int:
+        """Nanoseconds from the start to the last chunk."""
+        return self.chunks[-1].time if self.chunks else 0
+
+    def stream(self, side: Side) -> bytes:
+        """Every byte that `side` wrote, in order."""
+        return b"".join(chunk.data for chunk in self.chunks if chunk.side == side)
+
+    def packets(self, side: Side) -> list[Packet]:
+        """Every packet that `side` wrote, in order; one cut off by the end of the connection is left out.
+
+        Of a client's packets those that charon ignores as malformed are left out too (see RequestSplitter).
+        ProtocolError when the server broke the rules of packets, or a client sent a frame over 512 KiB.
+        """
+        return list(self._requests() if side == "client" else self._replies())
+
+    def _requests(self) -> Iterator[Packet]:
+        splitter = RequestSplitter()
+        for chunk in self.chunks:
+            if chunk.side == "client":
+                for request in splitter.feed(chunk.data):
+                    yield Packet(chunk.time, *request)
+
+    def _replies(self) -> Iterator[Packet]:
+        framer = _wire.Framer(_wire.Raw())
+        for chunk in self.chunks:
+            if chunk.side == "server":
+                framer.feed(chunk.data)
+                for kind, name, body in framer.packets():
+                    yield Packet(chunk.time, kind, name, body if isinstance(body, bytes) else None)
+                if framer.error is not None:
+                    raise framer.error
+
+
+def _metadata(line: bytes) -> dict[str, str] | None:
+    try:
+        metadata = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        return None
+    return metadata
+
+
+def _chunks(data: bytes, offset: int, path: str) -> Iterator[Chunk]:
+    last = 0
+    while offset < len(data):
+        if len(data) - offset < _HEAD.size:
+            raise DecodeError(f"{path}: cut short in the head of a chunk", offset)
+        mark, when, length = _HEAD.unpack_from(data, offset)
+        if mark not in _SIDES:
+            raise DecodeError(f"{path}: damaged, a chunk begins with the byte {mark[0]:#04x}", offset)
+        if when < last:
+            raise DecodeError(f"{path}: damaged, the time of a chunk is before that of the last", offset)
+        start = offset + _HEAD.size
+        if length > len(data) - start:
+            raise DecodeError(f"{path}: cut short, {length} bytes promised, {len(data) - start} there", start)
+        offset, last = start + length, when
+        yield Chunk(when, _SIDES[mark], data[start:offset])
+
+
+class RecordingWriter:
+    """Writes a recording; its time begins now. `metadata` says how it was made and what the daemon was."""
+
+    def __init__(self, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+        self._file = open(path, "wb")
+        self._file.write(MAGIC + json.dumps(dict(metadata)).encode() + b"\n")
+        self._start = time.monotonic_ns()
+
+    def write(self, side: Side, data: bytes, when: int | None = None) -> None:
+        """Add bytes that `side` wrote, now or at `when` nanoseconds since the start (never going back)."""
+        when = time.monotonic_ns() - self._start if when is None else when
+        self._file.write(_HEAD.pack(_MARKS[side], when, len(data)) + data)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class RequestSplitter:
+    """Splits what a client wrote into packets, as charon does: Framer takes only what a server may send."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, str, bytes | None]]:
+        """(kind, name, message) of each packet that `data` completes; ProtocolError for frames over 512 KiB.
+
+        Packets that charon ignores without an answer are left out (vici_dispatcher.c): of an unknown type,
+        empty, or with a name that is not printable ASCII or longer than the frame.
+        """
+        rest, requests, offset = self._rest, [], 0
+        rest += data
+        while len(rest) - offset >= 4:
+            length = int.from_bytes(rest[offset : offset + 4])
+            if length > _wire.MAX_PACKET:
+                raise ProtocolError(f"a client sent a frame of {length} bytes, over 512 KiB")
+            if len(rest) - offset - 4 < length:
+                break
+            request = _request(bytes(rest[offset + 4 : offset + 4 + length]))
+            if request is not None:
+                requests.append(request)
+            offset += 4 + length
+        del rest[:offset]
+        return requests
+
+
+def _request(frame: bytes) -> tuple[int, str, bytes | None] | None:
+    if len(frame) < 2 or frame[0] not in (_wire.CMD_REQUEST, _wire.EVENT_REGISTER, _wire.EVENT_UNREGISTER):
+        return None
+    end = 2 + frame[1]
+    name = frame[2:end]
+    if len(frame) < end or not all(0x20 <= byte <= 0x7E for byte in name):
+        return None
+    return frame[0], name.decode(), frame[end:] if frame[0] == _wire.CMD_REQUEST else None
+
+
+async def tee(client: socket.socket, server: socket.socket, writer: RecordingWriter) -> None:
+    """Carry bytes between two connected sockets, recording them, until both sides end; closes both.
+
+    Each direction is read only as fast as the other end takes it: a slow client stays slow to charon.
+    """
+    try:
+        client.setblocking(False)
+        server.setblocking(False)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_pump(client, server, writer, "client"))
+            group.create_task(_pump(server, client, writer, "server"))
+    finally:
+        client.close()
+        server.close()
+
+
+async def _pump(source: socket.socket, sink: socket.socket, writer: RecordingWriter, side: Side) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        while data := await loop.sock_recv(source, _READ_SIZE):
+            writer.write(side, data)
+            await loop.sock_sendall(sink, data)
+    except ConnectionError:
+        pass  # an end like any other: what was read until then is recorded
+    try:
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # the other direction has seen the end already
+
+
+async def proxy(
+    listener: socket.socket,
+    connect: Callable[[], Awaitable[socket.socket]],
+    new_writer: Callable[[], RecordingWriter],
+) -> None:
+    """Accept clients until cancelled, carry each to the daemon, and record each in a file of its own.
+
+    `connect` gives a connected socket to the daemon, `new_writer` a file, both once per client. A client for
+    which `connect` fails is disconnected. Cancelling closes all connections: end clients of `log` first.
+    """
+    listener.setblocking(False)
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as group:
+        while True:
+            client, _ = await loop.sock_accept(listener)
+            group.create_task(_carry(client, connect, new_writer))
+
+
+async def _carry(
+    client: socket.socket,
+    connect: Callable[[], Awaitable[socket.socket]],
+    new_writer: Callable[[], RecordingWriter],
+) -> None:
+    with client:
+        try:
+            server = await connect()
+        except OSError:
+            return
+        with new_writer() as writer:
+            await tee(client, server, writer)
