@@ -7,12 +7,14 @@ these releases. charon may know more (patched daemons); the library does not ref
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-DEFAULT_ADDRESS = "unix:///var/run/charon.vici"
+# charon.plugins.vici.socket as strongSwan is built.
+DEFAULT_ADDRESS = "tcp://127.0.0.1:4502" if sys.platform == "win32" else "unix:///var/run/charon.vici"
 
 
 class Danger(StrEnum):

@@ -1,0 +1,53 @@
+"""Where charon listens: the forms of address that every part of the library takes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import NamedTuple
+
+from .commands import DEFAULT_ADDRESS
+
+
+class Unix(NamedTuple):
+    """A Unix socket by its path."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}"
+
+
+class Tcp(NamedTuple):
+    """A TCP endpoint; `host` is a name or an IP address without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
+
+
+def parse_address(address: str | os.PathLike[str] | None) -> Unix | Tcp:
+    """Return the endpoint meant by a path, `unix://PATH`, `tcp://HOST:PORT` or None (strongSwan's default).
+
+    Raises ValueError that names the address and the forms that are known.
+    """
+    text = DEFAULT_ADDRESS if address is None else os.fspath(address)
+    scheme, separator, rest = text.partition("://")
+    if not separator and text:
+        return Unix(text)
+    if scheme == "unix" and rest:
+        return Unix(rest)
+    if scheme == "tcp":
+        host, _, port = rest.rpartition(":")
+        if host and port.isdecimal() and 0 < int(port) < 65536:
+            return Tcp(host.removeprefix("[").removesuffix("]"), int(port))
+    raise ValueError(f"no VICI address: {text!r} (a path, unix://PATH or tcp://HOST:PORT)")
+
+
+def describe(address: str | os.PathLike[str] | socket.socket | None) -> str:
+    """Return the address in the form in which messages name it."""
+    if isinstance(address, socket.socket):
+        return f"the given socket (descriptor {address.fileno()})"
+    return str(parse_address(address))

@@ -1,0 +1,437 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping
+from typing import Self
+
+from . import _wire
+from .address import Tcp, describe, parse_address
+from .errors import ConnectionClosed, RequestTimeout, UnknownEvent, ViciError
+from .protocol import Body, Call, Protocol, Section, Subscription, readers_for, stream_event
+
+# charon's listen backlog is 3: of many clients at once most see EAGAIN, and a connection is accepted within
+# milliseconds.
+RETRY_DELAYS = (0.002, 0.005, 0.01, 0.02, 0.05)
+CLOSE_TIMEOUT = 2.0
+DEFAULT = -1.0
+
+
+class AsyncSession:
+    """A connection to charon: commands, streams and events, each answered in order whatever else goes on.
+
+    `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
+    None for strongSwan's default. `timeout` is the longest wait in seconds for a reply or the next message of a stream,
+    None for no limit. `values` is `str` or `bytes`, as for `vicifast.decode`; `readers` maps names of events to readers
+    of their messages. One session belongs to one event loop. Several calls may be open at once: charon runs them one
+    after the other, so a blocking `initiate` holds up all that follow it; events are better had from a session of their
+    own.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | socket.socket | None = None,
+        *,
+        timeout: float | None = 30.0,
+        values: type[str] | type[bytes] = str,
+        readers: Mapping[str, _wire.Reader] | None = None,
+    ) -> None:
+        if not isinstance(address, socket.socket):
+            parse_address(address)
+        self.address = address
+        self.timeout = timeout
+        self._values = values
+        self._readers = dict(readers or {})
+        self._connection: _Connection | None = None
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether a call made now would raise `ConnectionClosed`."""
+        return self._connection is None or self._connection.protocol.closed is not None
+
+    async def connect(self) -> Self:
+        """Open the connection, anew after it was closed; charon's full backlog (EAGAIN) is waited out.
+
+        Raises `ConnectionClosed` when nobody listens there, `RequestTimeout` after `timeout` seconds.
+        """
+        if not self.closed:
+            return self
+        where = describe(self.address)
+        protocol = Protocol(_wire.Decoder(values=self._values), readers_for(self._values, self._readers))
+        connection = _Connection(protocol)
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._open(connection)
+        except TimeoutError:
+            raise RequestTimeout(f"no connection to {where} within {self.timeout} s") from None
+        except OSError as error:
+            raise ConnectionClosed(f"cannot connect to {where}: {error.strerror or error}") from error
+        self._connection = connection
+        return self
+
+    async def _open(self, connection: _Connection) -> None:
+        loop = asyncio.get_running_loop()
+        if not isinstance(self.address, socket.socket):
+            target = parse_address(self.address)
+            if isinstance(target, Tcp):
+                await loop.create_connection(lambda: connection, target.host, target.port)
+                return
+            sock = await _connect_unix(target.path)
+        else:
+            sock = self.address
+        sock.setblocking(False)
+        try:
+            if sock.family == getattr(socket, "AF_UNIX", None):
+                await loop.create_unix_connection(lambda: connection, sock=sock)
+            else:
+                await loop.create_connection(lambda: connection, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    async def call(
+        self, command: str, message: Mapping[str, object] | None = None, *, timeout: float | None = DEFAULT
+    ) -> Section:
+        """Run a command and return its reply; what it streams is not asked for.
+
+        Raises `CommandError` for `success=no`, `UnknownCommand`, `EncodeError` before anything is sent,
+        `RequestTimeout` (the connection is closed then, as it is when the call is cancelled) and `ConnectionClosed`.
+        """
+        connection = self._require()
+        call = connection.protocol.call(command, message, None)
+        connection.flush()
+        await connection.finish(call, self._limit(timeout))
+        return result(call)
+
+    def stream(
+        self,
+        command: str,
+        message: Mapping[str, object] | None = None,
+        event: str | None = None,
+        *,
+        timeout: float | None = DEFAULT,
+    ) -> Stream:
+        """Run a command, at once, and return its messages as they come; see `Stream`.
+
+        `event` is the event that the command streams, by default the one that `vicifast.commands` has for it.
+        Raises as `call` does, all but `EncodeError` and ValueError when the stream is read.
+        """
+        connection = self._require()
+        call = connection.protocol.call(command, message, stream_event(command, event))
+        connection.flush()
+        return Stream(connection, call, self._limit(timeout))
+
+    def listen(self, *events: str, timeout: float | None = None) -> Listener:
+        """Register for events, at once, and return them as they come; see `Listener`.
+
+        Without any event for `timeout` seconds the iteration ends; it may be taken up again.
+        """
+        if not events:
+            raise ValueError("listen needs the name of an event")
+        connection = self._require()
+        subscription = connection.protocol.listen(events)
+        connection.flush()
+        return Listener(connection, subscription, timeout, self._limit(DEFAULT))
+
+    async def close(self) -> None:
+        """Close the connection, after giving up all registrations and waiting for charon's confirmation.
+
+        charon logs each event that it cannot deliver any more, as events for all others who listen to its log.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def _require(self) -> _Connection:
+        if self._connection is None:
+            raise ConnectionClosed("the session is not connected")
+        return self._connection
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self.timeout if timeout == DEFAULT else timeout
+
+
+class Stream:
+    """The messages of one command, as an async iterator; `response` is the reply once they have ended.
+
+    It may be left at any point: what charon still sends is read and dropped, and the session stays usable. The error
+    of a command that failed is raised after its last message.
+    """
+
+    def __init__(self, connection: _Connection, call: Call, timeout: float | None) -> None:
+        self._connection = connection
+        self._call = call
+        self._timeout = timeout
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Section:
+        call = self._call
+        while not call.items:
+            if call.done or call.abandoned:
+                if not call.abandoned:
+                    result(call)
+                raise StopAsyncIteration
+            await self._connection.wait_call(call, self._timeout)
+        return _message(call.items.popleft())
+
+    @property
+    def response(self) -> Section | None:
+        """The reply that ended the stream, None before that."""
+        return self._call.response
+
+    async def aclose(self) -> None:
+        """Leave the stream."""
+        self._call.abandon()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._call.abandon()
+
+
+class Listener:
+    """Events in the order in which they came, as an async iterator of (name, message).
+
+    Raises `UnknownEvent` once, before anything else, when charon does not have one of the events; the others go on.
+    Raises `ConnectionClosed` when the connection has ended and all that had come was taken. Use it in `async with`,
+    or call `aclose`, to unregister.
+    """
+
+    def __init__(
+        self, connection: _Connection, subscription: Subscription, timeout: float | None, register_timeout: float | None
+    ) -> None:
+        self._connection = connection
+        self._subscription = subscription
+        self._timeout = timeout
+        self._register_timeout = register_timeout
+        self._is_ready = False
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The events that charon does not have, complete once the listener is ready."""
+        return tuple(self._subscription.unknown)
+
+    @property
+    def lost(self) -> int:
+        """How many events were dropped, oldest first, because nobody took them (`protocol.LISTENER_LIMIT`)."""
+        return self._subscription.lost
+
+    async def ready(self) -> None:
+        """Wait until charon has answered every registration. Raises `UnknownEvent` as the class says."""
+        if self._is_ready:
+            return
+        await self._connection.wait_registered(self._subscription, self._register_timeout)
+        self._is_ready = True
+        if self._subscription.unknown:
+            raise UnknownEvent(", ".join(self._subscription.unknown))
+
+    async def batch(self) -> list[tuple[str, Body]]:
+        """Return all events that have come and were not taken, at least one; none after `timeout` seconds without.
+
+        A message that is malformed stands there as its `DecodeError`.
+        """
+        await self.ready()
+        items = self._subscription.items
+        if not items and not await self._connection.wait_event(self._subscription, self._timeout):
+            return []
+        taken = list(items)
+        items.clear()
+        return taken
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[str, Section]:
+        await self.ready()
+        items = self._subscription.items
+        if not items and not await self._connection.wait_event(self._subscription, self._timeout):
+            raise StopAsyncIteration
+        name, body = items.popleft()
+        return name, _message(body)
+
+    async def aclose(self) -> None:
+        """Unregister; events that come before charon has confirmed are dropped."""
+        self._connection.protocol.unlisten(self._subscription)
+        self._connection.flush()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.ready()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """Moves bytes between a transport and a `Protocol`, and wakes whoever waits for what they bring."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self._transport: asyncio.Transport | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self.protocol.framer)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.protocol.framer.received(nbytes)
+        self._wake(self.protocol.receive())
+        if self.protocol.closed is not None:
+            self._abort()
+
+    def eof_received(self) -> bool:
+        self._wake(self.protocol.receive_eof())
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self._wake(self.protocol.fail(ConnectionClosed(f"the connection broke: {exc}")))
+        self._wake(self.protocol.receive_eof())
+        if not self._lost.done():
+            self._lost.set_result(None)
+
+    def flush(self) -> None:
+        data = self.protocol.data_to_send()
+        if data and self._transport is not None:
+            self._transport.write(data)
+
+    async def finish(self, call: Call, timeout: float | None) -> None:
+        while not call.done:
+            await self.wait_call(call, timeout)
+
+    async def wait_call(self, call: Call, timeout: float | None) -> None:
+        """Wait for news of a call. Giving up means to close: a late reply would be taken for the next one's."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._news(call)
+        except TimeoutError:
+            error = RequestTimeout(
+                f"{call.command}: nothing came for {timeout} s, and the connection was closed; charon is busy, or the "
+                "reply is longer than 512 KiB, which charon drops without a word"
+            )
+            self._give_up(error)
+            raise error from None
+        except asyncio.CancelledError:
+            self._give_up(ConnectionClosed(f"{call.command} was cancelled"))
+            raise
+
+    async def wait_registered(self, subscription: Subscription, timeout: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                while subscription.pending and subscription.error is None:
+                    await self._news(subscription)
+        except TimeoutError:
+            error = RequestTimeout(f"registering {', '.join(subscription.events)}: no answer for {timeout} s")
+            self._give_up(error)
+            raise error from None
+        if subscription.error is not None and subscription.pending:
+            raise subscription.error
+
+    async def wait_event(self, subscription: Subscription, timeout: float | None) -> bool:
+        """Wait until there is an event; False when none came in time. Raises what ended the subscription."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not subscription.items:
+                    if subscription.error is not None:
+                        raise subscription.error
+                    await self._news(subscription)
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        protocol = self.protocol
+        if protocol.closed is None:
+            protocol.unlisten_all()
+            self.flush()
+            if not protocol.idle:
+                self._idle = asyncio.get_running_loop().create_future()
+                await asyncio.wait([self._idle], timeout=CLOSE_TIMEOUT)
+        self._give_up(ConnectionClosed("the session was closed"))
+        await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT)
+
+    async def _news(self, asked: Call | Subscription) -> None:
+        if self.protocol.closed is not None:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        asked.wake = wake
+        try:
+            await waiter
+        finally:
+            asked.wake = None
+
+    def _give_up(self, error: ViciError) -> None:
+        self._wake(self.protocol.fail(error))
+        self._abort()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _wake(self, touched: object) -> None:
+        for asked in touched:  # type: ignore[attr-defined]
+            if asked.wake is not None:
+                asked.wake()
+        if self._idle is not None and self.protocol.idle and not self._idle.done():
+            self._idle.set_result(None)
+
+
+def result(call: Call) -> Section:
+    """Return the reply of a call that is done, or raise its error."""
+    if call.error is not None:
+        raise call.error
+    assert call.response is not None
+    return call.response
+
+
+def _message(body: Body) -> Section:
+    if isinstance(body, ViciError):
+        raise body
+    return body  # type: ignore[return-value]
+
+
+async def _connect_unix(path: str) -> socket.socket:
+    """Connect without blocking; asyncio's own way takes EAGAIN for success (python/cpython#117208)."""
+    attempt = 0
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+            return sock
+        except BlockingIOError:
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        await asyncio.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)])
+        attempt += 1

@@ -1,0 +1,334 @@
+"""One VICI connection without its socket: pairs what was asked with what comes back.
+
+VICI numbers nothing. charon answers the packets of a connection strictly in order and puts events in between anywhere,
+so the state is a queue of what has been asked. No socket, clock or lock here: a client writes `data_to_send()`, fills
+`framer` with what it read, and calls `receive()`, which names everything that has something new.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from . import _wire
+from .commands import COMMANDS, EVENTS
+from .errors import CommandError, ConnectionClosed, EncodeError, ProtocolError, UnknownCommand, UnknownEvent, ViciError
+
+Section: TypeAlias = dict[str, "str | bytes | list[str | bytes] | Section"]
+Body: TypeAlias = "Section | bytes | ViciError"
+
+# A listener that nobody reads keeps this many events, then loses the oldest: charon must not be the one who waits.
+LISTENER_LIMIT = 100_000
+
+
+class Call:
+    """A command on its way: `items` are the messages it streamed and nobody has taken yet.
+
+    Once `done`, `error` says what went wrong or `response` is the reply. `wake` is the client's own.
+    """
+
+    __slots__ = ("command", "event", "items", "response", "error", "done", "abandoned", "wake")
+
+    def __init__(self, command: str, event: str | None) -> None:
+        self.command = command
+        self.event = event
+        self.items: deque[Body] = deque()
+        self.response: Section | None = None
+        self.error: ViciError | None = None
+        self.done = False
+        self.abandoned = False
+        self.wake: Callable[[], None] | None = None
+
+    def abandon(self) -> None:
+        """Nobody wants the rest of the stream: it will be read and dropped."""
+        self.abandoned = True
+        self.items.clear()
+
+
+class Subscription:
+    """Events asked for and those that came, oldest first, with their names.
+
+    `pending` counts registrations without an answer, `unknown` names events that charon does not have, `lost` counts
+    events dropped because more than `LISTENER_LIMIT` waited. `error` says why no more will come. `wake` is the
+    client's own.
+    """
+
+    __slots__ = ("events", "items", "pending", "unknown", "lost", "error", "wake")
+
+    def __init__(self, events: tuple[str, ...]) -> None:
+        self.events = events
+        self.items: deque[tuple[str, Body]] = deque(maxlen=LISTENER_LIMIT)
+        self.pending = 0
+        self.unknown: list[str] = []
+        self.lost = 0
+        self.error: ViciError | None = None
+        self.wake: Callable[[], None] | None = None
+
+
+class _Registration:
+    """One event registered with charon, for as many holders as want it: registering twice would deliver twice."""
+
+    __slots__ = ("event", "holders", "answered", "known", "waiting")
+
+    def __init__(self, event: str) -> None:
+        self.event = event
+        self.holders = 0
+        self.answered = False
+        self.known = False
+        self.waiting: list[Call | Subscription] = []
+
+
+class Protocol:
+    """The state of one connection. Any exception but `ViciError` out of it is a bug."""
+
+    def __init__(self, default: _wire.Reader, readers: Mapping[str, _wire.Reader]) -> None:
+        self.framer = _wire.Framer(default, readers)
+        self.late_events = 0
+        self.closed: ViciError | None = None
+        self._asked: deque[Call | _Registration | None] = deque()  # None: the end of a registration
+        self._registrations: dict[str, _Registration] = {}
+        self._listeners: dict[str, list[Subscription]] = {}
+        self._out: list[bytes] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything asked has been answered."""
+        return not self._asked
+
+    def data_to_send(self) -> bytes:
+        """Return the bytes that must be written next, and forget them."""
+        data = b"".join(self._out)
+        self._out.clear()
+        return data
+
+    def call(self, command: str, message: Mapping[str, object] | None, event: str | None) -> Call:
+        """Ask for a command, with its streamed event registered around it in the same write.
+
+        Raises `EncodeError` before anything is asked, `ConnectionClosed` when the connection is gone.
+        """
+        self._require_open()
+        packet = _wire.packet(_wire.CMD_REQUEST, command, message)
+        if message is not None:
+            _check_text(command, message)
+        call = Call(command, event)
+        if event is not None:
+            self._register(event, call)
+        self._out.append(packet)
+        self._asked.append(call)
+        if event is not None:
+            self._unregister(event)
+        return call
+
+    def listen(self, events: Iterable[str]) -> Subscription:
+        """Ask for events; each registration is answered or refused by itself."""
+        self._require_open()
+        names = tuple(dict.fromkeys(events))
+        for name in names:
+            _wire.packet(_wire.EVENT_REGISTER, name)  # refused here, before the first of several is asked
+        subscription = Subscription(names)
+        for name in names:
+            self._listeners.setdefault(name, []).append(subscription)
+            self._register(name, subscription)
+        return subscription
+
+    def unlisten(self, subscription: Subscription) -> None:
+        """Give up a subscription; events already on their way are dropped."""
+        for name in subscription.events:
+            listeners = self._listeners.get(name, [])
+            if subscription in listeners:
+                listeners.remove(subscription)
+                if self.closed is None:
+                    self._unregister(name)
+
+    def unlisten_all(self) -> None:
+        """Give up every subscription, as must be done before the connection is closed.
+
+        charon logs one line for each event that it can't deliver any more, and each is an event for others.
+        """
+        everyone = {id(s): s for listeners in self._listeners.values() for s in listeners}
+        for subscription in everyone.values():
+            self.unlisten(subscription)
+
+    def receive(self) -> Sequence[Call | Subscription]:
+        """Take what the framer has and return whatever has something new, perhaps more than once."""
+        touched: list[Call | Subscription] = []
+        for kind, name, body in self.framer.packets():
+            if kind == _wire.EVENT:
+                assert name is not None and body is not None
+                self._event(name, body, touched)
+                continue
+            if not self._answer(kind, body, touched):
+                return touched + self.fail(_out_of_step(kind))
+        if self.framer.error is not None:
+            return touched + self.fail(self.framer.error)
+        return touched
+
+    def receive_eof(self) -> Sequence[Call | Subscription]:
+        """charon closed the connection: everything that is open ends with `ConnectionClosed`."""
+        if self.framer.pending:
+            return self.fail(ConnectionClosed(f"charon closed the connection {self.framer.pending} bytes into a packet"))
+        return self.fail(ConnectionClosed("charon closed the connection"))
+
+    def fail(self, error: ViciError) -> list[Call | Subscription]:
+        """End everything that is open with `error`, once; the connection is of no use any more."""
+        if self.closed is not None:
+            return []
+        self.closed = error
+        ended: list[Call | Subscription] = []
+        for call in self._asked:
+            if isinstance(call, Call) and not call.done:
+                call.error, call.done = error, True
+                ended.append(call)
+        for subscription in [s for listeners in self._listeners.values() for s in listeners]:
+            subscription.error = error
+            ended.append(subscription)
+        self._asked.clear()
+        self._out.clear()
+        return ended
+
+    def _require_open(self) -> None:
+        if self.closed is not None:
+            raise ConnectionClosed(f"the connection is closed: {self.closed}") from self.closed
+
+    def _register(self, event: str, holder: Call | Subscription) -> None:
+        registration = self._registrations.get(event)
+        if registration is None:
+            packet = _wire.packet(_wire.EVENT_REGISTER, event)
+            registration = self._registrations[event] = _Registration(event)
+            self._out.append(packet)
+            self._asked.append(registration)
+        registration.holders += 1
+        if not registration.answered:
+            registration.waiting.append(holder)
+            if isinstance(holder, Subscription):
+                holder.pending += 1
+        elif not registration.known:
+            _refuse(holder, event)
+
+    def _unregister(self, event: str) -> None:
+        registration = self._registrations[event]
+        registration.holders -= 1
+        if not registration.holders:
+            del self._registrations[event]
+            if registration.known or not registration.answered:
+                self._out.append(_wire.packet(_wire.EVENT_UNREGISTER, event))
+                self._asked.append(None)
+
+    def _event(self, name: str, body: Body, touched: list[Call | Subscription]) -> None:
+        call = self._asked[0] if self._asked else None
+        wanted = False
+        if isinstance(call, Call) and call.event == name:
+            wanted = True
+            if not call.abandoned:
+                call.items.append(body)
+                touched.append(call)
+        for subscription in self._listeners.get(name, ()):
+            wanted = True
+            subscription.lost += len(subscription.items) == LISTENER_LIMIT
+            subscription.items.append((name, body))
+            touched.append(subscription)
+        self.late_events += not wanted
+
+    def _answer(self, kind: int, body: Body | None, touched: list[Call | Subscription]) -> bool:
+        """Give an answer to what was asked first; False when it can't be the answer to that."""
+        if not self._asked:
+            return False
+        asked = self._asked[0]
+        if isinstance(asked, Call):
+            if kind not in (_wire.CMD_RESPONSE, _wire.CMD_UNKNOWN):
+                return False
+            self._finish(asked, body)
+            touched.append(asked)
+        else:
+            if kind not in (_wire.EVENT_CONFIRM, _wire.EVENT_UNKNOWN):
+                return False
+            if asked is not None:
+                touched.extend(_confirm(asked, kind == _wire.EVENT_CONFIRM))
+        self._asked.popleft()
+        return True
+
+    @staticmethod
+    def _finish(call: Call, body: Body | None) -> None:
+        call.done = True
+        if body is None:
+            call.error = UnknownCommand(call.command)
+        elif isinstance(body, ViciError):
+            call.error = body
+        elif isinstance(body, dict):
+            call.response = body
+            if call.error is None and body.get("success") in ("no", b"no"):
+                errmsg = body.get("errmsg", "")
+                text = errmsg.decode(errors="replace") if isinstance(errmsg, bytes) else str(errmsg)
+                call.error = CommandError(call.command, text, body)
+
+
+def _refuse(holder: Call | Subscription, event: str) -> None:
+    if isinstance(holder, Subscription):
+        holder.unknown.append(event)
+    elif holder.error is None:
+        holder.error = UnknownEvent(event)
+
+
+def _confirm(registration: _Registration, known: bool) -> list[Call | Subscription]:
+    registration.answered = True
+    registration.known = known
+    waiting, registration.waiting = registration.waiting, []
+    for holder in waiting:
+        if isinstance(holder, Subscription):
+            holder.pending -= 1
+        if not known:
+            _refuse(holder, registration.event)
+    return waiting
+
+
+def _out_of_step(kind: int) -> ViciError:
+    return ProtocolError(f"charon sent a packet of type {kind} that answers nothing that was asked")
+
+
+def stream_event(command: str, event: str | None) -> str:
+    """Return the event that a command streams: the one given, or the one that the table has for it."""
+    if event is not None:
+        return event
+    known = COMMANDS.get(command)
+    if known is None or known.event is None:
+        raise ValueError(f"{command} streams no event that is known; name it with event=")
+    return known.event
+
+
+def readers_for(values: type[str] | type[bytes], readers: Mapping[str, _wire.Reader]) -> dict[str, _wire.Reader]:
+    """Return the readers of events that have binary fields, and of those for which the caller brings his own."""
+    binary = {e.name: _wire.Decoder(values=values, binary=e.binary) for e in EVENTS.values() if e.binary}
+    return {**binary, **readers}
+
+
+def _check_text(command: str, message: Mapping[str, object]) -> None:
+    """Refuse text that charon would answer with a misleading "missing ..." or not at all (vici_message.c)."""
+    blob = COMMANDS[command].blob if command in COMMANDS else frozenset()
+    for path, key, value in _values(message, ""):
+        if key not in blob and not _is_printable(value):
+            raise EncodeError(f"{path}: {command} takes printable ASCII here, not {_shorten(value)}")
+
+
+def _is_printable(value: str | bytes) -> bool:
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    return text.isascii() and text.isprintable()
+
+
+def _shorten(value: str | bytes) -> str:
+    return repr(value) if len(value) <= 40 else f"{value[:40]!r}..."
+
+
+def _values(section: Mapping[str, object], path: str) -> Iterator[tuple[str, str, str | bytes]]:
+    """Yield the texts of a message with their paths and keys; what is no text is left to the encoder."""
+    pending: list[tuple[Mapping[str, object], str, int]] = [(section, path, 0)]
+    while pending:
+        section, path, depth = pending.pop()
+        for key, value in section.items():
+            here = f"{path}.{key}" if path else str(key)
+            if isinstance(value, Mapping) and depth < _wire.MAX_DEPTH:
+                pending.append((value, here, depth + 1))
+            elif isinstance(value, (list, tuple)):
+                yield from ((f"{here}[{i}]", key, v) for i, v in enumerate(value) if isinstance(v, (str, bytes)))
+            elif isinstance(value, (str, bytes)):
+                yield here, key, value
