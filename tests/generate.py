@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
+
+from vicifast.recording import Recording
 
 SEED = int(os.environ.get("VICIFAST_SEED") or random.SystemRandom().getrandbits(32))
 
 # Few names, so that they repeat and the decoder's caches are used and put to the test; and any legal ones.
 _common = st.sampled_from(["", "a", "b", "net", "child-sas", "local_ts", "data", "0", '"', "\\", "~", " "])
-names = _common | st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=40)
-_texts = st.sampled_from(["", "yes", "no", "10.0.0.0/8", "ä", "\u2028", "𝄞", "\0", "\x1f\x7f"])
+names = _common | st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20)
+_texts = st.sampled_from(["", "yes", "10.0.0.0/8", "ä", "\u2028", "𝄞", "\0", "\x1f\x7f", "v" * 300, "ä" * 200])
 # Not UTF-8: a stray byte, a surrogate, an overlong form, a code point too high, a character cut short.
 _blobs = st.sampled_from([b"\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"a\xf0\x9d\x84"])
-values = (_texts | st.text(max_size=300)).map(str.encode) | _blobs | st.binary(max_size=300)
-lists = st.lists(values, max_size=20)
+values = (_texts | st.text(max_size=20)).map(str.encode) | _blobs | st.binary(max_size=40)
+_contents = values | st.lists(values, max_size=4)
 
 
 def _pairs(content: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.lists(st.tuples(names, content), max_size=12).map(tuple)
+    return st.lists(st.tuples(names, content), max_size=5).map(tuple)
 
 
-trees = _pairs(st.recursive(values | lists, _pairs, max_leaves=30))
+trees = _pairs(_contents | _pairs(_contents | _pairs(_contents)))
 """Trees as `reference.parse` gives them, names used twice included."""
 
 
@@ -68,3 +71,14 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
         elif at < len(wounded):
             wounded[at] = rng.randrange(8)
     return bytes(wounded)
+
+
+RECORDINGS = sorted((Path(__file__).parent / "data").glob("*.vici"))
+"""Real traffic, where it has been recorded."""
+
+
+def recorded(path: Path) -> list[bytes]:
+    """Every message of a recording, requests and replies."""
+    recording = Recording.load(path)
+    packets = [*recording.packets("client"), *recording.packets("server")]
+    return [packet.message for packet in packets if packet.message is not None]

@@ -41,7 +41,7 @@ def _take(data: bytes, at: int, width: int) -> tuple[bytes, int]:
 def _name(data: bytes, at: int) -> tuple[str, int]:
     raw, end = _take(data, at, 1)
     if any(byte < 0x20 or byte > 0x7E for byte in raw):
-        raise Malformed(at, end)
+        raise Malformed(at, min(end + 2, len(data)))  # the value behind it may be cut short as well
     return raw.decode("ascii"), end
 
 

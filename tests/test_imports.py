@@ -1,0 +1,43 @@
+"""Imports go one way: errors <- _wire <- protocol <- {client, aio} <- vicibridge."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+
+import pytest
+
+LAYER = {"errors": 0, "_wire": 1, "protocol": 2, "client": 3, "aio": 3}
+WITH_DEPENDENCIES = {"__main__", "recording", "testing"}
+
+
+def modules() -> dict[str, Path]:
+    spec = find_spec("vicifast")
+    assert spec and spec.submodule_search_locations
+    return {path.stem: path for place in spec.submodule_search_locations for path in Path(place).glob("*.py")}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of every module, or name in a module, that a file of the package imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), "vicifast")
+            found |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_go_one_way(module: str) -> None:
+    names = imported(modules()[module])
+    outside = {name.split(".")[0] for name in names} - {"vicifast", *sys.stdlib_module_names}
+    assert outside <= ({"click", "rich"} if module in WITH_DEPENDENCIES else set())
+    if module in LAYER:
+        inside = {name.split(".")[1] for name in names if name.startswith("vicifast.")}
+        assert all(LAYER[other] < LAYER[module] for other in inside & LAYER.keys())
+    if module == "protocol":
+        assert not {name.split(".")[0] for name in names} & {"asyncio", "selectors", "socket", "ssl"}
