@@ -7,6 +7,8 @@ from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("VICIFAST_SANITIZE", "")  # such as "address,undefined"
 
+BUILD = "build/sanitize" if SANITIZE else "build"  # objects of the two builds must not be mixed up
+
 # CPython's own flags contain -g, which makes wheels four times larger.
 flags = ["-Wall", "-Wsign-compare", *([f"-fsanitize={SANITIZE}", "-g", "-O1"] if SANITIZE else ["-g0"])]
 
@@ -21,6 +23,7 @@ setup(
                 extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
             )
         ],
-        build_dir="build",
-    )
+        build_dir=BUILD,
+    ),
+    options={"build": {"build_base": BUILD}},
 )

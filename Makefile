@@ -1,0 +1,89 @@
+# Everything runs in .venv, which the first command makes; the extension is rebuilt whenever its source changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CHARON ?= recorded
+SANITIZERS := address,undefined
+ASAN := $(VENV)-asan
+WHEEL := $(VENV)-wheel
+
+.PHONY: help demo test test-wheel test-asan lint build dist clean tools
+
+help:
+	@echo "make demo [CHARON=real]  the bridge at work, on recorded traffic or on two real charons (root)"
+	@echo "make test                the test-suite; real-daemon tests where charon is installed and we are root"
+	@echo "make test-wheel          the test-suite against the wheel built from the sdist, in a clean environment"
+	@echo "make test-asan           the codec's tests under the address and undefined-behaviour sanitizers"
+	@echo "make lint                ruff, cython-lint, mypy, stubtest"
+	@echo "make build               the extension, in place"
+	@echo "make dist                sdist and wheel"
+
+# What a bare Debian lacks; elsewhere the error says what is missing.
+tools:
+	@$(PYTHON) -c 'import ensurepip, venv, sysconfig, os, shutil, sys; \
+	    sys.exit(not (os.path.exists(sysconfig.get_path("include") + "/Python.h") and shutil.which("cc")))' \
+	    2>/dev/null || $(MAKE) --no-print-directory tools-debian
+
+.PHONY: tools-debian
+tools-debian:
+	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { \
+	    echo "needed: a C compiler, and for $(PYTHON) venv and the headers" \
+	         "(Debian: apt-get install gcc libc6-dev python3-dev python3-venv)" >&2; exit 1; }
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends gcc libc6-dev python3-dev python3-venv
+
+$(VENV)/made: pyproject.toml setup.py
+	@$(MAKE) --no-print-directory tools
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=80" "Cython>=3.3.1,<4"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo]" --group test
+	@touch $@
+
+build: $(VENV)/made
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+demo: build
+ifeq ($(CHARON),real)
+	@$(BIN)/python -m tests.lab.demo
+else
+	@$(BIN)/vicibridge demo --recordings tests/data
+endif
+
+test: build
+	$(BIN)/python -m pytest
+
+$(VENV)/lint: $(VENV)/made
+	$(BIN)/python -m pip install --quiet --group lint
+	@touch $@
+
+lint: build $(VENV)/lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/cython-lint src
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest vicifast._wire
+
+dist: build
+	$(BIN)/python -m pip install --quiet --group dist
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+
+test-wheel: dist
+	rm -rf $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(WHEEL)/bin/python -m pip install --quiet "$$(ls dist/*.whl)[demo]" --group test
+	$(WHEEL)/bin/python -m pytest
+
+# PYTHONMALLOC=malloc gives the sanitizer every object; CPython itself never frees all that it allocates.
+test-asan: tools
+	$(PYTHON) -m venv $(ASAN)
+	$(ASAN)/bin/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=80" "Cython>=3.3.1,<4"
+	VICIFAST_SANITIZE=$(SANITIZERS) $(ASAN)/bin/python -m pip install --quiet --no-build-isolation --force-reinstall ".[bridge]" --group test
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    $(ASAN)/bin/python -m pytest -s -q -p no:cacheprovider tests/test_wire.py tests/test_framer.py tests/test_transcode.py
+
+clean:
+	rm -rf build dist $(VENV) $(ASAN) $(WHEEL) src/*.egg-info src/vicifast/*.so
