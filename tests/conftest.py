@@ -11,7 +11,7 @@ import pytest
 
 REBUILD = "python setup.py build_ext --inplace"
 
-hypothesis.settings.register_profile("vicifast", deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("vicifast", max_examples=400, deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("vicifast")
 
 
