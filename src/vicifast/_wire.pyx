@@ -939,7 +939,7 @@ cdef int put_other(Writer* out, object value) except -1:
     if PyLong_Check(value):
         return put_integer(out, value)
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return put_buffer(out, value)
+        return put_buffer(out, bytes(value))  # a memoryview may have gaps
     return refuse(f"{type(value).__name__} is no value of VICI")
 
 
