@@ -28,10 +28,11 @@ class Tcp(NamedTuple):
         return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
 
 
-def parse_address(address: str | os.PathLike[str] | None) -> Unix | Tcp:
+def parse_address(address: str | os.PathLike[str] | None, *, any_port: bool = False) -> Unix | Tcp:
     """Return the endpoint meant by a path, `unix://PATH`, `tcp://HOST:PORT` or None (strongSwan's default).
 
-    Raises ValueError that names the address and the forms that are known.
+    `any_port` allows port 0, which makes sense to who listens. Raises ValueError that names the address and the
+    forms that are known.
     """
     text = DEFAULT_ADDRESS if address is None else os.fspath(address)
     scheme, separator, rest = text.partition("://")
@@ -41,7 +42,7 @@ def parse_address(address: str | os.PathLike[str] | None) -> Unix | Tcp:
         return Unix(rest)
     if scheme == "tcp":
         host, _, port = rest.rpartition(":")
-        if host and port.isdecimal() and 0 < int(port) < 65536:
+        if host and port.isdecimal() and (0 if any_port else 1) <= int(port) < 65536:
             return Tcp(host.removeprefix("[").removesuffix("]"), int(port))
     raise ValueError(f"no VICI address: {text!r} (a path, unix://PATH or tcp://HOST:PORT)")
 
