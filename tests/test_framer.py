@@ -242,11 +242,9 @@ def test_each_event_by_its_own_reader() -> None:
 def test_the_default_reader(reader: Any) -> None:
     framer = Framer(reader)
     data = encode({"k": "v"})
-    expected = {
-        Raw: lambda: data,
-        Decoder: lambda: reader.decode(data),
-        Transcoder: lambda: reader.transcode(data),
-    }[type(reader)]()
+    expected = data if isinstance(reader, Raw) else reader.decode(data) if isinstance(reader, Decoder) else None
+    if isinstance(reader, Transcoder):
+        expected = reader.transcode(data)
     framer.feed(packet(CMD_RESPONSE, None, {"k": "v"}) + packet(EVENT, "e", {"k": "v"}) + packet(CMD_UNKNOWN))
     assert framer.packets() == [(CMD_RESPONSE, None, expected), (EVENT, "e", expected), (CMD_UNKNOWN, None, None)]
 

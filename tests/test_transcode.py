@@ -134,7 +134,8 @@ def test_binary_fields() -> None:
 @pytest.mark.parametrize("size", [0, 31, 32, 255, 256, 65535])
 def test_heads_of_text_and_bin(size: int) -> None:
     for value in ("v" * size, b"\xff" * size):
-        for message in ({"k": value}, {"l": [value, value], "n" * min(size, 255): value}):
+        messages: list[dict[str, Any]] = [{"k": value}, {"l": [value, value], "n" * min(size, 255): value}]
+        for message in messages:
             data = encode(message)
             expected = decode(data) if isinstance(value, str) or not size else decode(data, values=bytes)
             assert to_msgpack(data) == msgpack.packb(expected)
@@ -156,7 +157,9 @@ def test_heads_of_arrays_and_maps(count: int) -> None:
 
 def test_many_sections_with_heads_of_every_size() -> None:
     sizes = [0, 1, 14, 15, 16, 17, 300, 2, 15, 16]
-    message = {f"s{at}": {f"k{number}": {"t": []} for number in range(size)} for at, size in enumerate(sizes)}
+    message: dict[str, Any] = {
+        f"s{at}": {f"k{number}": {"t": []} for number in range(size)} for at, size in enumerate(sizes)
+    }
     assert to_msgpack(encode(message)) == msgpack.packb(message)
     assert to_json(encode(message)) == compact(message)
 

@@ -95,6 +95,7 @@ CUT_SHORT = [  # bytes, and where the element that is cut short begins
 ]
 # A surrogate, an overlong form, a code point too high, a character cut short, a stray byte.
 NOT_UTF8 = [b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"a\xf0\x9d\x84", b"\xc3\xa4\xff"]
+ANY_KIND: tuple[Any, ...] = ("", [], {})
 BAD_NAME_BYTES = [0x00, 0x09, 0x0A, 0x1F, 0x7F, 0x80, 0xA0, 0xC3, 0xFF]
 
 
@@ -219,9 +220,10 @@ def test_the_last_of_two_wins_in_the_place_of_the_first() -> None:
 def test_results_are_independent() -> None:
     decoder = Decoder()
     data = encode({"s": {"l": ["1"], "t": {}}, "k": "v"})
-    first, second = decoder.decode(data), decoder.decode(data)
-    first["s"]["l"].append("2")  # type: ignore[index, union-attr]
-    first["s"]["t"]["x"] = first["k"] = "changed"  # type: ignore[index]
+    first: dict[str, Any] = decoder.decode(data)
+    second = decoder.decode(data)
+    first["s"]["l"].append("2")
+    first["s"]["t"]["x"] = first["k"] = "changed"
     assert second == decoder.decode(data) == {"s": {"l": ["1"], "t": {}}, "k": "v"}
 
 
@@ -388,7 +390,7 @@ def test_deep_misuse_of_encode_is_an_error_and_no_crash() -> None:
 def test_names_to_255() -> None:
     assert decode(encode({"n" * 255: ""})) == {"n" * 255: ""}
     assert encode({"n" * 255: ""}) == b"\x03\xff" + b"n" * 255 + b"\x00\x00"
-    for value in ("", [], {}):
+    for value in ANY_KIND:
         with pytest.raises(EncodeError):
             encode({"n" * 256: value})
 
@@ -406,7 +408,7 @@ def test_values_to_65535_bytes(value: Any) -> None:
 
 def filled(size: int) -> dict[str, str]:
     """A message of exactly this many bytes, of values near their limit."""
-    message = {}
+    message: dict[str, str] = {}
     while size > 65535:
         message[f"{len(message):04}"] = "v" * 60000
         size -= 60000 + 8
@@ -532,7 +534,7 @@ def test_lists_hold_values_only(wrong: Any) -> None:
 
 @pytest.mark.parametrize("name", [1, None, b"bytes", True, ("t",), 1.0], ids=repr)
 def test_names_are_str(name: Any) -> None:
-    for value in ("", [], {}):
+    for value in ANY_KIND:
         with pytest.raises(EncodeError, match="parent"):
             encode({"parent": {name: value}})
         with pytest.raises(EncodeError):
@@ -541,7 +543,7 @@ def test_names_are_str(name: Any) -> None:
 
 @pytest.mark.parametrize("name", ["\0", "tab\t", "\x7f", "ä", "\udcff", "a\x1f", "名", "n" * 31 + "\x80"])
 def test_names_to_encode_are_printable_ascii(name: str) -> None:
-    for value in ("", [], {}):
+    for value in ANY_KIND:
         with pytest.raises(EncodeError, match="parent"):
             encode({"parent": {name: value}})
 
