@@ -1,0 +1,60 @@
+"""The command line of the bridge."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from .config import Config, ConfigError, load, render
+from .service import serve
+
+_config_option = click.option(
+    "--config",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The TOML file; without one, defaults and the environment hold.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vicifast")
+def cli() -> None:
+    """Carry charon's events to NATS, and commands from NATS to charon."""
+
+
+@cli.command()
+@_config_option
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What goes to stderr.",
+)
+def run(path: Path | None, log_level: str) -> None:
+    """Run the bridge until SIGTERM or SIGINT."""
+    settings = _load(path)
+    logging.basicConfig(
+        stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
+    )
+    asyncio.run(serve(settings))
+
+
+@cli.command()
+@_config_option
+def check(path: Path | None) -> None:
+    """Validate the configuration and print it in full, secrets hidden."""
+    click.echo(render(_load(path)), nl=False)
+
+
+def _load(path: Path | None) -> Config:
+    try:
+        return load(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        sys.exit(1)

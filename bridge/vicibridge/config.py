@@ -1,0 +1,264 @@
+"""The configuration: one model, every default in it; a TOML file, and over it the environment.
+
+`VICIBRIDGE_NATS__PASSWORD=...` sets `password` of `[nats]`; lists and the gateways are given as JSON.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import socket
+import ssl
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from vicifast.commands import COMMANDS, DEFAULT_ADDRESS, Danger
+
+from .envelope import Codec
+from .subjects import ALL_NODES
+
+ENV_PREFIX = "VICIBRIDGE_"
+_OPEN = (Danger.READ, Danger.OPERATE)  # the classes of commands that the bridge can forward
+_SCHEMES = ("nats", "tls", "ws", "wss")
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; `problems` has one line for each thing that is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise ValueError(f"{hide(url)!r} is no server address: write nats://host:4222 or tls://host:4222")
+    return url
+
+
+def _readable(path: Path) -> Path:
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{str(path)!r} is missing or may not be read")
+    return path
+
+
+def _address(address: str) -> str:
+    parts = urlsplit(address)
+    if parts.scheme not in ("unix", "tcp", "") or (parts.scheme == "tcp" and not parts.netloc):
+        raise ValueError(f"{address!r} is no VICI address: write unix:///path or tcp://host:port")
+    return address
+
+
+def _node(node: str) -> str:
+    if not node or node == ALL_NODES or not node.isprintable() or len(node) > 63:
+        raise ValueError(f"{node!r} is no node name: 1 to 63 printable characters, and not {ALL_NODES!r}")
+    return node
+
+
+def _prefix(prefix: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", prefix) or len(prefix) > 64:
+        raise ValueError(f"{prefix!r} is no subject prefix: tokens of A-Za-z0-9_-, with dots between")
+    return prefix
+
+
+def _permission(entry: str) -> str:
+    """Accept a group or command that the bridge knows how to forward safely."""
+    groups = [f"@{danger}" for danger in _OPEN]
+    if entry.startswith("@"):
+        if entry not in groups:
+            raise ValueError(f"{entry!r} is no group that can be opened: use {' or '.join(groups)}")
+    elif entry in COMMANDS and COMMANDS[entry].danger not in _OPEN:
+        raise ValueError(f"{entry!r} cannot be opened: it belongs to @{COMMANDS[entry].danger}")
+    return entry
+
+
+_File = Annotated[Path, AfterValidator(_readable)]
+_Seconds = Annotated[float, Field(gt=0, le=3600)]
+_Bytes = Annotated[int, Field(ge=1024 * 1024)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Nats(_Section):
+    """How to reach NATS, and what stands before every subject."""
+
+    servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] = [
+        "nats://127.0.0.1:4222"
+    ]
+    prefix: Annotated[str, AfterValidator(_prefix)] = "vici"
+    stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "VICI"
+    stream_max_age_days: Annotated[float, Field(ge=0)] = 7
+    user: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    creds: _File | None = None
+    nkey: _File | None = None
+    tls_ca: _File | None = None
+    tls_cert: _File | None = None
+    tls_key: _File | None = None
+    tls_hostname: str | None = None
+    probe_interval: _Seconds = 2.0
+    probe_timeout: _Seconds = 4.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Nats:
+        chosen = [key for key in ("user", "token", "creds", "nkey") if getattr(self, key) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
+        if self.password is not None and self.user is None:
+            raise ValueError("password needs user")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key need each other")
+        return self
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Return the TLS context, or None when neither an address nor a key asks for TLS."""
+        secure = any(urlsplit(url).scheme in ("tls", "wss") for url in self.servers)
+        if not secure and not (self.tls_ca or self.tls_cert or self.tls_hostname):
+            return None
+        context = ssl.create_default_context(cafile=self.tls_ca)
+        if self.tls_cert:
+            context.load_cert_chain(self.tls_cert, self.tls_key)
+        return context
+
+
+class Gateway(_Section):
+    """One charon, and the name it has on the bus."""
+
+    node: Annotated[str, AfterValidator(_node), Field(default_factory=socket.gethostname, validate_default=True)]
+    vici: Annotated[str, AfterValidator(_address)] = DEFAULT_ADDRESS
+
+
+class Events(_Section):
+    """The state class: acknowledged by JetStream; `max_bytes` bounds what waits for it in memory."""
+
+    codec: Codec = "msgpack"
+    max_bytes: _Bytes = 64 * 1024 * 1024
+
+
+class Log(_Section):
+    """The log class: gathered for `linger_ms` or 64 KiB; `max_bytes` bounds what waits, the oldest goes first."""
+
+    codec: Codec = "msgpack"
+    linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 20
+    max_bytes: _Bytes = 64 * 1024 * 1024
+
+
+class Commands(_Section):
+    """What may be asked over NATS: `@read`, `@operate`, or names of commands."""
+
+    allow: list[Annotated[str, AfterValidator(_permission)]] = ["@read"]
+    timeout: _Seconds = 30.0
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 8
+
+
+class Config(BaseSettings):
+    """All of it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    nats: Nats = Nats()
+    gateway: Annotated[list[Gateway], Field(min_length=1, default_factory=lambda: [Gateway()])]
+    events: Events = Events()
+    log: Log = Log()
+    commands: Commands = Commands()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Config:
+        nodes = [gateway.node for gateway in self.gateway]
+        if len(set(nodes)) < len(nodes):
+            raise ValueError("gateway: every gateway needs a node of its own")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+
+def load(path: Path | None) -> Config:
+    """Return the configuration in the file at `path`, overridden by the environment; ConfigError says what is wrong."""
+    try:
+        values = tomllib.loads(path.read_text("utf-8")) if path else {}
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"{path}: no valid TOML: {error}"]) from None
+    if unknown := list(_unknown_variables()):
+        raise ConfigError(unknown)
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise ConfigError([_explain(problem) for problem in error.errors()]) from None
+    except SettingsError as error:
+        raise ConfigError([f"environment: {error}"]) from None
+
+
+def hide(url: str) -> str:
+    """Return `url` without what could be a secret in it."""
+    scheme, mark, rest = url.rpartition("://")
+    return f"{scheme}{mark}**********@{rest.rpartition('@')[2]}" if "@" in rest else url
+
+
+def render(config: Config) -> str:
+    """Return `config` as TOML, every key shown, secrets hidden."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    values["nats"]["servers"] = [hide(url) for url in config.nats.servers]
+    lines: list[str] = []
+    for name, table in values.items():
+        tables, header = (table, f"[[{name}]]") if isinstance(table, list) else ([table], f"[{name}]")
+        for each in tables:
+            # TOML writes strings, numbers, booleans and lists of strings as JSON does.
+            lines += [header, *(f"{key} = {json.dumps(value)}" for key, value in each.items()), ""]
+    return "\n".join(lines)
+
+
+def _unknown_variables() -> Iterator[str]:
+    for variable in os.environ:
+        section = variable.upper().removeprefix(ENV_PREFIX).split("__")[0].lower()
+        if variable.upper().startswith(ENV_PREFIX) and section not in Config.model_fields:
+            known = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in Config.model_fields)
+            yield f"{variable}: unknown variable; those known start with {known}"
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    """Return one line that names the key and what to do; the value itself never, as it may be a secret."""
+    location = problem["loc"]
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        text = f"unknown key; {hint}"
+    key = ".".join(str(part) for part in location)
+    return f"{key}: {text}" if key else text
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "nats": Nats, "gateway": Gateway, "events": Events, "log": Log, "commands": Commands
+    }
+    model = sections[str(location[0])] if location else Config
+    return list(model.model_fields)
+
+

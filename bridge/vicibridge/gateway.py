@@ -1,0 +1,171 @@
+"""One charon: its events, read without pause whatever NATS does, and handed to the pipelines of their class."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+
+from vicifast._wire import Raw
+from vicifast.aio import AsyncSession
+from vicifast.commands import EVENTS
+from vicifast.errors import DecodeError, UnknownEvent, ViciError
+
+from . import config
+from .bus import Bus
+from .envelope import Envelopes, new_boot
+from .pipelines import LogPipeline, Loss, StatePipeline, Stream
+from .subjects import Subjects, stream_subjects
+
+_logger = logging.getLogger(__name__)
+
+_STANDALONE = [event.name for event in EVENTS.values() if event.standalone]
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 3.0
+_TIMEOUT = 10.0  # seconds for charon to take a connection and answer registrations
+
+
+class Gateway:
+    """Reads the events of one charon for ever, and tells on the bus when it is up, down, or events were lost."""
+
+    def __init__(self, settings: config.Config, gateway: config.Gateway, bus: Bus) -> None:
+        self.node = gateway.node
+        self.address = gateway.vici
+        self.subjects = Subjects(settings.nats.prefix, gateway.node)
+        boot = new_boot()
+        self._events = Envelopes(settings.events.codec, gateway.node, boot)
+        self._lines = Envelopes(settings.log.codec, gateway.node, boot)
+        stream = Stream(
+            settings.nats.stream,
+            stream_subjects(settings.nats.prefix),
+            max_age=settings.nats.stream_max_age_days * 86400,
+        )
+        self.state = StatePipeline(
+            bus,
+            stream,
+            f"{self.subjects.node}.{boot}",
+            settings.events.max_bytes,
+            lambda loss: self._tell_loss("state", loss),
+        )
+        self.log = LogPipeline(
+            bus,
+            settings.log.linger_ms / 1000,
+            settings.log.max_bytes,
+            lambda loss: self._tell_loss("log", loss),
+        )
+        self._session: AsyncSession | None = None
+        self._stopping = asyncio.Event()
+        self._up: bool | None = None
+        self._down_since = 0
+
+    @property
+    def up(self) -> bool:
+        """Whether charon is connected and its events are registered."""
+        return bool(self._up)
+
+    async def run(self) -> None:
+        """Read events until `stop`; connect again for ever."""
+        self._tell_status("starting")
+        delay = _FIRST_DELAY
+        while not self._stopping.is_set():
+            try:
+                await self._read()
+            except (ViciError, OSError) as error:
+                if not self._stopping.is_set():
+                    delay = _FIRST_DELAY if self._up else min(delay * 2, _LONGEST_DELAY)
+                    self._went_down(error)
+            await self._sleep(delay * random.uniform(0.5, 1))
+        self._tell_status("stopping")
+
+    async def stop(self) -> None:
+        """Unregister, take over what charon had still sent, and make `run` end."""
+        self._stopping.set()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    async def _read(self) -> None:
+        session = AsyncSession(
+            self.address, timeout=_TIMEOUT, readers={name: Raw() for name in _STANDALONE}
+        )
+        self._session = session
+        try:
+            await session.connect()
+            if self._stopping.is_set():
+                return
+            listener = session.listen(*_STANDALONE)
+            try:
+                await listener.ready()
+            except UnknownEvent as error:
+                _logger.info("%s: %s; going on without", self.node, error)
+            self._came_up()
+            lost = 0
+            while True:
+                batch = await listener.batch()
+                if listener.lost > lost:
+                    self.log.lost("the bridge fell behind charon", *self._lines.skip(listener.lost - lost))
+                    lost = listener.lost
+                self._take(batch)
+        finally:
+            await session.close()
+
+    def _take(self, batch: Sequence[tuple[str, object]]) -> None:
+        """Hand over everything that came together; nothing here waits."""
+        time_ns = time.time_ns()
+        now = asyncio.get_running_loop().time()
+        for event, raw in batch:
+            is_log = event == "log"
+            envelopes = self._lines if is_log else self._events
+            try:
+                if not isinstance(raw, bytes):
+                    raise DecodeError("no message", 0)
+                subject = self.subjects.event(event, raw)
+                envelope = envelopes.wrap(time_ns, event, raw)
+            except DecodeError:
+                pipeline = self.log if is_log else self.state
+                pipeline.lost("malformed message from charon", *envelopes.skip(1))
+                continue
+            if is_log:
+                self.log.put(envelopes.seq, subject, envelope, now)
+            else:
+                self.state.put(envelopes.seq, subject, envelope)
+
+    def _came_up(self) -> None:
+        if self._up is False and self._down_since:
+            gap = {"since": self._down_since, "until": time.time_ns()}
+            self._tell_gap("all", "charon was gone", None, None, None, **gap)
+        self._up = True
+        _logger.info("%s: charon is up at %s", self.node, self.address)
+        self._tell_status("running")
+
+    def _went_down(self, error: Exception) -> None:
+        if self._up is False:
+            return
+        was_up, self._up = self._up, False
+        _logger.warning("%s: charon is not there: %s; trying again", self.node, error)
+        if was_up:
+            self._down_since = time.time_ns()
+        self._tell_status("running")
+
+    def _tell_status(self, bridge: str) -> None:
+        self._tell("status", {"bridge": bridge, "charon": "up" if self._up else "down"})
+
+    def _tell_loss(self, kind: str, loss: Loss) -> None:
+        self._tell_gap(kind, loss.cause, loss.count, loss.first_seq, loss.last_seq)
+
+    def _tell_gap(
+        self, kind: str, cause: str, count: int | None, first_seq: int | None, last_seq: int | None, **more: int
+    ) -> None:
+        """Tell that events of a class are missing; None is what nobody can know."""
+        gap = {"class": kind, "cause": cause, "count": count, "first_seq": first_seq, "last_seq": last_seq}
+        self._tell("gap", {**gap, **more})
+
+    def _tell(self, kind: str, data: Mapping[str, object]) -> None:
+        envelope = self._events.wrap_object(time.time_ns(), kind, data)
+        self.state.put(self._events.seq, self.subjects.bridge(kind), envelope, tell=kind != "gap")

@@ -1,0 +1,455 @@
+"""The two ways to NATS: state events that must arrive, and log events that may be dropped but never silently.
+
+For both, at every moment: received = published + dropped + in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+from .bus import Bus, Disconnected, Link, TooLarge
+
+_logger = logging.getLogger(__name__)
+
+_TELL_EVERY = 1.0  # seconds between two gap envelopes of one pipeline
+_OVERHEAD = 200  # bytes that a waiting record takes beyond its payload
+
+
+@dataclass(slots=True)
+class Counts:
+    """Events since the start; what is neither published nor dropped is in flight."""
+
+    received: int = 0
+    published: int = 0
+    dropped: int = 0
+
+
+@dataclass(slots=True)
+class Loss:
+    """`count` events of one class that did not reach NATS, all within `first_seq` to `last_seq`."""
+
+    cause: str
+    count: int
+    first_seq: int
+    last_seq: int
+
+
+class Losses:
+    """Gathers drops by cause until it is time to tell them."""
+
+    def __init__(self, tell: Callable[[Loss], None]) -> None:
+        self._tell = tell
+        self._by_cause: dict[str, Loss] = {}
+        self._due = 0.0
+
+    def add(self, cause: str, count: int, first_seq: int, last_seq: int) -> None:
+        loss = self._by_cause.setdefault(cause, Loss(cause, 0, first_seq, last_seq))
+        loss.count += count
+        loss.first_seq = min(loss.first_seq, first_seq)
+        loss.last_seq = max(loss.last_seq, last_seq)
+
+    def wait(self, now: float) -> float | None:
+        """Return the seconds until there is something to tell, None when nothing is lost."""
+        return max(0.0, self._due - now) if self._by_cause else None
+
+    def tell(self, now: float) -> None:
+        """Tell what was lost, unless something was told just now."""
+        if not self._by_cause or now < self._due:
+            return
+        self._due = now + _TELL_EVERY
+        losses, self._by_cause = self._by_cause, {}
+        for loss in losses.values():
+            _logger.warning("%d events lost: %s", loss.count, loss.cause)
+            self._tell(loss)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The JetStream stream of the state class; created when missing, never changed when it exists."""
+
+    name: str
+    subjects: list[str]
+    max_age: float  # seconds; 0 is for ever
+
+    async def ensure(self, link: Link) -> None:
+        jetstream = link.jetstream
+        try:
+            await link.unless_lost(jetstream.stream_info(self.name))
+        except NotFoundError:
+            config = StreamConfig(
+                name=self.name, subjects=self.subjects, max_age=self.max_age, storage=StorageType.FILE
+            )
+            await link.unless_lost(jetstream.add_stream(config))
+            _logger.info("JetStream: created the stream %s over %s", self.name, ", ".join(self.subjects))
+
+
+@dataclass(slots=True, eq=False)
+class _Record:
+    seq: int
+    subject: str
+    payload: bytes
+    tell: bool  # False for gap envelopes: a lost gap must not make a gap
+    sent: float = 0.0
+    refusals: int = 0
+
+
+class StatePipeline:
+    """Publishes in order, each message acknowledged by JetStream; what is not acknowledged is sent again.
+
+    Each message carries `Nats-Msg-Id: <identity>.<seq>`, so JetStream stores it once. A new link or a refused or late
+    acknowledgement makes everything unacknowledged go again, in order, from the first.
+    """
+
+    WINDOW = 1024  # messages on their way; nats-server buffers ten times as many for a stream
+    REFUSALS = 3
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: Stream,
+        identity: str,
+        max_bytes: int,
+        tell: Callable[[Loss], None],
+        *,
+        ack_timeout: float = 5.0,
+        retry_delay: float = 0.25,
+    ) -> None:
+        self.counts = Counts()
+        self._bus = bus
+        self._stream = stream
+        self._identity = identity
+        self._max_bytes = max_bytes
+        self._ack_timeout = ack_timeout
+        self._first_delay = self._delay = retry_delay
+        self._losses = Losses(tell)
+        self._queue: deque[_Record] = deque()
+        self._window: dict[int, _Record] = {}
+        self._bytes = 0
+        self._refused: dict[int, str] = {}
+        self._highest_ack = 0
+        self._troubled = False
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._queue) + len(self._window)
+
+    def put(self, seq: int, subject: str, payload: bytes, *, tell: bool = True) -> None:
+        """Take over one envelope; `seq` must grow from call to call."""
+        self.counts.received += 1
+        self._queue.append(_Record(seq, subject, payload, tell))
+        self._bytes += len(payload) + _OVERHEAD
+        while self._bytes > self._max_bytes and len(self._queue) > 1:
+            self._drop(self._queue.popleft(), "the memory for unacknowledged events is full")
+        self._empty.clear()
+        self._wake.set()
+
+    def lost(self, cause: str, first_seq: int, last_seq: int) -> None:
+        """Count events that never became envelopes."""
+        count = last_seq - first_seq + 1
+        self.counts.received += count
+        self.counts.dropped += count
+        self._losses.add(cause, count, first_seq, last_seq)
+        self._wake.set()
+
+    async def flush(self) -> None:
+        """Wait until everything taken over is acknowledged or dropped."""
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        """Publish until cancelled, over as many links as it takes."""
+        while True:
+            link = await self._bus.link()
+            try:
+                await self._serve(link)
+            except Disconnected:
+                self._rewind()
+
+    async def _serve(self, link: Link) -> None:
+        inbox = link.new_inbox()
+        await link.subscribe(f"{inbox}.*", self._on_ack)
+        link.on_lost(self._wake.set)
+        await self._ensure_stream(link)
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            await self._send(link, inbox)
+            if self._refused or self._late(loop.time()):
+                await self._retreat(link)
+                continue
+            if not self._troubled:
+                self._losses.tell(loop.time())
+            await self._pause(loop.time())
+            if not link.alive:
+                raise Disconnected(await link.lost())
+
+    async def _send(self, link: Link, inbox: str) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._queue and len(self._window) < self.WINDOW and not self._refused:
+            record = self._queue.popleft()
+            record.sent = now
+            self._window[record.seq] = record
+            headers = {"Nats-Msg-Id": f"{self._identity}.{record.seq}"}
+            try:
+                await link.publish(record.subject, record.payload, f"{inbox}.{record.seq}", headers)
+            except TooLarge:
+                self._drop(self._window.pop(record.seq), "larger than the server accepts")
+
+    async def _pause(self, now: float) -> None:
+        """Wait for a new event, an acknowledgement, the end of the link, or a deadline."""
+        if self._wake.is_set():
+            return
+        waits = [wait for wait in (self._losses.wait(now),) if wait is not None]
+        if self._window:
+            waits.append(next(iter(self._window.values())).sent + self._ack_timeout - now)
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(0.0, min(waits)) if waits else None)
+        except TimeoutError:
+            pass
+
+    def _late(self, now: float) -> bool:
+        return bool(self._window) and now - next(iter(self._window.values())).sent >= self._ack_timeout
+
+    async def _on_ack(self, message: Msg) -> None:
+        seq = int(message.subject.rpartition(".")[2])
+        if not message.data.startswith(b'{"stream"'):
+            if seq in self._window:
+                self._refused[seq] = _refusal(message)
+                self._wake.set()
+            return
+        record = self._window.pop(seq, None)
+        if record is None:
+            return  # acknowledged twice, or sent again meanwhile: that one will be acknowledged as a duplicate
+        self._refused.pop(seq, None)
+        self._highest_ack = max(self._highest_ack, seq)
+        self.counts.published += 1
+        self._release(record)
+        if self._troubled:
+            self._troubled = False
+            self._delay = self._first_delay
+            _logger.info("JetStream: acknowledges events again")
+        self._wake.set()
+
+    async def _retreat(self, link: Link) -> None:
+        """Let the window settle, then make ready to send again what was not acknowledged."""
+        loop = asyncio.get_running_loop()
+        while len(self._refused) < len(self._window) and link.alive and not self._late(loop.time()):
+            self._wake.clear()
+            await self._pause(loop.time())
+        reason = next(iter(self._refused.values()), f"no acknowledgement within {self._ack_timeout:g} seconds")
+        if self._window and not self._highest_ack and not self._troubled:
+            self._troubled = True
+            _logger.warning("JetStream: does not take events: %s; keeping %d", reason, self.in_flight)
+        self._give_up_refused()
+        self._rewind()
+        await link.unless_lost(asyncio.sleep(self._delay))
+        self._delay = min(self._delay * 2, self._ack_timeout)
+        await self._ensure_stream(link)
+
+    def _give_up_refused(self) -> None:
+        """Drop what was refused again and again while later events were taken: it would hold up all others."""
+        for seq, record in list(self._window.items()):
+            if seq < self._highest_ack:
+                record.refusals += 1
+                if record.refusals >= self.REFUSALS:
+                    self._drop(self._window.pop(seq), "refused by the server")
+
+    def _rewind(self) -> None:
+        self._queue.extendleft(reversed(self._window.values()))
+        self._window.clear()
+        self._refused.clear()
+        self._highest_ack = 0
+
+    async def _ensure_stream(self, link: Link) -> None:
+        try:
+            await self._stream.ensure(link)
+        except NatsError as error:
+            # An administrator may have forbidden the question; whether events are taken, the acknowledgements tell.
+            if not self._troubled:
+                _logger.warning("JetStream: cannot look after the stream %s: %s", self._stream.name, error)
+
+    def _drop(self, record: _Record, cause: str) -> None:
+        self.counts.dropped += 1
+        if record.tell:
+            self._losses.add(cause, 1, record.seq, record.seq)
+        self._release(record)
+
+    def _release(self, record: _Record) -> None:
+        self._bytes -= len(record.payload) + _OVERHEAD
+        if not self.in_flight:
+            self._empty.set()
+
+
+def _refusal(message: Msg) -> str:
+    """Return why JetStream did not take a message."""
+    if message.headers and message.headers.get("Status") == "503":
+        return "no stream takes their subject, or JetStream is off"
+    try:
+        return str(json.loads(message.data)["error"]["description"])
+    except (ValueError, KeyError, TypeError):
+        return "an answer that is no acknowledgement"
+
+
+class _Batch:
+    """Envelopes of one subject that will be one message."""
+
+    __slots__ = ("subject", "payload", "count", "first_seq", "last_seq", "due")
+
+    def __init__(self, subject: str, first_seq: int, due: float) -> None:
+        self.subject = subject
+        self.payload = bytearray()
+        self.count = 0
+        self.first_seq = self.last_seq = first_seq
+        self.due = due
+
+
+class LogPipeline:
+    """Gathers envelopes per subject and publishes them as one message; bounded memory, the oldest is dropped first.
+
+    A message counts as published when the server has processed it. One whose fate the end of a link left open is
+    sent again, so it may arrive twice; its `seq` tells.
+    """
+
+    BATCH = 64 * 1024  # bytes; a subject with that much waiting is published at once
+    WINDOW = 1024 * 1024  # bytes published between two round trips
+    FENCE_TIMEOUT = 5.0
+
+    def __init__(self, bus: Bus, linger: float, max_bytes: int, tell: Callable[[Loss], None]) -> None:
+        self.counts = Counts()
+        self._bus = bus
+        self._linger = linger
+        self._max_bytes = max_bytes
+        self._losses = Losses(tell)
+        self._open: dict[str, _Batch] = {}  # in the order of their first envelope, so of their due time
+        self._ready: deque[_Batch] = deque()
+        self._bytes = 0
+        self._limit = self.BATCH
+        self._hurry = False
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def in_flight(self) -> int:
+        return self.counts.received - self.counts.published - self.counts.dropped
+
+    def put(self, seq: int, subject: str, payload: bytes, now: float) -> None:
+        """Take over one envelope; `now` is the time of the loop, read once for all that came together."""
+        self.counts.received += 1
+        batch = self._open.get(subject)
+        if batch is None:
+            batch = self._open[subject] = _Batch(subject, seq, now + self._linger)
+            self._empty.clear()
+            self._wake.set()
+        elif len(batch.payload) + len(payload) > self._limit:
+            self._ready.append(batch)
+            del self._open[subject]
+            batch = self._open[subject] = _Batch(subject, seq, now + self._linger)
+            self._wake.set()
+        batch.payload += payload
+        batch.count += 1
+        batch.last_seq = seq
+        self._bytes += len(payload)
+        if self._bytes > self._max_bytes:
+            self._shed()
+
+    def lost(self, cause: str, first_seq: int, last_seq: int) -> None:
+        """Count events that never became envelopes."""
+        count = last_seq - first_seq + 1
+        self.counts.received += count
+        self.counts.dropped += count
+        self._losses.add(cause, count, first_seq, last_seq)
+        self._wake.set()
+
+    async def flush(self) -> None:
+        """Publish without lingering; return when everything taken over is published or dropped."""
+        self._hurry = True
+        self._wake.set()
+        await self._empty.wait()
+        self._hurry = False
+
+    async def run(self) -> None:
+        """Publish until cancelled, over as many links as it takes."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._pause(loop.time())
+            self._close_due(loop.time())
+            if not self._ready and self._losses.wait(loop.time()) != 0:
+                continue
+            link = await self._bus.link()
+            self._limit = min(self.BATCH, link.max_payload)
+            await self._send(link)
+
+    async def _pause(self, now: float) -> None:
+        """Wait for the first envelope, a full batch, or the time when something is due."""
+        self._wake.clear()
+        if self._ready or (self._hurry and self._open):
+            return
+        waits = [wait for wait in (self._losses.wait(now),) if wait is not None]
+        if self._open:
+            waits.append(next(iter(self._open.values())).due - now)
+        try:
+            await asyncio.wait_for(self._wake.wait(), max(0.0, min(waits)) if waits else None)
+        except TimeoutError:
+            pass
+
+    def _close_due(self, now: float) -> None:
+        while self._open:
+            subject, batch = next(iter(self._open.items()))
+            if batch.due > now and not self._hurry:
+                return
+            self._ready.append(batch)
+            del self._open[subject]
+
+    async def _send(self, link: Link) -> None:
+        """Publish what is ready, up to a window, and see it confirmed."""
+        window: deque[_Batch] = deque()
+        size = 0
+        try:
+            while self._ready and size < self.WINDOW:
+                batch = self._ready.popleft()
+                try:
+                    await link.publish(batch.subject, bytes(batch.payload))
+                except TooLarge:
+                    self._drop(batch, "larger than the server accepts")
+                except Disconnected:
+                    window.append(batch)
+                    raise
+                else:
+                    window.append(batch)
+                    size += len(batch.payload)
+            await link.fence(self.FENCE_TIMEOUT)
+        except Disconnected:
+            self._ready.extendleft(reversed(window))
+            return
+        for batch in window:
+            self.counts.published += batch.count
+            self._release(batch)
+        self._losses.tell(asyncio.get_running_loop().time())
+
+    def _shed(self) -> None:
+        while self._bytes > self._max_bytes and (self._ready or len(self._open) > 1):
+            batch = self._ready.popleft() if self._ready else self._open.pop(next(iter(self._open)))
+            self._drop(batch, "the memory for log events is full")
+
+    def _drop(self, batch: _Batch, cause: str) -> None:
+        self.counts.dropped += batch.count
+        self._losses.add(cause, batch.count, batch.first_seq, batch.last_seq)
+        self._release(batch)
+
+    def _release(self, batch: _Batch) -> None:
+        self._bytes -= len(batch.payload)
+        if not self.in_flight:
+            self._empty.set()
