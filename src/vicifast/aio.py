@@ -267,6 +267,7 @@ class Listener:
     async def aclose(self) -> None:
         """Unregister; events that come before charon has confirmed are dropped."""
         self._connection.protocol.unlisten(self._subscription)
+        self._connection._wake([self._subscription])
         self._connection.flush()
 
     async def __aenter__(self) -> Self:
@@ -366,7 +367,7 @@ class _Connection(asyncio.BufferedProtocol):
     async def close(self) -> None:
         protocol = self.protocol
         if protocol.closed is None:
-            protocol.unlisten_all()
+            self._wake(protocol.unlisten_all())
             self.flush()
             if not protocol.idle:
                 self._idle = asyncio.get_running_loop().create_future()

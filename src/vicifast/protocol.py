@@ -133,7 +133,8 @@ class Protocol:
         return subscription
 
     def unlisten(self, subscription: Subscription) -> None:
-        """Give up a subscription; events already on their way are dropped."""
+        """Give up a subscription; events already on their way are dropped, those it has can still be taken."""
+        subscription.error = subscription.error or ConnectionClosed("the listener was closed")
         for name in subscription.events:
             listeners = self._listeners.get(name, [])
             if subscription in listeners:
@@ -141,14 +142,15 @@ class Protocol:
                 if self.closed is None:
                     self._unregister(name)
 
-    def unlisten_all(self) -> None:
-        """Give up every subscription, as must be done before the connection is closed.
+    def unlisten_all(self) -> Sequence[Subscription]:
+        """Give up every subscription and return them, as must be done before the connection is closed.
 
         charon logs one line for each event that it can't deliver any more, and each is an event for others.
         """
         everyone = {id(s): s for listeners in self._listeners.values() for s in listeners}
         for subscription in everyone.values():
             self.unlisten(subscription)
+        return list(everyone.values())
 
     def receive(self) -> Sequence[Call | Subscription]:
         """Take what the framer has and return whatever has something new, perhaps more than once."""
@@ -167,7 +169,9 @@ class Protocol:
     def receive_eof(self) -> Sequence[Call | Subscription]:
         """charon closed the connection: everything that is open ends with `ConnectionClosed`."""
         if self.framer.pending:
-            return self.fail(ConnectionClosed(f"charon closed the connection {self.framer.pending} bytes into a packet"))
+            return self.fail(
+                ConnectionClosed(f"charon closed the connection {self.framer.pending} bytes into a packet")
+            )
         return self.fail(ConnectionClosed("charon closed the connection"))
 
     def fail(self, error: ViciError) -> list[Call | Subscription]:
