@@ -76,9 +76,7 @@ def test_replies_answer_in_order(protocol: Protocol) -> None:
 
 def test_stream_is_pipelined_and_collected(protocol: Protocol) -> None:
     call = protocol.call("list-sas", {"noblock": True}, "list-sa")
-    assert protocol.data_to_send() == (
-        register("list-sa") + request("list-sas", noblock="yes") + unregister("list-sa")
-    )
+    assert protocol.data_to_send() == (register("list-sa") + request("list-sas", noblock="yes") + unregister("list-sa"))
     give(protocol, CONFIRM, event("list-sa", a={}), event("list-sa", b={}))
     assert list(call.items) == [{"a": {}}, {"b": {}}] and not call.done
     give(protocol, reply(), CONFIRM)
@@ -301,11 +299,17 @@ def test_eof_within_a_packet(protocol: Protocol) -> None:
         ("unload-conn", {"name": "büro"}, "name"),
         ("unload-conn", {"name": b"\xff"}, "name"),
         ("load-conn", {"gw": {"local": {"id": "a\nb"}}}, "gw.local.id"),
-        ("load-conn", {"gw": {"children": {"net": {"local_ts": ["10.0.0.0/8", "ä"]}}}}, r"gw.children.net.local_ts\[1\]"),
+        (
+            "load-conn",
+            {"gw": {"children": {"net": {"local_ts": ["10.0.0.0/8", "ä"]}}}},
+            r"gw.children.net.local_ts\[1\]",
+        ),
         ("my-own", {"a": "ä"}, "a"),
     ],
 )
-def test_text_that_charon_would_not_take(protocol: Protocol, command: str, message: dict[str, object], path: str) -> None:
+def test_text_that_charon_would_not_take(
+    protocol: Protocol, command: str, message: dict[str, object], path: str
+) -> None:
     with pytest.raises(EncodeError, match=f"^{path}: "):
         protocol.call(command, message, None)
     assert protocol.data_to_send() == b"" and protocol.idle

@@ -101,14 +101,15 @@ cdef int fail(Walk* walk, const uint8_t* where, str reason) except -1:
     raise DecodeError(reason, where - walk.start)
 
 
-cdef int short_read(Walk* walk, Py_ssize_t wanted, str part) except -1:
+cdef int short_read(Walk* walk, Py_ssize_t wanted, const char* part) except -1:
     raise DecodeError(
-        f"{part} needs {wanted} bytes, but the message has only {walk.end - walk.pos} more", walk.pos - walk.start
+        f"{part.decode()} needs {wanted} bytes, but the message has only {walk.end - walk.pos} more", walk.pos - walk.start
     )
 
 
-cdef inline const uint8_t* take(Walk* walk, Py_ssize_t size, str part) except NULL:
+cdef inline const uint8_t* take(Walk* walk, Py_ssize_t size, const char* part) except NULL:
     """The only door through which bytes are read: lengths are compared, pointers never formed past the end."""
+    # `part` is no str, as a constant that is a Python object has to be looked up in the state of the module.
     cdef const uint8_t* here = walk.pos
     if walk.end - here < size:
         short_read(walk, size, part)
@@ -117,15 +118,15 @@ cdef inline const uint8_t* take(Walk* walk, Py_ssize_t size, str part) except NU
 
 
 cdef inline int take_name(Walk* walk, Element* element) except -1:
-    element.name_size = take(walk, 1, "the length of a name")[0]
-    element.name = take(walk, element.name_size, "a name")
+    element.name_size = take(walk, 1, b"the length of a name")[0]
+    element.name = take(walk, element.name_size, b"a name")
     return 0
 
 
 cdef inline int take_value(Walk* walk, Element* element) except -1:
-    cdef const uint8_t* size = take(walk, 2, "the length of a value")
+    cdef const uint8_t* size = take(walk, 2, b"the length of a value")
     element.value_size = (size[0] << 8) | size[1]
-    element.value = take(walk, element.value_size, "a value")
+    element.value = take(walk, element.value_size, b"a value")
     return 0
 
 
@@ -1042,7 +1043,7 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
     cdef Frame[MAX_DEPTH + 1] frames
     cdef Place place = Place(NULL, -1)
     cdef int depth = -1
-    if not isinstance(message, Mapping):
+    if not PyDict_CheckExact(message) and not isinstance(message, Mapping):
         return refuse(f"a message must be a mapping, not {type(message).__name__}")
     try:
         open_frame(&frames[0], message, None)

@@ -26,9 +26,8 @@ class AsyncSession:
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
     None for strongSwan's default. `timeout` is the longest wait in seconds for a reply or the next message of a stream,
     None for no limit. `values` is `str` or `bytes`, as for `vicifast.decode`; `readers` maps names of events to readers
-    of their messages. One session belongs to one event loop. Several calls may be open at once: charon runs them one
-    after the other, so a blocking `initiate` holds up all that follow it; events are better had from a session of their
-    own.
+    of their messages. One session belongs to one event loop. Several calls may be open at once and run one after the
+    other, so a blocking `initiate` holds up all that follow it; events are better had from a session of their own.
     """
 
     def __init__(
@@ -301,6 +300,7 @@ class _Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self.protocol.framer.received(nbytes)
         self._wake(self.protocol.receive())
+        self.flush()
         if self.protocol.closed is not None:
             self._abort()
 
@@ -334,10 +334,10 @@ class _Connection(asyncio.BufferedProtocol):
                 f"{call.command}: nothing came for {timeout} s, and the connection was closed; charon is busy, or the "
                 "reply is longer than 512 KiB, which charon drops without a word"
             )
-            self._give_up(error)
+            self._give_up_call(call, error)
             raise error from None
         except asyncio.CancelledError:
-            self._give_up(ConnectionClosed(f"{call.command} was cancelled"))
+            self._give_up_call(call, ConnectionClosed(f"{call.command} was cancelled"))
             raise
 
     async def wait_registered(self, subscription: Subscription, timeout: float | None) -> None:
@@ -389,6 +389,10 @@ class _Connection(asyncio.BufferedProtocol):
             await waiter
         finally:
             asked.wake = None
+
+    def _give_up_call(self, call: Call, error: ViciError) -> None:
+        if not self.protocol.withdraw(call, error):
+            self._give_up(error)
 
     def _give_up(self, error: ViciError) -> None:
         self._wake(self.protocol.fail(error))

@@ -1,7 +1,8 @@
 """One VICI connection without its socket: pairs what was asked with what comes back.
 
 VICI numbers nothing. charon answers the packets of a connection strictly in order and puts events in between anywhere,
-so the state is a queue of what has been asked. No socket, clock or lock here: a client writes `data_to_send()`, fills
+so the state is a queue of what has been asked. One command is on its way at a time, as charon drops a reply over 512 KiB
+without a word, and the next one's would be taken for it. No socket, clock or lock here: a client writes `data_to_send()`, fills
 `framer` with what it read, and calls `receive()`, which names everything that has something new.
 """
 
@@ -87,6 +88,7 @@ class Protocol:
         self.late_events = 0
         self.closed: ViciError | None = None
         self._asked: deque[Call | _Registration | None] = deque()  # None: the end of a registration
+        self._waiting: deque[tuple[Call, bytes]] = deque()
         self._registrations: dict[str, _Registration] = {}
         self._listeners: dict[str, list[Subscription]] = {}
         self._out: list[bytes] = []
@@ -94,7 +96,7 @@ class Protocol:
     @property
     def idle(self) -> bool:
         """Whether everything asked has been answered."""
-        return not self._asked
+        return not self._asked and not self._waiting
 
     def data_to_send(self) -> bytes:
         """Return the bytes that must be written next, and forget them."""
@@ -103,7 +105,7 @@ class Protocol:
         return data
 
     def call(self, command: str, message: Mapping[str, object] | None, event: str | None) -> Call:
-        """Ask for a command, with its streamed event registered around it in the same write.
+        """Ask for a command, once those before it are answered, with its event registered around it in the same write.
 
         Raises `EncodeError` before anything is asked, `ConnectionClosed` when the connection is gone.
         """
@@ -111,14 +113,21 @@ class Protocol:
         packet = _wire.packet(_wire.CMD_REQUEST, command, message)
         if message is not None:
             _check_text(command, message)
+        if event is not None:
+            _wire.packet(_wire.EVENT_REGISTER, event)
         call = Call(command, event)
-        if event is not None:
-            self._register(event, call)
-        self._out.append(packet)
-        self._asked.append(call)
-        if event is not None:
-            self._unregister(event)
+        self._waiting.append((call, packet))
+        self._ask_next()
         return call
+
+    def withdraw(self, call: Call, error: ViciError) -> bool:
+        """Take back a command that has not been sent yet, ending it with `error`; False when it has been sent."""
+        for waiting in self._waiting:
+            if waiting[0] is call:
+                self._waiting.remove(waiting)
+                call.error, call.done = error, True
+                return True
+        return False
 
     def listen(self, events: Iterable[str]) -> Subscription:
         """Ask for events; each registration is answered or refused by itself."""
@@ -161,7 +170,7 @@ class Protocol:
                 self._event(name, body, touched)
                 continue
             if not self._answer(kind, body, touched):
-                return touched + self.fail(_out_of_step(kind))
+                return touched + self.fail(self._out_of_step(kind))
         if self.framer.error is not None:
             return touched + self.fail(self.framer.error)
         return touched
@@ -180,7 +189,7 @@ class Protocol:
             return []
         self.closed = error
         ended: list[Call | Subscription] = []
-        for call in self._asked:
+        for call in (*self._asked, *(waiting[0] for waiting in self._waiting)):
             if isinstance(call, Call) and not call.done:
                 call.error, call.done = error, True
                 ended.append(call)
@@ -188,12 +197,24 @@ class Protocol:
             subscription.error = error
             ended.append(subscription)
         self._asked.clear()
+        self._waiting.clear()
         self._out.clear()
         return ended
 
     def _require_open(self) -> None:
         if self.closed is not None:
             raise ConnectionClosed(f"the connection is closed: {self.closed}") from self.closed
+
+    def _ask_next(self) -> None:
+        if not self._waiting or any(isinstance(asked, Call) for asked in self._asked):
+            return
+        call, packet = self._waiting.popleft()
+        if call.event is not None:
+            self._register(call.event, call)
+        self._out.append(packet)
+        self._asked.append(call)
+        if call.event is not None:
+            self._unregister(call.event)
 
     def _register(self, event: str, holder: Call | Subscription) -> None:
         registration = self._registrations.get(event)
@@ -250,7 +271,18 @@ class Protocol:
             if asked is not None:
                 touched.extend(_confirm(asked, kind == _wire.EVENT_CONFIRM))
         self._asked.popleft()
+        if isinstance(asked, Call):
+            self._ask_next()
         return True
+
+    def _out_of_step(self, kind: int) -> ViciError:
+        asked = self._asked[0] if self._asked else None
+        if isinstance(asked, Call):
+            return ProtocolError(
+                f"charon sent a packet of type {kind} in place of the reply to {asked.command}; "
+                "a reply longer than 512 KiB it drops without a word"
+            )
+        return ProtocolError(f"charon sent a packet of type {kind} that answers nothing that was asked")
 
     @staticmethod
     def _finish(call: Call, body: Body | None) -> None:
@@ -284,10 +316,6 @@ def _confirm(registration: _Registration, known: bool) -> list[Call | Subscripti
         if not known:
             _refuse(holder, registration.event)
     return waiting
-
-
-def _out_of_step(kind: int) -> ViciError:
-    return ProtocolError(f"charon sent a packet of type {kind} that answers nothing that was asked")
 
 
 def stream_event(command: str, event: str | None) -> str:
