@@ -84,7 +84,7 @@ class AsyncSession:
             if isinstance(target, Tcp):
                 await loop.create_connection(lambda: connection, target.host, target.port)
                 return
-            sock = await _connect_unix(target.path)
+            sock = await connect_unix(target.path)
         else:
             sock = self.address
         sock.setblocking(False)
@@ -347,7 +347,7 @@ class _Connection(asyncio.BufferedProtocol):
                     await self._news(subscription)
         except TimeoutError:
             error = RequestTimeout(f"registering {', '.join(subscription.events)}: no answer for {timeout} s")
-            self._give_up(error)
+            self._give_up(ConnectionClosed(str(error)))
             raise error from None
         if subscription.error is not None and subscription.pending:
             raise subscription.error
@@ -392,7 +392,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _give_up_call(self, call: Call, error: ViciError) -> None:
         if not self.protocol.withdraw(call, error):
-            self._give_up(error)
+            self._give_up(ConnectionClosed(str(error)))
 
     def _give_up(self, error: ViciError) -> None:
         self._wake(self.protocol.fail(error))
@@ -424,7 +424,7 @@ def _message(body: Body) -> Section:
     return body  # type: ignore[return-value]
 
 
-async def _connect_unix(path: str) -> socket.socket:
+async def connect_unix(path: str) -> socket.socket:
     """Connect without blocking; asyncio's own way takes EAGAIN for success (python/cpython#117208)."""
     attempt = 0
     while True:
