@@ -73,7 +73,7 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
     return bytes(wounded)
 
 
-RECORDINGS = sorted((Path(__file__).parent / "data").glob("*.vici"))
+RECORDINGS = sorted((Path(__file__).parent / "data").glob("*.recording"))
 """Real traffic, where it has been recorded."""
 
 

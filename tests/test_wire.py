@@ -428,6 +428,33 @@ def test_messages_to_512_kib() -> None:
         decode(bytes(10_000_000))
 
 
+@pytest.mark.parametrize("depth", [1, 2, 64])
+def test_messages_to_512_kib_that_end_with_sections(depth: int) -> None:
+    def inside(size: int) -> dict[str, Any]:
+        message: dict[str, Any] = filled(size - 4 * depth)
+        for _ in range(depth):
+            message = {"s": message}
+        return message
+
+    assert len(encode(inside(524288))) == 524288
+    assert len(packet(_wire.CMD_REQUEST, "name", inside(524282))) == 4 + 524288
+    for over in range(1, depth + 2):
+        with pytest.raises(EncodeError):
+            encode(inside(524288 + over))
+        with pytest.raises(EncodeError):
+            packet(_wire.CMD_REQUEST, "name", inside(524282 + over))
+
+
+def test_messages_to_512_kib_that_end_with_a_list() -> None:
+    most = {"l": ["v" * 65535] * 7 + ["v" * 65512]}
+    assert len(encode(most)) == 524288 - 3
+    assert len(encode(most | {"l": [*most["l"], ""]})) == 524288
+    with pytest.raises(EncodeError):
+        encode(most | {"l": [*most["l"], "v"]})
+    with pytest.raises(EncodeError):
+        encode(most | {"k": []})
+
+
 @pytest.mark.parametrize("data", [b"\x05\x00\x00", b"\x05\x00\x01\xff"])
 def test_the_longest_lists(data: bytes) -> None:
     count = (524288 - 3) // len(data)
@@ -470,7 +497,9 @@ Point = namedtuple("Point", "x y")
         (False, "no"),
         (0, "0"),
         (-17, "-17"),
-        (2**64, str(2**64)),
+        (2**63 - 1, "9223372036854775807"),
+        (-(2**63), "-9223372036854775808"),
+        (2**64, "18446744073709551616"),
         (Number.SEVEN, "7"),
         (Sixteen(16), "16"),
         (Word.YES, "yes"),
@@ -616,6 +645,38 @@ def test_a_message_that_changes_while_it_is_read() -> None:
             encode({"l": items, "s": culprit})
         except (EncodeError, RuntimeError):
             pass
+
+
+def test_the_text_of_a_str_is_what_counts() -> None:
+    class Odd(str):
+        def encode(self, *args: Any) -> Any:
+            return 5
+
+        def __str__(self) -> str:
+            return "other"
+
+    assert encode({Odd("name"): Odd("text"), "l": [Odd("ä")]}) == encode({"name": "text", "l": ["ä"]})
+    with pytest.raises(EncodeError):
+        encode({Odd("ä"): ""})
+
+
+def test_a_name_that_goes_before_its_error_is_told() -> None:
+    message: dict[str, Any] = {}
+
+    class Vandal(bytes):
+        def __bytes__(self) -> bytes:
+            message.clear()
+            return b""
+
+    class VandalSection(UserDict[str, Any]):
+        def __iter__(self) -> Iterator[str]:
+            message.clear()
+            raise EncodeError("no such section")
+
+    for culprit in ([Vandal(), None], VandalSection()):
+        message["-".join(["a", "name", "made", "here"])] = culprit
+        with pytest.raises(EncodeError):
+            encode(message)
 
 
 def test_a_failed_encode_leaves_nothing_behind() -> None:
