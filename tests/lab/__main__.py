@@ -40,13 +40,9 @@ _EPILOG = "\b\nSteps for --run:\n" + "\n".join(f"  {name:10} {what}" for name, (
 
 
 @click.command(epilog=_EPILOG)
-@click.option(
-    "--sas", "count", type=click.IntRange(0, 60000), default=20, show_default=True, help="How many SAs."
-)
+@click.option("--sas", "count", type=click.IntRange(1, 20000), default=20, show_default=True, help="How many SAs.")
 @click.option("--nats/--no-nats", default=True, show_default=True, help="With a NATS server.")
-@click.option(
-    "--run", "steps", callback=_steps, default="", metavar="STEP,...", help="Go through steps, then end."
-)
+@click.option("--run", "steps", callback=_steps, default="", metavar="STEP,...", help="Go through steps, then end.")
 @click.option(
     "--for",
     "seconds",
@@ -73,9 +69,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-async def _session(
-    console: Console, lab: Lab, nats: bool, count: int, steps: list[str], seconds: float | None
-) -> None:
+async def _session(console: Console, lab: Lab, nats: bool, count: int, steps: list[str], seconds: float | None) -> None:
     began = time.monotonic()
     names = await sas.up(lab, count)
     console.print(f"[bold]{len(names)} SAs up[/] in {time.monotonic() - began:.1f} s\n")

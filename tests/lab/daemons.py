@@ -210,9 +210,7 @@ def _free_port() -> int:
     return port
 
 
-def _spawn(
-    argv: list[str], stdout: IO[bytes] | int, env: dict[str, str] | None = None
-) -> subprocess.Popen[bytes]:
+def _spawn(argv: list[str], stdout: IO[bytes] | int, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process that the kernel kills when the calling thread ends; it is not reached by Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         raise LabError("start daemons in the main thread: the kernel ties their lives to the starting thread")

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from vicifast.aio import AsyncSession
 
@@ -19,7 +20,7 @@ from .lab import Lab
 POOL = "branches"
 
 _TIMEOUT = 20.0
-_FIRST_PORT = 1000
+_FIRST_PORT = 40000  # without names in /etc/services, which charon would print
 _HQ = {"auth": "psk", "id": "hq.example"}
 
 # From the port that is in the SA's selector to a port where nobody listens: one packet there, one back.
@@ -49,9 +50,7 @@ async def load(lab: Lab, count: int) -> list[str]:
     return names
 
 
-async def initiate(
-    lab: Lab, names: Iterable[str], *, concurrency: int = 8, timeout: float = _TIMEOUT
-) -> None:
+async def initiate(lab: Lab, names: Iterable[str], *, concurrency: int = 8, timeout: float = _TIMEOUT) -> None:
     """Let `left` bring the SAs up, `concurrency` at a time, each within `timeout` seconds."""
     names = list(names)
     milliseconds = round(timeout * 1000)
@@ -198,6 +197,29 @@ async def _on(charon: Charon, event: str, names: set[str], timeout: float) -> As
                 while names:
                     _, message = await anext(listener)
                     names -= message.keys()
+                await _settle(session)
         except TimeoutError:
-            late = ", ".join(sorted(names))
-            raise LabError(f"{charon.name}: no {event} within {timeout:g} s for {late}") from None
+            late = f"no {event} for {', '.join(sorted(names))}" if names else "SAs are still being replaced"
+            raise LabError(f"{charon.name}: after {timeout:g} s {late}") from None
+
+
+async def _settle(session: AsyncSession) -> None:
+    """Wait until no SA is being replaced any more, for which there is no event.
+
+    After child-rekey the responder goes on sending through the old SA until the initiator has deleted it.
+    """
+    while True:
+        replaced = [
+            sa
+            async for message in session.stream("list-sas")
+            for sa in message.values()
+            if isinstance(sa, dict) and _being_replaced(sa)
+        ]
+        if not replaced:
+            return
+        await asyncio.sleep(0.005)
+
+
+def _being_replaced(ike: dict[str, Any]) -> bool:
+    states = {ike["state"], *(child["state"] for child in ike["child-sas"].values())}
+    return not states.isdisjoint({"REKEYING", "REKEYED", "DELETING"})

@@ -1,0 +1,116 @@
+"""Makes the recordings in tests/data: `python -m tests.lab.record`, as root. What they hold is in its README."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+from vicifast.aio import AsyncSession
+from vicifast.commands import EVENTS
+from vicifast.errors import CommandError, UnknownCommand, UnknownEvent
+from vicifast.recording import RecordingWriter, tee
+
+from . import Lab, certificates, sas
+from .daemons import Charon
+
+DATA = Path(__file__).parent.parent / "data"
+MANY = 300
+SOME = 20
+FEW = 5
+
+Work = Callable[[AsyncSession], Awaitable[None]]
+
+
+def main() -> None:
+    """Make all recordings anew."""
+    for count, work in ((MANY, _many), (SOME, _some), (FEW, _few)):
+        with Lab() as lab:
+            asyncio.run(work(lab, count))
+    for path in sorted(DATA.glob("*.recording")):
+        print(f"{path.name:24} {path.stat().st_size:7}")
+
+
+async def _many(lab: Lab, count: int) -> None:
+    names = await sas.up(lab, count)
+    await sas.send(lab, names)
+    await _record("list-sas", lab.right, _streamed("list-sas"))
+
+
+async def _some(lab: Lab, count: int) -> None:
+    names = await sas.up(lab, count)
+    await sas.rekey_child(lab, names[: count // 2])
+    await sas.terminate(lab, names[-3:])
+    await certificates.load(lab.right, lab.directory)
+    await _record("list-conns", lab.right, _streamed("list-conns"))
+    await _record("list-certs", lab.right, _streamed("list-certs"))
+    await _record("get-counters", lab.right, _called("get-counters", {"all": True}, {}))
+    await _record("get-pools", lab.right, _called("get-pools", {"leases": True}))
+    await _record("stats", lab.right, _called("stats", {}))
+    await _record("errors", lab.right, _errors)
+
+
+async def _few(lab: Lab, count: int) -> None:
+    names = await sas.load(lab, count)
+
+    async def life(session: AsyncSession) -> None:
+        listener = session.listen(*(event.name for event in EVENTS.values() if event.standalone))
+        with suppress(UnknownEvent):  # alert, before strongSwan 6.0.3
+            await listener.ready()
+        await sas.initiate(lab, names, concurrency=1)
+        await sas.send(lab, names)
+        await sas.rekey_child(lab, names)
+        await sas.rekey_ike(lab, names)
+        await sas.update(lab, names)
+        await sas.terminate(lab, names)
+
+    await _record("events", lab.right, life)
+
+
+async def _errors(session: AsyncSession) -> None:
+    with suppress(UnknownCommand):
+        await session.call("no-such-command")
+    with suppress(CommandError):
+        await session.call("unload-conn", {"name": "no-such-connection"})
+    with suppress(CommandError):
+        await session.call("load-conn", {"site-001": {"no-such-option": True}})
+    with suppress(UnknownEvent):
+        await session.listen("no-such-event").ready()
+
+
+def _called(command: str, *messages: dict[str, object]) -> Work:
+    async def work(session: AsyncSession) -> None:
+        for message in messages:
+            await session.call(command, message)
+
+    return work
+
+
+def _streamed(command: str) -> Work:
+    async def work(session: AsyncSession) -> None:
+        async for _ in session.stream(command):
+            pass
+
+    return work
+
+
+async def _record(name: str, charon: Charon, work: Work) -> None:
+    """Record one connection to `charon`, which `work` uses, as `name`.recording."""
+    async with AsyncSession(charon.address) as session:
+        version = await session.call("version")
+    daemon = " ".join(str(version[key]) for key in ("daemon", "version"))
+    metadata = {"made": "python -m tests.lab.record", "daemon": daemon}
+    ours, theirs = socket.socketpair()
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(charon.address.removeprefix("unix://"))
+    with RecordingWriter(DATA / f"{name}.recording", metadata) as writer:
+        carrying = asyncio.create_task(tee(theirs, server, writer))
+        async with AsyncSession(ours) as session:
+            await work(session)
+        await carrying
+
+
+if __name__ == "__main__":
+    main()
