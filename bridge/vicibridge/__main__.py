@@ -12,9 +12,10 @@ def main() -> None:
     try:
         from .cli import cli
     except ModuleNotFoundError as error:
-        if error.name not in _NEEDS:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDS:
             raise
-        print(f'vicibridge needs {error.name}; install it with: pip install "vicifast[bridge]"', file=sys.stderr)
+        print(f'vicibridge needs {missing}; install it with: pip install "vicifast[bridge]"', file=sys.stderr)
         sys.exit(2)
     cli(prog_name="vicibridge")
 

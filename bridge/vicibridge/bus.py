@@ -12,153 +12,21 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-from nats.js import JetStreamContext
 
 from .config import Nats, hide
+from .link import Disconnected, Link, reason_of
 
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 5
 _NEVER = 10**9  # seconds; switches nats-py's own pings off, as the probe is ours
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
 _QUIET = 10.0  # seconds between two log lines about errors that NATS reports
-_HEADER_FRAME = len("NATS/1.0\r\n\r\n")
-
-
-class Disconnected(Exception):
-    """The link is gone: what was published on it and not confirmed may or may not have arrived."""
-
-
-class TooLarge(Exception):
-    """Payload and headers exceed what the server accepts; sending them would make it close the connection."""
-
-
-class Link:
-    """One connection to one server, from connected to lost."""
-
-    def __init__(self, client: Client, lost: asyncio.Future[str]) -> None:
-        self._client = client
-        self._lost = lost
-
-    @property
-    def alive(self) -> bool:
-        return not self._lost.done()
-
-    @property
-    def max_payload(self) -> int:
-        """The most bytes that payload and headers may have together."""
-        return self._client.max_payload
-
-    @property
-    def jetstream(self) -> JetStreamContext:
-        return self._client.jetstream(timeout=_CONNECT_TIMEOUT)
-
-    def new_inbox(self) -> str:
-        return self._client.new_inbox()
-
-    def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, soon after the link is lost."""
-        self._lost.add_done_callback(lambda _: callback())
-
-    async def lost(self) -> str:
-        """Wait until the link is lost and return why."""
-        return await asyncio.shield(self._lost)
-
-    async def publish(
-        self, subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Hand a message to the client; never waits, so the caller bounds what it publishes between fences."""
-        size = len(payload)
-        if headers:
-            size += _HEADER_FRAME + sum(len(key) + len(value.encode()) + 4 for key, value in headers.items())
-        if size > self._client.max_payload:
-            raise TooLarge(f"{size} bytes, and the server takes {self._client.max_payload}")
-        if not self.alive:
-            raise Disconnected(self._lost.result())
-        try:
-            await self._client.publish(subject, payload, reply, dict(headers) if headers else None)
-        except (
-            nats.errors.ConnectionClosedError,
-            nats.errors.ConnectionDrainingError,
-            nats.errors.OutboundBufferLimitError,
-            OSError,
-        ) as error:
-            self.lose(_reason(error))
-            raise Disconnected(_reason(error)) from None
-
-    async def fence(self, timeout: float) -> None:
-        """Wait until the server has processed all that was published before; Disconnected if it does not."""
-        # nats-py writes the PING of flush() ahead of what publish() has queued. When the first PONG comes, that has
-        # been written, so the second PING follows it.
-        await self._answered(self._client.flush(_whole(timeout)))
-        await self._answered(self._client.flush(_whole(timeout)))
-
-    async def subscribe(
-        self, subject: str, callback: Callable[[Msg], Awaitable[None]], queue: str = ""
-    ) -> Subscription:
-        return await self.unless_lost(self._client.subscribe(subject, queue, callback))
-
-    async def probe(self, timeout: float) -> None:
-        """Raise Disconnected when the server does not answer within `timeout` seconds."""
-        await self._answered(self._client.rtt(_whole(timeout)))
-
-    async def _answered(self, work: Coroutine[Any, Any, object]) -> None:
-        try:
-            await self.unless_lost(work)
-        except TimeoutError:
-            self.lose("the server does not answer")
-            raise Disconnected("the server does not answer") from None
-
-    async def unless_lost(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Return the result of `work`, or raise Disconnected as soon as the link is lost or `work` shows it is.
-
-        A timeout of `work` is no such sign: the server also leaves unanswered what it does not permit.
-        """
-        task = asyncio.ensure_future(work)
-        either: set[asyncio.Future[Any]] = {task, self._lost}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise Disconnected(self._lost.result())
-            return task.result()
-        except TimeoutError:
-            raise
-        except (nats.errors.ConnectionClosedError, OSError) as error:
-            self.lose(_reason(error))
-            raise Disconnected(_reason(error)) from None
-        finally:
-            task.cancel()
-
-    def lose(self, reason: str) -> None:
-        if not self._lost.done():
-            self._lost.set_result(reason)
-
-    @property
-    def connected(self) -> bool:
-        """What nats-py thinks; it may say no without having called back."""
-        return self._client.is_connected
-
-    async def drain(self, timeout: float) -> None:
-        """Finish in order: handle what has come in, send what is queued, close."""
-        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            await asyncio.wait_for(self._client.drain(), timeout)
-        self.lose("closed")
-        await self.discard()
-
-    async def discard(self) -> None:
-        """Close without waiting for the server, which may hang."""
-        _abort(self._client)
-        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            await asyncio.wait_for(self._client.close(), 1)
 
 
 class Bus:
@@ -220,7 +88,7 @@ class Bus:
         link = Link(client, lost)
 
         async def closed() -> None:
-            link.lose(_reason(client.last_error) if client.last_error else "the connection was closed")
+            link.lose(reason_of(client.last_error) if client.last_error else "the connection was closed")
 
         try:
             await asyncio.wait_for(self._open(client, url, closed), _CONNECT_TIMEOUT * 2)
@@ -229,7 +97,7 @@ class Bus:
             raise
         except Exception as error:  # whatever is wrong with server, credentials or TLS, the next try may find it right
             await link.discard()
-            self._report_down(_reason(self._last_error or error))
+            self._report_down(reason_of(self._last_error or error))
             return None
         self._keep(client)
         self.connects += 1
@@ -285,33 +153,15 @@ class Bus:
 
     async def _on_error(self, error: Exception) -> None:
         self._last_error = error
-        if not self.connected:
-            return
+        if not self.connected or isinstance(error, (nats.errors.UnexpectedEOF, OSError)):
+            return  # the end of the link will be reported as such
         self.errors += 1
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + _QUIET
-            _log.warning("NATS: %s (%d errors so far)", _reason(error), self.errors)
+            _log.warning("NATS: %s (%d errors so far)", reason_of(error), self.errors)
 
     def _report_down(self, reason: str) -> None:
         self._link = None
         if not self._told_down:
             self._told_down = True
             _log.warning("NATS: not connected: %s; trying again", reason)
-
-
-def _abort(client: Client) -> None:
-    """Drop the connection and what is unsent: close() would wait for a server that may hang."""
-    # No public way exists: force_reconnect() and close() both await the transport's end.
-    writer = getattr(client._transport, "_io_writer", None)
-    if writer is not None:
-        writer.transport.abort()
-
-
-def _reason(error: Exception) -> str:
-    """Return one line about `error`, without what nats-py puts before it."""
-    text = " ".join(str(error).split()).removeprefix("nats: ")
-    return text or type(error).__name__
-
-
-def _whole(timeout: float) -> int:
-    return max(1, round(timeout))  # nats-py annotates its timeouts as int

@@ -28,8 +28,9 @@ from vicifast.errors import (
 )
 
 from . import config, requests
-from .bus import Bus, Disconnected, Link, TooLarge
+from .bus import Bus
 from .envelope import Codec
+from .link import Disconnected, Link, TooLarge
 from .requests import Refusal
 from .subjects import Subjects, unescape
 

@@ -14,9 +14,11 @@ from vicifast.commands import EVENTS
 from vicifast.errors import DecodeError, UnknownEvent, ViciError
 
 from . import config
+from .accounting import Loss
 from .bus import Bus
 from .envelope import Envelopes, new_boot
-from .pipelines import LogPipeline, Loss, StatePipeline, Stream
+from .log import LogPipeline
+from .state import StatePipeline, Stream
 from .subjects import Subjects, stream_subjects
 
 _logger = logging.getLogger(__name__)

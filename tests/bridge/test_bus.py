@@ -1,0 +1,177 @@
+"""The bus against a real server: never gives up, and notices what nats-py does not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from harness import NatsServer, free_port, run, settings, until, witness
+from vicibridge.bus import Bus
+from vicibridge.config import Config
+from vicibridge.link import Disconnected, TooLarge
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Bus]:
+    bus = Bus(config.nats)
+    task = asyncio.create_task(bus.run())
+    try:
+        yield bus
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_server_that_comes_late_and_goes_and_comes(
+    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        async with running(settings(nats_server.url)) as bus:
+            waiting = asyncio.create_task(bus.link())
+            await asyncio.sleep(0.5)  # several attempts fail meanwhile
+            assert not waiting.done()
+            await nats_server.start()
+            first = await waiting
+            nats_server.kill()
+            await first.lost()
+            with pytest.raises(Disconnected):
+                await first.publish("x", b"")
+            await nats_server.start()
+            assert await bus.link() is not first
+            assert bus.connects == 2
+
+    run(test())
+    # one line for each change, however many attempts there were
+    texts = [record.message for record in caplog.records if record.name == "vicibridge.bus"]
+    assert len(texts) == 4
+    assert "not connected" in texts[0] and "not connected" in texts[2]
+    assert texts[1] == texts[3] == f"NATS: connected to {nats_server.url}"
+
+
+def test_hung_server_is_left_for_the_next_one(make_nats_server: Callable[..., NatsServer]) -> None:
+    """Under load nats-py would wait for the hung server for ever (nats-py#671)."""
+    hanging, healthy = make_nats_server(), make_nats_server()
+
+    async def test() -> None:
+        await hanging.start()
+        await healthy.start()
+        config = settings(hanging.url, nats={"servers": [hanging.url, healthy.url]})
+        async with running(config) as bus:
+            link = await bus.link()
+            hanging.pause()
+            begin = time.monotonic()
+            block = b"x" * 60_000
+            with pytest.raises(Disconnected):
+                while True:  # far more than socket buffers take
+                    for _ in range(20):
+                        await link.publish("load", block)
+                    await link.fence(60)
+            replacement = await bus.link()
+            assert time.monotonic() - begin < 5
+            await replacement.fence(2)
+
+    try:
+        run(test())
+    finally:
+        hanging.resume()
+
+
+def test_hung_server_that_wakes_up(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with running(settings(nats_server.url)) as bus:
+            link = await bus.link()
+            nats_server.pause()
+            await asyncio.wait_for(link.lost(), 5)
+            nats_server.resume()
+            await (await bus.link()).fence(5)
+
+    run(test())
+
+
+def test_headers_count_as_payload(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
+            link = await bus.link()
+            frame = len("NATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n")
+            fits = b"x" * (link.max_payload - frame)
+            with pytest.raises(TooLarge):
+                await link.publish("vici.x", fits + b"x", headers={"Nats-Msg-Id": "1"})
+            await link.publish("vici.x", fits, headers={"Nats-Msg-Id": "1"})
+            await link.fence(5)
+            assert link.alive
+            await until(lambda: someone.messages)
+            assert someone.messages[0].data == fits
+
+    run(test())
+
+
+def test_fence_means_processed(nats_server: NatsServer) -> None:
+    """nats-py's own flush() overtakes what was published just before it."""
+
+    async def test() -> None:
+        await nats_server.start()
+        async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
+            link = await bus.link()
+            for number in range(300):
+                for _ in range(10):
+                    await link.publish("vici.x", b"x" * 5000)
+                await link.fence(5)
+                # the server has routed all to the other client; one round trip of its own brings them
+                await someone.client.flush()
+                assert len(someone.messages) == 10 * (number + 1)
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("nats_options", "server_options"),
+    [
+        ({"user": "u", "password": "secret"}, 'authorization { user: "u", password: "secret" }'),
+        ({"token": "secret"}, 'authorization { token: "secret" }'),
+    ],
+)
+def test_authentication(
+    make_nats_server: Callable[..., NatsServer],
+    caplog: pytest.LogCaptureFixture,
+    nats_options: dict[str, Any],
+    server_options: str,
+) -> None:
+    server = make_nats_server(server_options)
+
+    async def connects(options: dict[str, Any]) -> bool:
+        async with running(settings(server.url, nats=options)) as bus:
+            try:
+                await asyncio.wait_for(bus.link(), 2)
+            except TimeoutError:
+                return False
+            return True
+
+    async def test() -> None:
+        await server.start()
+        assert await connects(nats_options)
+        assert not await connects({**nats_options, list(nats_options)[-1]: "wrong"})
+
+    run(test())
+    assert "Authorization Violation" in caplog.text
+    assert "secret" not in caplog.text and "wrong" not in caplog.text
+
+
+def test_nobody_there_at_all_costs_no_more_than_a_retry_now_and_then() -> None:
+    async def test() -> None:
+        config = settings(f"nats://127.0.0.1:{free_port()}")
+        async with running(config) as bus:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(bus.link(), 1)
+
+    begin = time.process_time()
+    run(test())
+    assert time.process_time() - begin < 0.5

@@ -1,0 +1,150 @@
+"""The configuration: defaults, file, environment, and errors that name the key and the fix."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from vicibridge.cli import cli
+from vicibridge.config import Config, ConfigError, hide, load, render
+
+EXAMPLE = Path(__file__).parents[2] / "bridge" / "bridge.example.toml"
+
+
+def loaded(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "bridge.toml"
+    path.write_text(text)
+    return load(path)
+
+
+def problems(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text)
+    return caught.value.problems
+
+
+def test_defaults() -> None:
+    config = load(None)
+    assert config.nats.servers == ["nats://127.0.0.1:4222"]
+    assert config.nats.prefix == "vici"
+    [gateway] = config.gateway
+    assert (gateway.node, gateway.vici) == (socket.gethostname(), "unix:///var/run/charon.vici")
+    assert (config.events.codec, config.log.codec) == ("msgpack", "msgpack")
+    assert (config.log.linger_ms, config.log.max_bytes) == (20, 64 * 1024 * 1024)
+    assert config.commands.allow == ["@read"]
+
+
+def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VICIBRIDGE_NATS__USER", "bridge")
+    monkeypatch.setenv("VICIBRIDGE_NATS__PASSWORD", "hunter2")
+    monkeypatch.setenv("VICIBRIDGE_LOG__LINGER_MS", "5")
+    config = loaded(
+        tmp_path,
+        """
+        [nats]
+        servers = ["nats://a:4222", "tls://b:4222"]
+        [[gateway]]
+        node = "gw1"
+        [[gateway]]
+        node = "gw2"
+        vici = "tcp://127.0.0.1:4502"
+        [events]
+        codec = "json"
+        [log]
+        linger_ms = 100
+        """,
+    )
+    assert [gateway.node for gateway in config.gateway] == ["gw1", "gw2"]
+    assert config.log.linger_ms == 5
+    assert config.nats.servers == ["nats://a:4222", "tls://b:4222"]
+    assert config.nats.password and config.nats.password.get_secret_value() == "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[log]\nlingerms = 3", "log.lingerms: unknown key; did you mean linger_ms?"),
+        ("[htttp]\nx = 1", "htttp: unknown key; known here: nats, gateway, events, log, commands"),
+        ('[[gateway]]\nnod = "a"', "gateway.0.nod: unknown key; did you mean node?"),
+        ('[events]\ncodec = "xml"', "events.codec: Input should be 'msgpack' or 'json'"),
+        ('[nats]\nservers = ["localhost"]', "nats.servers.0: 'localhost' is no server address: write nats://"),
+        ("[nats]\nservers = []", "nats.servers: List should have at least 1 item"),
+        ('[nats]\nprefix = "a..b"', "nats.prefix: 'a..b' is no subject prefix"),
+        ('[nats]\ncreds = "/nowhere"', "nats.creds: '/nowhere' is missing or may not be read"),
+        ('[nats]\npassword = "s3cret"', "nats: password needs user"),
+        ('[nats]\nuser = "a"\ntoken = "s3cret"', "nats: user and token exclude each other: keep one"),
+        ('[nats]\ntoken = ["s3cret"]', "nats.token: Input should be a valid string"),
+        ('[[gateway]]\nnode = "all"', "gateway.0.node: 'all' is no node name"),
+        ('[[gateway]]\nnode = "a"\n[[gateway]]\nnode = "a"', "gateway: every gateway needs a node of its own"),
+        ('[[gateway]]\nvici = "http://x"', "gateway.0.vici: 'http://x' is no VICI address"),
+        ('[commands]\nallow = ["@configure"]', "commands.allow.0: '@configure' is no group that can be opened"),
+        ('[commands]\nallow = ["load-conn"]', "commands.allow.0: 'load-conn' cannot be opened"),
+        ("[log]\nlinger_ms = -1", "log.linger_ms: Input should be greater than or equal to 0"),
+    ],
+)
+def test_each_problem_is_one_line_that_names_key_and_fix(tmp_path: Path, text: str, problem: str) -> None:
+    [line] = problems(tmp_path, text)
+    assert line.startswith(problem)
+    assert "\n" not in line and "s3cret" not in line
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    assert len(problems(tmp_path, '[log]\nx = 1\ny = 2\n[events]\ncodec = "no"')) == 3
+
+
+def test_no_toml_no_file_and_unknown_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no valid TOML" in problems(tmp_path, "[nats")[0]
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "missing.toml")
+    monkeypatch.setenv("VICIBRIDGE_LGO__CODEC", "json")
+    with pytest.raises(ConfigError, match="VICIBRIDGE_LGO__CODEC: unknown variable"):
+        load(None)
+
+
+def test_what_is_printed_hides_secrets_and_is_a_configuration(tmp_path: Path) -> None:
+    config = loaded(
+        tmp_path,
+        '[nats]\nservers = ["nats://joe:s3cret@h:1"]\nuser = "u"\npassword = "s3cret"\n[[gateway]]\nnode = "x"',
+    )
+    text = render(config)
+    assert "s3cret" not in text and "s3cret" not in repr(config.nats.password)
+    again = loaded(tmp_path, text)
+    assert again.gateway == config.gateway and again.log == config.log and again.nats.user == "u"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [("nats://h:1", "nats://h:1"), ("tls://a:b@h:1", "tls://**********@h:1"), ("t@h", "**********@h")],
+)
+def test_hide(url: str, shown: str) -> None:
+    assert hide(url) == shown
+
+
+def test_check_prints_the_example(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["check", "--config", str(EXAMPLE)])
+    assert result.exit_code == 0, result.output
+    assert '[[gateway]]\nnode = "gw1"' in result.output
+    shown = tmp_path / "shown.toml"
+    shown.write_text(result.output)
+    assert load(shown) == load(EXAMPLE)
+
+
+def test_check_and_run_refuse_a_bad_file(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('[nats]\nuser = 1\ntoken = "s3cret"\nsevers = []')
+    for command in ("check", "run"):
+        result = CliRunner().invoke(cli, [command, "--config", str(path)])
+        assert result.exit_code == 1
+        assert "nats.severs: unknown key; did you mean servers?" in result.output
+        assert "s3cret" not in result.output and "Traceback" not in result.output
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['nats'] = None; from vicibridge.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    assert 'pip install "vicifast[bridge]"' in result.stderr

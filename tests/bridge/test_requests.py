@@ -1,0 +1,135 @@
+"""Requests: read strictly, allowed by the table of commands only, refused in words fit for anybody."""
+
+from __future__ import annotations
+
+import json
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vicibridge.requests import Refusal, check, codec_of, decode_request, encode_list, encode_section
+
+from vicifast.commands import COMMANDS, Danger
+
+
+def refusal(payload: bytes) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        decode_request(payload)
+    assert caught.value.code == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("payload", "codec", "arguments"),
+    [
+        (b"", "json", {}),
+        (b"{}", "json", {}),
+        (b' \n{"ike": "gw", "n": 1, "l": ["a"], "s": {"b": true}}', "json",
+         {"ike": "gw", "n": 1, "l": ["a"], "s": {"b": True}}),
+        (b'{"data": {"$base64": "AP8="}}', "json", {"data": b"\x00\xff"}),
+        (msgpack.packb({}), "msgpack", {}),
+        (msgpack.packb({"ike": "gw", "raw": b"\xff"}), "msgpack", {"ike": "gw", "raw": b"\xff"}),
+    ],
+)  # fmt: skip
+def test_requests_of_both_codecs(payload: bytes, codec: str, arguments: dict[str, object]) -> None:
+    assert codec_of(payload) == codec
+    assert decode_request(payload) == arguments
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (b'{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        (b'{"s": {"a": 1, "a": 2}}', "the key 'a' stands twice"),
+        (b"\x82\xa1a\x01\xa1a\x02", "the key 'a' stands twice"),
+        (b"\x81\xc4\x01a\x01", "must be text"),
+        (b"\x81\x01\x02", "no valid msgpack"),
+        (b"\x81\xa1a", "no valid msgpack"),
+        (b"\x81\xa1a\x01\x01", "no valid msgpack"),
+        (b"\x81\xa1\xff\x01", "no valid msgpack"),
+        (b'{"a"', "no valid json"),
+        (b'{"a": "' + b"\xff" + b'"}', "no valid json"),
+        (b"\x93\x01\x02\x03", "must be a map"),
+        (b"hello", "no valid msgpack"),
+        (b"\xc1", "no valid msgpack"),
+        (b'{"d": {"$base64": "?"}}', "not followed by base64"),
+        (b'{"d": {"$base64": 7}}', "not followed by base64"),
+        (b'{"$base64": "AA=="}', "must be a map"),
+        (b"{" + b'"a":{' * 100_000, "no valid json"),
+        (b"\x81\xa1a" * 100_000, "no valid msgpack"),
+        (b"\xdf\xff\xff\xff\xff", "no valid msgpack"),
+        (b"{" + b" " * 524288, "524289 bytes"),
+    ],
+)
+def test_bad_requests(payload: bytes, text: str) -> None:
+    assert text in refusal(payload).text
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_request_or_refused(payload: bytes) -> None:
+    try:
+        assert isinstance(decode_request(payload), dict)
+    except Refusal as error:
+        assert error.code == 400
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_by_default_reading_is_allowed_and_nothing_else(command: str) -> None:
+    if COMMANDS[command].danger is Danger.READ:
+        assert check(command, {"a": "b"}, ["@read"], 30) == {"a": "b"}
+        return
+    with pytest.raises(Refusal) as caught:
+        check(command, {}, ["@read"], 30)
+    assert caught.value.code == 403
+    assert f'add "{command}" or "@{COMMANDS[command].danger}" to allow in [commands]' in caught.value.text
+
+
+def test_groups_single_commands_and_unknown_ones() -> None:
+    assert check("rekey", {"ike": "a"}, ["@operate"], 30) == {"ike": "a"}
+    assert check("rekey", {}, ["rekey"], 30) == {}
+    assert check("patched-in", {"x": "1"}, ["patched-in"], 30) == {"x": "1"}
+    with pytest.raises(Refusal) as caught:
+        check("version", {}, ["rekey"], 30)
+    assert caught.value.code == 403
+    with pytest.raises(Refusal) as caught:
+        check("no-such", {}, ["@read"], 30)
+    assert caught.value.code == 404
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        ({}, {"timeout": 9000, "loglevel": 1}),
+        ({"timeout": 500, "loglevel": "2"}, {"timeout": 500, "loglevel": 2}),
+        ({"timeout": "-1"}, {"timeout": -1, "loglevel": 1}),
+    ],
+)
+def test_blocking_commands_get_a_finite_timeout(arguments: dict[str, object], sent: dict[str, object]) -> None:
+    assert check("initiate", arguments, ["@operate"], 10) == sent
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"timeout": 0}, {"timeout": 9001}, {"timeout": "0x10"}, {"timeout": True}, {"timeout": {}}, {"loglevel": 3}],
+)
+def test_what_could_hold_a_thread_or_show_keys_is_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(Refusal) as caught:
+        check("terminate", arguments, ["@operate"], 10)
+    assert caught.value.code == 400
+
+
+def test_headers_of_a_refusal_fit_into_headers() -> None:
+    headers = Refusal(409, "two\r\nlines ü " + "x" * 1000).headers()
+    assert headers["Nats-Service-Error-Code"] == headers["Status"] == "409"
+    assert headers["Nats-Service-Error"].startswith("two lines \\xfc xxx")
+    assert len(headers["Description"]) == 500
+
+
+def test_replies() -> None:
+    section = {"a": "1", "l": ["x", "\udcff"], "s": {"": ""}}
+    assert json.loads(encode_section("json", section)) == {"a": "1", "l": ["x", {"$base64": "/w=="}], "s": {"": ""}}
+    assert msgpack.unpackb(encode_section("msgpack", section)) == {"a": "1", "l": ["x", b"\xff"], "s": {"": ""}}
+    assert json.loads(encode_list("json", [b'{"a":1}', b"{}"])) == [{"a": 1}, {}]
+    assert msgpack.unpackb(encode_list("msgpack", [msgpack.packb({"a": 1})] * 70000)) == [{"a": 1}] * 70000
+    assert encode_list("json", []) == b"[]"

@@ -1,0 +1,98 @@
+"""Subjects: the escape of names, and the one table of events."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vicibridge.subjects import Subjects, escape, stream_subjects, unescape
+
+import vicifast
+
+SA = {"uniqueid": "7", "state": "ESTABLISHED"}
+
+
+@pytest.mark.parametrize(
+    ("name", "token"),
+    [
+        ("site-a_1", "site-a_1"),
+        ("", "="),
+        ("=", "=3D"),
+        ("a.b", "a=2Eb"),
+        ("*", "=2A"),
+        (">", "=3E"),
+        ("with space", "with=20space"),
+        ("ü", "=C3=BC"),
+        ("\udcff", "=FF"),
+    ],
+)
+def test_escape(name: str, token: str) -> None:
+    assert escape(name) == token
+    assert unescape(token) == name
+
+
+@given(st.binary(max_size=255))
+def test_every_name_stays_one_token_and_comes_back(raw: bytes) -> None:
+    name = raw.decode("utf-8", "surrogateescape")
+    token = escape(name)
+    assert re.fullmatch(r"[A-Za-z0-9_=-]+", token)
+    assert unescape(token) == name
+
+
+@pytest.mark.parametrize("token", ["", "a=", "=2", "=2e", "a.b", "=41", "==", "a b", "ü"])
+def test_what_escape_never_makes_is_refused(token: str) -> None:
+    with pytest.raises(ValueError):
+        unescape(token)
+
+
+CHILD_UP = {"up": "yes", "ike": {**SA, "child-sas": {"net-4": {"name": "net", "uniqueid": "4"}}}}
+CHILD_REKEY = {"ike": {**SA, "child-sas": {"net": {"old": {"name": "net"}, "new": {"name": "net"}}}}}
+
+
+@pytest.mark.parametrize(
+    ("event", "message", "subject"),
+    [
+        ("ike-updown", {"up": "yes", "ike": SA}, "event.ike-updown.ike.up"),
+        ("ike-updown", {"ike": SA}, "event.ike-updown.ike.down"),
+        ("ike-rekey", {"ike": {"old": SA, "new": SA}}, "event.ike-rekey.ike"),
+        ("ike-update", {"local-host": "192.0.2.1", "ike": SA}, "event.ike-update.ike"),
+        ("child-updown", CHILD_UP, "event.child-updown.ike.net.up"),
+        ("child-updown", {"ike": CHILD_UP["ike"]}, "event.child-updown.ike.net.down"),
+        ("child-rekey", CHILD_REKEY, "event.child-rekey.ike.net"),
+        ("alert", {"type": "peer-auth-failed"}, "event.alert.peer-auth-failed"),
+        ("alert", {"type": "ts-narrowed", "ike-sa": {"ike": SA}}, "event.alert.ts-narrowed"),
+        ("log", {"group": "IKE", "level": "1", "thread": "5", "msg": "up"}, "log.IKE.1"),
+        ("log", {"group": "CFG", "level": "0", "ikesa-name": "x", "msg": ""}, "log.CFG.0"),
+        # names are data: whatever they are, they are found by being sections and stay in their token
+        ("ike-updown", {"ike.*": SA}, "event.ike-updown.ike=2E=2A.down"),
+        ("ike-updown", {"": SA}, "event.ike-updown.=.down"),
+        ("ike-updown", {"up": SA}, "event.ike-updown.up.down"),
+        # what charon should have sent and did not
+        ("ike-updown", {}, "event.ike-updown.=.down"),
+        ("child-updown", {"ike": SA}, "event.child-updown.ike.=.down"),
+        ("alert", {}, "event.alert.="),
+        ("log", {"group": ["a"], "msg": "x"}, "log.=.="),
+    ],
+)
+def test_subject_of_every_event(event: str, message: dict[str, object], subject: str) -> None:
+    raw = vicifast.encode(message)
+    assert Subjects("vici", "gw.1").event(event, raw) == f"vici.gw=2E1.{subject}"
+
+
+def test_an_ike_sa_named_up_does_not_hide_that_it_is_up() -> None:
+    raw = vicifast.encode({"up": "yes"}) + vicifast.encode({"up": SA})
+    assert Subjects("vici", "gw").event("ike-updown", raw) == "vici.gw.event.ike-updown.up.up"
+
+
+def test_malformed_message_is_a_decode_error() -> None:
+    with pytest.raises(vicifast.DecodeError):
+        Subjects("vici", "gw").event("log", b"\x03\x05gr")
+
+
+def test_the_other_subjects() -> None:
+    subjects = Subjects("acme.vpn", "gw 1")
+    assert subjects.bridge("gap") == "acme.vpn.gw=201.bridge.gap"
+    assert subjects.commands() == ("acme.vpn.gw=201.cmd.*", "acme.vpn.all.cmd.*")
+    assert stream_subjects("acme.vpn") == ["acme.vpn.*.event.>", "acme.vpn.*.bridge.>"]
