@@ -8,8 +8,19 @@ from pathlib import Path
 import pytest
 
 from vicifast import _wire
+from vicifast.address import Unix
 from vicifast.errors import DecodeError, ProtocolError, ViciError
-from vicifast.recording import MAGIC, Chunk, Packet, Recording, RecordingWriter, RequestSplitter, proxy, tee
+from vicifast.recording import (
+    MAGIC,
+    Chunk,
+    Packet,
+    Recording,
+    RecordingWriter,
+    RequestSplitter,
+    listen_at,
+    proxy,
+    tee,
+)
 
 METADATA = {"made": "by a test", "daemon": "charon 6.0.6"}
 
@@ -59,6 +70,7 @@ def test_times_are_taken_when_none_is_given(tmp_path: Path) -> None:
     with RecordingWriter(tmp_path / "a", METADATA) as writer:
         writer.write("client", b"a")
         writer.write("server", b"b")
+        assert writer.size == 2
     first, second = Recording.load(tmp_path / "a").chunks
     assert 0 <= first.time <= second.time < 60_000_000_000
 
@@ -232,13 +244,6 @@ def test_tee_ends_when_the_daemon_dies(tmp_path: Path) -> None:
     run(scenario)
 
 
-def listening(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen()
-    return listener
-
-
 def test_proxy_records_each_client_in_its_own_file(tmp_path: Path) -> None:
     ends = [pair(), pair()]
 
@@ -253,7 +258,7 @@ def test_proxy_records_each_client_in_its_own_file(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        with listening(tmp_path / "vici") as listener:
+        with listen_at(Unix(str(tmp_path / "vici")), 3) as listener:
             running = asyncio.create_task(proxy(listener, connect, new_writer))
             for number, (_, daemon) in enumerate(ends):
                 with socket.socket(socket.AF_UNIX) as client, daemon:
@@ -279,7 +284,7 @@ def test_proxy_disconnects_a_client_when_the_daemon_is_gone(tmp_path: Path) -> N
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        with listening(tmp_path / "vici") as listener:
+        with listen_at(Unix(str(tmp_path / "vici")), 3) as listener:
             running = asyncio.create_task(proxy(listener, connect, new_writer))
             for _ in range(2):
                 with socket.socket(socket.AF_UNIX) as client:

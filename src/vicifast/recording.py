@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from . import _wire
+from .address import Tcp, Unix
+from .commands import EVENTS
 from .errors import DecodeError, ProtocolError
 
 MAGIC = b"vici recording 1\n"
@@ -84,6 +86,10 @@ class Recording:
         """
         return list(self._requests() if side == "client" else self._replies())
 
+    def events(self) -> list[Packet]:
+        """Every event that came unasked, in order; those that commands stream are left out."""
+        return [p for p in self.packets("server") if p.kind == _wire.EVENT and is_standalone(p.name or "")]
+
     def _requests(self) -> Iterator[Packet]:
         splitter = RequestSplitter()
         for chunk in self.chunks:
@@ -100,6 +106,11 @@ class Recording:
                     yield Packet(chunk.time, kind, name, body if isinstance(body, bytes) else None)
                 if framer.error is not None:
                     raise framer.error
+
+
+def is_standalone(event: str) -> bool:
+    """Whether an event comes unasked; true of those that the table does not know."""
+    return event not in EVENTS or EVENTS[event].standalone
 
 
 def _metadata(line: bytes) -> dict[str, str] | None:
@@ -136,11 +147,14 @@ class RecordingWriter:
         self._file = open(path, "wb")
         self._file.write(MAGIC + json.dumps(dict(metadata)).encode() + b"\n")
         self._start = time.monotonic_ns()
+        self.size = 0
+        """Bytes recorded until now, both directions."""
 
     def write(self, side: Side, data: bytes, when: int | None = None) -> None:
         """Add bytes that `side` wrote, now or at `when` nanoseconds since the start (never going back)."""
         when = time.monotonic_ns() - self._start if when is None else when
         self._file.write(_HEAD.pack(_MARKS[side], when, len(data)) + data)
+        self.size += len(data)
 
     def close(self) -> None:
         self._file.close()
@@ -192,6 +206,31 @@ def _request(frame: bytes) -> tuple[int, str, bytes | None] | None:
     return frame[0], name.decode(), frame[end:] if frame[0] == _wire.CMD_REQUEST else None
 
 
+def listen_at(endpoint: Unix | Tcp, backlog: int) -> socket.socket:
+    """A non-blocking socket that listens at `endpoint`; OSError names it. A file already there is left alone."""
+    try:
+        if isinstance(endpoint, Tcp):
+            family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+            listener = socket.create_server(endpoint, family=family, backlog=backlog)
+        else:
+            listener = _listen_unix(endpoint.path, backlog)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen at {endpoint}: {error.strerror or error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _listen_unix(path: str, backlog: int) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 async def tee(client: socket.socket, server: socket.socket, writer: RecordingWriter) -> None:
     """Carry bytes between two connected sockets, recording them, until both sides end; closes both.
 
@@ -229,10 +268,10 @@ async def proxy(
 ) -> None:
     """Accept clients until cancelled, carry each to the daemon, and record each in a file of its own.
 
-    `connect` gives a connected socket to the daemon, `new_writer` a file, both once per client. A client for
-    which `connect` fails is disconnected. Cancelling closes all connections: end clients of `log` first.
+    `listener` is non-blocking; `connect` gives a connected socket to the daemon, `new_writer` a file, both once per
+    client. A client for which `connect` fails is disconnected. Cancelling closes all connections: end clients of
+    `log` first.
     """
-    listener.setblocking(False)
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
         while True:

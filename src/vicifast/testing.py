@@ -31,7 +31,7 @@ from . import _wire
 from .address import Tcp, Unix, parse_address
 from .commands import EVENTS
 from .errors import DecodeError, ProtocolError, UnknownEvent
-from .recording import Packet, Recording, RequestSplitter
+from .recording import Packet, Recording, RequestSplitter, is_standalone, listen_at
 
 Message = Mapping[str, object] | bytes
 Handler = Callable[[Mapping[str, object]], Message | Awaitable[Message]]
@@ -55,11 +55,6 @@ def _packet(kind: int, name: str | None, message: Message) -> bytes:
         return _wire.packet(kind, name, message)
     body = _wire.packet(kind, name)[4:] + message
     return len(body).to_bytes(4) + body if len(body) <= _wire.MAX_PACKET else b""
-
-
-def _standalone(event: str | None) -> bool:
-    known = EVENTS.get(event or "")
-    return known is None or known.standalone
 
 
 class _Connection:
@@ -282,8 +277,7 @@ class FakeCharon:
             self._endpoint = Unix(f"{self._temporary}/charon.vici")
         elif self._temporary is not None:
             os.mkdir(self._temporary, 0o700)
-        self._listener = _listen(self._endpoint, self._backlog)
-        self._listener.setblocking(False)
+        self._listener = listen_at(self._endpoint, self._backlog)
         if isinstance(self._endpoint, Tcp):
             self._endpoint = Tcp(self._endpoint.host, self._listener.getsockname()[1])
         self.resume_accepting()
@@ -373,8 +367,7 @@ class FakeCharon:
         """
         if speed is not None and speed <= 0:
             raise ValueError(f"speed is {speed}, but must be above 0")
-        events = [packet for packet in recording.packets("server") if packet.kind == _wire.EVENT]
-        events = [packet for packet in events if _standalone(packet.name)]
+        events = recording.events()
         start = asyncio.get_running_loop().time()
         sent = 0
         for number, event in enumerate(events):
@@ -460,20 +453,6 @@ class FakeCharon:
         self._failure = self._failure or error
 
 
-def _listen(endpoint: Unix | Tcp, backlog: int) -> socket.socket:
-    if isinstance(endpoint, Tcp):
-        family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-        return socket.create_server(endpoint, family=family, backlog=backlog)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        listener.bind(endpoint.path)
-        listener.listen(backlog)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 async def _sleep_until(time: float) -> None:
     wait = time - asyncio.get_running_loop().time()
     if wait > 0:
@@ -486,7 +465,7 @@ def _exchanges(recording: Recording) -> Iterator[tuple[Packet, Packet, list[Pack
     stream: list[Packet] = []
     for packet in recording.packets("server"):
         if packet.kind == _wire.EVENT:
-            stream += [] if _standalone(packet.name) else [packet]
+            stream += [] if is_standalone(packet.name or "") else [packet]
             continue
         request = next(requests, None)
         if request is None or (request.kind == _wire.CMD_REQUEST) != (packet.kind in _COMMAND_ANSWERS):
