@@ -502,6 +502,48 @@ def test_recorded_answers(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_recorded_answers_are_those_to_the_same_request(tmp_path: Path) -> None:
+    with RecordingWriter(tmp_path / "a", {}) as writer:
+        for name in ("a", "b"):
+            writer.write("client", request("get-counters", {"name": name}))
+            writer.write("server", _wire.packet(_wire.CMD_RESPONSE, None, {"of": name}))
+
+    async def scenario() -> None:
+        async with FakeCharon.from_recordings([Recording.load(tmp_path / "a")]) as charon:
+            async with AsyncSession(charon.address) as session:
+                for name, of in (("a", "a"), ("b", "b"), ("c", "b")):
+                    assert await session.call("get-counters", {"name": name}) == {"of": of}
+                charon.on("get-counters", {"of": "all"})
+                assert await session.call("get-counters", {"name": "a"}) == {"of": "all"}
+
+    run(scenario)
+
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.skipif(not list(DATA.glob("*.recording")), reason="no recordings of a real charon in tests/data")
+def test_recordings_of_a_real_charon_are_served() -> None:
+    recordings = {path.stem: Recording.load(path) for path in DATA.glob("*.recording")}
+    events = recordings["events"]
+
+    async def scenario() -> None:
+        async with FakeCharon.from_recordings(recordings.values()) as charon:
+            async with AsyncSession(charon.address) as session:
+                sas = [p for p in recordings["list-sas"].packets("server") if p.kind == _wire.EVENT]
+                assert len([sa async for sa in session.stream("list-sas")]) == len(sas) > 0
+                listener = session.listen(*{event.name or "" for event in events.events()})
+                await listener.ready()
+                sent = await charon.replay(events)
+                assert sent == len(events.events()) > 0
+                received: list[tuple[str, object]] = []
+                while len(received) < sent:
+                    received += await listener.batch()
+                assert [name for name, _ in received] == [event.name for event in events.events()]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(("speed", "least", "most"), [(None, 0, 1), (1.0, 0.05, 20), (0.5, 0.1, 20), (50, 0.001, 1)])
 def test_replay_at_a_pace(tmp_path: Path, speed: float | None, least: float, most: float) -> None:
     async def scenario() -> None:

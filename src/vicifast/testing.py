@@ -57,6 +57,11 @@ def _packet(kind: int, name: str | None, message: Message) -> bytes:
     return len(body).to_bytes(4) + body if len(body) <= _wire.MAX_PACKET else b""
 
 
+def _answer(reply: Message | Handler, stream: Iterable[tuple[str, Message]]) -> _Answer:
+    events = [(event, _packet(_wire.EVENT, event, message)) for event, message in stream]
+    return _Answer(reply if callable(reply) else _packet(_wire.CMD_RESPONSE, None, reply), events)
+
+
 class _Connection:
     """One client: a reader, a worker that handles its packets in order, and a writer."""
 
@@ -164,7 +169,8 @@ class _Connection:
 
     async def _command(self, command: str, message: bytes) -> None:
         charon = self._charon
-        answer = charon._answers.get(command)
+        answers = charon._answers.get(command, {})
+        answer = answers.get(message) or answers.get(None)
         try:
             request = _wire.decode(message)
         except DecodeError:
@@ -232,7 +238,7 @@ class FakeCharon:
         self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
         self._tasks: dict[_Connection, asyncio.Task[None]] = {}
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[str, dict[bytes | None, _Answer]] = {}  # by the request's message; None: any other
         self._cuts: dict[str, int] = {}
         self._muted: set[str] = set()
         self._failure: BaseException | None = None
@@ -244,7 +250,7 @@ class FakeCharon:
     def from_recordings(
         cls, recordings: Iterable[Recording], address: str | os.PathLike[str] | None = None
     ) -> Self:
-        """A daemon that gives the recorded answers, by the name of the command; the last recorded one counts.
+        """A daemon that gives the recorded answers: to the same request, else the last one to that command.
 
         Commands that were not recorded are unknown to it, and so are events that the recorded daemon did not know.
         """
@@ -261,7 +267,8 @@ class FakeCharon:
         elif reply.kind == _wire.EVENT_CONFIRM:
             self.events.add(name)
         elif reply.kind == _wire.CMD_RESPONSE:
-            self.on(name, reply.message or b"", stream=[(p.name or "", p.message or b"") for p in stream])
+            made = _answer(reply.message or b"", [(p.name or "", p.message or b"") for p in stream])
+            self._answers.setdefault(name, {}).update({request.message: made, None: made})
 
     @property
     def address(self) -> str:
@@ -320,9 +327,7 @@ class FakeCharon:
         one. An exception in the function cuts the connection and is raised when FakeCharon exits. A `mute` or
         `cut` of the command ends.
         """
-        events = [(event, _packet(_wire.EVENT, event, message)) for event, message in stream]
-        made = reply if callable(reply) else _packet(_wire.CMD_RESPONSE, None, reply)
-        self._answers[command] = _Answer(made, events)
+        self._answers[command] = {None: _answer(reply, stream)}
         self._muted.discard(command)
         self._cuts.pop(command, None)
 
