@@ -14,6 +14,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from vicifast.errors import ViciError
+
 from . import Lab, LabError, sas
 
 Step = Callable[[Lab, list[str]], Awaitable[None]]
@@ -27,6 +29,25 @@ STEPS: dict[str, tuple[Step, str]] = {
     "terminate": (sas.terminate, "close every SA"),
 }
 PAUSE = 1.0
+
+_BRIDGE = """\
+[nats]
+servers = ["{url}"]
+
+[[gateway]]
+node = "left"
+vici = "{left}"
+
+[[gateway]]
+node = "right"
+vici = "{right}"
+
+[commands]
+allow = ["@read", "@operate"]
+
+[spool]
+path = "{spool}"
+"""
 
 
 def _steps(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
@@ -59,7 +80,7 @@ def main(count: int, nats: bool, steps: list[str], seconds: float | None) -> Non
     try:
         with Lab(nats=nats) as lab:
             asyncio.run(_session(console, lab, nats, count, steps, seconds))
-    except LabError as error:
+    except (LabError, ViciError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         console.print("\nAll stopped.")
@@ -74,8 +95,9 @@ async def _session(console: Console, lab: Lab, nats: bool, count: int, steps: li
     names = await sas.up(lab, count)
     console.print(f"[bold]{len(names)} SAs up[/] in {time.monotonic() - began:.1f} s\n")
     _introduce(console, lab, nats)
+    console.print()
     if seconds is None and not steps:
-        console.print("\n[bold]Ctrl-C[/] stops everything.")
+        console.print("[bold]Ctrl-C[/] stops everything.")
         await asyncio.Event().wait()
     elif seconds is None:
         await _go_through(console, lab, names, steps)
@@ -93,26 +115,31 @@ async def _go_through(console: Console, lab: Lab, names: list[str], steps: list[
         began = time.monotonic()
         with console.status(what):
             await work(lab, names)
-        console.print(f"  [green]done[/] {name:10} {what} [dim]{time.monotonic() - began:.2f} s[/]")
+        console.print(f"{name:10} {what:50} [dim]{time.monotonic() - began:6.2f} s[/]")
 
 
 def _introduce(console: Console, lab: Lab, nats: bool) -> None:
+    left, right = lab.left.address, lab.right.address
     places = Table.grid(padding=(0, 2))
-    for charon in (lab.left, lab.right):
-        places.add_row(charon.name, charon.address)
+    places.add_row("left", left)
+    places.add_row("right", right)
+    commands = [
+        f"swanctl --list-sas --uri {left}",
+        f"swanctl --monitor-sa --uri {right}",
+        f"swanctl --rekey --child site-001-lan --uri {left}",
+        f"vicifast record right.recording --uri {right} --event log --event child-updown",
+        f"nsenter --target {lab.left.namespace.pid} --net ip addr",
+    ]
     if nats:
         places.add_row("nats", lab.nats.url)
+        config = lab.directory / "bridge.toml"
+        config.write_text(_BRIDGE.format(url=lab.nats.url, left=left, right=right, spool=lab.directory / "spool"))
+        commands.append(f"vicibridge run --config {config}")
     places.add_row("logs", str(lab.directory))
     console.print(places, soft_wrap=True)
     console.print("\n[bold]To try[/]")
-    for command in (
-        f"vicifast --address {lab.right.address} list-sas",
-        f"vicifast --address {lab.right.address} listen ike-updown child-updown",
-        f"swanctl --list-sas --uri {lab.left.address}",
-        f"swanctl --rekey --child site-001-lan --uri {lab.left.address}",
-        f"nsenter --target {lab.left.namespace.pid} --net ip addr",
-    ):
-        console.print("  " + command, soft_wrap=True)
+    for command in commands:
+        console.print("  " + command, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

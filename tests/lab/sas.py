@@ -1,7 +1,8 @@
 """What a lab does with SAs: load, initiate, send through, rekey, move, terminate.
 
 Every SA has a connection of its own, `site-001` and so on, with one CHILD_SA, `site-001-lan`. Each function
-returns when what it did has happened on both sides, and raises LabError when that takes too long.
+returns when what it did has happened on both sides, and raises LabError when that takes too long, CommandError
+when charon refuses. A CHILD_SA that was rekeyed stays listed as DELETED for charon's `delete_rekeyed_delay`, 5 s.
 """
 
 from __future__ import annotations
@@ -174,9 +175,12 @@ async def _each(
             for name in remaining:
                 await work(session, name)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(concurrency, len(names))):
-            group.create_task(worker())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(names))):
+                group.create_task(worker())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 @asynccontextmanager
