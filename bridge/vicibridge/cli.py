@@ -51,6 +51,28 @@ def check(path: Path | None) -> None:
     click.echo(render(_load(path)), nl=False)
 
 
+@cli.command()
+@click.option(
+    "--recordings",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="A directory of *.recording files; they stand in for a daemon.",
+)
+def demo(recordings: Path) -> None:
+    """Show the bridge at work on recorded traffic, with a nats-server of its own."""
+    try:
+        from rich.console import Console
+
+        from .demo import DemoError, recorded_demo
+        from .natsserver import NatsServerError
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f'the demo needs {error.name}; pip install "vicifast[demo]"') from None
+    try:
+        asyncio.run(recorded_demo(Console(highlight=False), sorted(recordings.glob("*.recording"))))
+    except (DemoError, NatsServerError, TimeoutError) as error:
+        raise click.ClickException(str(error) or "nothing came in time") from None
+
+
 def _load(path: Path | None) -> Config:
     try:
         return load(path)

@@ -96,17 +96,18 @@ class Commands:
         """Begin a request in a task of its own: NATS hands over the next one only after this returns."""
         if not message.reply:
             return  # nobody would read the answer, and none of the commands is worth running without
-        task = asyncio.create_task(self._serve(link, message))
+        busy = len(self._tasks) >= self._settings.concurrency * (1 + _QUEUE)
+        task = asyncio.create_task(self._serve(link, message, busy))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, link: Link, message: Msg) -> None:
+    async def _serve(self, link: Link, message: Msg, busy: bool) -> None:
         answer = _Answer(link, message, self._subjects.node)
         try:
             try:
                 if self._stopping:
                     raise Refusal(requests.UNAVAILABLE, "this bridge is stopping")
-                if len(self._tasks) > self._settings.concurrency * (1 + _QUEUE):
+                if busy:
                     raise Refusal(requests.BUSY, "too many requests are waiting; try again later")
                 await self._run_in_time(answer, message)
             except Refusal as refusal:

@@ -139,7 +139,7 @@ class StatePipeline:
             if self._refused or self._late(loop.time()):
                 await self._retreat(link)
                 continue
-            if not self._troubled:
+            if not self._held_up:
                 self._losses.tell(loop.time())
             await self._pause(loop.time())
             if not link.alive:
@@ -161,13 +161,20 @@ class StatePipeline:
         """Wait for a new event, an acknowledgement, the end of the link, or a deadline."""
         if self._wake.is_set():
             return
-        waits = [wait for wait in (self._losses.wait(now),) if wait is not None]
+        waits = []
+        if not self._held_up and (wait := self._losses.wait(now)) is not None:
+            waits.append(wait)
         if self._window:
             waits.append(next(iter(self._window.values())).sent + self._ack_timeout - now)
         try:
             await asyncio.wait_for(self._wake.wait(), max(0.0, min(waits)) if waits else None)
         except TimeoutError:
             pass
+
+    @property
+    def _held_up(self) -> bool:
+        """Whether a gap envelope would have to wait behind what caused the gap."""
+        return self._troubled or bool(self._refused)
 
     def _late(self, now: float) -> bool:
         return bool(self._window) and now - next(iter(self._window.values())).sent >= self._ack_timeout
@@ -186,9 +193,9 @@ class StatePipeline:
         self._highest_ack = max(self._highest_ack, seq)
         self.counts.published += 1
         self._release(record)
+        self._delay = self._first_delay
         if self._troubled:
             self._troubled = False
-            self._delay = self._first_delay
             _logger.info("JetStream: acknowledges events again")
         self._wake.set()
 

