@@ -18,7 +18,7 @@ from vicifast.testing import FakeCharon
 pytest.importorskip("click", reason="the command line needs the extra cli: click is missing")
 pytest.importorskip("rich", reason="the command line needs the extra cli: rich is missing")
 
-VERSION = {"daemon": "charon", "version": "6.0.6", "sysname": "Linux", "release": "6.1"}
+VERSION = {"daemon": "charon", "version": "6.0.6"}
 SAS = [("list-sa", {f"gw{n}": {"uniqueid": str(n)}}) for n in range(3)]
 
 
@@ -155,12 +155,12 @@ def test_record_commands(tmp_path: Path) -> None:
             assert charon.requests[-1] == ("get-pools", {"name": "p", "leases": "yes"})
         assert Recording.load(file).metadata == {
             "made": "vicifast record: command list-sas, command get-pools",
-            "daemon": "charon 6.0.6 Linux 6.1",
+            "daemon": "charon 6.0.6",
         }
         commands = [name for kind, name in names(file, "client") if kind == _wire.CMD_REQUEST]
         assert commands == ["list-sas", "get-pools"]
         assert names(file, "server").count((_wire.EVENT, "list-sa")) == 3
-        assert "charon 6.0.6 Linux 6.1" in out
+        assert "charon 6.0.6" in out
         assert [line.split()[:4] for line in out.splitlines() if "list-sa " in line and "event" in line]
 
     run(scenario)
@@ -268,7 +268,7 @@ def test_record_other_clients(tmp_path: Path) -> None:
             assert (code, err) == (0, "")
         assert names(tmp_path / "a.vici", "client") == [(_wire.CMD_REQUEST, "version")]
         assert (_wire.CMD_REQUEST, "list-sas") in names(tmp_path / "a-2.vici", "client")
-        assert str(tmp_path / "a-2.vici") in out.replace("\n", "")
+        assert f"{tmp_path / 'a-2.vici'}: " in out
         assert not proxy.exists()
 
     run(scenario)
@@ -294,7 +294,7 @@ def test_replay_serves_what_was_recorded(tmp_path: Path) -> None:
                     events += await listener.batch()
                 assert events == [("log", {"msg": "one"}), ("log", {"msg": "two"})]
             code, out, err = await program.interrupt()
-        assert (code, out, err) == (0, "1 commands answered, 2 events sent\n", "")
+        assert (code, out, err) == (0, "commands: 1, events sent: 2\n", "")
         assert not address.exists()
 
     run(scenario)

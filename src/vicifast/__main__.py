@@ -302,14 +302,14 @@ async def serve(files: tuple[Path, ...], listen: Unix | Tcp, speed: float | None
 
         sending = asyncio.create_task(send())
         notes.print(f"serving {', '.join(map(str, files))} at {charon.address}; Ctrl-C ends")
-        with progress(lambda: f"{len(charon.requests)} commands, {sent} events"):
+        with progress(lambda: f"commands: {len(charon.requests)}, events sent: {sent}"):
             try:
                 await stop.wait(sending)
                 await stop.wait()
             finally:
                 sending.cancel()
                 await asyncio.wait([sending])
-        results.print(f"{len(charon.requests)} commands answered, {sent} events sent")
+        results.print(f"commands: {len(charon.requests)}, events sent: {sent}")
 
 
 async def any_registered(charon: FakeCharon, events: Iterable[str]) -> None:
@@ -338,7 +338,7 @@ async def daemon_text(address: Unix | Tcp) -> str:
             version = await session.call("version")
         except (CommandError, UnknownCommand):
             return "does not tell its version"
-    return " ".join(str(version[key]) for key in ("daemon", "version", "sysname", "release") if key in version)
+    return " ".join(str(version[key]) for key in ("daemon", "version") if key in version)
 
 
 @contextmanager
@@ -374,8 +374,8 @@ def address_of(listener: socket.socket, address: Unix | Tcp) -> Unix | Tcp:
 def summarize(file: Path) -> None:
     """Print what a recording holds, by kind and name of packet."""
     recording = Recording.load(file)
-    table = Table("from", "packet", "name", "count", "bytes", title_justify="left")
-    table.title = f"{file}: {recording.duration / 1e9:.1f} s, {recording.metadata['daemon']}"
+    results.print(f"{file}: {recording.duration / 1e9:.1f} s, {recording.metadata['daemon']}", soft_wrap=True)
+    table = Table("from", "packet", "name", "count", "bytes")
     for side in SIDES:
         count: Counter[tuple[int, str]] = Counter()
         size: Counter[tuple[int, str]] = Counter()
