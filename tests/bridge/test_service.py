@@ -46,7 +46,7 @@ def text(message: Msg) -> str:
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
 def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             config = settings(nats_server.url, charon.address, events={"codec": codec}, log={"codec": codec})
             async with service(config):
@@ -70,7 +70,7 @@ def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None
 
 def test_commands(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             charon.on("version", {"daemon": "charon", "odd": b"\xff"})
             charon.on("list-sas", {}, stream=SAS)
@@ -130,7 +130,7 @@ def test_commands(nats_server: NatsServer) -> None:
 
 def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             charon.on("version", {"daemon": "charon"})
             charon.on("stats", {})
@@ -170,7 +170,7 @@ def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -
 
 def test_requests_run_side_by_side_and_a_stop_answers_them(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             charon.on("version", {"daemon": "charon"})
             charon.on("stats", {})
@@ -190,7 +190,7 @@ def test_requests_run_side_by_side_and_a_stop_answers_them(nats_server: NatsServ
 
 def test_two_gateways_in_one_bridge(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as one, FakeCharon() as two, witness(nats_server.url) as someone:
             one.on("version", {"daemon": "one"})
             two.on("version", {"daemon": "two"})
@@ -212,7 +212,7 @@ def test_charon_gone_and_back(nats_server: NatsServer, caplog: pytest.LogCapture
     caplog.set_level(logging.INFO, "vicibridge.gateway")
 
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address)):
                 await charon.registered("log")
@@ -253,7 +253,7 @@ def test_started_before_either(nats_server: NatsServer, tmp_path: Path) -> None:
             await charon.registered("log")
             charon.emit("ike-updown", {"up": "yes", "gw": SA})
             await until(lambda: bridge.gateways[0].state.counts.received >= 4)
-            await nats_server.start()
+            await nats_server.up()
             await bridge.gateways[0].state.flush()
             subjects = [message.subject for message in await stored(nats_server.url)]
             assert subjects[-1] == "vici.gw1.event.ike-updown.gw.up"
@@ -266,7 +266,7 @@ def test_charon_without_alert(nats_server: NatsServer, caplog: pytest.LogCapture
     caplog.set_level(logging.INFO, "vicibridge.gateway")
 
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon(events=set(EVENTS) - {"alert"}) as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address)):
                 await charon.registered("log")
@@ -279,7 +279,7 @@ def test_charon_without_alert(nats_server: NatsServer, caplog: pytest.LogCapture
 
 def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await charon.registered("log")
@@ -299,7 +299,7 @@ def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: Nat
                     nats_server.kill()
                     emit(300)
                     await charon.drain()
-                    await nats_server.start()
+                    await nats_server.up()
                 await charon.drain()
                 await until(lambda: state.counts.received >= sent and not state.in_flight)
             kept = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
@@ -312,7 +312,7 @@ def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: Nat
 
 def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await charon.registered("log")
@@ -343,7 +343,7 @@ def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
                     charon.emit("log", {"group": "NET", "level": "1", "msg": f"{number:0300}"})
                 log = bridge.gateways[0].log
                 await until(lambda: log.counts.received == 8000)
-                await nats_server.start()
+                await nats_server.up()
                 async with witness(nats_server.url) as someone:
                     [gap] = [e["data"] for _, e in await someone.sees("bridge.gap")]
                     await until(lambda: not log.in_flight)
@@ -362,7 +362,7 @@ def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
 
 def test_malformed_messages_are_told_and_do_no_harm(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address)):
                 await charon.registered("log")
@@ -390,7 +390,7 @@ async def start_process(tmp_path: Path, url: str, address: str) -> asyncio.subpr
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, number: signal.Signals) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
             await charon.registered("log")
@@ -431,7 +431,7 @@ def test_stop_without_nats_tells_what_is_lost(nats_server: NatsServer, tmp_path:
 
 def test_second_signal_ends_at_once(nats_server: NatsServer, tmp_path: Path) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
             await charon.registered("log")

@@ -63,7 +63,7 @@ async def numbers(url: str) -> list[int]:
 
 def test_ten_thousand_events_once_and_in_order(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with feeding(nats_server.url) as feed:
             feed.put(10_000)
             await feed.flush()
@@ -80,7 +80,7 @@ def test_server_killed_again_and_again(nats_server: NatsServer) -> None:
         async with feeding(nats_server.url) as feed:
             feed.put(500)  # before there is any server
             for _ in range(3):
-                await nats_server.start()
+                await nats_server.up()
                 published = feed.pipeline.counts.published
                 feed.put(3000)
                 await until(lambda before=published: feed.pipeline.counts.published > before + 1000)
@@ -90,7 +90,7 @@ def test_server_killed_again_and_again(nats_server: NatsServer) -> None:
                 nats_server.kill()
                 feed.put(500)
                 feed.check()
-            await nats_server.start()
+            await nats_server.up()
             await feed.flush()
             assert await numbers(nats_server.url) == list(range(1, feed.count + 1))
             assert not feed.losses
@@ -100,7 +100,7 @@ def test_server_killed_again_and_again(nats_server: NatsServer) -> None:
 
 def test_hung_server(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with feeding(nats_server.url) as feed:
             feed.put(2000)
             await feed.flush()
@@ -119,7 +119,7 @@ def test_acknowledgements_that_never_come_are_asked_for_again(nats_server: NatsS
     """A futures-based publisher would wait for ever (F4); the copies are dropped by JetStream."""
 
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with feeding(nats_server.url, ack_timeout=0.5) as feed:
             feed.put(10)
             await feed.flush()
@@ -145,7 +145,7 @@ def test_acknowledgements_that_never_come_are_asked_for_again(nats_server: NatsS
 
 def test_stream_is_created_and_an_existing_one_left_alone(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         client = await nats.connect(nats_server.url)
         jetstream = client.jetstream()
         async with feeding(nats_server.url) as feed:
@@ -169,7 +169,7 @@ def test_stream_deleted_while_running_is_made_again(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         client = await nats.connect(nats_server.url)
         async with feeding(nats_server.url) as feed:
             feed.put(5)
@@ -191,7 +191,7 @@ def test_without_jetstream_events_wait_and_the_oldest_go_when_memory_is_full(
     server = make_nats_server("jetstream: disabled")
 
     async def test() -> None:
-        await server.start()
+        await server.up()
         async with feeding(server.url, max_bytes=MIB, ack_timeout=0.5) as feed:
             feed.put(2000, size=1000)
             await until(lambda: feed.pipeline.counts.dropped)
@@ -208,7 +208,7 @@ def test_overflow_is_told_once_events_flow_again(nats_server: NatsServer) -> Non
             feed.put(2000, size=1000)
             dropped = feed.pipeline.counts.dropped
             assert 1000 < dropped < 1200
-            await nats_server.start()
+            await nats_server.up()
             await feed.flush()
             await until(lambda: feed.losses)
             assert feed.losses == [Loss("the memory for unacknowledged events is full", dropped, 1, dropped)]
@@ -221,7 +221,7 @@ def test_what_is_too_large_is_told_and_holds_nothing_up(make_nats_server: Callab
     server = make_nats_server("max_payload: 10000")
 
     async def test() -> None:
-        await server.start()
+        await server.up()
         async with feeding(server.url) as feed:
             feed.put(1)
             feed.put(1, size=20_000)
@@ -243,7 +243,7 @@ def test_forbidden_subject_holds_nothing_up(make_nats_server: Callable[..., Nats
     as_bridge = server.url.replace("//", "//bridge:b@")
 
     async def test() -> None:
-        await server.start()
+        await server.up()
         async with feeding(as_bridge, ack_timeout=0.3) as feed:
             feed.put(3)
             feed.put(1, "vici.gw1.event.secret")
@@ -262,7 +262,7 @@ def test_a_lost_gap_makes_no_gap(nats_server: NatsServer, caplog: pytest.LogCapt
     caplog.set_level(logging.WARNING)
 
     async def test() -> None:
-        await nats_server.start()
+        await nats_server.up()
         async with feeding(nats_server.url) as feed:
             feed.pipeline.put(1, "vici.gw1.bridge.gap", b"x" * 2 * MIB, tell=False)
             await feed.flush()
