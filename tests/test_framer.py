@@ -279,6 +279,16 @@ def test_raw_messages_are_not_looked_at() -> None:
     assert framer.packets() == [(CMD_RESPONSE, None, b"\x08\x09")]
 
 
+@pytest.mark.parametrize("size", [1, 2, 8, 31, 32, 255])
+def test_names_of_events_that_differ_in_one_byte(size: int) -> None:
+    names = ["n" * at + "m" + "n" * (size - at - 1) for at in range(size)] + ["n" * size, "n" * (size - 1)]
+    framer = Framer(Raw(), {"n" * size: Decoder()})
+    for name in names:
+        for one in (name, "n" * size):
+            framer.feed(packet(EVENT, one))
+            assert framer.packets() == [(EVENT, one, {} if one == "n" * size else b"")]
+
+
 @pytest.mark.parametrize("wrong", [None, object(), Decoder, str])
 def test_readers_are_readers(wrong: Any) -> None:
     with pytest.raises(TypeError):

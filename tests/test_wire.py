@@ -204,9 +204,12 @@ def test_names_are_printable_ascii(byte: int) -> None:
 @pytest.mark.parametrize("byte", BAD_NAME_BYTES)
 def test_a_bad_name_in_any_element(kind: int, byte: int) -> None:
     rest = {1: b"\x02", 3: b"\x00\x00", 4: b"\x06"}[kind]
-    with pytest.raises(DecodeError) as caught:
-        decode(bytes([kind, 1, byte]) + rest)
-    assert caught.value.offset in (1, 2)
+    decoder = Decoder()
+    assert decoder.decode(bytes([kind, 1, 0x20]) + rest)
+    for reader in (decode, decoder.decode, decoder.decode):
+        with pytest.raises(DecodeError) as caught:
+            reader(bytes([kind, 1, byte]) + rest)
+        assert caught.value.offset in (1, 2)
 
 
 def test_the_last_of_two_wins_in_the_place_of_the_first() -> None:
@@ -242,6 +245,22 @@ def test_a_decoder_outlives_many_names_and_values() -> None:
         for number in range(5000):
             message = {f"n{number}": f"v{number * turn}", "s": {f"m{number % 97}": str(number % 7)}}
             assert decoder.decode(encode(message)) == message
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 31, 63, 64, 65, 255])
+@pytest.mark.parametrize("values", [str, bytes])
+def test_a_decoder_tells_apart_what_differs_in_one_byte(size: int, values: type[str] | type[bytes]) -> None:
+    decoder, usual = Decoder(values=values), b"n" * size
+    for at in range(size):
+        other = usual[:at] + b"m" + usual[at + 1 :]
+        for key, section, value in [
+            (usual, usual, usual),
+            (other, usual, usual),
+            (usual, other, usual),
+            (usual, usual, other),
+        ]:
+            tree = ((section.decode(), ((key.decode(), value), ("l", [value, usual]))),)
+            assert decoder.decode(packed(tree)) == reference.plain(tree, values)
 
 
 # --- what can be read ---
