@@ -14,6 +14,7 @@ from typing import Any
 
 MAX_PACKET, MAX_NAME, MAX_VALUE, MAX_DEPTH = 524288, 255, 65535, 64
 SECTION_START, SECTION_END, KEY_VALUE, LIST_START, LIST_ITEM, LIST_END = 1, 2, 3, 4, 5, 6
+CMD_RESPONSE, CMD_UNKNOWN, EVENT_CONFIRM, EVENT_UNKNOWN, EVENT = 1, 2, 5, 6, 7
 
 Tree = tuple[tuple[str, Any], ...]
 
@@ -172,3 +173,35 @@ def _scalar(value: Any) -> bytes:
         value = str(value)
     raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
     return len(raw).to_bytes(2, "big") + raw
+
+
+def packets(stream: bytes) -> tuple[list[tuple[int, str | None, bytes | None]], bool]:
+    """The packets that a daemon sent, messages as bytes, and whether a rule is broken behind them."""
+    found: list[tuple[int, str | None, bytes | None]] = []
+    at = 0
+    while len(stream) - at >= 4:
+        length = int.from_bytes(stream[at : at + 4], "big")
+        if not 0 < length <= MAX_PACKET:
+            return found, True
+        content = stream[at + 4 : at + 4 + length]
+        if len(content) < length:
+            return found, False
+        at += 4 + length
+        kind, rest = content[0], content[1:]
+        if kind == CMD_RESPONSE:
+            found.append((kind, None, rest))
+        elif kind in (CMD_UNKNOWN, EVENT_CONFIRM, EVENT_UNKNOWN) and not rest:
+            found.append((kind, None, None))
+        elif kind == EVENT and (named := _event(rest)):
+            found.append((kind, *named))
+        else:
+            return found, True
+    return found, False
+
+
+def _event(rest: bytes) -> tuple[str, bytes] | None:
+    """Name and message of an event."""
+    if not rest or len(rest) <= rest[0]:
+        return None
+    name, message = rest[1 : 1 + rest[0]], rest[1 + rest[0] :]
+    return (name.decode(), message) if all(0x20 <= byte <= 0x7E for byte in name) else None

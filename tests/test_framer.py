@@ -377,38 +377,6 @@ def test_the_cut_name_of_an_event_is_not_completed_by_the_next_packet() -> None:
 # --- hostile bytes ---
 
 
-def event(rest: bytes) -> tuple[str, bytes] | None:
-    """Name and message of an event."""
-    if not rest or len(rest) <= rest[0]:
-        return None
-    name, message = rest[1 : 1 + rest[0]], rest[1 + rest[0] :]
-    return (name.decode(), message) if all(0x20 <= byte <= 0x7E for byte in name) else None
-
-
-def split(data: bytes) -> tuple[list[tuple[int, str | None, bytes | None]], bool]:
-    """The slow, obvious way: the packets, and whether a rule is broken behind them."""
-    found: list[tuple[int, str | None, bytes | None]] = []
-    at = 0
-    while len(data) - at >= 4:
-        length = int.from_bytes(data[at : at + 4], "big")
-        if not 0 < length <= reference.MAX_PACKET:
-            return found, True
-        content = data[at + 4 : at + 4 + length]
-        if len(content) < length:
-            return found, False
-        at += 4 + length
-        kind, rest = content[0], content[1:]
-        if kind == CMD_RESPONSE:
-            found.append((kind, None, rest))
-        elif kind in (CMD_UNKNOWN, EVENT_CONFIRM, EVENT_UNKNOWN) and not rest:
-            found.append((kind, None, None))
-        elif kind == EVENT and (named := event(rest)):
-            found.append((kind, *named))
-        else:
-            return found, True
-    return found, False
-
-
 def test_hostile_streams() -> None:
     print(f"VICIFAST_SEED={SEED}")
     rng = random.Random(SEED)
@@ -427,7 +395,7 @@ def test_hostile_streams() -> None:
                     assert framer.error is not None
             collected += raw.packets()
         decoded = read.packets()
-        expected, violated = split(stream)
+        expected, violated = reference.packets(stream)
         broken += violated
         assert collected == expected, stream.hex()
         if violated:
