@@ -18,7 +18,7 @@ setup(
             Extension(
                 "vicifast._wire",
                 ["src/vicifast/_wire.pyx"],
-                define_macros=[("CYTHON_USE_MODULE_STATE", "1")],
+                define_macros=[("CYTHON_USE_MODULE_STATE", "1"), ("CYTHON_USE_TYPE_SPECS", "1")],
                 extra_compile_args=flags if os.name == "posix" else [],
                 extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
             )

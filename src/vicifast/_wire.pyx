@@ -14,8 +14,10 @@ A packet is a big-endian u32 length, a type byte, for some types nlen and name, 
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from cpython.ref cimport Py_CLEAR, Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from cpython.bytes cimport PyBytes_FromObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from cpython.unicode cimport PyUnicode_AsEncodedString
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
@@ -27,10 +29,11 @@ cdef extern from "Python.h":
     # Declared on PyObject* where Cython's own declarations would count references that we need not take.
     PyObject* PyDict_New() except NULL
     int PyDict_SetItem(PyObject* section, PyObject* key, PyObject* value)  # error: -1, see `put`
+    PyObject* PyDict_Copy(PyObject* section) except NULL
     int PyDict_Next(PyObject* section, Py_ssize_t* position, PyObject** key, PyObject** value)
     bint PyDict_CheckExact(object value)
     PyObject* PyList_New(Py_ssize_t size) except NULL
-    int PyList_Append(PyObject* items, PyObject* item)  # error: -1, see `append`
+    void PyList_SET_ITEM(PyObject* items, Py_ssize_t index, PyObject* item)  # takes over the reference
     bint PyList_CheckExact(object value)
     bint PyTuple_CheckExact(object value)
     PyObject* PyUnicode_New(Py_ssize_t size, Py_UCS4 maximum) except NULL
@@ -39,6 +42,7 @@ cdef extern from "Python.h":
     void* PyUnicode_DATA(PyObject* text)
     bint PyUnicode_IS_COMPACT_ASCII(PyObject* text)
     bint PyUnicode_Check(object value)
+    bint PyUnicode_CheckExact(object value)
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject* text)
     PyObject* PyBytes_FromStringAndSize(const char* data, Py_ssize_t size) except NULL
     char* PyBytes_AS_STRING(PyObject* data)
@@ -74,6 +78,9 @@ cdef enum:
 
 cdef enum:
     KNOWN_NAMES = 512  # slots of a decoder's cache of names; charon's own vocabulary is about 200
+    KNOWN_SHAPES = 64  # sections with the same names in the same order
+    KNOWN_KEYS = 64  # of such a section
+    KEPT_ENTRIES = 4096
     KNOWN_VALUE = 64  # longest value kept for reuse, so that a decoder's memory stays bounded
     READ_SIZE = 65536  # least room that a read is offered
     BUFFER_SIZE = 262144
@@ -182,12 +189,70 @@ cdef int begin(Walk* walk, const uint8_t* data, Py_ssize_t size) except -1:
     return 0
 
 
+cdef inline uint64_t eight_at(const uint8_t* text) noexcept:
+    cdef uint64_t eight
+    memcpy(&eight, text, 8)
+    return eight
+
+
+cdef inline uint64_t some_at(const uint8_t* text, Py_ssize_t size) noexcept:
+    """One to seven bytes in eight lanes, some of them twice; the reads stay within the text."""
+    cdef uint32_t first, last
+    if size >= 4:
+        memcpy(&first, text, 4)
+        memcpy(&last, text + size - 4, 4)
+        return <uint64_t>first << 32 | last
+    # The other lanes hold "@", which no test of ours finds.
+    return 0x4040404040000000ULL | text[0] << 16 | text[size >> 1] << 8 | text[size - 1]
+
+
+cdef inline uint64_t odd_in(uint64_t eight) noexcept:
+    """Non-zero when one of eight bytes is not 0x20 to 0x7e."""
+    return (eight | (eight + 0x0101010101010101ULL) | (eight - 0x2020202020202020ULL)) & 0x8080808080808080ULL
+
+
 cdef inline bint is_printable(const uint8_t* text, Py_ssize_t size) noexcept:
-    cdef uint8_t worst = 0
-    cdef Py_ssize_t i
-    for i in range(size):
-        worst |= <uint8_t>(text[i] - 0x20) > 0x5e
-    return not worst
+    cdef uint64_t odd = 0
+    cdef Py_ssize_t i = 0
+    if size < 8:
+        return not size or not odd_in(some_at(text, size))
+    while i < size - 8:
+        odd |= odd_in(eight_at(text + i))
+        i += 8
+    return not (odd | odd_in(eight_at(text + size - 8)))
+
+
+cdef inline bint is_same(const uint8_t* one, const uint8_t* other, Py_ssize_t size) noexcept:
+    """Whether two texts of one length are equal; most are short, so that a call would cost more than the work."""
+    cdef uint64_t differs = 0
+    cdef Py_ssize_t i = 0
+    if size < 8:
+        return not size or some_at(one, size) == some_at(other, size)
+    if size > 64:
+        return not memcmp(one, other, size)
+    while i < size - 8:
+        differs |= eight_at(one + i) ^ eight_at(other + i)
+        i += 8
+    return not (differs | (eight_at(one + size - 8) ^ eight_at(other + size - 8)))
+
+
+cdef inline void copy(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
+    """memcpy for texts that are short as a rule; nothing is written past `size`."""
+    cdef Py_ssize_t i = 0
+    if size > 64:
+        memcpy(to, text, size)
+    elif size >= 8:
+        while i < size - 8:
+            memcpy(to + i, text + i, 8)
+            i += 8
+        memcpy(to + size - 8, text + size - 8, 8)
+    elif size >= 4:
+        memcpy(to, text, 4)
+        memcpy(to + size - 4, text + size - 4, 4)
+    elif size:
+        to[0] = text[0]
+        to[size >> 1] = text[size >> 1]
+        to[size - 1] = text[size - 1]
 
 
 cdef inline int check_name(Walk* walk, Element* element) except -1:
@@ -197,16 +262,14 @@ cdef inline int check_name(Walk* walk, Element* element) except -1:
 
 
 cdef inline bint is_ascii(const uint8_t* text, Py_ssize_t size) noexcept:
-    cdef uint64_t eight, all = 0
+    cdef uint64_t all = 0
     cdef Py_ssize_t i = 0
-    while size - i >= 8:
-        memcpy(&eight, text + i, 8)
-        all |= eight
+    if size < 8:
+        return not size or not some_at(text, size) & 0x8080808080808080ULL
+    while i < size - 8:
+        all |= eight_at(text + i)
         i += 8
-    while i < size:
-        all |= text[i]
-        i += 1
-    return not all & 0x8080808080808080ULL
+    return not (all | eight_at(text + size - 8)) & 0x8080808080808080ULL
 
 
 cdef inline bint continues(const uint8_t* text, Py_ssize_t size, Py_ssize_t count) noexcept:
@@ -254,7 +317,7 @@ cdef tuple root_names(names):
 
 cdef bint is_one_of(tuple names, const uint8_t* name, Py_ssize_t size) noexcept:
     for known in names:
-        if PyBytes_GET_SIZE(<PyObject*>known) == size and not memcmp(PyBytes_AS_STRING(<PyObject*>known), name, size):
+        if same_bytes(<PyObject*>known, name, size):
             return True
     return False
 
@@ -269,30 +332,55 @@ cdef struct Slot:
     Slot* next
 
 
+cdef struct Entry:
+    # A key or list item that was read; a name without value is a section or list that is still open. Both are owned.
+    PyObject* name
+    PyObject* value
+
+
+cdef struct Stack:
+    Entry* entries
+    Py_ssize_t used
+    Py_ssize_t size
+
+
+cdef struct Shape:
+    # A section seen before: its names in order, and a dict of them with the values that it had then.
+    uint64_t names_hash
+    Py_ssize_t count
+    PyObject* example
+    (PyObject*)[KNOWN_KEYS] names
+    (PyObject*)[KNOWN_KEYS] values
+
+
 cdef inline PyObject* new_text(const uint8_t* text, Py_ssize_t size) except NULL:
     cdef PyObject* made
     # One character and none are left to CPython, which shares those objects.
     if size > 1 and is_ascii(text, size):
         made = PyUnicode_New(size, 127)
-        memcpy(PyUnicode_DATA(made), text, size)
+        copy(<uint8_t*>PyUnicode_DATA(made), text, size)
         return made
     return PyUnicode_DecodeUTF8(<const char*>text, size, "surrogateescape")
 
 
 cdef inline bint same_text(PyObject* known, const uint8_t* text, Py_ssize_t size) noexcept:
-    return PyUnicode_GET_LENGTH(known) == size and not memcmp(PyUnicode_DATA(known), text, size)
+    return PyUnicode_GET_LENGTH(known) == size and is_same(<const uint8_t*>PyUnicode_DATA(known), text, size)
 
 
 cdef inline bint same_bytes(PyObject* known, const uint8_t* data, Py_ssize_t size) noexcept:
-    return PyBytes_GET_SIZE(known) == size and not memcmp(PyBytes_AS_STRING(known), data, size)
+    return PyBytes_GET_SIZE(known) == size and is_same(<const uint8_t*>PyBytes_AS_STRING(known), data, size)
 
 
-cdef inline uint32_t hash_name(const uint8_t* name, Py_ssize_t size) noexcept:
-    cdef uint32_t mixed = <uint32_t>size
-    cdef Py_ssize_t i
-    for i in range(size):
-        mixed = (mixed ^ name[i]) * 0x01000193
-    return mixed ^ (mixed >> 15)
+cdef inline uint64_t mix(uint64_t so_far, uint64_t more) noexcept:
+    so_far = (so_far ^ more) * 0x9E3779B97F4A7C15ULL
+    return so_far ^ so_far >> 29
+
+
+cdef inline uint64_t hash_name(const uint8_t* name, Py_ssize_t size) noexcept:
+    cdef uint64_t mixed = mix(size, some_at(name, size) if size and size < 8 else 0)
+    if size >= 8:
+        mixed = mix(mix(mixed, eight_at(name)), eight_at(name + size - 8))
+    return mixed
 
 
 cdef class Reader:
@@ -321,13 +409,17 @@ cdef class Decoder(Reader):
 
     cdef Slot* slots
     cdef Slot[MAX_DEPTH + 1] sections
+    cdef Shape* shapes
+    cdef Stack stack
     cdef unsigned int turn
+    cdef bint busy
     cdef bint as_bytes
     cdef tuple binary
 
     def __cinit__(self):
         self.slots = <Slot*>calloc(KNOWN_NAMES, sizeof(Slot))
-        if not self.slots:
+        self.shapes = <Shape*>calloc(KNOWN_SHAPES, sizeof(Shape))
+        if not self.slots or not self.shapes:
             raise MemoryError
 
     def __init__(self, *, values=str, binary=()):
@@ -340,10 +432,15 @@ cdef class Decoder(Reader):
     def __dealloc__(self):
         self.forget()
         free(self.slots)
+        free(self.shapes)
+        free(self.stack.entries)
 
     cdef void forget(self) noexcept:
         cdef int i
-        for i in range(KNOWN_NAMES):
+        for i in range(KNOWN_SHAPES if self.shapes else 0):
+            replace(&self.shapes[i].example, NULL)
+            self.shapes[i].names_hash = 0
+        for i in range(KNOWN_NAMES if self.slots else 0):
             forget_slot(&self.slots[i])
         for i in range(MAX_DEPTH + 1):
             forget_slot(&self.sections[i])
@@ -357,7 +454,15 @@ cdef class Decoder(Reader):
         return read_buffer(self, data)
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
-        return decode_message(self, data, size, self.as_bytes, self.binary)
+        # Making a dict can run the garbage collector, and that anything: also a second message on this decoder.
+        if self.busy:
+            return decode_alone(data, size, self.as_bytes, self.binary)
+        self.busy = True
+        try:
+            return decode_message(self, &self.stack, data, size, self.as_bytes, self.binary)
+        finally:
+            clear_stack(&self.stack)
+            self.busy = False
 
     cdef inline Slot* known(self, Walk* walk, Element* element, Slot* last) except NULL:
         """The slot of a name; most often it is the one that followed last time, and no hash is needed."""
@@ -368,7 +473,7 @@ cdef class Decoder(Reader):
         return slot
 
     cdef Slot* find(self, Walk* walk, Element* element) except NULL:
-        cdef uint32_t place = hash_name(element.name, element.name_size) % KNOWN_NAMES
+        cdef uint64_t place = hash_name(element.name, element.name_size) % KNOWN_NAMES
         cdef Slot* slot = &self.slots[place]
         if slot.name and same_text(slot.name, element.name, element.name_size):
             return slot
@@ -384,11 +489,12 @@ cdef class Decoder(Reader):
         return slot
 
     cdef inline Slot* section(self, Walk* walk, Element* element) except NULL:
-        """Sections are often named after a connection or an SA: each depth keeps one name, the table none."""
+        """The slot of the last section of this depth, with its name made this one's: what follows is often alike."""
         cdef Slot* slot = &self.sections[walk.depth]
         if not (slot.name and same_text(slot.name, element.name, element.name_size)):
-            check_name(walk, element)
-            rename(slot, element)
+            name = <object>self.find(walk, element).name
+            Py_INCREF(name)
+            replace(&slot.name, <PyObject*>name)
         return slot
 
     cdef inline PyObject* value(self, Element* element, Slot* slot) except NULL:
@@ -461,54 +567,189 @@ cdef inline PyObject* value_object(Decoder cache, Element* element, Slot* last, 
     return cache.value(element, last)
 
 
-cdef inline int put(PyObject* section, PyObject* name, PyObject* value) except -1:
-    """Store a value under a name; both references are handed over, also on failure."""
-    cdef int status = PyDict_SetItem(section, name, value)
-    Py_DECREF(<object>name)
-    Py_DECREF(<object>value)
-    return status
+cdef int grow_stack(Stack* stack) except -1:
+    cdef Py_ssize_t size = 2 * stack.size or 128
+    cdef Entry* entries = <Entry*>realloc(stack.entries, size * sizeof(Entry))
+    if not entries:
+        raise MemoryError
+    stack.entries = entries
+    stack.size = size
+    return 0
 
 
-cdef inline int append(PyObject* items, PyObject* value) except -1:
-    cdef int status = PyList_Append(items, value)
-    Py_DECREF(<object>value)
-    return status
+cdef void clear_stack(Stack* stack) noexcept:
+    """Drop what an error has left, and memory that only a huge message needs."""
+    while stack.used:
+        stack.used -= 1
+        drop(&stack.entries[stack.used])
+    if stack.size > KEPT_ENTRIES:
+        free(stack.entries)
+        stack.entries = NULL
+        stack.size = 0
 
 
-cdef inline PyObject* put_new(PyObject* section, PyObject* name, PyObject* container) except NULL:
-    put(section, name, container)
-    return container  # borrowed from here on: nothing can replace it before it is complete
+cdef inline void drop(Entry* entry) noexcept:
+    cdef Entry dropped = entry[0]
+    entry.name = entry.value = NULL
+    if dropped.name:
+        Py_DECREF(<object>dropped.name)
+    if dropped.value:
+        Py_DECREF(<object>dropped.value)
 
 
-cdef dict decode_message(Decoder cache, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
+cdef inline void push(Stack* stack, PyObject* name, PyObject* value) noexcept:
+    """Add an entry, for which there must be room; the references are handed over."""
+    stack.entries[stack.used] = Entry(name, value)
+    stack.used += 1
+
+
+cdef PyObject* make_list(Stack* stack, Py_ssize_t first) except NULL:
+    """Make a list of the entries from `first` on, and take them off."""
+    cdef Py_ssize_t i
+    cdef PyObject* items = PyList_New(stack.used - first)
+    for i in range(stack.used - first):
+        PyList_SET_ITEM(items, i, stack.entries[first + i].value)
+    stack.used = first
+    return items
+
+
+cdef PyObject* make_section(Decoder cache, Stack* stack, Py_ssize_t first) except NULL:
+    """Make a dict of the entries from `first` on, and take them off."""
+    cdef Entry* entries = stack.entries + first
+    cdef Py_ssize_t count = stack.used - first
+    cdef PyObject* section = NULL
+    cdef Shape* shape = NULL
+    cdef uint64_t names_hash
+    # Below four keys there is nothing to gain; above the limit there is nothing that charon sends.
+    if cache is not None and 4 <= count <= KNOWN_KEYS:
+        names_hash = hash_names(entries, count)
+        shape = &cache.shapes[names_hash % KNOWN_SHAPES]
+        if shape.names_hash == names_hash and shape.example and has_shape(shape, entries, count):
+            section = copy_example(shape, entries)
+    if not section:
+        section = new_section(entries, count)
+        if shape and shape.names_hash == names_hash:
+            learn(shape, section, entries, count)
+        elif shape:
+            shape.names_hash = names_hash
+            replace(&shape.example, NULL)
+    while stack.used > first:
+        stack.used -= 1
+        drop(&stack.entries[stack.used])
+    return section
+
+
+cdef inline uint64_t hash_names(Entry* entries, Py_ssize_t count) noexcept:
+    cdef uint64_t mixed = count
+    cdef Py_ssize_t i
+    for i in range(count):
+        mixed = (mixed ^ <uint64_t>entries[i].name) * 0x9E3779B97F4A7C15ULL
+    return (mixed ^ mixed >> 32) | 1  # 0 is a shape never used
+
+
+cdef inline bint has_shape(Shape* shape, Entry* entries, Py_ssize_t count) noexcept:
+    cdef Py_ssize_t i
+    if shape.count != count:
+        return False
+    for i in range(count):
+        if shape.names[i] != entries[i].name:
+            return False
+    return True
+
+
+cdef PyObject* copy_example(Shape* shape, Entry* entries) except NULL:
+    """A copy is made at once and in the right size; only the values that differ are stored one by one."""
+    cdef PyObject* section = PyDict_Copy(shape.example)
+    cdef Py_ssize_t i
+    for i in range(shape.count):
+        if entries[i].value != shape.values[i]:
+            put(section, &entries[i])
+    return section
+
+
+cdef PyObject* new_section(Entry* entries, Py_ssize_t count) except NULL:
+    cdef PyObject* section = PyDict_New()
+    cdef Py_ssize_t i
+    for i in range(count):
+        put(section, &entries[i])
+    return section
+
+
+cdef inline int put(PyObject* section, Entry* entry) except -1:
+    if PyDict_SetItem(section, entry.name, entry.value):
+        Py_DECREF(<object>section)
+        return -1
+    return 0
+
+
+cdef int learn(Shape* shape, PyObject* section, Entry* entries, Py_ssize_t count) except -1:
+    """Keep a section that came for the second time, without what is large or can be changed."""
+    cdef dict example = {}
+    cdef PyObject* value
+    cdef Py_ssize_t i
+    for i in range(count):
+        value = entries[i].value
+        is_kept = PyBytes_CheckExact(<object>value) and PyBytes_GET_SIZE(value) <= KNOWN_VALUE
+        is_kept = is_kept or PyUnicode_Check(<object>value) and PyUnicode_GET_LENGTH(value) <= KNOWN_VALUE
+        example[<object>entries[i].name] = <object>value if is_kept else None
+        shape.names[i] = entries[i].name
+        shape.values[i] = value if is_kept else NULL
+    shape.count = count
+    if len(example) == count:  # else a name stands twice, and the last must count
+        Py_INCREF(example)
+        replace(&shape.example, <PyObject*>example)
+    return 0
+
+
+cdef dict decode_message(
+    Decoder cache, Stack* stack, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary
+):
     cdef Walk walk
     cdef Element element
-    cdef dict root = {}
-    cdef (PyObject*)[MAX_DEPTH + 1] sections
-    cdef PyObject* items = NULL
-    cdef PyObject* name
+    cdef Py_ssize_t[MAX_DEPTH + 2] firsts  # where the entries of each open section, and of a list in it, begin
     cdef Slot* last = NULL if cache is None else &cache.sections[0]
     cdef bint blob = False, list_blob = False
-    cdef int kind
+    cdef int kind, top = 0
+    cdef PyObject* made
     begin(&walk, data, size)
-    sections[0] = <PyObject*>root
+    firsts[0] = 0
     while True:
+        if stack.used == stack.size:
+            grow_stack(stack)
         kind = next_element(&walk, &element)
         if kind == KEY_VALUE:
-            name = name_object(cache, &walk, &element, &last)
+            push(stack, name_object(cache, &walk, &element, &last), NULL)
             blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
-            put(sections[walk.depth], name, value_object(cache, &element, last, as_bytes, blob))
+            stack.entries[stack.used - 1].value = value_object(cache, &element, last, as_bytes, blob)
         elif kind == LIST_ITEM:
-            append(items, value_object(cache, &element, last, as_bytes, list_blob))
-        elif kind == LIST_START:
-            name = name_object(cache, &walk, &element, &last)
-            items = put_new(sections[walk.depth], name, PyList_New(0))
-            list_blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
-        elif kind == SECTION_START:
-            name = section_object(cache, &walk, &element, &last)
-            sections[walk.depth] = put_new(sections[walk.depth - 1], name, PyDict_New())
+            push(stack, NULL, value_object(cache, &element, last, as_bytes, list_blob))
+        elif kind == LIST_START or kind == SECTION_START:
+            if kind == LIST_START:
+                push(stack, name_object(cache, &walk, &element, &last), NULL)
+                list_blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
+            else:
+                push(stack, section_object(cache, &walk, &element, &last), NULL)
+            top += 1
+            firsts[top] = stack.used
         elif kind == END:
+            made = make_section(cache, stack, 0)
+            root = <object>made
+            Py_DECREF(root)
             return root
+        else:
+            made = make_list(stack, firsts[top]) if kind == LIST_END else make_section(cache, stack, firsts[top])
+            stack.entries[stack.used - 1].value = made
+            top -= 1
+
+
+cdef dict decode_alone(const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
+    """Decode without remembering anything."""
+    cdef Stack stack = Stack(NULL, 0, 0)
+    try:
+        return decode_message(None, &stack, data, size, as_bytes, binary)
+    finally:
+        clear_stack(&stack)
+        free(stack.entries)
 
 
 cdef object read_buffer(Reader reader, data):
@@ -531,7 +772,7 @@ cdef class Forgetful(Reader):
     cdef tuple binary
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
-        return decode_message(None, data, size, self.as_bytes, self.binary)
+        return decode_alone(data, size, self.as_bytes, self.binary)
 
 
 def decode(data, *, values=str, binary=()):
@@ -577,7 +818,7 @@ cdef inline void add_byte(Writer* out, uint8_t byte) noexcept:
 
 
 cdef inline void add_bytes(Writer* out, const void* data, Py_ssize_t size) noexcept:
-    memcpy(out.data + out.used, data, size)
+    copy(out.data + out.used, <const uint8_t*>data, size)
     out.used += size
 
 
@@ -854,8 +1095,10 @@ cdef struct Frame:
 
 
 cdef struct Place:
-    # Where in the message the encoder is, for the text of an error.
+    # Where in the message the encoder is, also for the text of an error. Both objects are owned: a mapping's own code
+    # may take them out of the message at any time.
     PyObject* name
+    PyObject* value
     Py_ssize_t index
 
 
@@ -872,7 +1115,7 @@ cdef inline int put_name(Writer* out, int kind, object name) except -1:
         text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
         size = PyUnicode_GET_LENGTH(<PyObject*>name)
     else:
-        encoded = name.encode("utf-8", "surrogatepass")
+        encoded = PyUnicode_AsEncodedString(name, b"utf-8", b"surrogatepass")  # a subclass may have its own encode
         text = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>encoded)
         size = PyBytes_GET_SIZE(<PyObject*>encoded)
     if not is_printable(text, size):
@@ -930,7 +1173,7 @@ cdef int put_other(Writer* out, object value) except -1:
     """The scalars that are neither plain ASCII str nor bytes."""
     if PyUnicode_Check(value):
         try:
-            return put_buffer(out, value.encode("utf-8", "surrogateescape"))
+            return put_buffer(out, PyUnicode_AsEncodedString(value, b"utf-8", b"surrogateescape"))
         except UnicodeEncodeError:
             return refuse("a str has a surrogate that stands for no byte")
     if value is True:
@@ -940,16 +1183,42 @@ cdef int put_other(Writer* out, object value) except -1:
     if PyLong_Check(value):
         return put_integer(out, value)
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return put_buffer(out, bytes(value))  # a memoryview may have gaps
+        return put_buffer(out, PyBytes_FromObject(value))  # a memoryview may have gaps
     return refuse(f"{type(value).__name__} is no value of VICI")
 
 
+cdef inline bint is_plain(object value) noexcept:
+    """Whether it is a str as nearly all are: no subclass, and ASCII, so that its bytes are at hand."""
+    return PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(<PyObject*>value)
+
+
 cdef inline int put_value(Writer* out, object value) except -1:
-    if PyUnicode_IS_COMPACT_ASCII(<PyObject*>value) if PyUnicode_Check(value) else False:
+    if is_plain(value):
         return put_bytes(out, PyUnicode_DATA(<PyObject*>value), PyUnicode_GET_LENGTH(<PyObject*>value))
     if PyBytes_CheckExact(value):
         return put_bytes(out, PyBytes_AS_STRING(<PyObject*>value), PyBytes_GET_SIZE(<PyObject*>value))
     return put_other(out, value)
+
+
+cdef inline bint put_plain(Writer* out, object name, object value) except -1:
+    """Write a key and value when both are plain str and within bounds; else nothing, and the slow way says why."""
+    if not is_plain(name) or not is_plain(value):
+        return False
+    cdef const uint8_t* text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
+    cdef Py_ssize_t name_size = PyUnicode_GET_LENGTH(<PyObject*>name)
+    cdef Py_ssize_t size = PyUnicode_GET_LENGTH(<PyObject*>value)
+    if name_size > MAX_NAME or size > MAX_VALUE or not is_printable(text, name_size):
+        return False
+    reserve(out, name_size + size + 4)
+    cdef uint8_t* to = out.data + out.used
+    to[0] = KEY_VALUE
+    to[1] = <uint8_t>name_size
+    copy(to + 2, text, name_size)
+    to[name_size + 2] = <uint8_t>(size >> 8)
+    to[name_size + 3] = <uint8_t>size
+    copy(to + name_size + 4, <const uint8_t*>PyUnicode_DATA(<PyObject*>value), size)
+    out.used += name_size + size + 4
+    return True
 
 
 cdef inline bint is_scalar(object value) noexcept:
@@ -993,39 +1262,54 @@ cdef void close_frame(Frame* frame) noexcept:
     Py_DECREF(<object>frame.name)
 
 
+cdef inline bint next_item(Frame* frame, Place* place) noexcept:
+    """Make `place` own the next name and value of a section; False at its end."""
+    cdef PyObject* name
+    cdef PyObject* value
+    cdef bint found
+    with cython.critical_section(<object>frame.section):
+        found = PyDict_Next(frame.section, &frame.position, &name, &value)
+        if found:
+            Py_INCREF(<object>name)
+            Py_INCREF(<object>value)
+    replace(&place.name, name if found else NULL)
+    replace(&place.value, value if found else NULL)
+    return found
+
+
 cdef int put_sections(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
     """Write the sections of `frames` until all are closed; `depth` is -1 then."""
-    cdef PyObject* next_name
-    cdef PyObject* next_value
     while True:
-        place.name = NULL
-        if not PyDict_Next(frames[depth[0]].section, &frames[depth[0]].position, &next_name, &next_value):
+        if out.used > limit:
+            too_long()
+        if not next_item(&frames[depth[0]], place):
             close_frame(&frames[depth[0]])
             depth[0] -= 1
             if depth[0] < 0:
                 return 0
             reserve(out, 1)
             add_byte(out, SECTION_END)
-            continue
-        name = <object>next_name
-        value = <object>next_value
-        place.name = next_name
-        if is_scalar(value):
-            put_name(out, KEY_VALUE, name)
-            put_value(out, value)
-        elif PyList_CheckExact(value) or PyTuple_CheckExact(value) or isinstance(value, (list, tuple)):
-            put_list(out, name, value, place, limit)
-        elif PyDict_CheckExact(value) or isinstance(value, Mapping):
-            if depth[0] == MAX_DEPTH:
-                refuse(f"sections nested deeper than {MAX_DEPTH}")
-            put_name(out, SECTION_START, name)
-            open_frame(&frames[depth[0] + 1], value, name)
-            depth[0] += 1
-        else:
-            put_name(out, KEY_VALUE, name)
-            put_other(out, value)
-        if out.used > limit:
-            too_long()
+        elif not put_plain(out, <object>place.name, <object>place.value):
+            put_item(out, frames, depth, place, limit)
+
+
+cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
+    name = <object>place.name
+    value = <object>place.value
+    if is_scalar(value):
+        put_name(out, KEY_VALUE, name)
+        return put_value(out, value)
+    if isinstance(value, (list, tuple)):
+        return put_list(out, name, value, place, limit)
+    if PyDict_CheckExact(value) or isinstance(value, Mapping):
+        if depth[0] == MAX_DEPTH:
+            refuse(f"sections nested deeper than {MAX_DEPTH}")
+        put_name(out, SECTION_START, name)
+        open_frame(&frames[depth[0] + 1], value, name)
+        depth[0] += 1
+        return 0
+    put_name(out, KEY_VALUE, name)
+    return put_other(out, value)
 
 
 cdef str path_of(Frame* frames, int depth, Place* place):
@@ -1041,7 +1325,7 @@ cdef str path_of(Frame* frames, int depth, Place* place):
 
 cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
     cdef Frame[MAX_DEPTH + 1] frames
-    cdef Place place = Place(NULL, -1)
+    cdef Place place = Place(NULL, NULL, -1)
     cdef int depth = -1
     if not PyDict_CheckExact(message) and not isinstance(message, Mapping):
         return refuse(f"a message must be a mapping, not {type(message).__name__}")
@@ -1053,6 +1337,8 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
         path = path_of(frames, depth, &place)
         raise EncodeError(f"{path}: {error}" if path else str(error)) from None
     finally:
+        replace(&place.name, NULL)
+        replace(&place.value, NULL)
         while depth >= 0:
             close_frame(&frames[depth])
             depth -= 1
@@ -1134,6 +1420,8 @@ cdef class Framer:
     cdef readonly object error
 
     def __cinit__(self):
+        self.default = Raw.__new__(Raw)
+        self.events = {}
         self.size = BUFFER_SIZE
         self.data = <uint8_t*>malloc(self.size)
         if not self.data:
@@ -1175,12 +1463,14 @@ cdef class Framer:
 
     @cython.critical_section
     def feed(self, data):
-        """Take a copy of `data`, a bytes-like object."""
+        """Take a copy of `data`, a bytes-like object; after an `error` nothing."""
         cdef Py_buffer view
         if self.views:
             raise BufferError("the free space of the framer is in use")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            if self.error is not None:
+                return
             self.make_room(view.len)
             memcpy(self.data + self.last, view.buf, view.len)
             self.last += view.len
