@@ -28,7 +28,7 @@ from .errors import DecodeError, EncodeError, ProtocolError
 cdef extern from "Python.h":
     # Declared on PyObject* where Cython's own declarations would count references that we need not take.
     PyObject* PyDict_New() except NULL
-    int PyDict_SetItem(PyObject* section, PyObject* key, PyObject* value)  # error: -1, see `put`
+    int PyDict_SetItem(PyObject* section, PyObject* key, PyObject* value) except -1
     PyObject* PyDict_Copy(PyObject* section) except NULL
     int PyDict_Next(PyObject* section, Py_ssize_t* position, PyObject** key, PyObject** value)
     bint PyDict_CheckExact(object value)
@@ -81,6 +81,7 @@ cdef enum:
     KNOWN_SHAPES = 64  # sections with the same names in the same order
     KNOWN_KEYS = 64  # of such a section
     KEPT_ENTRIES = 4096
+    OWNED_PER_ELEMENT = 3  # objects that one element can make or push out: two names, and a value or container
     KNOWN_VALUE = 64  # longest value kept for reuse, so that a decoder's memory stays bounded
     READ_SIZE = 65536  # least room that a read is offered
     BUFFER_SIZE = 262144
@@ -155,6 +156,25 @@ cdef int unfinished(Walk* walk) except -1:
 
 cdef inline int next_element(Walk* walk, Element* element) except -1:
     """Read one element and check that it may stand here; END at the end. Names are left to `check_name`."""
+    # Most elements are keys; they are taken in two checks here, and left to `any_element` when anything is odd.
+    cdef const uint8_t* here = walk.pos
+    cdef Py_ssize_t left = walk.end - here
+    cdef Py_ssize_t size
+    if left >= 4 and here[0] == KEY_VALUE and not walk.in_list:
+        size = here[1]
+        if left >= size + 4:
+            element.name = here + 2
+            element.name_size = size
+            here += size + 2
+            element.value_size = (here[0] << 8) | here[1]
+            if left - size - 4 >= element.value_size:
+                element.value = here + 2
+                walk.pos = here + 2 + element.value_size
+                return KEY_VALUE
+    return any_element(walk, element)
+
+
+cdef int any_element(Walk* walk, Element* element) except -1:
     if walk.pos == walk.end:
         return unfinished(walk) if walk.depth or walk.in_list else END
     cdef int kind = walk.pos[0]
@@ -325,23 +345,35 @@ cdef bint is_one_of(tuple names, const uint8_t* name, Py_ssize_t size) noexcept:
 # --- messages to Python objects ---------------------------------------------------------------------------------------
 
 
+cdef struct Known:
+    # A text seen before and the object that was made of it, owned.
+    PyObject* made
+    const uint8_t* text
+    Py_ssize_t size
+
+
 cdef struct Slot:
-    # A name seen before, the last value that it had, and the slot of the name that came after it.
-    PyObject* name
-    PyObject* value
+    # A name, the last value that it had, and the slot of the name that came after it.
+    Known name
+    Known value
     Slot* next
 
 
 cdef struct Entry:
-    # A key or list item that was read; a name without value is a section or list that is still open. Both are owned.
+    # A key or list item that was read; a name without value is a section or list that is still open. Both are borrowed.
     PyObject* name
     PyObject* value
 
 
-cdef struct Stack:
+cdef struct Work:
+    # What one message needs until it is complete: the entries of the sections that are open, and the objects that are
+    # kept alive for them, owned. Of most values the slot is the owner, and nothing needs to be counted.
     Entry* entries
     Py_ssize_t used
     Py_ssize_t size
+    PyObject** owned
+    Py_ssize_t owned_used
+    Py_ssize_t owned_size
 
 
 cdef struct Shape:
@@ -410,7 +442,7 @@ cdef class Decoder(Reader):
     cdef Slot* slots
     cdef Slot[MAX_DEPTH + 1] sections
     cdef Shape* shapes
-    cdef Stack stack
+    cdef Work work
     cdef unsigned int turn
     cdef bint busy
     cdef bint as_bytes
@@ -433,7 +465,7 @@ cdef class Decoder(Reader):
         self.forget()
         free(self.slots)
         free(self.shapes)
-        free(self.stack.entries)
+        free_work(&self.work)
 
     cdef void forget(self) noexcept:
         cdef int i
@@ -459,15 +491,15 @@ cdef class Decoder(Reader):
             return decode_alone(data, size, self.as_bytes, self.binary)
         self.busy = True
         try:
-            return decode_message(self, &self.stack, data, size, self.as_bytes, self.binary)
+            return decode_message(self, &self.work, data, size, self.as_bytes, self.binary)
         finally:
-            clear_stack(&self.stack)
+            clear_work(&self.work)
             self.busy = False
 
     cdef inline Slot* known(self, Walk* walk, Element* element, Slot* last) except NULL:
         """The slot of a name; most often it is the one that followed last time, and no hash is needed."""
         cdef Slot* slot = last.next
-        if not (slot and slot.name and same_text(slot.name, element.name, element.name_size)):
+        if not (slot and is_known(&slot.name, element.name, element.name_size)):
             slot = self.find(walk, element)
             last.next = slot
         return slot
@@ -475,43 +507,65 @@ cdef class Decoder(Reader):
     cdef Slot* find(self, Walk* walk, Element* element) except NULL:
         cdef uint64_t place = hash_name(element.name, element.name_size) % KNOWN_NAMES
         cdef Slot* slot = &self.slots[place]
-        if slot.name and same_text(slot.name, element.name, element.name_size):
+        if is_known(&slot.name, element.name, element.name_size):
             return slot
         slot = &self.slots[place ^ 1]
-        if slot.name and same_text(slot.name, element.name, element.name_size):
+        if is_known(&slot.name, element.name, element.name_size):
             return slot
         check_name(walk, element)
         # A name that is new takes one of two places, in turns, so that unique names cannot spoil the table for good.
         self.turn += 1
-        if not self.slots[place].name or self.turn & 1:
+        if not self.slots[place].name.made or self.turn & 1:
             slot = &self.slots[place]
-        rename(slot, element)
+        keep_text(&self.work, &slot.name, new_text(element.name, element.name_size))
         return slot
 
     cdef inline Slot* section(self, Walk* walk, Element* element) except NULL:
         """The slot of the last section of this depth, with its name made this one's: what follows is often alike."""
         cdef Slot* slot = &self.sections[walk.depth]
-        if not (slot.name and same_text(slot.name, element.name, element.name_size)):
-            name = <object>self.find(walk, element).name
+        if not is_known(&slot.name, element.name, element.name_size):
+            name = <object>self.find(walk, element).name.made
             Py_INCREF(name)
-            replace(&slot.name, <PyObject*>name)
+            keep_text(&self.work, &slot.name, <PyObject*>name)
         return slot
 
     cdef inline PyObject* value(self, Element* element, Slot* slot) except NULL:
-        """The value as a new reference; the object that the key had last time when the bytes are equal."""
-        cdef PyObject* made = slot.value
-        if made and (
-            same_bytes(made, element.value, element.value_size)
-            if self.as_bytes
-            else same_text(made, element.value, element.value_size)
-        ):
-            Py_INCREF(<object>made)
-            return made
-        made = new_value(element, self.as_bytes)
-        if element.value_size <= KNOWN_VALUE and (self.as_bytes or PyUnicode_IS_COMPACT_ASCII(made)):
-            Py_INCREF(<object>made)
-            replace(&slot.value, made)
+        """The value, borrowed; the object that the key had last time when the bytes are equal."""
+        if is_known(&slot.value, element.value, element.value_size):
+            return slot.value.made
+        cdef PyObject* made = new_value(element, self.as_bytes)
+        if element.value_size > KNOWN_VALUE:
+            own(&self.work, made)
+        elif self.as_bytes:
+            keep(&self.work, &slot.value, made, PyBytes_AS_STRING(made), element.value_size)
+        elif PyUnicode_IS_COMPACT_ASCII(made):
+            keep_text(&self.work, &slot.value, made)
+        else:
+            own(&self.work, made)
         return made
+
+
+cdef inline bint is_known(Known* known, const uint8_t* text, Py_ssize_t size) noexcept:
+    return known.made and known.size == size and is_same(known.text, text, size)
+
+
+cdef inline void keep_text(Work* work, Known* known, PyObject* text) noexcept:
+    keep(work, known, text, PyUnicode_DATA(text), PyUnicode_GET_LENGTH(text))
+
+
+cdef inline void keep(Work* work, Known* known, PyObject* made, const void* text, Py_ssize_t size) noexcept:
+    """Hand an object over to a slot; the one before may be part of the message, and lives on until its end."""
+    if known.made:
+        own(work, known.made)
+    known.made = made
+    known.text = <const uint8_t*>text
+    known.size = size
+
+
+cdef inline void own(Work* work, PyObject* made) noexcept:
+    """Hand an object over to the message, which has room for `OWNED_PER_ELEMENT` more."""
+    work.owned[work.owned_used] = made
+    work.owned_used += 1
 
 
 cdef inline void replace(PyObject** place, PyObject* made) noexcept:
@@ -522,17 +576,9 @@ cdef inline void replace(PyObject** place, PyObject* made) noexcept:
 
 
 cdef inline void forget_slot(Slot* slot) noexcept:
-    replace(&slot.name, NULL)
-    replace(&slot.value, NULL)
+    replace(&slot.name.made, NULL)
+    replace(&slot.value.made, NULL)
     slot.next = NULL
-
-
-cdef inline int rename(Slot* slot, Element* element) except -1:
-    cdef Slot* after = slot.next
-    forget_slot(slot)
-    slot.name = new_text(element.name, element.name_size)
-    slot.next = after
-    return 0
 
 
 cdef inline PyObject* new_value(Element* element, bint as_bytes) except NULL:
@@ -541,101 +587,111 @@ cdef inline PyObject* new_value(Element* element, bint as_bytes) except NULL:
     return new_text(element.value, element.value_size)
 
 
-cdef inline PyObject* name_object(Decoder cache, Walk* walk, Element* element, Slot** last) except NULL:
-    """The name of a key or list as a new reference; `last` moves on to its slot."""
+cdef inline PyObject* name_object(Decoder cache, Work* work, Walk* walk, Element* element, Slot** last) except NULL:
+    """The name of a key or list; `last` moves on to its slot."""
     if cache is None:
-        check_name(walk, element)
-        return new_text(element.name, element.name_size)
+        return new_name(work, walk, element)
     last[0] = cache.known(walk, element, last[0])
-    Py_INCREF(<object>last[0].name)
-    return last[0].name
+    return last[0].name.made
 
 
-cdef inline PyObject* section_object(Decoder cache, Walk* walk, Element* element, Slot** last) except NULL:
-    """The name of a section as a new reference; `last` moves on to the slot of its depth."""
+cdef inline PyObject* section_object(Decoder cache, Work* work, Walk* walk, Element* element, Slot** last) except NULL:
+    """The name of a section; `last` moves on to the slot of its depth."""
     if cache is None:
-        check_name(walk, element)
-        return new_text(element.name, element.name_size)
+        return new_name(work, walk, element)
     last[0] = cache.section(walk, element)
-    Py_INCREF(<object>last[0].name)
-    return last[0].name
+    return last[0].name.made
 
 
-cdef inline PyObject* value_object(Decoder cache, Element* element, Slot* last, bint as_bytes, bint blob) except NULL:
-    if blob or cache is None:
-        return new_value(element, as_bytes or blob)
-    return cache.value(element, last)
+cdef PyObject* new_name(Work* work, Walk* walk, Element* element) except NULL:
+    check_name(walk, element)
+    cdef PyObject* made = new_text(element.name, element.name_size)
+    own(work, made)
+    return made
 
 
-cdef int grow_stack(Stack* stack) except -1:
-    cdef Py_ssize_t size = 2 * stack.size or 128
-    cdef Entry* entries = <Entry*>realloc(stack.entries, size * sizeof(Entry))
-    if not entries:
+cdef inline PyObject* value_object(
+    Decoder cache, Work* work, Element* element, Slot* last, bint as_bytes, bint blob
+) except NULL:
+    if cache is not None and not blob:
+        return cache.value(element, last)
+    cdef PyObject* made = new_value(element, as_bytes or blob)
+    own(work, made)
+    return made
+
+
+cdef int grow_work(Work* work) except -1:
+    cdef Py_ssize_t size = 2 * work.size or 128
+    cdef void* data = realloc(work.entries, size * sizeof(Entry))
+    if not data:
         raise MemoryError
-    stack.entries = entries
-    stack.size = size
+    work.entries = <Entry*>data
+    work.size = size
+    data = realloc(work.owned, size * OWNED_PER_ELEMENT * sizeof(PyObject*))
+    if not data:
+        raise MemoryError
+    work.owned = <PyObject**>data
+    work.owned_size = size * OWNED_PER_ELEMENT
     return 0
 
 
-cdef void clear_stack(Stack* stack) noexcept:
-    """Drop what an error has left, and memory that only a huge message needs."""
-    while stack.used:
-        stack.used -= 1
-        drop(&stack.entries[stack.used])
-    if stack.size > KEPT_ENTRIES:
-        free(stack.entries)
-        stack.entries = NULL
-        stack.size = 0
+cdef void clear_work(Work* work) noexcept:
+    """Let go of a message that is complete or given up, and of memory that only a huge one needs."""
+    cdef Py_ssize_t i
+    for i in range(work.owned_used):
+        Py_DECREF(<object>work.owned[i])
+    work.used = work.owned_used = 0
+    if work.size > KEPT_ENTRIES:
+        free_work(work)
 
 
-cdef inline void drop(Entry* entry) noexcept:
-    cdef Entry dropped = entry[0]
-    entry.name = entry.value = NULL
-    if dropped.name:
-        Py_DECREF(<object>dropped.name)
-    if dropped.value:
-        Py_DECREF(<object>dropped.value)
+cdef void free_work(Work* work) noexcept:
+    free(work.entries)
+    free(work.owned)
+    work.entries = NULL
+    work.owned = NULL
+    work.size = work.owned_size = 0
 
 
-cdef inline void push(Stack* stack, PyObject* name, PyObject* value) noexcept:
-    """Add an entry, for which there must be room; the references are handed over."""
-    stack.entries[stack.used] = Entry(name, value)
-    stack.used += 1
-
-
-cdef PyObject* make_list(Stack* stack, Py_ssize_t first) except NULL:
+cdef PyObject* make_list(Work* work, Py_ssize_t first) except NULL:
     """Make a list of the entries from `first` on, and take them off."""
     cdef Py_ssize_t i
-    cdef PyObject* items = PyList_New(stack.used - first)
-    for i in range(stack.used - first):
-        PyList_SET_ITEM(items, i, stack.entries[first + i].value)
-    stack.used = first
+    cdef PyObject* items = PyList_New(work.used - first)
+    for i in range(work.used - first):
+        Py_INCREF(<object>work.entries[first + i].value)
+        PyList_SET_ITEM(items, i, work.entries[first + i].value)
+    work.used = first
+    own(work, items)
     return items
 
 
-cdef PyObject* make_section(Decoder cache, Stack* stack, Py_ssize_t first) except NULL:
+cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first) except NULL:
     """Make a dict of the entries from `first` on, and take them off."""
-    cdef Entry* entries = stack.entries + first
-    cdef Py_ssize_t count = stack.used - first
-    cdef PyObject* section = NULL
-    cdef Shape* shape = NULL
-    cdef uint64_t names_hash
+    cdef Entry* entries = work.entries + first
+    cdef Py_ssize_t count = work.used - first
+    cdef PyObject* section
     # Below four keys there is nothing to gain; above the limit there is nothing that charon sends.
-    if cache is not None and 4 <= count <= KNOWN_KEYS:
-        names_hash = hash_names(entries, count)
-        shape = &cache.shapes[names_hash % KNOWN_SHAPES]
-        if shape.names_hash == names_hash and shape.example and has_shape(shape, entries, count):
-            section = copy_example(shape, entries)
-    if not section:
-        section = new_section(entries, count)
-        if shape and shape.names_hash == names_hash:
-            learn(shape, section, entries, count)
-        elif shape:
-            shape.names_hash = names_hash
-            replace(&shape.example, NULL)
-    while stack.used > first:
-        stack.used -= 1
-        drop(&stack.entries[stack.used])
+    if cache is None or count < 4 or count > KNOWN_KEYS:
+        section = new_section(work, entries, count)
+    else:
+        section = alike_section(cache, work, entries, count)
+    work.used = first
+    return section
+
+
+cdef PyObject* alike_section(Decoder cache, Work* work, Entry* entries, Py_ssize_t count) except NULL:
+    """Make a dict by copying one that had the same names, or be ready to do so the third time."""
+    cdef uint64_t names_hash = hash_names(entries, count)
+    cdef Shape* shape = &cache.shapes[names_hash % KNOWN_SHAPES]
+    cdef PyObject* section
+    if shape.names_hash == names_hash and shape.example and has_shape(shape, entries, count):
+        return copy_example(shape, work, entries)
+    section = new_section(work, entries, count)
+    if shape.names_hash == names_hash:
+        learn(shape, entries, count)
+    else:
+        shape.names_hash = names_hash
+        replace(&shape.example, NULL)
     return section
 
 
@@ -657,33 +713,28 @@ cdef inline bint has_shape(Shape* shape, Entry* entries, Py_ssize_t count) noexc
     return True
 
 
-cdef PyObject* copy_example(Shape* shape, Entry* entries) except NULL:
+cdef PyObject* copy_example(Shape* shape, Work* work, Entry* entries) except NULL:
     """A copy is made at once and in the right size; only the values that differ are stored one by one."""
     cdef PyObject* section = PyDict_Copy(shape.example)
     cdef Py_ssize_t i
+    own(work, section)
     for i in range(shape.count):
         if entries[i].value != shape.values[i]:
-            put(section, &entries[i])
+            PyDict_SetItem(section, entries[i].name, entries[i].value)
     return section
 
 
-cdef PyObject* new_section(Entry* entries, Py_ssize_t count) except NULL:
+cdef PyObject* new_section(Work* work, Entry* entries, Py_ssize_t count) except NULL:
     cdef PyObject* section = PyDict_New()
     cdef Py_ssize_t i
+    own(work, section)
     for i in range(count):
-        put(section, &entries[i])
+        PyDict_SetItem(section, entries[i].name, entries[i].value)
     return section
 
 
-cdef inline int put(PyObject* section, Entry* entry) except -1:
-    if PyDict_SetItem(section, entry.name, entry.value):
-        Py_DECREF(<object>section)
-        return -1
-    return 0
-
-
-cdef int learn(Shape* shape, PyObject* section, Entry* entries, Py_ssize_t count) except -1:
-    """Keep a section that came for the second time, without what is large or can be changed."""
+cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
+    """Keep the names of a section that came for the second time, and its values unless large or open to change."""
     cdef dict example = {}
     cdef PyObject* value
     cdef Py_ssize_t i
@@ -701,55 +752,59 @@ cdef int learn(Shape* shape, PyObject* section, Entry* entries, Py_ssize_t count
     return 0
 
 
-cdef dict decode_message(
-    Decoder cache, Stack* stack, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary
-):
+cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
     cdef Walk walk
     cdef Element element
     cdef Py_ssize_t[MAX_DEPTH + 2] firsts  # where the entries of each open section, and of a list in it, begin
     cdef Slot* last = NULL if cache is None else &cache.sections[0]
-    cdef bint blob = False, list_blob = False
+    cdef bint has_binary = bool(binary), blob = False, list_blob = False
     cdef int kind, top = 0
-    cdef PyObject* made
+    cdef Entry* entry
     begin(&walk, data, size)
     firsts[0] = 0
     while True:
-        if stack.used == stack.size:
-            grow_stack(stack)
+        if work.used == work.size or work.owned_used + OWNED_PER_ELEMENT > work.owned_size:
+            grow_work(work)
+        entry = &work.entries[work.used]
         kind = next_element(&walk, &element)
         if kind == KEY_VALUE:
-            push(stack, name_object(cache, &walk, &element, &last), NULL)
-            blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
-            stack.entries[stack.used - 1].value = value_object(cache, &element, last, as_bytes, blob)
+            entry.name = name_object(cache, work, &walk, &element, &last)
+            if has_binary:
+                blob = not walk.depth and is_one_of(binary, element.name, element.name_size)
+            entry.value = value_object(cache, work, &element, last, as_bytes, blob)
+            work.used += 1
         elif kind == LIST_ITEM:
-            push(stack, NULL, value_object(cache, &element, last, as_bytes, list_blob))
-        elif kind == LIST_START or kind == SECTION_START:
-            if kind == LIST_START:
-                push(stack, name_object(cache, &walk, &element, &last), NULL)
-                list_blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
-            else:
-                push(stack, section_object(cache, &walk, &element, &last), NULL)
+            entry.value = value_object(cache, work, &element, last, as_bytes, list_blob)
+            work.used += 1
+        elif kind == LIST_START:
+            entry.name = name_object(cache, work, &walk, &element, &last)
+            list_blob = has_binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
+            work.used += 1
             top += 1
-            firsts[top] = stack.used
-        elif kind == END:
-            made = make_section(cache, stack, 0)
-            root = <object>made
-            Py_DECREF(root)
-            return root
-        else:
-            made = make_list(stack, firsts[top]) if kind == LIST_END else make_section(cache, stack, firsts[top])
-            stack.entries[stack.used - 1].value = made
+            firsts[top] = work.used
+        elif kind == SECTION_START:
+            entry.name = section_object(cache, work, &walk, &element, &last)
+            work.used += 1
+            top += 1
+            firsts[top] = work.used
+        elif kind == LIST_END:
+            work.entries[firsts[top] - 1].value = make_list(work, firsts[top])
             top -= 1
+        elif kind == SECTION_END:
+            work.entries[firsts[top] - 1].value = make_section(cache, work, firsts[top])
+            top -= 1
+        else:
+            return <dict>make_section(cache, work, 0)
 
 
 cdef dict decode_alone(const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
     """Decode without remembering anything."""
-    cdef Stack stack = Stack(NULL, 0, 0)
+    cdef Work work = Work(NULL, 0, 0, NULL, 0, 0)
     try:
-        return decode_message(None, &stack, data, size, as_bytes, binary)
+        return decode_message(None, &work, data, size, as_bytes, binary)
     finally:
-        clear_stack(&stack)
-        free(stack.entries)
+        clear_work(&work)
+        free_work(&work)
 
 
 cdef object read_buffer(Reader reader, data):

@@ -44,9 +44,6 @@ vici = "{right}"
 
 [commands]
 allow = ["@read", "@operate"]
-
-[spool]
-path = "{spool}"
 """
 
 
@@ -133,7 +130,7 @@ def _introduce(console: Console, lab: Lab, nats: bool) -> None:
     if nats:
         places.add_row("nats", lab.nats.url)
         config = lab.directory / "bridge.toml"
-        config.write_text(_BRIDGE.format(url=lab.nats.url, left=left, right=right, spool=lab.directory / "spool"))
+        config.write_text(_BRIDGE.format(url=lab.nats.url, left=left, right=right))
         commands.append(f"vicibridge run --config {config}")
     places.add_row("logs", str(lab.directory))
     console.print(places, soft_wrap=True)
