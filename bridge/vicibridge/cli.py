@@ -38,9 +38,7 @@ def cli() -> None:
 def run(path: Path | None, log_level: str) -> None:
     """Run the bridge until SIGTERM or SIGINT."""
     settings = _load(path)
-    logging.basicConfig(
-        stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
+    logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     asyncio.run(serve(settings))
 
 

@@ -21,13 +21,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from vicifast.commands import COMMANDS, DEFAULT_ADDRESS, Danger
+from vicifast.commands import COMMANDS, DEFAULT_ADDRESS
 
 from .envelope import Codec
+from .requests import FORWARDED
 from .subjects import ALL_NODES
 
 ENV_PREFIX = "VICIBRIDGE_"
-_OPEN = (Danger.READ, Danger.OPERATE)  # the classes of commands that the bridge can forward
 _SCHEMES = ("nats", "tls")  # websockets would need another way to abort a hung connection
 
 
@@ -73,11 +73,11 @@ def _prefix(prefix: str) -> str:
 
 def _permission(entry: str) -> str:
     """Accept a group or command that the bridge knows how to forward safely."""
-    groups = [f"@{danger}" for danger in _OPEN]
+    groups = [f"@{danger}" for danger in FORWARDED]
     if entry.startswith("@"):
         if entry not in groups:
             raise ValueError(f"{entry!r} is no group that can be opened: use {' or '.join(groups)}")
-    elif entry in COMMANDS and COMMANDS[entry].danger not in _OPEN:
+    elif entry in COMMANDS and COMMANDS[entry].danger not in FORWARDED:
         raise ValueError(f"{entry!r} cannot be opened: it belongs to @{COMMANDS[entry].danger}")
     return entry
 
@@ -94,9 +94,7 @@ class _Section(BaseModel):
 class Nats(_Section):
     """How to reach NATS, and what stands before every subject."""
 
-    servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] = [
-        "nats://127.0.0.1:4222"
-    ]
+    servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] = ["nats://127.0.0.1:4222"]
     prefix: Annotated[str, AfterValidator(_prefix)] = "vici"
     stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "VICI"
     stream_max_age_days: Annotated[float, Field(ge=0)] = 7
@@ -167,9 +165,7 @@ class Commands(_Section):
 class Config(BaseSettings):
     """All of it."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     nats: Nats = Nats()
     gateway: Annotated[list[Gateway], Field(min_length=1, default_factory=lambda: [Gateway()])]
@@ -256,9 +252,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     sections: dict[str, type[BaseModel]] = {
-        "nats": Nats, "gateway": Gateway, "events": Events, "log": Log, "commands": Commands
+        "nats": Nats,
+        "gateway": Gateway,
+        "events": Events,
+        "log": Log,
+        "commands": Commands,
     }
     model = sections[str(location[0])] if location else Config
     return list(model.model_fields)
-
-

@@ -41,9 +41,7 @@ class Envelopes:
         self.seq = 0
         self._build = _Msgpack(node, boot) if codec == "msgpack" else _Json(node, boot)
         self._readers = {
-            event.name: _wire.Transcoder(codec, binary=event.binary)
-            for event in EVENTS.values()
-            if event.standalone
+            event.name: _wire.Transcoder(codec, binary=event.binary) for event in EVENTS.values() if event.standalone
         }
 
     def wrap(self, time_ns: int, event: str, raw: bytes) -> bytes:
@@ -56,7 +54,6 @@ class Envelopes:
         """Return the envelope of `data`, which must be of types that both codecs know."""
         self.seq += 1
         return self._build.envelope(self.seq, time_ns, event, self._build.data(data))
-
 
     def skip(self, count: int) -> tuple[int, int]:
         """Give the next `count` numbers to events that will have no envelope; return the first and the last."""

@@ -93,9 +93,7 @@ class Gateway:
             pass
 
     async def _read(self) -> None:
-        session = AsyncSession(
-            self.address, timeout=_TIMEOUT, readers={name: Raw() for name in _STANDALONE}
-        )
+        session = AsyncSession(self.address, timeout=_TIMEOUT, readers={name: Raw() for name in _STANDALONE})
         self._session = session
         try:
             await session.connect()

@@ -11,13 +11,14 @@ from typing import cast
 import msgpack
 
 from vicifast import _wire
-from vicifast.commands import COMMANDS
+from vicifast.commands import COMMANDS, Danger
 
 from .envelope import Codec
 
 MAX_REQUEST = _wire.MAX_PACKET
+FORWARDED = (Danger.READ, Danger.OPERATE)  # the classes of commands whose arguments the bridge can judge
 MAX_LOGLEVEL = 2  # charon's levels 3 and 4 may show key material
-_JSON_STARTS = b'{ \t\r\n'
+_JSON_STARTS = b"{ \t\r\n"
 
 
 class Refusal(Exception):
@@ -103,6 +104,8 @@ def check(command: str, arguments: dict[str, object], allow: Sequence[str], time
         raise Refusal(UNKNOWN, f"there is no command {command[:64]!r}")
     if known is None:
         return arguments
+    if known.danger not in FORWARDED:
+        raise Refusal(DENIED, f"{command} is not allowed: no bridge forwards commands of @{known.danger}")
     if command not in allow and f"@{known.danger}" not in allow:
         opens = f'add "{command}" or "@{known.danger}" to allow in [commands] of its configuration'
         raise Refusal(DENIED, f"{command} is not allowed on this bridge; to allow it, {opens}")

@@ -110,9 +110,8 @@ cdef int fail(Walk* walk, const uint8_t* where, str reason) except -1:
 
 
 cdef int short_read(Walk* walk, Py_ssize_t wanted, const char* part) except -1:
-    raise DecodeError(
-        f"{part.decode()} needs {wanted} bytes, but the message has only {walk.end - walk.pos} more", walk.pos - walk.start
-    )
+    left = walk.end - walk.pos
+    raise DecodeError(f"{part.decode()} needs {wanted} bytes, but only {left} are left", walk.pos - walk.start)
 
 
 cdef inline const uint8_t* take(Walk* walk, Py_ssize_t size, const char* part) except NULL:
@@ -1317,35 +1316,40 @@ cdef void close_frame(Frame* frame) noexcept:
     Py_DECREF(<object>frame.name)
 
 
-cdef inline bint next_item(Frame* frame, Place* place) noexcept:
-    """Make `place` own the next name and value of a section; False at its end."""
+cdef int put_plain_items(Writer* out, Frame* frame, Place* place, Py_ssize_t limit) except -1:
+    """Write the items of a section up to one that is not plain, which `place` owns then; 0 at the end."""
     cdef PyObject* name
     cdef PyObject* value
-    cdef bint found
+    replace(&place.name, NULL)
+    replace(&place.value, NULL)
+    # Nothing in here runs other code, so that names and values can be borrowed.
     with cython.critical_section(<object>frame.section):
-        found = PyDict_Next(frame.section, &frame.position, &name, &value)
-        if found:
-            Py_INCREF(<object>name)
-            Py_INCREF(<object>value)
-    replace(&place.name, name if found else NULL)
-    replace(&place.value, value if found else NULL)
-    return found
+        while PyDict_Next(frame.section, &frame.position, &name, &value):
+            if not put_plain(out, <object>name, <object>value):
+                Py_INCREF(<object>name)
+                Py_INCREF(<object>value)
+                place.name = name
+                place.value = value
+                return 1
+            if out.used > limit:
+                too_long()
+    return 0
 
 
 cdef int put_sections(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
     """Write the sections of `frames` until all are closed; `depth` is -1 then."""
     while True:
-        if out.used > limit:
-            too_long()
-        if not next_item(&frames[depth[0]], place):
+        if put_plain_items(out, &frames[depth[0]], place, limit):
+            put_item(out, frames, depth, place, limit)
+        else:
             close_frame(&frames[depth[0]])
             depth[0] -= 1
             if depth[0] < 0:
                 return 0
             reserve(out, 1)
             add_byte(out, SECTION_END)
-        elif not put_plain(out, <object>place.name, <object>place.value):
-            put_item(out, frames, depth, place, limit)
+        if out.used > limit:
+            too_long()
 
 
 cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:

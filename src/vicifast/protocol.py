@@ -1,9 +1,11 @@
 """One VICI connection without its socket: pairs what was asked with what comes back.
 
 VICI numbers nothing. charon answers the packets of a connection strictly in order and puts events in between anywhere,
-so the state is a queue of what has been asked. One command is on its way at a time, as charon drops a reply over 512 KiB
-without a word, and the next one's would be taken for it. No socket, clock or lock here: a client writes `data_to_send()`, fills
-`framer` with what it read, and calls `receive()`, which names everything that has something new.
+so the state is a queue of what has been asked. One command is on its way at a time, as charon drops a reply over
+512 KiB without a word, and the next one's would be taken for it.
+
+No socket, clock or lock here: a client writes `data_to_send()`, fills `framer` with what it read, and calls
+`receive()`, which names everything that has something new.
 """
 
 from __future__ import annotations

@@ -247,9 +247,7 @@ class FakeCharon:
         self._reading.set()
 
     @classmethod
-    def from_recordings(
-        cls, recordings: Iterable[Recording], address: str | os.PathLike[str] | None = None
-    ) -> Self:
+    def from_recordings(cls, recordings: Iterable[Recording], address: str | os.PathLike[str] | None = None) -> Self:
         """A daemon that gives the recorded answers: to the same request, else the last one to that command.
 
         Commands that were not recorded are unknown to it, and so are events that the recorded daemon did not know.

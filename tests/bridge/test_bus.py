@@ -28,9 +28,7 @@ async def running(config: Config) -> AsyncIterator[Bus]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def test_server_that_comes_late_and_goes_and_comes(
-    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_server_that_comes_late_and_goes_and_comes(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     async def test() -> None:

@@ -446,5 +446,3 @@ def test_second_signal_ends_at_once(nats_server: NatsServer, tmp_path: Path) -> 
             charon.resume_reading()
 
     run(test())
-
-

@@ -165,9 +165,7 @@ def test_stream_is_created_and_an_existing_one_left_alone(nats_server: NatsServe
     run(test())
 
 
-def test_stream_deleted_while_running_is_made_again(
-    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_stream_deleted_while_running_is_made_again(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         await nats_server.up()
         client = await nats.connect(nats_server.url)
