@@ -8,7 +8,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._wire import Decoder, Framer, Raw, Reader, Transcoder, decode, encode, packet, to_json, to_msgpack
+from ._wire import (
+    Decoder,
+    Envelope,
+    Framer,
+    Message,
+    MessageReader,
+    Raw,
+    Reader,
+    Transcoder,
+    decode,
+    encode,
+    from_json,
+    from_msgpack,
+    packet,
+    to_json,
+    to_msgpack,
+)
 from .errors import (
     CommandError,
     ConnectionClosed,
@@ -31,7 +47,10 @@ __all__ = [
     "DecodeError",
     "Decoder",
     "EncodeError",
+    "Envelope",
     "Framer",
+    "Message",
+    "MessageReader",
     "ProtocolError",
     "Raw",
     "Reader",
@@ -42,6 +61,8 @@ __all__ = [
     "ViciError",
     "decode",
     "encode",
+    "from_json",
+    "from_msgpack",
     "packet",
     "to_json",
     "to_msgpack",

@@ -1080,24 +1080,117 @@ cdef int write_json(Writer* out, const uint8_t* data, Py_ssize_t size, tuple bin
         add_byte(out, 0x2C)
 
 
+cdef void add_u64(Writer* out, uint64_t number) noexcept:
+    cdef int shift = 56
+    while shift >= 0:
+        add_byte(out, <uint8_t>(number >> shift))
+        shift -= 8
+
+
+cdef void add_decimal(Writer* out, uint64_t number) noexcept:
+    cdef uint8_t[24] digits
+    cdef int at = 24
+    while True:
+        at -= 1
+        digits[at] = <uint8_t>(0x30 + number % 10)
+        number //= 10
+        if not number:
+            break
+    add_bytes(out, &digits[at], 24 - at)
+
+
+cdef void add_string(Writer* out, bint json, bytes text) noexcept:
+    if json:
+        json_text(out, <const uint8_t*>PyBytes_AS_STRING(<PyObject*>text), PyBytes_GET_SIZE(<PyObject*>text))
+    else:
+        msgpack_text(out, <const uint8_t*>PyBytes_AS_STRING(<PyObject*>text), PyBytes_GET_SIZE(<PyObject*>text))
+
+
+cdef bint is_json(format) except -1:
+    if format not in ("msgpack", "json"):
+        raise ValueError(f'format must be "msgpack" or "json", not {format!r}')
+    return format == "json"
+
+
+@cython.final
+cdef class Envelope:
+    """What a `Transcoder` puts around messages: the map `v` (1), `node`, `boot`, `seq`, `time`, `event`, `data`.
+
+    `seq` is the number of the last envelope, counted from 1; `time` goes into those to come, in nanoseconds since the
+    epoch. Both are unsigned 64-bit integers and always 8 bytes in msgpack. A JSON envelope ends with a newline.
+    """
+
+    cdef public uint64_t seq
+    cdef public uint64_t time
+    cdef bint json
+    cdef Writer head
+
+    def __init__(self, format, node, boot):
+        self.json = is_json(format)
+        node = node.encode("utf-8")
+        boot = boot.encode("utf-8")
+        if len(node) > MAX_NAME or len(boot) > MAX_NAME:
+            raise ValueError(f"node and boot have {MAX_NAME} bytes at most")
+        self.head.used = 0
+        reserve(&self.head, 6 * (len(node) + len(boot)) + 64)
+        add_bytes(&self.head, b'{"v":1,"node":' if self.json else b"\x87\xa1v\x01\xa4node", 14 if self.json else 9)
+        add_string(&self.head, self.json, node)
+        add_bytes(&self.head, b',"boot":' if self.json else b"\xa4boot", 8 if self.json else 5)
+        add_string(&self.head, self.json, boot)
+        add_bytes(&self.head, b',"seq":' if self.json else b"\xa3seq\xcf", 7 if self.json else 5)
+
+    def __dealloc__(self):
+        free(self.head.data)
+
+    cdef int begin(self, Writer* out, bytes event) except -1:
+        """Write everything up to the data, with the next number; `end` counts it."""
+        reserve(out, self.head.used + 6 * PyBytes_GET_SIZE(<PyObject*>event) + 96)
+        add_bytes(out, self.head.data, self.head.used)
+        if self.json:
+            add_decimal(out, self.seq + 1)
+            add_bytes(out, b',"time":', 8)
+            add_decimal(out, self.time)
+            add_bytes(out, b',"event":', 9)
+        else:
+            add_u64(out, self.seq + 1)
+            add_bytes(out, b"\xa4time\xcf", 6)
+            add_u64(out, self.time)
+            add_bytes(out, b"\xa5event", 6)
+        add_string(out, self.json, event)
+        add_bytes(out, b',"data":' if self.json else b"\xa4data", 8 if self.json else 5)
+        return 0
+
+    cdef int end(self, Writer* out) except -1:
+        if self.json:
+            reserve(out, 2)
+            add_bytes(out, b"}\n", 2)
+        self.seq += 1
+        return 0
+
+
 @cython.final
 cdef class Transcoder(Reader):
     """Rewrites messages as msgpack or JSON in one pass, without Python objects between.
 
     `format` is "msgpack" or "json"; `binary` names keys of the root whose values are always msgpack `bin` or base64.
     Text is UTF-8; other values become msgpack `bin` or, in JSON, `{"$base64": "..."}`. Keys that occur twice in a
-    section stay twice, in order.
+    section stay twice, in order. With an `envelope`, of the same format, each message is put into one as its `data`,
+    with `event` as its event; a message that is malformed uses up no number.
     """
 
     cdef Writer out
     cdef bint json
     cdef tuple binary
+    cdef Envelope envelope
+    cdef bytes event
 
-    def __init__(self, format, *, binary=()):
-        if format not in ("msgpack", "json"):
-            raise ValueError(f'format must be "msgpack" or "json", not {format!r}')
-        self.json = format == "json"
+    def __init__(self, format, *, binary=(), Envelope envelope=None, event=""):
+        self.json = is_json(format)
         self.binary = root_names(binary)
+        self.envelope = envelope
+        self.event = event.encode("utf-8")
+        if envelope is not None and envelope.json != self.json:
+            raise ValueError("the envelope has another format than the transcoder")
 
     def __dealloc__(self):
         free(self.out.data)
@@ -1109,10 +1202,14 @@ cdef class Transcoder(Reader):
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
         self.out.used = 0
+        if self.envelope is not None:
+            self.envelope.begin(&self.out, self.event)
         if self.json:
             write_json(&self.out, data, size, self.binary)
         else:
             write_msgpack(&self.out, data, size, self.binary)
+        if self.envelope is not None:
+            self.envelope.end(&self.out)
         result = self.out.data[:self.out.used]
         if self.out.size > BUFFER_SIZE:
             free(self.out.data)
@@ -1202,25 +1299,23 @@ cdef int put_buffer(Writer* out, object value) except -1:
 
 
 cdef int put_integer(Writer* out, object value) except -1:
-    cdef uint8_t[24] digits
-    cdef int overflow = 0, at = 24
+    cdef int overflow = 0
+    cdef Py_ssize_t start
     cdef long long number = PyLong_AsLongLongAndOverflow(value, &overflow)
-    cdef uint64_t left = <uint64_t>number if number >= 0 else -<uint64_t>number
     if overflow:
         try:
             return put_buffer(out, int.__repr__(value).encode())
         except ValueError:
             return refuse("an int has too many digits")
-    while True:
-        at -= 1
-        digits[at] = <uint8_t>(0x30 + left % 10)
-        left //= 10
-        if not left:
-            break
+    reserve(out, 24)
+    add_byte(out, 0)
+    out.used += 1
+    start = out.used
     if number < 0:
-        at -= 1
-        digits[at] = 0x2D
-    return put_bytes(out, &digits[at], 24 - at)
+        add_byte(out, 0x2D)
+    add_decimal(out, <uint64_t>number if number >= 0 else -<uint64_t>number)
+    out.data[start - 1] = <uint8_t>(out.used - start)
+    return 0
 
 
 cdef int put_other(Writer* out, object value) except -1:
@@ -1360,6 +1455,8 @@ cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize
         return put_value(out, value)
     if isinstance(value, (list, tuple)):
         return put_list(out, name, value, place, limit)
+    if isinstance(value, Message):
+        value = value.to_dict()
     if PyDict_CheckExact(value) or isinstance(value, Mapping):
         if depth[0] == MAX_DEPTH:
             refuse(f"sections nested deeper than {MAX_DEPTH}")
@@ -1386,7 +1483,9 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
     cdef Frame[MAX_DEPTH + 1] frames
     cdef Place place = Place(NULL, NULL, -1)
     cdef int depth = -1
-    if not PyDict_CheckExact(message) and not isinstance(message, Mapping):
+    if isinstance(message, Message):
+        message = message.to_dict()
+    elif not PyDict_CheckExact(message) and not isinstance(message, Mapping):
         return refuse(f"a message must be a mapping, not {type(message).__name__}")
     try:
         open_frame(&frames[0], message, None)
@@ -1453,6 +1552,420 @@ cdef void write_length(uint8_t* data, uint32_t length) noexcept:
     data[1] = <uint8_t>(length >> 16)
     data[2] = <uint8_t>(length >> 8)
     data[3] = <uint8_t>length
+
+
+# --- msgpack and JSON to messages -------------------------------------------------------------------------------------
+
+
+cdef int fail_at(Walk* walk, str reason) except -1:
+    return fail(walk, walk.pos, reason)
+
+
+cdef uint64_t take_number(Walk* walk, int size) except? 0xFFFFFFFF:
+    cdef const uint8_t* data = take(walk, size, b"a number of msgpack")
+    cdef uint64_t number = 0
+    cdef int i
+    for i in range(size):
+        number = number << 8 | data[i]
+    return number
+
+
+cdef object take_text(Walk* walk, Py_ssize_t size):
+    cdef const uint8_t* text = take(walk, size, b"a string of msgpack")
+    made = <object>new_text(text, size)
+    Py_DECREF(made)
+    return made
+
+
+cdef object take_integer(Walk* walk, int kind):
+    cdef int size = 1 << (kind & 3)
+    cdef uint64_t number = take_number(walk, size)
+    if kind < 0xD0:
+        return number
+    return <long long>(number << (64 - 8 * size)) >> (64 - 8 * size)
+
+
+cdef object take_scalar(Walk* walk, int kind):
+    """Read what follows the first byte of anything but a map or an array."""
+    if kind <= 0x7F:
+        return kind
+    if kind >= 0xE0:
+        return kind - 256
+    if 0xA0 <= kind <= 0xBF:
+        return take_text(walk, kind & 31)
+    if 0xD9 <= kind <= 0xDB:
+        return take_text(walk, take_number(walk, 1 << (kind - 0xD9)))
+    if 0xC4 <= kind <= 0xC6:
+        size = take_number(walk, 1 << (kind - 0xC4))
+        return take(walk, size, b"binary data of msgpack")[:<Py_ssize_t>size]
+    if 0xCC <= kind <= 0xD3:
+        return take_integer(walk, kind)
+    if kind == 0xC2 or kind == 0xC3:
+        return kind == 0xC3
+    if kind == 0xC0:
+        return None
+    walk.pos -= 1
+    fail_at(walk, "a float" if kind in (0xCA, 0xCB) else f"type 0x{kind:02x} of msgpack, which VICI has no value for")
+
+
+cdef object take_key(Walk* walk, dict section):
+    cdef const uint8_t* start = walk.pos
+    cdef int kind = take(walk, 1, b"a key")[0]
+    if not (0xA0 <= kind <= 0xBF or 0xD9 <= kind <= 0xDB):
+        walk.pos = start
+        fail_at(walk, "a key that is no string")
+    key = take_scalar(walk, kind)
+    if key in section:
+        walk.pos = start
+        fail_at(walk, f"the key {key!r} stands twice")
+    return key
+
+
+@cython.wraparound(True)
+cdef object unpack(Walk* walk):
+    """Read one msgpack object; iterative, and counts are only believed as far as there are bytes."""
+    cdef list containers = [], lefts = [], keys = []
+    while True:
+        if containers and isinstance(containers[-1], dict) and lefts[-1]:
+            keys[-1] = take_key(walk, containers[-1])
+        if not containers or lefts[-1]:
+            made, left = unpack_one(walk)
+            if left >= 0:
+                if len(containers) > MAX_DEPTH + 1:
+                    fail_at(walk, f"maps nested deeper than {MAX_DEPTH}")
+                containers.append(made)
+                lefts.append(left)
+                keys.append(None)
+                continue
+        else:
+            made = containers.pop()
+            lefts.pop()
+            keys.pop()
+        if not containers:
+            return made
+        if isinstance(containers[-1], dict):
+            containers[-1][keys[-1]] = made
+        else:
+            containers[-1].append(made)
+        lefts[-1] -= 1
+
+
+cdef tuple unpack_one(Walk* walk):
+    """Read a scalar, or the head of a container: (object, how many items follow; -1 for a scalar)."""
+    cdef int kind = take(walk, 1, b"a value of msgpack")[0]
+    if 0x80 <= kind <= 0x8F:
+        return {}, kind & 15
+    if 0x90 <= kind <= 0x9F:
+        return [], kind & 15
+    if kind == 0xDE or kind == 0xDF:
+        return {}, take_number(walk, 2 << (kind - 0xDE))
+    if kind == 0xDC or kind == 0xDD:
+        return [], take_number(walk, 2 << (kind - 0xDC))
+    return take_scalar(walk, kind), -1
+
+
+def from_msgpack(data):
+    """Return the VICI bytes of a message in msgpack: map = section, array = list, all else as `encode` takes it.
+
+    `from_msgpack(to_msgpack(x)) == x` for every message without duplicates. Raises `DecodeError` with the offset for what
+    is no msgpack, a float, an extension, a key that is no string or stands twice, and `EncodeError` with the path for
+    what VICI cannot carry.
+    """
+    cdef Walk walk
+    held = bytes(memoryview(data))
+    walk.start = walk.pos = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>held)
+    walk.end = walk.start + PyBytes_GET_SIZE(<PyObject*>held)
+    walk.depth = walk.in_list = 0
+    message = unpack(&walk)
+    if walk.pos != walk.end:
+        fail_at(&walk, "more bytes after the message")
+    return encode(message)
+
+
+def _json_section(pairs):
+    """Make a section of the names and values of a JSON object, or bytes of `{"$base64": "..."}`."""
+    section = dict(pairs)
+    if len(section) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise EncodeError(f"{next(name for name in names if names.count(name) > 1)}: stands twice")
+    if len(section) == 1 and "$base64" in section:
+        from base64 import b64decode
+
+        try:
+            return b64decode(section["$base64"], validate=True)
+        except (TypeError, ValueError) as error:
+            raise EncodeError(f"$base64: {error}") from None
+    return section
+
+
+def from_json(data):
+    """Return the VICI bytes of a message in JSON: object = section, array = list, `{"$base64": "..."}` = any bytes.
+
+    `data` is UTF-8 bytes or a str. `from_json(to_json(x)) == x` for every message without duplicates (and without a
+    section that is itself like `$base64`). Raises `DecodeError` with the offset for what is no JSON, and `EncodeError`
+    with the path for what VICI cannot carry: null, numbers that are no integers, names that stand twice.
+    """
+    # Only who needs it pays for importing it.
+    from json import JSONDecodeError, loads
+
+    text = data
+    if not isinstance(data, str):
+        try:
+            text = bytes(memoryview(data)).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DecodeError("no UTF-8", error.start) from None
+    try:
+        message = loads(text, object_pairs_hook=_json_section)
+    except JSONDecodeError as error:
+        raise DecodeError(f"no JSON: {error.msg}", len(text[:error.pos].encode("utf-8", "surrogatepass"))) from None
+    except RecursionError:
+        raise EncodeError(f"sections nested deeper than {MAX_DEPTH}") from None
+    except EncodeError:
+        raise
+    except ValueError as error:
+        raise EncodeError(str(error)) from None
+    return encode(message)
+
+
+# --- messages read lazily ---------------------------------------------------------------------------------------------
+
+
+cdef const uint8_t* past(const uint8_t* at) noexcept:
+    """The end of the element at `at`, with all that is in it; for bytes that are known to be valid."""
+    cdef Py_ssize_t depth = 0
+    while True:
+        if at[0] == KEY_VALUE:
+            at += 2 + at[1]
+            at += 2 + ((at[0] << 8) | at[1])
+        elif at[0] == LIST_ITEM:
+            at += 3 + ((at[1] << 8) | at[2])
+        elif at[0] == SECTION_START or at[0] == LIST_START:
+            at += 2 + at[1]
+            depth += 1
+        else:
+            at += 1
+            depth -= 1
+        if not depth:
+            return at
+
+
+cdef int validate(const uint8_t* data, Py_ssize_t size) except -1:
+    cdef Walk walk
+    cdef Element element
+    cdef int kind
+    begin(&walk, data, size)
+    while True:
+        kind = next_element(&walk, &element)
+        if kind == END:
+            return 0
+        if kind == KEY_VALUE or kind == SECTION_START or kind == LIST_START:
+            check_name(&walk, &element)
+
+
+@cython.final
+cdef class Message:
+    """One message, or a section of it, read only where it is asked: validated once, immutable, safe to keep.
+
+    `data` is a bytes-like object (bytes are kept, all else is copied); `values` and `binary` are as for `Decoder`. Raises
+    `DecodeError`. Names that stand twice are all there in iteration and `get_all`; `get` and `[]` give the last, as
+    `decode` does. A value is a str (or bytes), a list of them, or for a section a Message.
+    """
+
+    cdef bytes data
+    cdef const uint8_t* first
+    cdef const uint8_t* end
+    cdef bint as_bytes
+    cdef tuple binary
+
+    def __init__(self, data, *, values=str, binary=()):
+        if values is not str and values is not bytes:
+            raise TypeError(f"values must be str or bytes, not {values!r}")
+        if self.data is not None:
+            raise TypeError("a Message cannot be changed")
+        self.open(data if PyBytes_CheckExact(data) else bytes(memoryview(data)), values is bytes, root_names(binary))
+
+    cdef int open(self, bytes data, bint as_bytes, tuple binary) except -1:
+        cdef const uint8_t* first = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>data)
+        validate(first, PyBytes_GET_SIZE(<PyObject*>data))
+        self.data = data
+        self.first = first
+        self.end = first + PyBytes_GET_SIZE(<PyObject*>data)
+        self.as_bytes = as_bytes
+        self.binary = binary
+        return 0
+
+    cdef Message section(self, const uint8_t* at):
+        cdef Message made = Message.__new__(Message)
+        made.data = self.data
+        made.first = at + 2 + at[1]
+        made.end = past(at) - 1
+        made.as_bytes = self.as_bytes
+        made.binary = ()
+        return made
+
+    cdef const uint8_t* find(self, name) except? NULL:
+        """The last element with this name; NULL without an error when there is none."""
+        cdef const uint8_t* at = self.first
+        cdef const uint8_t* found = NULL
+        cdef const uint8_t* text
+        cdef Py_ssize_t size
+        if not isinstance(name, str):
+            raise TypeError(f"a name is a str, not {type(name).__name__}")
+        if not name.isascii():
+            return NULL
+        text = <const uint8_t*>PyUnicode_AsUTF8AndSize(name, &size)
+        while at < self.end:
+            if at[1] == size and is_same(at + 2, text, size):
+                found = at
+            at = past(at)
+        return found
+
+    cdef object text(self, const uint8_t* size, bint blob):
+        cdef Element element
+        element.value_size = (size[0] << 8) | size[1]
+        element.value = size + 2
+        made = <object>new_value(&element, self.as_bytes or blob)
+        Py_DECREF(made)
+        return made
+
+    cdef object value(self, const uint8_t* at):
+        if at[0] == SECTION_START:
+            return self.section(at)
+        cdef bint blob = self.binary and is_one_of(self.binary, at + 2, at[1])
+        if at[0] == KEY_VALUE:
+            return self.text(at + 2 + at[1], blob)
+        cdef list items = []
+        at += 2 + at[1]
+        while at[0] == LIST_ITEM:
+            items.append(self.text(at + 1, blob))
+            at = past(at)
+        return items
+
+    cdef str name(self, const uint8_t* at):
+        return at[2:2 + at[1]].decode("ascii")
+
+    def get(self, *path, default=None):
+        """Return what stands under the last of the names, each in the section of the one before; else `default`."""
+        cdef Message section = self
+        cdef const uint8_t* at = NULL
+        cdef Py_ssize_t i
+        if not path:
+            raise TypeError("get needs a name")
+        for i in range(len(path)):
+            if i:
+                if at[0] != SECTION_START:
+                    return default
+                section = section.section(at)
+            at = section.find(path[i])
+            if not at:
+                return default
+        return section.value(at)
+
+    def get_all(self, name):
+        """Return the values of every element with this name, in order."""
+        return [value for key, value in self.items() if key == name]
+
+    def __getitem__(self, name):
+        cdef const uint8_t* at = self.find(name)
+        if not at:
+            raise KeyError(name)
+        return self.value(at)
+
+    def __contains__(self, name):
+        return isinstance(name, str) and self.find(name) != NULL
+
+    def __len__(self):
+        cdef const uint8_t* at = self.first
+        cdef Py_ssize_t count = 0
+        while at < self.end:
+            at = past(at)
+            count += 1
+        return count
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def keys(self):
+        """Return the names as a list, in order."""
+        cdef const uint8_t* at = self.first
+        cdef list names = []
+        while at < self.end:
+            names.append(self.name(at))
+            at = past(at)
+        return names
+
+    def values(self):
+        """Return the values as a list, in order."""
+        cdef const uint8_t* at = self.first
+        cdef list values = []
+        while at < self.end:
+            values.append(self.value(at))
+            at = past(at)
+        return values
+
+    def items(self):
+        """Return (name, value) pairs as a list, in order."""
+        return list(zip(self.keys(), self.values(), strict=True))
+
+    def to_dict(self):
+        """Return the message as `decode` would."""
+        return decode_alone(self.first, self.end - self.first, self.as_bytes, self.binary)
+
+    def to_msgpack(self):
+        """Return the message as the function `to_msgpack` would."""
+        return self.transcode("msgpack")
+
+    def to_json(self):
+        """Return the message as the function `to_json` would."""
+        return self.transcode("json")
+
+    cdef bytes transcode(self, format):
+        cdef Transcoder transcoder = Transcoder(format, binary=())
+        transcoder.binary = self.binary
+        return transcoder.read(self.first, self.end - self.first)
+
+    def __bytes__(self):
+        return self.first[:self.end - self.first]
+
+    def __eq__(self, other):
+        cdef Message message
+        if isinstance(other, Message):
+            message = other
+            return bytes(self) == bytes(message)
+        return self.to_dict() == other if isinstance(other, Mapping) else NotImplemented
+
+    def __hash__(self):
+        return hash(bytes(self))
+
+    def __repr__(self):
+        return f"Message({self.to_dict()!r})"
+
+    def __reduce__(self):
+        values = bytes if self.as_bytes else str
+        return _restore, (bytes(self), values, [name.decode() for name in self.binary])
+
+
+def _restore(data, values, binary):
+    return Message(data, values=values, binary=binary)
+
+
+@cython.final
+cdef class MessageReader(Reader):
+    """Reads a message as a `Message`; `values` and `binary` are as for `Decoder`."""
+
+    cdef bint as_bytes
+    cdef tuple binary
+
+    def __init__(self, *, values=str, binary=()):
+        if values is not str and values is not bytes:
+            raise TypeError(f"values must be str or bytes, not {values!r}")
+        self.as_bytes = values is bytes
+        self.binary = root_names(binary)
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        cdef Message made = Message.__new__(Message)
+        made.open(data[:size], self.as_bytes, self.binary)
+        return made
 
 
 # --- packets ----------------------------------------------------------------------------------------------------------
