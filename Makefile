@@ -4,19 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHARON ?= recorded
 SANITIZERS := address,undefined
+SECONDS ?= 60
 ASAN := $(VENV)-asan
+FUZZ := $(VENV)-fuzz
 WHEEL := $(VENV)-wheel
 
-.PHONY: help demo test test-wheel test-asan lint build dist clean tools
+.PHONY: help demo test test-wheel test-asan fuzz lint build dist bench bench-instructions clean tools
 
 help:
 	@echo "make demo [CHARON=real]  the bridge at work, on recorded traffic or on two real charons (root)"
 	@echo "make test                the test-suite; real-daemon tests where charon is installed and we are root"
 	@echo "make test-wheel          the test-suite against the wheel built from the sdist, in a clean environment"
 	@echo "make test-asan           the codec's tests under the address and undefined-behaviour sanitizers"
+	@echo "make fuzz [SECONDS=60]    bytes that look for what the codec gets wrong, under the same sanitizers (clang)"
 	@echo "make lint                ruff, cython-lint, mypy, stubtest"
 	@echo "make build               the extension, in place"
 	@echo "make dist                sdist and wheel"
+	@echo "make bench [ARGS=...]    us and our peers, measured in one run; ARGS=--help shows the options"
+	@echo "make bench-instructions  instructions of the codec, compared with the baseline (valgrind); ARGS=--update"
 
 # What a bare Debian lacks; elsewhere the error says what is missing.
 tools:
@@ -85,5 +90,25 @@ test-asan: tools
 	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    $(ASAN)/bin/python -m pytest -s -q -p no:cacheprovider tests/test_wire.py tests/test_framer.py tests/test_transcode.py
 
+# atheris brings the runtime of clang's sanitizers, so that clang itself is all that is needed here.
+fuzz: tools
+	@command -v clang >/dev/null || { echo "needed: clang (Debian: apt-get install clang)" >&2; exit 1; }
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=80" "Cython>=3.3.1,<4"
+	$(FUZZ)/bin/python -m pip install --quiet --group fuzz
+	CC=clang VICIFAST_SANITIZE=fuzzer-no-link,$(SANITIZERS) \
+	    $(FUZZ)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	$(FUZZ)/bin/python tests/fuzz --seconds $(SECONDS)
+
+$(VENV)/bench: $(VENV)/made
+	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+bench: build $(VENV)/bench
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-instructions: build $(VENV)/bench
+	@$(BIN)/python -m benchmarks.instructions $(ARGS)
+
 clean:
-	rm -rf build dist $(VENV) $(ASAN) $(WHEEL) src/*.egg-info src/vicifast/*.so
+	rm -rf build dist $(VENV) $(ASAN) $(FUZZ) $(WHEEL) src/*.egg-info src/vicifast/*.so

@@ -7,8 +7,10 @@ from setuptools import Extension, setup
 
 SANITIZE = os.environ.get("VICIFAST_SANITIZE", "")  # such as "address,undefined"
 
-BUILD = "build/sanitize" if SANITIZE else "build"  # objects of the two builds must not be mixed up
+# Objects of different builds must not be mixed up.
+BUILD = f"build/{SANITIZE.replace(',', '-')}" if SANITIZE else "build"
 
+# The sanitizers' runtimes are not linked: they have to be loaded before Python is, so the Makefile preloads them.
 # CPython's own flags contain -g, which makes wheels four times larger.
 flags = ["-Wall", "-Wsign-compare", *([f"-fsanitize={SANITIZE}", "-g", "-O1"] if SANITIZE else ["-g0"])]
 
@@ -20,7 +22,6 @@ setup(
                 ["src/vicifast/_wire.pyx"],
                 define_macros=[("CYTHON_USE_MODULE_STATE", "1"), ("CYTHON_USE_TYPE_SPECS", "1")],
                 extra_compile_args=flags if os.name == "posix" else [],
-                extra_link_args=[f"-fsanitize={SANITIZE}"] if SANITIZE else [],
             )
         ],
         build_dir=BUILD,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import random
 from pathlib import Path
@@ -44,6 +45,14 @@ def packed(tree: Any) -> bytes:
         else:
             out += b"\x03" + label + len(value).to_bytes(2, "big") + value
     return bytes(out)
+
+
+def exact(data: bytes) -> array.array[int]:
+    """The bytes in memory of exactly their size, so that the address sanitizer sees what is read behind them.
+
+    A bytes object has a spare NUL, and an array made of one has room to grow; its slice has neither.
+    """
+    return array.array("B", data)[:]
 
 
 def noise(rng: random.Random) -> bytes:

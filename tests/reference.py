@@ -125,13 +125,16 @@ def to_msgpack(tree: Tree, binary: Collection[str] = ()) -> bytes:
     """What `to_msgpack` returns, duplicates included."""
     import msgpack  # not at the top: the tests of the codec run without it
 
-    packer = msgpack.Packer(use_bin_type=True)
+    return _pack(msgpack.Packer(use_bin_type=True), tree, binary)
+
+
+def _pack(packer: Any, tree: Tree, binary: Collection[str]) -> bytes:
     packed = [packer.pack_map_header(len(tree))]
     for name, value in tree:
         scalar = bytes if name in binary else text_or_bytes
         packed.append(packer.pack(name))
         if isinstance(value, tuple):
-            packed.append(to_msgpack(value))
+            packed.append(_pack(packer, value, ()))
         elif isinstance(value, list):
             packed.append(packer.pack([scalar(item) for item in value]))
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import json
 import random
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import reference
-from generate import RECORDINGS, SEED, mutated, noise, packed, recorded, trees
+from generate import RECORDINGS, SEED, exact, mutated, noise, packed, recorded, trees
 from hypothesis import given
 
 from vicifast._wire import Transcoder, decode, encode, to_json, to_msgpack
@@ -205,28 +204,28 @@ def test_more_pairs_than_a_map_of_two_bytes_holds() -> None:
 
 
 def same_as_reference(data: bytes, transcoders: dict[str, Transcoder]) -> bool:
-    exact = array.array("B", data)
+    given_ = exact(data)
     blobs = {"data", "a", ""}
     try:
         tree = reference.parse(data)
     except reference.Malformed:
         with pytest.raises(DecodeError) as decoding:
-            decode(exact)
+            decode(given_)
         for reader in (to_msgpack, to_json, *(transcoder.transcode for transcoder in transcoders.values())):
             with pytest.raises(DecodeError) as caught:
-                reader(exact)
+                reader(given_)
             assert caught.value.args == decoding.value.args
             assert caught.value.offset == decoding.value.offset
         return False
-    assert to_msgpack(exact) == reference.to_msgpack(tree), data.hex()
-    assert to_msgpack(exact) == transcoders["msgpack"].transcode(exact)
-    assert to_msgpack(exact, binary=blobs) == reference.to_msgpack(tree, blobs), data.hex()
-    assert to_json(exact) == transcoders["json"].transcode(exact)
+    assert to_msgpack(given_) == reference.to_msgpack(tree), data.hex()
+    assert to_msgpack(given_) == transcoders["msgpack"].transcode(given_)
+    assert to_msgpack(given_, binary=blobs) == reference.to_msgpack(tree, blobs), data.hex()
+    assert to_json(given_) == transcoders["json"].transcode(given_)
     if reference.has_duplicates(tree):
-        assert json.loads(to_json(exact)) == json.loads(reference.to_json(tree)), data.hex()
+        assert json.loads(to_json(given_)) == json.loads(reference.to_json(tree)), data.hex()
     else:
-        assert to_json(exact) == reference.to_json(tree), data.hex()
-        assert to_json(exact, binary=blobs) == reference.to_json(tree, blobs), data.hex()
+        assert to_json(given_) == reference.to_json(tree), data.hex()
+        assert to_json(given_, binary=blobs) == reference.to_json(tree, blobs), data.hex()
     return True
 
 

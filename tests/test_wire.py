@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import reference
-from generate import RECORDINGS, SEED, mutated, noise, packed, recorded, trees
+from generate import RECORDINGS, SEED, exact, mutated, noise, packed, recorded, trees
 from hypothesis import given
 
 from vicifast import _wire
@@ -97,11 +97,6 @@ CUT_SHORT = [  # bytes, and where the element that is cut short begins
 NOT_UTF8 = [b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"a\xf0\x9d\x84", b"\xc3\xa4\xff"]
 ANY_KIND: tuple[Any, ...] = ("", [], {})
 BAD_NAME_BYTES = [0x00, 0x09, 0x0A, 0x1F, 0x7F, 0x80, 0xA0, 0xC3, 0xFF]
-
-
-def exact(data: bytes) -> array.array[int]:
-    """The same bytes without the spare NUL of `bytes`, so that a sanitizer sees a read past the end."""
-    return array.array("B", data)
 
 
 def nested(depth: int) -> dict[str, Any]:

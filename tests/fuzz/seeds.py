@@ -1,0 +1,42 @@
+"""Where the fuzzer begins: real traffic, in every form that an input can have. Run, it fills a folder with it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from generate import RECORDINGS, recorded
+
+from vicifast import to_json, to_msgpack
+from vicifast.recording import Recording
+
+REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.input"))
+"""Inputs that once went wrong; their names say how."""
+
+LONGEST = 2048  # short inputs make a fast fuzzer
+PER_RECORDING = 12  # recordings repeat themselves
+
+
+def seeds() -> Iterator[bytes]:
+    """Inputs of `checks.check`."""
+    for path in RECORDINGS:
+        messages = recorded(path)
+        for message in [message for message in messages if len(message) <= LONGEST][
+            :: len(messages) // PER_RECORDING + 1
+        ]:
+            yield b"m" + message
+            yield b"p" + to_msgpack(message)
+            yield b"j" + to_json(message)
+        stream = Recording.load(path).stream("server")
+        yield b"s\0\0" + stream[:LONGEST]
+        yield b"s\1\1" + stream[: LONGEST // 4]
+    yield from (b"M" + part for part in (b"r\3\1k\0\1v", b"s\3\0\0\0", b"l\5\0\0", b"r\1\0\2"))
+    for path in REGRESSIONS:
+        yield path.read_bytes()
+
+
+if __name__ == "__main__":
+    for seed in seeds():
+        (Path(sys.argv[1]) / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
