@@ -18,6 +18,7 @@ from vicifast import (
     ConnectionClosed,
     DecodeError,
     EncodeError,
+    Message,
     ProtocolError,
     Raw,
     RequestTimeout,
@@ -467,3 +468,18 @@ async def test_bytes_values_and_binary_fields() -> None:
             assert [cert async for cert in session.stream("list-certs")] == [{"type": "X509", "data": der}]
         async with AsyncSession(charon.address, values=bytes) as session:
             assert [cert async for cert in session.stream("list-certs")] == [{"type": b"X509", "data": der}]
+
+
+@run
+async def test_messages_read_lazily() -> None:
+    async with FakeCharon() as charon, AsyncSession(charon.address, values=Message) as session:
+        charon.on("version", {"daemon": "charon"})
+        charon.on("list-sas", {}, stream=SAS)
+        charon.on("list-certs", {}, stream=[("list-cert", {"type": "X509", "data": b"0\xff"})])
+        charon.on("terminate", {"success": "no", "errmsg": "no matching SAs"})
+        assert (await session.call("version"))["daemon"] == "charon"
+        seen = [sa.get(f"site-{i}", "uniqueid") for i, sa in enumerate([sa async for sa in session.stream("list-sas")])]
+        assert seen == [str(i) for i in range(50)]
+        assert (await anext(session.stream("list-certs")))["data"] == b"0\xff"
+        with pytest.raises(CommandError, match="no matching SAs"):
+            await session.call("terminate", {"ike": "x"})

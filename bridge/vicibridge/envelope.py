@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgpack
@@ -19,7 +18,6 @@ from vicifast import _wire
 from vicifast.commands import EVENTS
 
 Codec = Literal["msgpack", "json"]
-VERSION = 1
 
 
 def new_boot() -> str:
@@ -30,67 +28,41 @@ def new_boot() -> str:
 class Envelopes:
     """Builds the envelopes of one node and class, counting `seq` from 1.
 
-    `wrap` takes VICI bytes and splices their transcoded form in, so no Python object of the message exists;
-    `wrap_object` takes the data of the bridge's own events.
+    `wrap` takes VICI bytes and rewrites them in one pass, so no Python object of the message exists; `wrap_object`
+    takes the data of the bridge's own events.
     """
 
     def __init__(self, codec: Codec, node: str, boot: str) -> None:
         self.codec = codec
-        self.node = node
-        self.boot = boot
-        self.seq = 0
-        self._build = _Msgpack(node, boot) if codec == "msgpack" else _Json(node, boot)
-        self._readers = {
-            event.name: _wire.Transcoder(codec, binary=event.binary) for event in EVENTS.values() if event.standalone
+        self._envelope = _wire.Envelope(codec, node, boot)
+        self._transcoders = {
+            event.name: self._transcoder(event.name, event.binary) for event in EVENTS.values() if event.standalone
         }
+
+    @property
+    def seq(self) -> int:
+        """The number of the last event."""
+        return self._envelope.seq
 
     def wrap(self, time_ns: int, event: str, raw: bytes) -> bytes:
         """Return the envelope of `raw`, the message of `event`; DecodeError when it is no VICI message."""
-        data = self._readers[event].transcode(raw)
-        self.seq += 1
-        return self._build.envelope(self.seq, time_ns, event, data)
+        self._envelope.time = time_ns
+        return self._transcoders[event].transcode(raw)
 
     def wrap_object(self, time_ns: int, event: str, data: Mapping[str, object]) -> bytes:
         """Return the envelope of `data`, which must be of types that both codecs know."""
-        self.seq += 1
-        return self._build.envelope(self.seq, time_ns, event, self._build.data(data))
+        self._envelope.time = time_ns
+        empty = self._transcoder(event, ()).transcode(b"")
+        if self.codec == "msgpack":
+            packed: bytes = msgpack.packb(data)
+            return empty.removesuffix(b"\x80") + packed
+        return empty.removesuffix(b"{}}\n") + json.dumps(data, separators=(",", ":")).encode() + b"}\n"
 
     def skip(self, count: int) -> tuple[int, int]:
         """Give the next `count` numbers to events that will have no envelope; return the first and the last."""
-        first = self.seq + 1
-        self.seq += count
-        return first, self.seq
+        first = self._envelope.seq + 1
+        self._envelope.seq += count
+        return first, self._envelope.seq
 
-
-class _Msgpack:
-    """The head is packed once; `seq` and `time` always as 64-bit integers, so that their places are fixed."""
-
-    _NUMBERS = struct.Struct(">BQ6sQ")
-
-    def __init__(self, node: str, boot: str) -> None:
-        fixed = msgpack.packb({"v": VERSION, "node": node, "boot": boot})
-        self._head: bytes = b"\x87" + fixed[1:] + msgpack.packb("seq")
-        self._tails: dict[str, bytes] = {}
-
-    def envelope(self, seq: int, time_ns: int, event: str, data: bytes) -> bytes:
-        tail = self._tails.get(event)
-        if tail is None:
-            tail = b"".join(map(msgpack.packb, ("event", event, "data")))
-            self._tails[event] = tail
-        return self._head + self._NUMBERS.pack(0xCF, seq, b"\xa4time\xcf", time_ns) + tail + data
-
-    def data(self, data: Mapping[str, object]) -> bytes:
-        packed: bytes = msgpack.packb(data)
-        return packed
-
-
-class _Json:
-    def __init__(self, node: str, boot: str) -> None:
-        self._head = f'{{"v":{VERSION},"node":{json.dumps(node)},"boot":{json.dumps(boot)},"seq":'
-
-    def envelope(self, seq: int, time_ns: int, event: str, data: bytes) -> bytes:
-        head = f'{self._head}{seq},"time":{time_ns},"event":"{event}","data":'
-        return head.encode() + data + b"}\n"
-
-    def data(self, data: Mapping[str, object]) -> bytes:
-        return json.dumps(data, separators=(",", ":")).encode()
+    def _transcoder(self, event: str, binary: Iterable[str]) -> _wire.Transcoder:
+        return _wire.Transcoder(self.codec, binary=binary, envelope=self._envelope, event=event)

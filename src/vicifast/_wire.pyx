@@ -1667,9 +1667,9 @@ cdef tuple unpack_one(Walk* walk):
 def from_msgpack(data):
     """Return the VICI bytes of a message in msgpack: map = section, array = list, all else as `encode` takes it.
 
-    `from_msgpack(to_msgpack(x)) == x` for every message without duplicates. Raises `DecodeError` with the offset for what
-    is no msgpack, a float, an extension, a key that is no string or stands twice, and `EncodeError` with the path for
-    what VICI cannot carry.
+    `from_msgpack(to_msgpack(x)) == x` for every message without duplicates. Raises `DecodeError` with the offset for
+    what is no msgpack, a float, an extension, a key that is no string or stands twice, and `EncodeError` with the path
+    for what VICI cannot carry.
     """
     cdef Walk walk
     held = bytes(memoryview(data))
@@ -1766,8 +1766,8 @@ cdef int validate(const uint8_t* data, Py_ssize_t size) except -1:
 cdef class Message:
     """One message, or a section of it, read only where it is asked: validated once, immutable, safe to keep.
 
-    `data` is a bytes-like object (bytes are kept, all else is copied); `values` and `binary` are as for `Decoder`. Raises
-    `DecodeError`. Names that stand twice are all there in iteration and `get_all`; `get` and `[]` give the last, as
+    `data` is a bytes-like object (bytes are kept, all else is copied); `values` and `binary` are as for `Decoder`.
+    Raises `DecodeError`. Names that stand twice are all there in iteration and `get_all`; `get` and `[]` give the last, as
     `decode` does. A value is a str (or bytes), a list of them, or for a section a Message.
     """
 

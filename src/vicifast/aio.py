@@ -6,12 +6,21 @@ import asyncio
 import os
 import socket
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar, cast, overload
 
 from . import _wire
 from .address import Tcp, describe, parse_address
 from .errors import ConnectionClosed, RequestTimeout, UnknownEvent, ViciError
-from .protocol import Body, Call, Protocol, Section, Subscription, readers_for, stream_event
+from .protocol import Body, Call, Protocol, Section, Subscription, Values, readers_for, stream_event
+
+if TYPE_CHECKING:
+    import typing_extensions
+
+    M = typing_extensions.TypeVar("M", default=Section)  # what a message is: dict or Message
+else:
+    M = TypeVar("M")
+
+Address: TypeAlias = str | os.PathLike[str] | socket.socket | None
 
 # charon's listen backlog is 3: of many clients at once most see EAGAIN, and a connection is accepted within
 # milliseconds.
@@ -20,22 +29,44 @@ CLOSE_TIMEOUT = 2.0
 DEFAULT = -1.0
 
 
-class AsyncSession:
+class AsyncSession(Generic[M]):
     """A connection to charon: commands, streams and events, each answered in order whatever else goes on.
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
     None for strongSwan's default. `timeout` is the longest wait in seconds for a reply or the next message of a stream,
-    None for no limit. `values` is `str` or `bytes`, as for `vicifast.decode`; `readers` maps names of events to readers
-    of their messages. One session belongs to one event loop. Several calls may be open at once and run one after the
-    other, so a blocking `initiate` holds up all that follow it; events are better had from a session of their own.
+    None for no limit. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`, or, when `values`
+    is `vicifast.Message`, read lazily. `readers` maps names of events to readers of their messages.
+
+    One session belongs to one event loop. Several calls may be open at once and run one after the other, so a blocking
+    `initiate` holds up all that follow it; events are better had from a session of their own.
     """
 
+    @overload
     def __init__(
-        self,
-        address: str | os.PathLike[str] | socket.socket | None = None,
+        self: AsyncSession[Section],
+        address: Address = None,
         *,
         timeout: float | None = 30.0,
         values: type[str] | type[bytes] = str,
+        readers: Mapping[str, _wire.Reader] | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: AsyncSession[_wire.Message],
+        address: Address = None,
+        *,
+        timeout: float | None = 30.0,
+        values: type[_wire.Message],
+        readers: Mapping[str, _wire.Reader] | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        address: Address = None,
+        *,
+        timeout: float | None = 30.0,
+        values: Values = str,
         readers: Mapping[str, _wire.Reader] | None = None,
     ) -> None:
         if not isinstance(address, socket.socket):
@@ -65,7 +96,7 @@ class AsyncSession:
         if not self.closed:
             return self
         where = describe(self.address)
-        protocol = Protocol(_wire.Decoder(values=self._values), readers_for(self._values, self._readers))
+        protocol = Protocol(*readers_for(self._values, self._readers))
         connection = _Connection(protocol)
         try:
             async with asyncio.timeout(self.timeout):
@@ -99,7 +130,7 @@ class AsyncSession:
 
     async def call(
         self, command: str, message: Mapping[str, object] | None = None, *, timeout: float | None = DEFAULT
-    ) -> Section:
+    ) -> M:
         """Run a command and return its reply; what it streams is not asked for.
 
         Raises `CommandError` for `success=no`, `UnknownCommand`, `EncodeError` before anything is sent,
@@ -109,7 +140,7 @@ class AsyncSession:
         call = connection.protocol.call(command, message, None)
         connection.flush()
         await connection.finish(call, self._limit(timeout))
-        return result(call)
+        return cast(M, result(call))
 
     def stream(
         self,
@@ -118,7 +149,7 @@ class AsyncSession:
         event: str | None = None,
         *,
         timeout: float | None = DEFAULT,
-    ) -> Stream:
+    ) -> Stream[M]:
         """Run a command, at once, and return its messages as they come; see `Stream`.
 
         `event` is the event that the command streams, by default the one that `vicifast.commands` has for it.
@@ -129,7 +160,7 @@ class AsyncSession:
         connection.flush()
         return Stream(connection, call, self._limit(timeout))
 
-    def listen(self, *events: str, timeout: float | None = None) -> Listener:
+    def listen(self, *events: str, timeout: float | None = None) -> Listener[M]:
         """Register for events, at once, and return them as they come; see `Listener`.
 
         Without any event for `timeout` seconds the iteration ends; it may be taken up again.
@@ -159,7 +190,7 @@ class AsyncSession:
         return self.timeout if timeout == DEFAULT else timeout
 
 
-class Stream:
+class Stream(Generic[M]):
     """The messages of one command, as an async iterator; `response` is the reply once they have ended.
 
     It may be left at any point: what charon still sends is read and dropped, and the session stays usable. The error
@@ -174,7 +205,7 @@ class Stream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Section:
+    async def __anext__(self) -> M:
         call = self._call
         while not call.items:
             if call.done or call.abandoned:
@@ -182,12 +213,12 @@ class Stream:
                     result(call)
                 raise StopAsyncIteration
             await self._connection.wait_call(call, self._timeout)
-        return _message(call.items.popleft())
+        return cast(M, _message(call.items.popleft()))
 
     @property
-    def response(self) -> Section | None:
+    def response(self) -> M | None:
         """The reply that ended the stream, None before that."""
-        return self._call.response
+        return cast("M | None", self._call.response)
 
     async def aclose(self) -> None:
         """Leave the stream."""
@@ -203,7 +234,7 @@ class Stream:
         self._call.abandon()
 
 
-class Listener:
+class Listener(Generic[M]):
     """Events in the order in which they came, as an async iterator of (name, message).
 
     Raises `UnknownEvent` once, before anything else, when charon does not have one of the events; the others go on.
@@ -255,13 +286,13 @@ class Listener:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> tuple[str, Section]:
+    async def __anext__(self) -> tuple[str, M]:
         await self.ready()
         items = self._subscription.items
         if not items and not await self._connection.wait_event(self._subscription, self._timeout):
             raise StopAsyncIteration
         name, body = items.popleft()
-        return name, _message(body)
+        return name, cast(M, _message(body))
 
     async def aclose(self) -> None:
         """Unregister; events that come before charon has confirmed are dropped."""
@@ -410,7 +441,7 @@ class _Connection(asyncio.BufferedProtocol):
             self._idle.set_result(None)
 
 
-def result(call: Call) -> Section:
+def result(call: Call) -> Section | _wire.Message:
     """Return the reply of a call that is done, or raise its error."""
     if call.error is not None:
         raise call.error
@@ -418,10 +449,10 @@ def result(call: Call) -> Section:
     return call.response
 
 
-def _message(body: Body) -> Section:
+def _message(body: Body) -> object:
     if isinstance(body, ViciError):
         raise body
-    return body  # type: ignore[return-value]
+    return body
 
 
 async def connect_unix(path: str) -> socket.socket:

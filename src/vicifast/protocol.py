@@ -19,7 +19,8 @@ from .commands import COMMANDS, EVENTS
 from .errors import CommandError, ConnectionClosed, EncodeError, ProtocolError, UnknownCommand, UnknownEvent, ViciError
 
 Section: TypeAlias = dict[str, "str | bytes | list[str | bytes] | Section"]
-Body: TypeAlias = "Section | bytes | ViciError"
+Body: TypeAlias = "Section | _wire.Message | bytes | ViciError"
+Values: TypeAlias = type[str] | type[bytes] | type[_wire.Message]
 
 # A listener that nobody reads keeps this many events, then loses the oldest: charon must not be the one who waits.
 LISTENER_LIMIT = 100_000
@@ -37,7 +38,7 @@ class Call:
         self.command = command
         self.event = event
         self.items: deque[Body] = deque()
-        self.response: Section | None = None
+        self.response: Section | _wire.Message | None = None
         self.error: ViciError | None = None
         self.done = False
         self.abandoned = False
@@ -293,12 +294,16 @@ class Protocol:
             call.error = UnknownCommand(call.command)
         elif isinstance(body, ViciError):
             call.error = body
-        elif isinstance(body, dict):
+        elif isinstance(body, (dict, _wire.Message)):
             call.response = body
             if call.error is None and body.get("success") in ("no", b"no"):
-                errmsg = body.get("errmsg", "")
-                text = errmsg.decode(errors="replace") if isinstance(errmsg, bytes) else str(errmsg)
-                call.error = CommandError(call.command, text, body)
+                call.error = _failure(call.command, body if isinstance(body, dict) else body.to_dict())
+
+
+def _failure(command: str, response: Section) -> CommandError:
+    errmsg = response.get("errmsg", "")
+    text = errmsg.decode(errors="replace") if isinstance(errmsg, bytes) else str(errmsg)
+    return CommandError(command, text, response)
 
 
 def _refuse(holder: Call | Subscription, event: str) -> None:
@@ -330,10 +335,15 @@ def stream_event(command: str, event: str | None) -> str:
     return known.event
 
 
-def readers_for(values: type[str] | type[bytes], readers: Mapping[str, _wire.Reader]) -> dict[str, _wire.Reader]:
-    """Return the readers of events that have binary fields, and of those for which the caller brings his own."""
-    binary = {e.name: _wire.Decoder(values=values, binary=e.binary) for e in EVENTS.values() if e.binary}
-    return {**binary, **readers}
+def readers_for(values: Values, readers: Mapping[str, _wire.Reader]) -> tuple[_wire.Reader, dict[str, _wire.Reader]]:
+    """Return the reader of all messages, and those of events that have binary fields or that the caller brings."""
+
+    def make(binary: Iterable[str] = ()) -> _wire.Reader:
+        if values is str or values is bytes:
+            return _wire.Decoder(values=values, binary=binary)
+        return _wire.MessageReader(binary=binary)
+
+    return make(), {**{event.name: make(event.binary) for event in EVENTS.values() if event.binary}, **readers}
 
 
 def _check_text(command: str, message: Mapping[str, object]) -> None:
