@@ -1,0 +1,273 @@
+"""The codec beside its peers, on the same data in the peers' own formats."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+import msgpack
+import msgspec
+import orjson
+import ormsgpack
+from vici.protocol import FiniteStream  # type: ignore[import-untyped]
+from vici.protocol import Message as PythonVici
+
+import vicifast
+
+from . import memory
+from .corpus import Traffic, follow, plain, traffics
+from .measure import Settings, Table, drop, interleave, keep
+
+Function = Callable[[Any], Any]
+
+
+class Contestant(NamedTuple):
+    """`make` gives a fresh function from the form `takes` to the form `gives`, both names of `Traffic`'s."""
+
+    name: str
+    make: Callable[[], Function]
+    takes: str
+    gives: str
+
+
+class Operation(NamedTuple):
+    name: str
+    title: str
+    contestants: list[Contestant]
+
+
+def tables(settings: Settings) -> Iterator[Table]:
+    corpora = traffics()
+    notes = [traffic.describe() for traffic in corpora]
+    for operation in operations():
+        for traffic in corpora:
+            verify(operation, traffic)
+    gc.collect()
+    gc.freeze()  # the corpora are no part of what the collector has to walk
+    for operation in operations():
+        yield _timed(operation, corpora, settings, notes)
+        if operation.name == "decode-keep":
+            yield _kept_memory(operation, corpora, settings)
+        notes = []
+    gc.unfreeze()
+
+
+def _timed(operation: Operation, corpora: list[Traffic], settings: Settings, notes: list[str]) -> Table:
+    table = Table(operation.name, operation.title, "µs CPU per message", notes=notes)
+    loop = keep if operation.name == "decode-keep" else drop
+    for traffic in corpora:
+        settings.report(f"{operation.title}, {traffic.name}")
+        runs = {c.name: _run(loop, c.make(), getattr(traffic, c.takes)) for c in operation.contestants}
+        samples = interleave(5 if settings.quick else 51, runs)
+        table.add(traffic.name, samples, 1e6 / len(traffic.messages))
+    return table
+
+
+def _run(loop: Callable[[Function, Any], float], function: Function, items: list[Any]) -> Callable[[], float]:
+    loop(function, items)
+    return lambda: loop(function, items)
+
+
+def _kept_memory(operation: Operation, corpora: list[Traffic], settings: Settings) -> Table:
+    table = Table("decode-memory", "memory of decoded messages that are kept", "kB of RSS per message")
+    if not memory.SUPPORTED:
+        table.notes = ["not measured: needs /proc of Linux"]
+        return table
+    for traffic in corpora:
+        settings.report(f"{table.title}, {traffic.name}")
+        with tempfile.TemporaryDirectory() as directory:
+            files = {}
+            for form in {contestant.takes for contestant in operation.contestants}:
+                files[form] = FilePath(directory, form)
+                memory.store(files[form], getattr(traffic, form))
+            runs = {c.name: _memory_run(c, files[c.takes]) for c in operation.contestants}
+            samples = interleave(1 if settings.quick else 3, runs)
+        table.add(traffic.name, samples, 1e-3 / len(traffic.messages))
+    return table
+
+
+def _memory_run(contestant: Contestant, file: FilePath) -> Callable[[], float]:
+    return lambda: memory.measured(contestant.name, file)
+
+
+def verify(operation: Operation, traffic: Traffic) -> None:
+    """See once that all contestants give the same; AssertionError names the one that does not."""
+    for contestant in operation.contestants:
+        function, read, form = contestant.make(), *_READ[contestant.gives]
+        inputs, expected = getattr(traffic, contestant.takes), getattr(traffic, form)
+        for number, (item, wanted) in enumerate(zip(inputs, expected, strict=True)):
+            if read(function(item)) != wanted:
+                where = f"{operation.title}, {traffic.name} message {number}"
+                raise AssertionError(f"{where}: {contestant.name} gives something else")
+
+
+# How each form is compared: a function of the result, and the form of `Traffic` that it must be equal to.
+_READ: dict[str, tuple[Function, str]] = {
+    "messages": (bytes, "messages"),
+    "dicts": (plain, "dicts"),
+    "jsonables": (lambda given: given, "jsonables"),
+    "msgpack": (msgpack.unpackb, "dicts"),
+    "json": (json.loads, "jsonables"),
+    "fields": (plain, "fields"),
+}
+
+
+def operations() -> list[Operation]:
+    """Everything measured. A contestant that needs more than vicifast has a comma in its name."""
+    return [
+        Operation("decode-drop", "decode, each result dropped", _decoders()),
+        Operation("decode-keep", "decode, all results kept", _decoders()),
+        Operation("encode", "encode", _encoders()),
+        Operation("lazy", "five fields of each message", _lazy()),
+        Operation("to-msgpack", "VICI to msgpack", _to_msgpack()),
+        Operation("to-json", "VICI to JSON", _to_json()),
+        Operation("from-msgpack", "msgpack to VICI", _from_msgpack()),
+        Operation("from-json", "JSON to VICI", _from_json()),
+    ]
+
+
+def _python_vici_decode(message: bytes) -> Any:
+    return PythonVici.deserialize(FiniteStream(message))
+
+
+def _decoders() -> list[Contestant]:
+    return [
+        Contestant("vicifast Decoder", lambda: vicifast.Decoder().decode, "messages", "dicts"),
+        Contestant("vicifast decode", lambda: vicifast.decode, "messages", "dicts"),
+        Contestant("python vici", lambda: _python_vici_decode, "messages", "dicts"),
+        Contestant("msgspec.msgpack", lambda: msgspec.msgpack.Decoder().decode, "msgpack", "dicts"),
+        Contestant("ormsgpack", lambda: ormsgpack.unpackb, "msgpack", "dicts"),
+        Contestant("msgpack", lambda: msgpack.unpackb, "msgpack", "dicts"),
+        Contestant("msgspec.json", lambda: msgspec.json.Decoder().decode, "json", "jsonables"),
+        Contestant("orjson", lambda: orjson.loads, "json", "jsonables"),
+    ]
+
+
+def _encoders() -> list[Contestant]:
+    return [
+        Contestant("vicifast encode", lambda: vicifast.encode, "dicts", "messages"),
+        Contestant("python vici", lambda: PythonVici.serialize, "dicts", "messages"),
+        Contestant("ormsgpack", lambda: ormsgpack.packb, "dicts", "msgpack"),
+        Contestant("msgspec.msgpack", lambda: msgspec.msgpack.Encoder().encode, "dicts", "msgpack"),
+        Contestant("msgpack", lambda: msgpack.packb, "dicts", "msgpack"),
+        Contestant("msgspec.json", lambda: msgspec.json.Encoder().encode, "jsonables", "json"),
+        Contestant("orjson", lambda: orjson.dumps, "jsonables", "json"),
+    ]
+
+
+def _lazy() -> list[Contestant]:
+    def message_and_fields(lookup: Any) -> list[Any]:
+        data, a, b, c, d, e = lookup
+        get = vicifast.Message(data).get
+        return [get(*a), get(*b), get(*c), get(*d), get(*e)]
+
+    def decode_and_fields(decode: Function) -> Function:
+        def decoded_fields(lookup: Any) -> list[Any]:
+            data, a, b, c, d, e = lookup
+            tree = decode(data)
+            return [follow(tree, a), follow(tree, b), follow(tree, c), follow(tree, d), follow(tree, e)]
+
+        return decoded_fields
+
+    def decoder_and_fields() -> Function:
+        return decode_and_fields(vicifast.Decoder().decode)
+
+    return [
+        Contestant("vicifast Message", lambda: message_and_fields, "lookups", "fields"),
+        Contestant("vicifast Decoder, dict.get", decoder_and_fields, "lookups", "fields"),
+        Contestant("python vici", lambda: decode_and_fields(_python_vici_decode), "lookups", "fields"),
+    ]
+
+
+def _to_msgpack() -> list[Contestant]:
+    def transcoder() -> Function:
+        return vicifast.Transcoder("msgpack").transcode
+
+    def decoder_and_msgspec() -> Function:
+        decode, encode = vicifast.Decoder(binary=("data",)).decode, msgspec.msgpack.Encoder().encode
+        return lambda message: encode(decode(message))
+
+    return [
+        Contestant("vicifast Transcoder", transcoder, "messages", "msgpack"),
+        Contestant("vicifast to_msgpack", lambda: vicifast.to_msgpack, "messages", "msgpack"),
+        Contestant("vicifast Decoder, msgspec.msgpack", decoder_and_msgspec, "messages", "msgpack"),
+        Contestant("python vici, msgpack", lambda: _python_vici_to_msgpack, "messages", "msgpack"),
+    ]
+
+
+def _to_json() -> list[Contestant]:
+    return [
+        Contestant("vicifast Transcoder", lambda: vicifast.Transcoder("json").transcode, "messages", "json"),
+        Contestant("vicifast to_json", lambda: vicifast.to_json, "messages", "json"),
+        Contestant("python vici, orjson", lambda: _python_vici_to_json, "messages", "json"),
+    ]
+
+
+def _from_msgpack() -> list[Contestant]:
+    def msgspec_and_encode() -> Function:
+        decode, encode = msgspec.msgpack.Decoder().decode, vicifast.encode
+        return lambda data: encode(decode(data))
+
+    return [
+        Contestant("vicifast from_msgpack", lambda: vicifast.from_msgpack, "msgpack", "messages"),
+        Contestant("vicifast encode, msgspec.msgpack", msgspec_and_encode, "msgpack", "messages"),
+        Contestant("python vici, msgpack", lambda: _msgpack_to_python_vici, "msgpack", "messages"),
+    ]
+
+
+def _from_json() -> list[Contestant]:
+    return [
+        Contestant("vicifast from_json", lambda: vicifast.from_json, "json", "messages"),
+        Contestant("vicifast encode, orjson", lambda: _json_to_vicifast, "json", "messages"),
+        Contestant("python vici, orjson", lambda: _json_to_python_vici, "json", "messages"),
+    ]
+
+
+def _as_text(section: Any) -> Any:
+    """The bytes values that python vici gives as text, in its own dicts; only values that are no text stay bytes."""
+    for name, value in section.items():
+        if type(value) is bytes:
+            try:
+                section[name] = value.decode()
+            except UnicodeDecodeError:
+                pass
+        elif type(value) is list:
+            section[name] = [item.decode() for item in value]
+        else:
+            _as_text(value)
+    return section
+
+
+def _python_vici_to_msgpack(message: bytes) -> bytes:
+    return msgpack.packb(_as_text(_python_vici_decode(message)))  # type: ignore[no-any-return]
+
+
+def _python_vici_to_json(message: bytes) -> bytes:
+    section = _as_text(_python_vici_decode(message))
+    if type(section.get("data")) is bytes:  # list-cert, the only one that is no text
+        section["data"] = {"$base64": base64.b64encode(section["data"]).decode()}
+    return orjson.dumps(section)
+
+
+def _msgpack_to_python_vici(data: bytes) -> bytes:
+    return PythonVici.serialize(msgpack.unpackb(data))  # type: ignore[no-any-return]
+
+
+def _from_orjson(data: bytes) -> Any:
+    section = orjson.loads(data)
+    if type(section.get("data")) is dict:
+        section["data"] = base64.b64decode(section["data"]["$base64"])
+    return section
+
+
+def _json_to_vicifast(data: bytes) -> bytes:
+    return vicifast.encode(_from_orjson(data))
+
+
+def _json_to_python_vici(data: bytes) -> bytes:
+    return PythonVici.serialize(_from_orjson(data))  # type: ignore[no-any-return]

@@ -1,0 +1,88 @@
+"""Interleaved rounds, and the tables that come of them."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+Sample = TypeVar("Sample")
+
+
+class Settings(NamedTuple):
+    """How long to measure: `quick` gives every row, few rounds each. `report` is told what is being measured."""
+
+    quick: bool
+    report: Callable[[str], None]
+
+
+class Cell(NamedTuple):
+    """What one contestant needed in one case, over all rounds."""
+
+    minimum: float
+    median: float
+
+
+@dataclass
+class Table:
+    """One thing measured: contestants by cases. The first contestant whose name begins with `vicifast` is the one
+    that ratios refer to."""
+
+    name: str
+    title: str
+    unit: str
+    rows: dict[str, dict[str, Cell]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def cases(self) -> list[str]:
+        return list(dict.fromkeys(case for cells in self.rows.values() for case in cells))
+
+    @property
+    def reference(self) -> str | None:
+        return next((name for name in self.rows if is_ours(name)), None)
+
+    def add(self, case: str, samples: Mapping[str, Sequence[float]], scale: float = 1.0) -> None:
+        """Take the samples of a case, each times `scale`."""
+        for name, values in samples.items():
+            cell = Cell(min(values) * scale, statistics.median(values) * scale)
+            self.rows.setdefault(name, {})[case] = cell
+
+    def ratio(self, name: str, to: str | None, case: str) -> float | None:
+        """How many times more `name` needs than `to`, by the minima; None when either was not measured."""
+        above, below = self.rows.get(name, {}).get(case), self.rows.get(to or "", {}).get(case)
+        return above.minimum / below.minimum if above and below and below.minimum > 0 else None
+
+
+def is_ours(contestant: str) -> bool:
+    return contestant.startswith("vicifast")
+
+
+def interleave(rounds: int, runs: Mapping[str, Callable[[], Sample]]) -> dict[str, list[Sample]]:
+    """Run each once a round, A B C A B C, so that what disturbs the machine disturbs all of them."""
+    samples: dict[str, list[Sample]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        gc.collect()
+        for name, run in runs.items():
+            samples[name].append(run())
+    return samples
+
+
+def drop(function: Callable[[Any], object], items: Iterable[Any]) -> float:
+    """CPU seconds for calling the function on each item and throwing the result away, as streams are read."""
+    begin = time.process_time()
+    for item in items:
+        function(item)
+    return time.process_time() - begin
+
+
+def keep(function: Callable[[Any], object], items: Iterable[Any]) -> float:
+    """CPU seconds for the results of all items in a list; freeing it is not counted."""
+    begin = time.process_time()
+    kept = [function(item) for item in items]
+    spent = time.process_time() - begin
+    del kept
+    return spent

@@ -1,0 +1,113 @@
+"""One client of the stream benchmark: `python -m benchmarks.stream_client CLIENT PATH COUNT` prints what it needed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from vicifast import _wire
+
+from .corpus import plain
+
+
+class _Clock:
+    """CPU and wall time of a part of the program."""
+
+    def __enter__(self) -> _Clock:
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cpu, self.wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+
+
+def _digest(messages: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for message in messages:
+        digest.update(json.dumps(plain(message)).encode())
+    return digest.hexdigest()
+
+
+def _python_vici(path: str, count: int) -> tuple[_Clock, int, str]:
+    import vici  # type: ignore[import-untyped]
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        session = vici.Session(sock)
+        digest, got = _digest(session.list_sas()), 0
+        with _Clock() as clock:
+            for _ in session.list_sas():
+                got += 1
+    return clock, got, digest
+
+
+def _session(path: str, count: int) -> tuple[_Clock, int, str]:
+    import vicifast
+
+    connect: Any = vicifast.Session
+    with connect(path) as session:
+        digest, got = _digest(session.stream("list-sas")), 0
+        with _Clock() as clock:
+            for _ in session.stream("list-sas"):
+                got += 1
+    return clock, got, digest
+
+
+async def _async_session(path: str) -> tuple[_Clock, int, str]:
+    from vicifast.aio import AsyncSession
+
+    async with AsyncSession(path) as session:
+        digest, got = _digest([message async for message in session.stream("list-sas")]), 0
+        with _Clock() as clock:
+            async for _ in session.stream("list-sas"):
+                got += 1
+    return clock, got, digest
+
+
+def _discard(path: str, count: int) -> tuple[_Clock, int, str]:
+    """The floor: how much of the others' time is the kernel's."""
+    request = b"".join(
+        _wire.packet(kind, name)
+        for kind, name in (
+            (_wire.EVENT_REGISTER, "list-sa"),
+            (_wire.CMD_REQUEST, "list-sas"),
+            (_wire.EVENT_UNREGISTER, "list-sa"),
+        )
+    )
+    buffer = bytearray(262144)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        sock.sendall(request)
+        framer, answers, size = _wire.Framer(_wire.Raw()), 0, 0
+        while answers < 3:  # confirm, reply, confirm
+            data = sock.recv(65536)
+            size += len(data)
+            framer.feed(data)
+            answers += sum(kind != _wire.EVENT for kind, _, _ in framer.packets())
+        with _Clock() as clock:
+            sock.sendall(request)
+            while size > 0:
+                size -= sock.recv_into(buffer)
+    return clock, count, ""
+
+
+def main() -> None:
+    client, path, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    if client == "vicifast AsyncSession":
+        clock, got, digest = asyncio.run(_async_session(path))
+    else:
+        run = {"vicifast Session": _session, "python vici": _python_vici, "receive and discard": _discard}[client]
+        clock, got, digest = run(path, count)
+    if got != count:
+        raise SystemExit(f"{client} got {got} of {count} messages")
+    print(json.dumps({"CPU": clock.cpu, "wall": clock.wall, "digest": digest}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The figures to reach, and whether they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .measure import Table
+
+
+class Target(NamedTuple):
+    """`ours` is to be `at_least` times better than `peer`, or without a peer to need `at_most`."""
+
+    what: str
+    table: str
+    case: str
+    ours: str
+    peer: str = ""
+    at_least: float = 0.0
+    at_most: float = 0.0
+
+
+class Verdict(NamedTuple):
+    """`value` is None when a side was not measured."""
+
+    target: Target
+    value: float | None
+    reached: bool
+
+
+TARGETS = [
+    Target("decode, dropped", "decode-drop", "uniform", "vicifast Decoder", "python vici", 22),
+    Target("decode, dropped", "decode-drop", "uniform", "vicifast Decoder", "msgspec.msgpack", 1.25),
+    Target("encode", "encode", "uniform", "vicifast encode", "python vici", 30),
+    Target("encode", "encode", "uniform", "vicifast encode", "ormsgpack", 1.3),
+    Target("VICI to msgpack", "to-msgpack", "uniform", "vicifast Transcoder", "python vici, msgpack", 140),
+    Target("five fields", "lazy", "uniform", "vicifast Message", "python vici", 45),
+    Target("list-sas, blocking", "stream", "packets, CPU", "vicifast Session", "python vici", 15),
+    Target("list-sas, asyncio", "stream", "packets, CPU", "vicifast AsyncSession", "python vici", 10),
+    Target("import", "import", "wall", "vicifast", at_most=25),
+]
+
+
+def judge(tables: list[Table]) -> list[Verdict]:
+    """A verdict for each target whose table was measured."""
+    by_name = {table.name: table for table in tables}
+    return [_verdict(target, by_name[target.table]) for target in TARGETS if target.table in by_name]
+
+
+def _verdict(target: Target, table: Table) -> Verdict:
+    if target.peer:
+        value = table.ratio(target.peer, target.ours, target.case)
+        return Verdict(target, value, value is not None and value >= target.at_least)
+    cell = table.rows.get(target.ours, {}).get(target.case)
+    return Verdict(target, cell and cell.minimum, cell is not None and cell.minimum <= target.at_most)
