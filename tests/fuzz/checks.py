@@ -6,7 +6,9 @@ one file is all it takes to see a finding again.
 
 from __future__ import annotations
 
+import base64
 import json
+import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,7 +17,23 @@ import msgpack
 import reference
 from generate import exact
 
-from vicifast import Decoder, Framer, Raw, Reader, Transcoder, decode, encode, packet, to_json, to_msgpack
+from vicifast import (
+    Decoder,
+    Envelope,
+    Framer,
+    Message,
+    MessageReader,
+    Raw,
+    Reader,
+    Transcoder,
+    decode,
+    encode,
+    from_json,
+    from_msgpack,
+    packet,
+    to_json,
+    to_msgpack,
+)
 from vicifast.errors import DecodeError, EncodeError
 
 BINARY = ("data", "", "name")  # the first is that of list-certs
@@ -23,6 +41,7 @@ READERS: list[Callable[[], Reader]] = [
     Decoder,
     lambda: Decoder(values=bytes),
     lambda: Decoder(binary=BINARY),
+    MessageReader,
     lambda: Transcoder("msgpack"),
     lambda: Transcoder("json", binary=BINARY),
 ]
@@ -51,7 +70,9 @@ def check_message(data: bytes) -> None:
     check_decode(data, tree)
     check_caches(data, tree)
     check_transcode(data, tree)
+    check_envelope(data, tree)
     check_encode(data, tree)
+    check_view(data, tree)
 
 
 def check_long(data: bytes) -> None:
@@ -68,6 +89,7 @@ def check_long(data: bytes) -> None:
         return
     check_decode(long, tree)
     check_transcode(long, tree)
+    same(Message(exact(long)).to_dict(), reference.plain(tree))
 
 
 def check_refusal(data: bytes, malformed: reference.Malformed) -> None:
@@ -82,6 +104,7 @@ def check_refusal(data: bytes, malformed: reference.Malformed) -> None:
         to_json,
         Transcoder("msgpack").transcode,
         Transcoder("json").transcode,
+        Message,
     ):
         assert refused(reader, data).args == refusal.args
     assert refused(decode, bytes(data)).args == refusal.args
@@ -164,15 +187,83 @@ def check_transcode(data: bytes, tree: reference.Tree) -> None:
         assert blobs == reference.to_json(tree, BINARY)
 
 
+def check_envelope(data: bytes, tree: reference.Tree) -> None:
+    """Around a good message; one that is malformed uses up no number."""
+    for format, packed in (("msgpack", reference.to_msgpack(tree)), ("json", to_json(data))):
+        envelope = Envelope(format, "gw-1", 'b"1')
+        envelope.time = len(data)
+        transcoder = Transcoder(format, envelope=envelope, event="ike-updown")
+        for seq in (1, 2):
+            attempt(transcoder.transcode, data + b"\x09")
+            out = transcoder.transcode(exact(data))
+            if format == "msgpack":
+                numbers = (b"\xcf" + number.to_bytes(8, "big") for number in (seq, len(data)))
+                head = b'\x87\xa1v\1\xa4node\xa4gw-1\xa4boot\xa3b"1\xa3seq%b\xa4time%b\xa5event\xaaike-updown\xa4data'
+                assert out == head % tuple(numbers) + packed
+            else:
+                head = b'{"v":1,"node":"gw-1","boot":"b\\"1","seq":%d,"time":%d,"event":"ike-updown","data":'
+                assert out == head % (seq, len(data)) + packed + b"}\n"
+
+
 def check_encode(data: bytes, tree: reference.Tree) -> None:
     for values in (str, bytes):
         message = decode(exact(data), values=values)
         if reference.has_duplicates(tree):
             same(decode(encode(message), values=values), message)
         else:
-            assert encode(message) == data
+            assert encode(message) == encode(Message(data)) == from_msgpack(exact(to_msgpack(data))) == data
+            if not has_base64_section(tree):
+                assert from_json(exact(to_json(data))) == from_json(exact(to_json(data, binary=BINARY))) == data
             if len(data) < reference.MAX_PACKET:
                 assert packet(1, None, message) == (len(data) + 1).to_bytes(4, "big") + b"\x01" + data
+
+
+def check_view(data: bytes, tree: reference.Tree) -> None:
+    """A Message shows the whole tree, and keeps it when the buffer that it came from is used again."""
+    given = exact(data)
+    messages = [Message(given), Message(data, values=bytes), Message(given, binary=BINARY)]
+    for at in range(len(given)):
+        given[at] ^= 0xFF
+    text, raw, blobs = messages
+    same(text.to_dict(), reference.plain(tree))
+    same(blobs.to_dict(), reference.plain(tree, binary=BINARY))
+    assert tree_of(raw) == tree
+    assert tree_of(text) == tree
+    assert text.to_msgpack() == reference.to_msgpack(tree)
+    assert blobs.to_json() == to_json(data, binary=BINARY)
+    for message in messages:
+        again = pickle.loads(pickle.dumps(message))
+        assert bytes(message) == data and message == again and hash(message) == hash(again)
+        same(again.to_dict(), message.to_dict())
+
+
+def tree_of(message: Message) -> reference.Tree:
+    names = message.keys()
+    assert len(message) == len(names) and list(message) == names
+    last = dict(message.items())
+    for name in last:
+        assert name in message and message.get_all(name)[-1] == message[name] == last[name] == message.get(name)
+    for name, value in last.items():
+        if isinstance(value, Message) and len(value):
+            inner = value.keys()[-1]
+            assert message.get(name, inner) == value[inner]
+    return tuple((name, content_of(value)) for name, value in message.items())
+
+
+def content_of(value: Any) -> Any:
+    if isinstance(value, Message):
+        return tree_of(value)
+    return [bytes_of(item) for item in value] if isinstance(value, list) else bytes_of(value)
+
+
+def bytes_of(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+
+
+def has_base64_section(tree: reference.Tree) -> bool:
+    """Whether JSON cannot tell a section from bytes."""
+    sections = [value for _, value in tree if isinstance(value, tuple)]
+    return any([name for name, _ in section] == ["$base64"] or has_base64_section(section) for section in sections)
 
 
 # --- streams ---
@@ -211,6 +302,8 @@ def told(message: object) -> object:
 def read_by(reader: Reader) -> Callable[[Any], object]:
     if isinstance(reader, Decoder):
         return reader.decode
+    if isinstance(reader, MessageReader):
+        return Message
     return reader.transcode if isinstance(reader, Transcoder) else bytes
 
 
@@ -242,31 +335,73 @@ def put(rng: random.Random, framer: Framer, piece: bytes) -> None:
 
 
 def check_msgpack(data: bytes) -> None:
+    refused, message = False, None
     try:
-        message = msgpack.unpackb(data, strict_map_key=False)
+        message = msgpack.unpackb(
+            data,
+            strict_map_key=False,
+            unicode_errors="surrogateescape",
+            object_pairs_hook=section_of,
+            ext_hook=no_extension,
+        )
     except Exception:  # it has many kinds of its own
-        return
-    check_object(message)
+        refused = True
+    else:
+        check_object(message)
+    check_written(from_msgpack, data, not refused and is_message(message), message)
 
 
 def check_json(data: bytes) -> None:
+    refused, message = False, None
     try:
-        message = json.loads(data)
+        message = json.loads(data.decode(), object_pairs_hook=section_or_bytes)
     except (ValueError, RecursionError):
-        return
-    check_object(message)
+        refused = True
+    else:
+        check_object(message)
+    check_written(from_json, data, not refused and is_message(message), message)
+
+
+def section_of(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    section = dict(pairs)
+    if len(section) < len(pairs):
+        raise ValueError("a name stands twice")
+    return section
+
+
+def section_or_bytes(pairs: list[tuple[str, Any]]) -> Any:
+    section = section_of(pairs)
+    if list(section) != ["$base64"]:
+        return section
+    if not isinstance(section["$base64"], str):
+        raise ValueError("no base64")
+    return base64.b64decode(section["$base64"], validate=True)
+
+
+def no_extension(code: int, data: bytes) -> object:
+    raise ValueError("an extension")
+
+
+def check_written(write: Callable[[Any], bytes], data: bytes, good: bool, message: Any) -> None:
+    """Bytes in another format become those of the message in them; DecodeError and EncodeError share the refusals."""
+    try:
+        written = write(exact(data))
+    except DecodeError as error:
+        assert not good and 0 <= error.offset <= len(data)
+    except EncodeError:
+        assert not good
+    else:
+        assert good and written == reference.encode(message)
 
 
 def check_object(message: Any) -> None:
     """What VICI can carry is encoded as the reference does it, all else is an EncodeError."""
     if not is_message(message):
-        for write in (encode, lambda given: packet(1, None, given)):
-            try:
-                write(message)
-            except EncodeError:
-                continue
-            raise AssertionError("what VICI cannot carry was encoded")
-        return
+        try:
+            encode(message)
+        except EncodeError:
+            return
+        raise AssertionError("what VICI cannot carry was encoded")
     data = encode(message)
     assert data == reference.encode(message)
     assert encode(decode(exact(data))) == data
