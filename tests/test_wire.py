@@ -5,12 +5,9 @@ from __future__ import annotations
 import array
 import copy
 import enum
-import importlib.util
 import mmap
 import pickle
 import random
-import sys
-import threading
 from collections import ChainMap, OrderedDict, UserDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -771,61 +768,3 @@ def test_constants() -> None:
     assert (_wire.CMD_REQUEST, _wire.CMD_RESPONSE, _wire.CMD_UNKNOWN) == (0, 1, 2)
     assert (_wire.EVENT_REGISTER, _wire.EVENT_UNREGISTER) == (3, 4)
     assert (_wire.EVENT_CONFIRM, _wire.EVENT_UNKNOWN, _wire.EVENT) == (5, 6, 7)
-
-
-# --- threads and interpreters ---
-
-
-def test_threads() -> None:
-    failures: list[object] = []
-
-    def work(number: int) -> None:
-        decoder = Decoder()
-        message = {f"n{number}": {"l": [str(number)] * number, "k": "v" * number}}
-        data = encode(message)
-        for _ in range(500):
-            if not (decoder.decode(data) == decode(data) == message and encode(message) == data):
-                failures.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert not any(thread.is_alive() for thread in threads)
-    assert failures == []
-
-
-CHECK = """
-import sys
-sys.path[:0] = {path!r}
-from vicifast._wire import Decoder, decode, encode
-assert decode(encode({{"a": {{"l": ["b"]}}}})) == Decoder().decode(encode({{"a": {{"l": ["b"]}}}}))
-try:
-    decode(b"\\x08")
-except ValueError as error:
-    assert type(error).__name__ == "DecodeError"
-else:
-    raise AssertionError
-"""
-
-
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="an interpreter with its own lock needs Python 3.12")
-def test_interpreters_with_a_lock_of_their_own() -> None:
-    # One module under three names: 3.14 has it public, 3.13 and 3.12 private.
-    candidates = ("concurrent.interpreters", "_interpreters", "_xxsubinterpreters")
-    found = [name for name in candidates if importlib.util.find_spec(name)]
-    interpreters = importlib.import_module(found[0])
-    code = CHECK.format(path=[str(Path(_wire.__file__).parents[1])])
-    for _ in range(2):
-        if found[0] == "concurrent.interpreters":
-            interpreter = interpreters.create()
-            interpreter.exec(code)
-            interpreter.close()
-        else:
-            number = interpreters.create()
-            run = interpreters.exec if hasattr(interpreters, "exec") else interpreters.run_string
-            failed = run(number, code)
-            interpreters.destroy(number)
-            assert failed is None, failed
-    assert decode(b"\x03\x01a\x00\x01b") == {"a": "b"}

@@ -1,0 +1,213 @@
+"""The codec in threads, in interpreters of its own, and called again from within itself."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vicifast import (
+    Decoder,
+    Framer,
+    Message,
+    Transcoder,
+    _wire,
+    decode,
+    encode,
+    from_json,
+    from_msgpack,
+    packet,
+    to_json,
+    to_msgpack,
+)
+from vicifast.errors import DecodeError
+
+ROUNDS = 300
+
+
+def message_of(number: int) -> dict[str, Any]:
+    """A message that shares its names with those of other numbers, and no value."""
+    # As long as those of other numbers, so that only the bytes tell them apart; from four keys on shapes are kept.
+    keys = {f"key-{at}": f"{number:04}-{at}" for at in range(6)}
+    return {"sas": {f"sa-{number:04}": keys | {"ts": [f"{number:04}", "ü"], "child": keys}}, f"n{number:04}": "x"}
+
+
+@pytest.fixture(autouse=True)
+def switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def in_threads(work: Callable[[int], None], count: int = 6) -> None:
+    """Run `work` with the numbers of the threads, all at once; the first error is raised here."""
+    errors: list[BaseException] = []
+    start = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        try:
+            start.wait(timeout=30)
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    if errors:
+        raise errors[0]
+
+
+# --- threads ---
+
+
+def test_threads_share_the_functions() -> None:
+    def work(number: int) -> None:
+        message = message_of(number)
+        data = encode(message)
+        shown, packed = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode(), to_msgpack(data)
+        for _ in range(ROUNDS):
+            assert encode(message) == from_json(shown) == from_msgpack(packed) == data
+            assert decode(data) == Message(data).to_dict() == message
+            assert to_json(data) == shown
+            with pytest.raises(DecodeError):
+                decode(data + b"\x09")
+
+    in_threads(work)
+
+
+def test_a_decoder_for_each_thread() -> None:
+    def work(number: int) -> None:
+        decoder, framer = Decoder(), Framer(Decoder())
+        for at in range(ROUNDS):
+            message = message_of(number * ROUNDS + at)
+            assert decoder.decode(encode(message)) == message
+            framer.feed(packet(1, None, message))
+            assert framer.packets() == [(1, None, message)]
+
+    in_threads(work)
+
+
+def test_threads_share_one_decoder() -> None:
+    """Allowed, and right, although what one thread reads evicts what another has left in the cache."""
+    decoder, raw, transcoder = Decoder(), Decoder(values=bytes), Transcoder("json")
+
+    def work(number: int) -> None:
+        for at in range(ROUNDS):
+            message = message_of(number * ROUNDS + at)
+            data = encode(message)
+            assert decoder.decode(data) == message
+            assert raw.decode(data) == decode(data, values=bytes)
+            assert transcoder.transcode(data) == to_json(data)
+            with pytest.raises(DecodeError):
+                decoder.decode(data[:-3])
+
+    in_threads(work)
+
+
+def test_threads_share_one_message() -> None:
+    content = message_of(1)
+    message = Message(encode(content))
+
+    def work(number: int) -> None:
+        for _ in range(ROUNDS):
+            assert message.get("sas", "sa-0001", "key-3") == "0001-3"
+            assert message.to_dict() == content
+
+    in_threads(work)
+
+
+# --- within itself ---
+
+
+def test_a_decoder_that_is_called_while_it_decodes() -> None:
+    """The collector may run in the middle of a message, and with it whatever finalizers and callbacks do."""
+    decoder = Decoder()
+    inner = message_of(7)
+    data = encode(inner)
+    called = 0
+
+    def again(phase: str, info: dict[str, int]) -> None:
+        nonlocal called
+        called += 1
+        assert decoder.decode(data) == inner
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(again)
+    gc.set_threshold(1)
+    try:
+        for number in range(ROUNDS):
+            message = message_of(number)
+            assert decoder.decode(encode(message)) == message
+    finally:
+        gc.callbacks.remove(again)
+        gc.set_threshold(*threshold)
+    assert called
+
+
+# --- interpreters ---
+
+WORK = """
+from vicifast import Decoder, Framer, Message, Transcoder, decode, encode, from_json, from_msgpack, packet
+from vicifast import to_json, to_msgpack
+from vicifast.errors import DecodeError, EncodeError
+
+decoder, transcoder, framer = Decoder(), Transcoder("json"), Framer(Decoder())
+for number in range(ROUNDS):
+    message = message_of(number)
+    data = encode(message)
+    assert decode(data) == decoder.decode(data) == Message(data).to_dict() == message
+    assert from_msgpack(to_msgpack(data)) == from_json(to_json(data)) == data
+    assert transcoder.transcode(data) == to_json(data)
+    framer.feed(packet(7, "log", message))
+    assert framer.packets() == [(7, "log", message)]
+    for error, call, wrong in ((DecodeError, decode, data[:-1]), (EncodeError, encode, {"k": None})):
+        try:
+            call(wrong)
+        except error as raised:
+            assert type(raised) is error
+        else:
+            raise AssertionError(call)
+"""
+
+
+def run_in_interpreter(own_lock: bool, code: str) -> None:
+    """Run code in a new interpreter, and end that with all objects of the code alive."""
+    if importlib.util.find_spec("_interpreters"):  # from 3.13 on
+        interpreters = importlib.import_module("_interpreters")
+        number = interpreters.create("isolated" if own_lock else "legacy")
+    else:
+        interpreters = importlib.import_module("_xxsubinterpreters")
+        number = interpreters.create(isolated=own_lock)
+    try:
+        failed = interpreters.run_string(number, code)
+        assert failed is None, failed.formatted
+    finally:
+        interpreters.destroy(number)
+
+
+@pytest.mark.parametrize("own_lock", [False, True], ids=["shared lock", "own lock"])
+def test_interpreters(own_lock: bool) -> None:
+    """One after the other, and several at once, which with locks of their own run in parallel."""
+    if own_lock and sys.version_info < (3, 12):
+        pytest.skip("an interpreter with its own lock needs Python 3.12")
+    source = str(Path(_wire.__file__).parents[1])
+    head = f"from __future__ import annotations\nimport sys\nsys.path[:0] = [{source!r}]\nROUNDS = {ROUNDS}\n"
+    code = head + inspect.getsource(message_of) + WORK
+    for _ in range(2):
+        run_in_interpreter(own_lock, code)
+    in_threads(lambda number: run_in_interpreter(own_lock, code), 3)
+    exec(code, {})  # and this one is none the worse for it
