@@ -12,7 +12,7 @@ BUILD = f"build/{SANITIZE.replace(',', '-')}" if SANITIZE else "build"
 
 # The sanitizers' runtimes are not linked: they have to be loaded before Python is, so the Makefile preloads them.
 # CPython's own flags contain -g, which makes wheels four times larger.
-flags = ["-Wall", "-Wsign-compare", *([f"-fsanitize={SANITIZE}", "-g", "-O1"] if SANITIZE else ["-g0"])]
+flags = ["-Wall", "-Wsign-compare", *([f"-fsanitize={SANITIZE}", "-g", "-O1"] if SANITIZE else ["-g0", "-O3"])]
 
 setup(
     ext_modules=cythonize(

@@ -85,6 +85,7 @@ cdef enum:
     KNOWN_VALUE = 64  # longest value kept for reuse, so that a decoder's memory stays bounded
     READ_SIZE = 65536  # least room that a read is offered
     BUFFER_SIZE = 262144
+    LENT_SIZE = 2048  # of the stack, for a message that is encoded; most fit
 
 
 # --- bytes: walking over the elements ---------------------------------------------------------------------------------
@@ -239,6 +240,23 @@ cdef inline bint is_printable(const uint8_t* text, Py_ssize_t size) noexcept:
         odd |= odd_in(eight_at(text + i))
         i += 8
     return not (odd | odd_in(eight_at(text + size - 8)))
+
+
+cdef inline bint copy_printable(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
+    """Copy a name and say whether it is printable, in one pass."""
+    cdef uint64_t eight, odd = 0
+    cdef Py_ssize_t i = 0
+    if size < 8:
+        copy(to, text, size)
+        return not size or not odd_in(some_at(text, size))
+    while i < size - 8:
+        eight = eight_at(text + i)
+        odd |= odd_in(eight)
+        memcpy(to + i, &eight, 8)
+        i += 8
+    eight = eight_at(text + size - 8)
+    memcpy(to + size - 8, &eight, 8)
+    return not (odd | odd_in(eight))
 
 
 cdef inline bint is_same(const uint8_t* one, const uint8_t* other, Py_ssize_t size) noexcept:
@@ -850,16 +868,31 @@ cdef struct Writer:
     uint8_t* data
     Py_ssize_t used
     Py_ssize_t size
+    uint8_t* lent  # memory to begin with that is not the writer's, or NULL
 
 
 cdef int grow(Writer* out, Py_ssize_t more) except -1:
     cdef Py_ssize_t size = max(out.used + more, 2 * out.size, 1024)
-    cdef uint8_t* data = <uint8_t*>realloc(out.data, size)
+    cdef uint8_t* data = <uint8_t*>realloc(NULL if out.data == out.lent else out.data, size)
     if not data:
         raise MemoryError
+    if out.lent and out.data == out.lent:
+        memcpy(data, out.lent, out.used)
     out.data = data
     out.size = size
     return 0
+
+
+cdef inline void lend(Writer* out, uint8_t* memory) noexcept:
+    """Begin to write into memory of the caller, `LENT_SIZE` bytes."""
+    out.data = out.lent = memory
+    out.used = 0
+    out.size = LENT_SIZE
+
+
+cdef inline void free_writer(Writer* out) noexcept:
+    if out.data != out.lent:
+        free(out.data)
 
 
 cdef inline int reserve(Writer* out, Py_ssize_t more) except -1:
@@ -1356,13 +1389,14 @@ cdef inline bint put_plain(Writer* out, object name, object value) except -1:
     cdef const uint8_t* text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
     cdef Py_ssize_t name_size = PyUnicode_GET_LENGTH(<PyObject*>name)
     cdef Py_ssize_t size = PyUnicode_GET_LENGTH(<PyObject*>value)
-    if name_size > MAX_NAME or size > MAX_VALUE or not is_printable(text, name_size):
+    if name_size > MAX_NAME or size > MAX_VALUE:
         return False
     reserve(out, name_size + size + 4)
     cdef uint8_t* to = out.data + out.used
     to[0] = KEY_VALUE
     to[1] = <uint8_t>name_size
-    copy(to + 2, text, name_size)
+    if not copy_printable(to + 2, text, name_size):
+        return False
     to[name_size + 2] = <uint8_t>(size >> 8)
     to[name_size + 3] = <uint8_t>size
     copy(to + name_size + 4, <const uint8_t*>PyUnicode_DATA(<PyObject*>value), size)
@@ -1450,13 +1484,14 @@ cdef int put_sections(Writer* out, Frame* frames, int* depth, Place* place, Py_s
 cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
     name = <object>place.name
     value = <object>place.value
-    if is_scalar(value):
-        put_name(out, KEY_VALUE, name)
-        return put_value(out, value)
-    if isinstance(value, (list, tuple)):
-        return put_list(out, name, value, place, limit)
-    if isinstance(value, Message):
-        value = value.to_dict()
+    if not PyDict_CheckExact(value):
+        if isinstance(value, (list, tuple)):
+            return put_list(out, name, value, place, limit)
+        if is_scalar(value):
+            put_name(out, KEY_VALUE, name)
+            return put_value(out, value)
+        if isinstance(value, Message):
+            value = value.to_dict()
     if PyDict_CheckExact(value) or isinstance(value, Mapping):
         if depth[0] == MAX_DEPTH:
             refuse(f"sections nested deeper than {MAX_DEPTH}")
@@ -1483,9 +1518,9 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
     cdef Frame[MAX_DEPTH + 1] frames
     cdef Place place = Place(NULL, NULL, -1)
     cdef int depth = -1
-    if isinstance(message, Message):
+    if not PyDict_CheckExact(message) and isinstance(message, Message):
         message = message.to_dict()
-    elif not PyDict_CheckExact(message) and not isinstance(message, Mapping):
+    if not PyDict_CheckExact(message) and not isinstance(message, Mapping):
         return refuse(f"a message must be a mapping, not {type(message).__name__}")
     try:
         open_frame(&frames[0], message, None)
@@ -1510,12 +1545,14 @@ def encode(message):
     memoryview, bool (yes or no) or int (decimal). Names are printable ASCII of 255 bytes at most, values 65535 bytes,
     the message 512 KiB, sections nested 64 deep. Raises `EncodeError` that names the path; nothing is truncated.
     """
-    cdef Writer out = Writer(NULL, 0, 0)
+    cdef uint8_t[LENT_SIZE] lent
+    cdef Writer out
+    lend(&out, &lent[0])
     try:
         put_message(&out, message, MAX_PACKET)
         return <bytes>out.data[:out.used]
     finally:
-        free(out.data)
+        free_writer(&out)
 
 
 def packet(kind, name=None, message=None):
@@ -1524,8 +1561,10 @@ def packet(kind, name=None, message=None):
     Requests, registrations and events have a name (printable ASCII, 255 bytes at most); requests, responses and events
     have a message, empty when it is None. Raises `EncodeError` for anything else, and for more than 512 KiB.
     """
-    cdef Writer out = Writer(NULL, 0, 0)
+    cdef uint8_t[LENT_SIZE] lent
+    cdef Writer out
     cdef int type_ = kind
+    lend(&out, &lent[0])
     if not CMD_REQUEST <= type_ <= EVENT:
         refuse(f"there is no packet type {kind}")
     if (name is not None) != (type_ in (CMD_REQUEST, EVENT_REGISTER, EVENT_UNREGISTER, EVENT)):
@@ -1544,7 +1583,7 @@ def packet(kind, name=None, message=None):
         write_length(out.data, <uint32_t>(out.used - 4))
         return <bytes>out.data[:out.used]
     finally:
-        free(out.data)
+        free_writer(&out)
 
 
 cdef void write_length(uint8_t* data, uint32_t length) noexcept:
