@@ -88,7 +88,8 @@ test-asan: tools
 	VICIFAST_SANITIZE=$(SANITIZERS) $(ASAN)/bin/python -m pip install --quiet --no-build-isolation --force-reinstall ".[bridge]" --group test
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
 	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    $(ASAN)/bin/python -m pytest -s -q -p no:cacheprovider tests/test_wire.py tests/test_framer.py tests/test_transcode.py
+	    $(ASAN)/bin/python -m pytest -s -q -p no:cacheprovider tests/fuzz \
+	    $(addprefix tests/test_,$(addsuffix .py,wire message framer transcode from isolation))
 
 # atheris brings the runtime of clang's sanitizers, so that clang itself is all that is needed here.
 fuzz: tools

@@ -44,7 +44,8 @@ def fuzz(seconds: int) -> int:
     before = set(FINDINGS.iterdir())
     command = [
         *(sys.executable, str(HERE / "target.py"), str(CORPUS), f"-artifact_prefix={FINDINGS}/"),
-        *(f"-max_total_time={seconds}", "-max_len=3000", "-timeout=30", "-rss_limit_mb=3072", "-print_final_stats=1"),
+        *(f"-max_total_time={seconds}", "-max_len=3000", "-rss_limit_mb=3072", "-print_final_stats=1"),
+        *("-timeout=60", "-report_slow_units=60"),  # on a busy machine the longest seed takes seconds
     ]
     status = run(command)
     found = sorted(set(FINDINGS.iterdir()) - before)

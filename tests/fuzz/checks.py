@@ -11,6 +11,7 @@ import json
 import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgpack
@@ -403,8 +404,23 @@ def check_object(message: Any) -> None:
             return
         raise AssertionError("what VICI cannot carry was encoded")
     data = encode(message)
-    assert data == reference.encode(message)
+    assert data == reference.encode(message) == encode(disguised(message))
     assert encode(decode(exact(data))) == data
+
+
+class Text(str):
+    pass
+
+
+def disguised(value: Any) -> Any:
+    """The same message in types that are not the plain ones."""
+    if isinstance(value, dict):
+        return MappingProxyType({Text(name): disguised(content) for name, content in value.items()})
+    if isinstance(value, list | tuple):
+        return tuple(map(disguised, value))
+    if isinstance(value, bytes):
+        return memoryview(value)
+    return Text(value) if isinstance(value, str) else value
 
 
 def is_message(message: Any) -> bool:
