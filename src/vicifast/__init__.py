@@ -1,7 +1,7 @@
 """VICI, the protocol by which programs talk to strongSwan's IKE daemon charon: a fast, strict codec and its clients.
 
-`decode`, `encode` and their kin work on single messages. `AsyncSession`, loaded when first asked for because asyncio is
-slow to import, talks to a daemon.
+`decode`, `encode` and their kin work on single messages. `Session` and `AsyncSession`, loaded when first asked for because
+sockets and asyncio are slow to import, talk to a daemon.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .aio import AsyncSession
+    from .client import Session
 
 __all__ = [
     "AsyncSession",
@@ -55,6 +56,7 @@ __all__ = [
     "Raw",
     "Reader",
     "RequestTimeout",
+    "Session",
     "Transcoder",
     "UnknownCommand",
     "UnknownEvent",
@@ -74,4 +76,8 @@ def __getattr__(name: str) -> object:
         from .aio import AsyncSession
 
         return AsyncSession
+    if name == "Session":
+        from .client import Session
+
+        return Session
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

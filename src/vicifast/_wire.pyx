@@ -17,7 +17,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, P
 from cpython.bytes cimport PyBytes_FromObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from cpython.unicode cimport PyUnicode_AsEncodedString
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
@@ -1769,36 +1769,64 @@ def from_json(data):
 # --- messages read lazily ---------------------------------------------------------------------------------------------
 
 
-cdef const uint8_t* past(const uint8_t* at) noexcept:
-    """The end of the element at `at`, with all that is in it; for bytes that are known to be valid."""
-    cdef Py_ssize_t depth = 0
-    while True:
-        if at[0] == KEY_VALUE:
-            at += 2 + at[1]
-            at += 2 + ((at[0] << 8) | at[1])
-        elif at[0] == LIST_ITEM:
-            at += 3 + ((at[1] << 8) | at[2])
-        elif at[0] == SECTION_START or at[0] == LIST_START:
-            at += 2 + at[1]
-            depth += 1
-        else:
-            at += 1
-            depth -= 1
-        if not depth:
-            return at
+cdef struct Node:
+    # A key, list or section of a message: where it begins, for a section where its content ends, which node comes after
+    # it and all that is in it, and a tag that differs for most names.
+    uint32_t first
+    uint32_t end
+    uint32_t after
+    uint32_t tag
 
 
-cdef int validate(const uint8_t* data, Py_ssize_t size) except -1:
+cdef struct Nodes:
+    Node* data
+    Py_ssize_t used
+    Py_ssize_t size
+
+
+cdef inline uint32_t tag_of(const uint8_t* name, Py_ssize_t size) noexcept:
+    if not size:
+        return 0
+    return <uint32_t>size | name[0] << 8 | name[size >> 1] << 16 | <uint32_t>name[size - 1] << 24
+
+
+cdef inline int add_node(Nodes* nodes, Walk* walk, const uint8_t* first, Element* element) except -1:
+    cdef Node* data
+    if nodes.used == nodes.size:
+        data = <Node*>realloc(nodes.data, 2 * max(nodes.size, 64) * sizeof(Node))
+        if not data:
+            raise MemoryError
+        nodes.data = data
+        nodes.size = 2 * max(nodes.size, 64)
+    data = &nodes.data[nodes.used]
+    data.first = <uint32_t>(first - walk.start)
+    data.tag = tag_of(element.name, element.name_size)
+    nodes.used += 1
+    data.after = <uint32_t>nodes.used
+    return 0
+
+
+cdef int index_message(Nodes* nodes, const uint8_t* data, Py_ssize_t size) except -1:
+    """Check a whole message and note where its elements are; what a list holds is left out."""
     cdef Walk walk
     cdef Element element
+    cdef Py_ssize_t[MAX_DEPTH + 1] opened
+    cdef const uint8_t* first
     cdef int kind
     begin(&walk, data, size)
     while True:
+        first = walk.pos
         kind = next_element(&walk, &element)
-        if kind == END:
-            return 0
         if kind == KEY_VALUE or kind == SECTION_START or kind == LIST_START:
             check_name(&walk, &element)
+            add_node(nodes, &walk, first, &element)
+            if kind == SECTION_START:
+                opened[walk.depth] = nodes.used - 1
+        elif kind == SECTION_END:
+            nodes.data[opened[walk.depth + 1]].end = <uint32_t>(first - data)
+            nodes.data[opened[walk.depth + 1]].after = <uint32_t>nodes.used
+        elif kind == END:
+            return 0
 
 
 @cython.final
@@ -1806,13 +1834,17 @@ cdef class Message:
     """One message, or a section of it, read only where it is asked: validated once, immutable, safe to keep.
 
     `data` is a bytes-like object (bytes are kept, all else is copied); `values` and `binary` are as for `Decoder`.
-    Raises `DecodeError`. Names that stand twice are all there in iteration and `get_all`; `get` and `[]` give the last, as
-    `decode` does. A value is a str (or bytes), a list of them, or for a section a Message.
+    Raises `DecodeError`. Names that stand twice are all there in iteration and `get_all`; `get` and `[]` give the last,
+    as `decode` does. A value is a str (or bytes), a list of them, or for a section a Message.
     """
 
     cdef bytes data
-    cdef const uint8_t* first
-    cdef const uint8_t* end
+    cdef Nodes nodes
+    cdef Message whole  # the message whose bytes and nodes these are; None for the whole itself
+    cdef uint32_t first  # of this section's bytes
+    cdef uint32_t end
+    cdef uint32_t from_node
+    cdef uint32_t to_node
     cdef bint as_bytes
     cdef tuple binary
 
@@ -1821,43 +1853,64 @@ cdef class Message:
             raise TypeError(f"values must be str or bytes, not {values!r}")
         if self.data is not None:
             raise TypeError("a Message cannot be changed")
-        self.open(data if PyBytes_CheckExact(data) else bytes(memoryview(data)), values is bytes, root_names(binary))
+        self.open(
+            data if PyBytes_CheckExact(data) else bytes(memoryview(data)),
+            values is bytes,
+            root_names(binary) if binary else (),
+        )
+
+    def __dealloc__(self):
+        if self.whole is None:
+            free(self.nodes.data)
 
     cdef int open(self, bytes data, bint as_bytes, tuple binary) except -1:
-        cdef const uint8_t* first = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>data)
-        validate(first, PyBytes_GET_SIZE(<PyObject*>data))
+        index_message(&self.nodes, <const uint8_t*>PyBytes_AS_STRING(<PyObject*>data), PyBytes_GET_SIZE(<PyObject*>data))
         self.data = data
-        self.first = first
-        self.end = first + PyBytes_GET_SIZE(<PyObject*>data)
+        self.end = <uint32_t>PyBytes_GET_SIZE(<PyObject*>data)
+        self.to_node = <uint32_t>self.nodes.used
         self.as_bytes = as_bytes
         self.binary = binary
         return 0
 
-    cdef Message section(self, const uint8_t* at):
+    cdef inline const uint8_t* at(self, uint32_t offset) noexcept:
+        return <const uint8_t*>PyBytes_AS_STRING(<PyObject*>self.data) + offset
+
+    cdef Message section(self, uint32_t node):
         cdef Message made = Message.__new__(Message)
+        cdef Node* found = &self.nodes.data[node]
+        made.whole = self if self.whole is None else self.whole
         made.data = self.data
-        made.first = at + 2 + at[1]
-        made.end = past(at) - 1
+        made.nodes = self.nodes
+        made.first = found.first + 2 + self.at(found.first)[1]
+        made.end = found.end
+        made.from_node = node + 1
+        made.to_node = found.after
         made.as_bytes = self.as_bytes
         made.binary = ()
         return made
 
-    cdef const uint8_t* find(self, name) except? NULL:
-        """The last element with this name; NULL without an error when there is none."""
-        cdef const uint8_t* at = self.first
-        cdef const uint8_t* found = NULL
+    cdef int64_t find(self, name, uint32_t node, uint32_t to_node) except -2:
+        """The last node with this name from `node` to before `to_node`; -1 when there is none."""
+        cdef int64_t found = -1
         cdef const uint8_t* text
         cdef Py_ssize_t size
-        if not isinstance(name, str):
+        cdef uint32_t tag
+        if not PyUnicode_Check(name):
             raise TypeError(f"a name is a str, not {type(name).__name__}")
-        if not name.isascii():
-            return NULL
-        text = <const uint8_t*>PyUnicode_AsUTF8AndSize(name, &size)
-        while at < self.end:
-            if at[1] == size and is_same(at + 2, text, size):
-                found = at
-            at = past(at)
+        if not PyUnicode_IS_COMPACT_ASCII(<PyObject*>name):
+            return self.find(str(name), node, to_node) if type(name) is not str and name.isascii() else -1
+        text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
+        size = PyUnicode_GET_LENGTH(<PyObject*>name)
+        tag = tag_of(text, size)
+        while node < to_node:
+            if self.nodes.data[node].tag == tag and self.is_named(node, text, size):
+                found = node
+            node = self.nodes.data[node].after
         return found
+
+    cdef bint is_named(self, uint32_t node, const uint8_t* text, Py_ssize_t size) noexcept:
+        cdef const uint8_t* at = self.at(self.nodes.data[node].first)
+        return at[1] == size and is_same(at + 2, text, size)
 
     cdef object text(self, const uint8_t* size, bint blob):
         cdef Element element
@@ -1867,80 +1920,79 @@ cdef class Message:
         Py_DECREF(made)
         return made
 
-    cdef object value(self, const uint8_t* at):
+    cdef object value(self, uint32_t node, tuple binary):
+        cdef const uint8_t* at = self.at(self.nodes.data[node].first)
         if at[0] == SECTION_START:
-            return self.section(at)
-        cdef bint blob = self.binary and is_one_of(self.binary, at + 2, at[1])
+            return self.section(node)
+        cdef bint blob = binary and is_one_of(binary, at + 2, at[1])
         if at[0] == KEY_VALUE:
             return self.text(at + 2 + at[1], blob)
         cdef list items = []
         at += 2 + at[1]
         while at[0] == LIST_ITEM:
             items.append(self.text(at + 1, blob))
-            at = past(at)
+            at += 3 + ((at[1] << 8) | at[2])
         return items
 
-    cdef str name(self, const uint8_t* at):
+    cdef str name(self, uint32_t node):
+        cdef const uint8_t* at = self.at(self.nodes.data[node].first)
         return at[2:2 + at[1]].decode("ascii")
 
     def get(self, *path, default=None):
         """Return what stands under the last of the names, each in the section of the one before; else `default`."""
-        cdef Message section = self
-        cdef const uint8_t* at = NULL
+        cdef uint32_t node = self.from_node
+        cdef uint32_t to_node = self.to_node
+        cdef int64_t found = -1
         cdef Py_ssize_t i
-        if not path:
+        cdef Py_ssize_t last = len(path) - 1
+        if last < 0:
             raise TypeError("get needs a name")
-        for i in range(len(path)):
-            if i:
-                if at[0] != SECTION_START:
-                    return default
-                section = section.section(at)
-            at = section.find(path[i])
-            if not at:
+        for i in range(last + 1):
+            found = self.find(path[i], node, to_node)
+            if found < 0:
                 return default
-        return section.value(at)
+            if i < last:
+                if self.at(self.nodes.data[found].first)[0] != SECTION_START:
+                    return default
+                node = <uint32_t>found + 1
+                to_node = self.nodes.data[found].after
+        return self.value(<uint32_t>found, self.binary if not last else ())
 
     def get_all(self, name):
         """Return the values of every element with this name, in order."""
         return [value for key, value in self.items() if key == name]
 
     def __getitem__(self, name):
-        cdef const uint8_t* at = self.find(name)
-        if not at:
+        cdef int64_t found = self.find(name, self.from_node, self.to_node)
+        if found < 0:
             raise KeyError(name)
-        return self.value(at)
+        return self.value(<uint32_t>found, self.binary)
 
     def __contains__(self, name):
-        return isinstance(name, str) and self.find(name) != NULL
+        return isinstance(name, str) and self.find(name, self.from_node, self.to_node) >= 0
 
     def __len__(self):
-        cdef const uint8_t* at = self.first
-        cdef Py_ssize_t count = 0
-        while at < self.end:
-            at = past(at)
-            count += 1
-        return count
+        return len(self.members())
 
     def __iter__(self):
         return iter(self.keys())
 
+    cdef list members(self):
+        """The nodes of this section's own elements."""
+        cdef uint32_t node = self.from_node
+        cdef list members = []
+        while node < self.to_node:
+            members.append(node)
+            node = self.nodes.data[node].after
+        return members
+
     def keys(self):
         """Return the names as a list, in order."""
-        cdef const uint8_t* at = self.first
-        cdef list names = []
-        while at < self.end:
-            names.append(self.name(at))
-            at = past(at)
-        return names
+        return [self.name(node) for node in self.members()]
 
     def values(self):
         """Return the values as a list, in order."""
-        cdef const uint8_t* at = self.first
-        cdef list values = []
-        while at < self.end:
-            values.append(self.value(at))
-            at = past(at)
-        return values
+        return [self.value(node, self.binary) for node in self.members()]
 
     def items(self):
         """Return (name, value) pairs as a list, in order."""
@@ -1948,7 +2000,7 @@ cdef class Message:
 
     def to_dict(self):
         """Return the message as `decode` would."""
-        return decode_alone(self.first, self.end - self.first, self.as_bytes, self.binary)
+        return decode_alone(self.at(self.first), self.end - self.first, self.as_bytes, self.binary)
 
     def to_msgpack(self):
         """Return the message as the function `to_msgpack` would."""
@@ -1961,10 +2013,10 @@ cdef class Message:
     cdef bytes transcode(self, format):
         cdef Transcoder transcoder = Transcoder(format, binary=())
         transcoder.binary = self.binary
-        return transcoder.read(self.first, self.end - self.first)
+        return transcoder.read(self.at(self.first), self.end - self.first)
 
     def __bytes__(self):
-        return self.first[:self.end - self.first]
+        return self.at(self.first)[:self.end - self.first]
 
     def __eq__(self, other):
         cdef Message message

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from .commands import DEFAULT_ADDRESS
+
+Address: TypeAlias = str | os.PathLike[str] | socket.socket | None
+
+# charon's listen backlog is 3: of many clients at once most see EAGAIN, and a connection is accepted within
+# milliseconds. The last delay, in seconds, is repeated.
+RETRY_DELAYS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 class Unix(NamedTuple):
@@ -47,7 +53,7 @@ def parse_address(address: str | os.PathLike[str] | None, *, any_port: bool = Fa
     raise ValueError(f"no VICI address: {text!r} (a path, unix://PATH or tcp://HOST:PORT)")
 
 
-def describe(address: str | os.PathLike[str] | socket.socket | None) -> str:
+def describe(address: Address) -> str:
     """Return the address in the form in which messages name it."""
     if isinstance(address, socket.socket):
         return f"the given socket (descriptor {address.fileno()})"

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Generic, Self, TypeAlias, TypeVar, cast, overload
+from collections.abc import Coroutine, Mapping
+from typing import Any, Generic, Self, cast, overload
 
 from . import _wire
-from .address import Tcp, describe, parse_address
+from .address import RETRY_DELAYS, Address, Tcp, describe, parse_address
 from .errors import ConnectionClosed, RequestTimeout, UnknownEvent, ViciError
-from .protocol import Body, Call, Protocol, Section, Subscription, Values, readers_for, stream_event
+from .methods import DEFAULT
+from .protocol import (
+    CLOSE_TIMEOUT,
+    Body,
+    Call,
+    Protocol,
+    Section,
+    Subscription,
+    Values,
+    content,
+    overdue,
+    stream_event,
+    unanswered,
+)
+from .session import BaseListener, BaseSession, BaseStream, M
 
-if TYPE_CHECKING:
-    import typing_extensions
 
-    M = typing_extensions.TypeVar("M", default=Section)  # what a message is: dict or Message
-else:
-    M = TypeVar("M")
-
-Address: TypeAlias = str | os.PathLike[str] | socket.socket | None
-
-# charon's listen backlog is 3: of many clients at once most see EAGAIN, and a connection is accepted within
-# milliseconds.
-RETRY_DELAYS = (0.002, 0.005, 0.01, 0.02, 0.05)
-CLOSE_TIMEOUT = 2.0
-DEFAULT = -1.0
-
-
-class AsyncSession(Generic[M]):
+class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "_Connection"], Generic[M]):
     """A connection to charon: commands, streams and events, each answered in order whatever else goes on.
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
@@ -69,24 +67,13 @@ class AsyncSession(Generic[M]):
         values: Values = str,
         readers: Mapping[str, _wire.Reader] | None = None,
     ) -> None:
-        if not isinstance(address, socket.socket):
-            parse_address(address)
-        self.address = address
-        self.timeout = timeout
-        self._values = values
-        self._readers = dict(readers or {})
-        self._connection: _Connection | None = None
+        super().__init__(address, timeout, values, readers)
 
     async def __aenter__(self) -> Self:
         return await self.connect()
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether a call made now would raise `ConnectionClosed`."""
-        return self._connection is None or self._connection.protocol.closed is not None
 
     async def connect(self) -> Self:
         """Open the connection, anew after it was closed; charon's full backlog (EAGAIN) is waited out.
@@ -96,8 +83,7 @@ class AsyncSession(Generic[M]):
         if not self.closed:
             return self
         where = describe(self.address)
-        protocol = Protocol(*readers_for(self._values, self._readers))
-        connection = _Connection(protocol)
+        connection = _Connection(self._new_protocol())
         try:
             async with asyncio.timeout(self.timeout):
                 await self._open(connection)
@@ -140,7 +126,7 @@ class AsyncSession(Generic[M]):
         call = connection.protocol.call(command, message, None)
         connection.flush()
         await connection.finish(call, self._limit(timeout))
-        return cast(M, result(call))
+        return cast(M, call.result())
 
     def stream(
         self,
@@ -181,26 +167,13 @@ class AsyncSession(Generic[M]):
         if connection is not None:
             await connection.close()
 
-    def _require(self) -> _Connection:
-        if self._connection is None:
-            raise ConnectionClosed("the session is not connected")
-        return self._connection
 
-    def _limit(self, timeout: float | None) -> float | None:
-        return self.timeout if timeout == DEFAULT else timeout
-
-
-class Stream(Generic[M]):
+class Stream(BaseStream[M, "_Connection"]):
     """The messages of one command, as an async iterator; `response` is the reply once they have ended.
 
     It may be left at any point: what charon still sends is read and dropped, and the session stays usable. The error
     of a command that failed is raised after its last message.
     """
-
-    def __init__(self, connection: _Connection, call: Call, timeout: float | None) -> None:
-        self._connection = connection
-        self._call = call
-        self._timeout = timeout
 
     def __aiter__(self) -> Self:
         return self
@@ -208,17 +181,19 @@ class Stream(Generic[M]):
     async def __anext__(self) -> M:
         call = self._call
         while not call.items:
-            if call.done or call.abandoned:
-                if not call.abandoned:
-                    result(call)
+            if call.has_ended():
                 raise StopAsyncIteration
             await self._connection.wait_call(call, self._timeout)
-        return cast(M, _message(call.items.popleft()))
+        return cast(M, content(call.items.popleft()))
 
-    @property
-    def response(self) -> M | None:
-        """The reply that ended the stream, None before that."""
-        return cast("M | None", self._call.response)
+    async def wait(self) -> M:
+        """Read the rest of the messages, dropping them, and return the reply; raises the error of the command."""
+        call = self._call
+        while not call.done:
+            call.items.clear()
+            await self._connection.wait_call(call, self._timeout)
+        call.items.clear()
+        return cast(M, call.result())
 
     async def aclose(self) -> None:
         """Leave the stream."""
@@ -230,36 +205,14 @@ class Stream(Generic[M]):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    def __del__(self) -> None:
-        self._call.abandon()
 
-
-class Listener(Generic[M]):
+class Listener(BaseListener[M, "_Connection"]):
     """Events in the order in which they came, as an async iterator of (name, message).
 
     Raises `UnknownEvent` once, before anything else, when charon does not have one of the events; the others go on.
     Raises `ConnectionClosed` when the connection has ended and all that had come was taken. Use it in `async with`,
-    or call `aclose`, to unregister.
+    or call `aclose`, to unregister; one that is dropped is unregistered when the session next hears of charon.
     """
-
-    def __init__(
-        self, connection: _Connection, subscription: Subscription, timeout: float | None, register_timeout: float | None
-    ) -> None:
-        self._connection = connection
-        self._subscription = subscription
-        self._timeout = timeout
-        self._register_timeout = register_timeout
-        self._is_ready = False
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """The events that charon does not have, complete once the listener is ready."""
-        return tuple(self._subscription.unknown)
-
-    @property
-    def lost(self) -> int:
-        """How many events were dropped, oldest first, because nobody took them (`protocol.LISTENER_LIMIT`)."""
-        return self._subscription.lost
 
     async def ready(self) -> None:
         """Wait until charon has answered every registration. Raises `UnknownEvent` as the class says."""
@@ -276,12 +229,9 @@ class Listener(Generic[M]):
         A message that is malformed stands there as its `DecodeError`.
         """
         await self.ready()
-        items = self._subscription.items
-        if not items and not await self._connection.wait_event(self._subscription, self._timeout):
-            return []
-        taken = list(items)
-        items.clear()
-        return taken
+        if not self._subscription.items:
+            await self._connection.wait_event(self._subscription, self._timeout)
+        return self._take_all()
 
     def __aiter__(self) -> Self:
         return self
@@ -291,8 +241,7 @@ class Listener(Generic[M]):
         items = self._subscription.items
         if not items and not await self._connection.wait_event(self._subscription, self._timeout):
             raise StopAsyncIteration
-        name, body = items.popleft()
-        return name, cast(M, _message(body))
+        return self._take()
 
     async def aclose(self) -> None:
         """Unregister; events that come before charon has confirmed are dropped."""
@@ -361,10 +310,7 @@ class _Connection(asyncio.BufferedProtocol):
             async with asyncio.timeout(timeout):
                 await self._news(call)
         except TimeoutError:
-            error = RequestTimeout(
-                f"{call.command}: nothing came for {timeout} s, and the connection was closed; charon is busy, or the "
-                "reply is longer than 512 KiB, which charon drops without a word"
-            )
+            error = overdue(call.command, timeout)
             self._give_up_call(call, error)
             raise error from None
         except asyncio.CancelledError:
@@ -377,7 +323,7 @@ class _Connection(asyncio.BufferedProtocol):
                 while subscription.pending and subscription.error is None:
                     await self._news(subscription)
         except TimeoutError:
-            error = RequestTimeout(f"registering {', '.join(subscription.events)}: no answer for {timeout} s")
+            error = unanswered(subscription, timeout)
             self._give_up(ConnectionClosed(str(error)))
             raise error from None
         if subscription.error is not None and subscription.pending:
@@ -439,20 +385,6 @@ class _Connection(asyncio.BufferedProtocol):
                 asked.wake()
         if self._idle is not None and self.protocol.idle and not self._idle.done():
             self._idle.set_result(None)
-
-
-def result(call: Call) -> Section | _wire.Message:
-    """Return the reply of a call that is done, or raise its error."""
-    if call.error is not None:
-        raise call.error
-    assert call.response is not None
-    return call.response
-
-
-def _message(body: Body) -> object:
-    if isinstance(body, ViciError):
-        raise body
-    return body
 
 
 async def connect_unix(path: str) -> socket.socket:

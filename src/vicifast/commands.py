@@ -26,15 +26,48 @@ class Danger(StrEnum):
     SECRETS = "secrets"
 
 
+class Kind(StrEnum):
+    """What a request key holds."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    MILLISECONDS = "milliseconds"  # 0: for ever, -1: do not wait
+    SWITCH = "switch"  # yes or no; what is absent is no
+    PRESENCE = "presence"  # there or not: charon takes "no" for yes
+    LIST = "list"
+    BLOB = "blob"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a request; charon refuses a request without a `required` one."""
+
+    name: str
+    kind: Kind = Kind.TEXT
+    required: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: `event` is what it streams, `blob` the request keys that may hold any bytes."""
+    """One command: `event` is what it streams, `blob` the request keys that may hold any bytes.
+
+    `keys` are those of the request, in charon's order of reading; a request `named` is instead one section of the
+    caller's, under a name of the caller's. `reply` names what the reply holds; `result` says that it also holds
+    `success`, and `errmsg` when that is no. `since` is the first strongSwan release that has the command, `quirk`
+    what takes people by surprise.
+    """
 
     name: str
     danger: Danger
+    keys: tuple[Key, ...] = ()
+    named: bool = False
     event: str | None = None
     blocks: bool = False
     blob: frozenset[str] = frozenset()
+    reply: tuple[str, ...] = ()
+    result: bool = True
+    since: str = "5.2.0"
+    quirk: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,49 +83,177 @@ class Event:
     binary: frozenset[str] = frozenset()
 
 
-def _commands() -> dict[str, Command]:
-    read, operate = Danger.READ, Danger.OPERATE
-    configure, secrets = Danger.CONFIGURE, Danger.SECRETS
-    data = frozenset({"data"})
-    table = [
-        Command("version", read),
-        Command("stats", read),
-        Command("reload-settings", configure),
-        Command("initiate", operate, "control-log", blocks=True),
-        Command("terminate", operate, "control-log", blocks=True),
-        Command("rekey", operate),
-        Command("redirect", operate),
-        Command("install", operate),
-        Command("uninstall", operate),
-        Command("list-sas", read, "list-sa"),
-        Command("list-policies", read, "list-policy"),
-        Command("list-conns", read, "list-conn"),
-        Command("get-conns", read),
-        Command("list-certs", read, "list-cert"),
-        Command("list-authorities", read, "list-authority"),
-        Command("get-authorities", read),
-        Command("load-conn", configure, blob=frozenset({"certs", "cacerts", "pubkeys"})),
-        Command("unload-conn", configure),
-        Command("load-cert", configure, blob=data),
-        Command("load-key", secrets, blob=data),
-        Command("unload-key", configure),
-        Command("get-keys", read),
-        Command("load-token", secrets),
-        Command("load-shared", secrets, blob=data),
-        Command("unload-shared", configure),
-        Command("get-shared", read),
-        Command("flush-certs", configure),
-        Command("clear-creds", configure),
-        Command("load-authority", configure, blob=frozenset({"cacert"})),
-        Command("unload-authority", configure),
-        Command("load-pool", configure),
-        Command("unload-pool", configure),
-        Command("get-pools", read),
-        Command("get-algorithms", read),
-        Command("get-counters", read),
-        Command("reset-counters", operate),
-    ]
-    return {command.name: command for command in table}
+def _texts(*names: str) -> tuple[Key, ...]:
+    return tuple(Key(name) for name in names)
+
+
+_NAME = Key("name", required=True)
+_DATA = Key("data", Kind.BLOB, required=True)
+_IKE_AND_CHILD = (*_texts("ike", "child"), Key("ike-id", Kind.NUMBER), Key("child-id", Kind.NUMBER))
+_TIMEOUT = Key("timeout", Kind.MILLISECONDS)
+_LOGLEVEL = Key("loglevel", Kind.NUMBER)
+_POLICY = (Key("child", required=True), Key("ike"))
+_COUNTERS = (Key("name"), Key("all", Kind.SWITCH))
+_SECTION = "a section for each"
+
+_CONTROL = (
+    Command(
+        "initiate",
+        Danger.OPERATE,
+        (*_texts("child", "ike"), _TIMEOUT, Key("init-limits", Kind.SWITCH), _LOGLEVEL),
+        event="control-log",
+        blocks=True,
+        quirk="Without a timeout it holds a thread of charon for ever, and goes on when the client has gone.",
+    ),
+    Command(
+        "terminate",
+        Danger.OPERATE,
+        (*_IKE_AND_CHILD, Key("force", Kind.SWITCH), _TIMEOUT, _LOGLEVEL),
+        event="control-log",
+        blocks=True,
+        reply=("matches", "terminated"),
+        quirk="Matches are closed one after the other, and the timeout is for each.",
+    ),
+    Command(
+        "rekey",
+        Danger.OPERATE,
+        (*_IKE_AND_CHILD, Key("reauth", Kind.SWITCH)),
+        reply=("matches",),
+        since="5.5.2",
+        quirk="The reply comes before the rekeying, which ike-rekey and child-rekey tell.",
+    ),
+    Command(
+        "redirect",
+        Danger.OPERATE,
+        (
+            Key("gateway", required=True),
+            *_texts("ike"),
+            Key("ike-id", Kind.NUMBER),
+            *_texts("peer-ip", "peer-id"),
+        ),
+        reply=("matches",),
+        since="5.4.0",
+        quirk="Needs gateway, of which strongSwan's documentation says nothing.",
+    ),
+    Command("install", Danger.OPERATE, _POLICY),
+    Command("uninstall", Danger.OPERATE, _POLICY),
+)
+
+_QUERIES = (
+    Command("version", Danger.READ, reply=("daemon", "version", "sysname", "release", "machine"), result=False),
+    Command(
+        "stats",
+        Danger.READ,
+        reply=("uptime", "workers", "queues", "scheduled", "ikesas", "plugins", "mem", "mallinfo"),
+        result=False,
+    ),
+    Command("reload-settings", Danger.CONFIGURE, since="5.2.1"),
+    Command(
+        "list-sas",
+        Danger.READ,
+        (*_IKE_AND_CHILD, Key("noblock", Kind.PRESENCE)),
+        event="list-sa",
+        result=False,
+        quirk="With noblock, SAs that charon is working on are skipped. SAs with AEAD have no integ-alg.",
+    ),
+    Command(
+        "list-policies",
+        Danger.READ,
+        (*(Key(name, Kind.PRESENCE) for name in ("drop", "pass", "trap")), *_texts("child", "ike")),
+        event="list-policy",
+        result=False,
+        quirk="Lists nothing unless drop, pass or trap is there.",
+    ),
+    Command("list-conns", Danger.READ, _texts("ike"), event="list-conn", result=False),
+    Command("get-conns", Danger.READ, reply=("conns",), result=False),
+    Command(
+        "list-certs",
+        Danger.READ,
+        _texts("type", "flag", "subject"),
+        event="list-cert",
+        result=False,
+        quirk="An unknown type lists nothing, and is no error.",
+    ),
+    Command("list-authorities", Danger.READ, _texts("name"), event="list-authority", result=False, since="5.3.3"),
+    Command("get-authorities", Danger.READ, reply=("authorities",), result=False, since="5.3.3"),
+    Command(
+        "get-pools",
+        Danger.READ,
+        (Key("name"), Key("leases", Kind.SWITCH)),
+        reply=(_SECTION,),
+        result=False,
+    ),
+    Command("get-algorithms", Danger.READ, reply=(_SECTION,), result=False, since="5.4.0"),
+    Command(
+        "get-counters",
+        Danger.READ,
+        _COUNTERS,
+        reply=("counters",),
+        since="5.6.1",
+        quirk="Without name and all, the sums are under the empty name.",
+    ),
+    Command("reset-counters", Danger.OPERATE, _COUNTERS, since="5.6.1"),
+)
+
+_CONFIGURATION = (
+    Command(
+        "load-conn",
+        Danger.CONFIGURE,
+        named=True,
+        blob=frozenset({"certs", "cacerts", "pubkeys"}),
+        quirk="children.*.updown names a script that charon runs, certs' file a file that it reads.",
+    ),
+    Command("unload-conn", Danger.CONFIGURE, (_NAME,), quirk="SAs that are up stay up."),
+    Command("load-pool", Danger.CONFIGURE, named=True),
+    Command("unload-pool", Danger.CONFIGURE, (_NAME,), quirk="Fails while there are online leases."),
+    Command("load-authority", Danger.CONFIGURE, named=True, blob=frozenset({"cacert"}), since="5.3.3"),
+    Command("unload-authority", Danger.CONFIGURE, (_NAME,), since="5.3.3"),
+)
+
+_CREDENTIALS = (
+    Command(
+        "load-cert",
+        Danger.CONFIGURE,
+        (Key("type", required=True), Key("flag"), _DATA),
+        blob=frozenset({"data"}),
+        quirk="PEM or DER. A CA's certificate is a trust anchor from then on.",
+    ),
+    Command(
+        "load-key",
+        Danger.SECRETS,
+        (Key("type", required=True), _DATA),
+        blob=frozenset({"data"}),
+        reply=("id",),
+        quirk="PEM without a password, or DER.",
+    ),
+    Command("unload-key", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
+    Command("get-keys", Danger.READ, reply=("keys",), result=False, since="5.5.2"),
+    Command(
+        "load-token",
+        Danger.SECRETS,
+        (Key("handle", required=True), *_texts("slot", "module", "pin")),
+        reply=("id",),
+        since="5.5.2",
+    ),
+    Command(
+        "load-shared",
+        Danger.SECRETS,
+        (Key("id"), Key("type", required=True), _DATA, Key("owners", Kind.LIST)),
+        blob=frozenset({"data"}),
+        quirk="Without owners it is for everybody; without id it cannot be unloaded by itself.",
+    ),
+    Command("unload-shared", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
+    Command(
+        "get-shared",
+        Danger.READ,
+        reply=("keys",),
+        result=False,
+        since="5.5.2",
+        quirk="The identifiers of the secrets, as load-shared gave them; never the secrets.",
+    ),
+    Command("flush-certs", Danger.CONFIGURE, _texts("type"), since="5.5.1"),
+    Command("clear-creds", Danger.CONFIGURE, quirk="Drops every credential that came over VICI, from whomever."),
+)
 
 
 def _events() -> dict[str, Event]:
@@ -114,5 +275,7 @@ def _events() -> dict[str, Event]:
     return {event.name: event for event in table}
 
 
-COMMANDS: Mapping[str, Command] = MappingProxyType(_commands())
+COMMANDS: Mapping[str, Command] = MappingProxyType(
+    {command.name: command for command in (*_CONTROL, *_QUERIES, *_CONFIGURATION, *_CREDENTIALS)}
+)
 EVENTS: Mapping[str, Event] = MappingProxyType(_events())

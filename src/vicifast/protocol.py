@@ -16,7 +16,16 @@ from typing import TypeAlias
 
 from . import _wire
 from .commands import COMMANDS, EVENTS
-from .errors import CommandError, ConnectionClosed, EncodeError, ProtocolError, UnknownCommand, UnknownEvent, ViciError
+from .errors import (
+    CommandError,
+    ConnectionClosed,
+    EncodeError,
+    ProtocolError,
+    RequestTimeout,
+    UnknownCommand,
+    UnknownEvent,
+    ViciError,
+)
 
 Section: TypeAlias = dict[str, "str | bytes | list[str | bytes] | Section"]
 Body: TypeAlias = "Section | _wire.Message | bytes | ViciError"
@@ -25,14 +34,17 @@ Values: TypeAlias = type[str] | type[bytes] | type[_wire.Message]
 # A listener that nobody reads keeps this many events, then loses the oldest: charon must not be the one who waits.
 LISTENER_LIMIT = 100_000
 
+# How long closing a session waits, in seconds, for charon to confirm that nothing is registered any more.
+CLOSE_TIMEOUT = 2.0
+
 
 class Call:
-    """A command on its way: `items` are the messages it streamed and nobody has taken yet.
+    """A command on its way, `sent` or behind another: `items` are the messages it streamed and nobody has taken yet.
 
     Once `done`, `error` says what went wrong or `response` is the reply. `wake` is the client's own.
     """
 
-    __slots__ = ("command", "event", "items", "response", "error", "done", "abandoned", "wake")
+    __slots__ = ("command", "event", "items", "response", "error", "sent", "done", "abandoned", "wake")
 
     def __init__(self, command: str, event: str | None) -> None:
         self.command = command
@@ -40,6 +52,7 @@ class Call:
         self.items: deque[Body] = deque()
         self.response: Section | _wire.Message | None = None
         self.error: ViciError | None = None
+        self.sent = False
         self.done = False
         self.abandoned = False
         self.wake: Callable[[], None] | None = None
@@ -48,6 +61,19 @@ class Call:
         """Nobody wants the rest of the stream: it will be read and dropped."""
         self.abandoned = True
         self.items.clear()
+
+    def result(self) -> Section | _wire.Message:
+        """Return the reply of a call that is done, or raise its error."""
+        if self.error is not None:
+            raise self.error
+        assert self.response is not None
+        return self.response
+
+    def has_ended(self) -> bool:
+        """Whether nothing more will be streamed; raises the error of a call that failed and was not abandoned."""
+        if self.done and not self.abandoned:
+            self.result()
+        return self.done or self.abandoned
 
 
 class Subscription:
@@ -94,6 +120,7 @@ class Protocol:
         self._waiting: deque[tuple[Call, bytes]] = deque()
         self._registrations: dict[str, _Registration] = {}
         self._listeners: dict[str, list[Subscription]] = {}
+        self._left: list[Subscription] = []
         self._out: list[bytes] = []
 
     @property
@@ -113,6 +140,7 @@ class Protocol:
         Raises `EncodeError` before anything is asked, `ConnectionClosed` when the connection is gone.
         """
         self._require_open()
+        self._drop_left()
         packet = _wire.packet(_wire.CMD_REQUEST, command, message)
         if message is not None:
             _check_text(command, message)
@@ -135,6 +163,7 @@ class Protocol:
     def listen(self, events: Iterable[str]) -> Subscription:
         """Ask for events; each registration is answered or refused by itself."""
         self._require_open()
+        self._drop_left()
         names = tuple(dict.fromkeys(events))
         for name in names:
             _wire.packet(_wire.EVENT_REGISTER, name)  # refused here, before the first of several is asked
@@ -154,6 +183,10 @@ class Protocol:
                 if self.closed is None:
                     self._unregister(name)
 
+    def leave(self, subscription: Subscription) -> None:
+        """Give up a subscription when the connection is used next: this may be called at any point, by a finalizer."""
+        self._left.append(subscription)
+
     def unlisten_all(self) -> Sequence[Subscription]:
         """Give up every subscription and return them, as must be done before the connection is closed.
 
@@ -166,6 +199,7 @@ class Protocol:
 
     def receive(self) -> Sequence[Call | Subscription]:
         """Take what the framer has and return whatever has something new, perhaps more than once."""
+        self._drop_left()
         touched: list[Call | Subscription] = []
         for kind, name, body in self.framer.packets():
             if kind == _wire.EVENT:
@@ -208,6 +242,10 @@ class Protocol:
         if self.closed is not None:
             raise ConnectionClosed(f"the connection is closed: {self.closed}") from self.closed
 
+    def _drop_left(self) -> None:
+        while self._left:
+            self.unlisten(self._left.pop())
+
     def _ask_next(self) -> None:
         if not self._waiting or any(isinstance(asked, Call) for asked in self._asked):
             return
@@ -216,6 +254,7 @@ class Protocol:
             self._register(call.event, call)
         self._out.append(packet)
         self._asked.append(call)
+        call.sent = True
         if call.event is not None:
             self._unregister(call.event)
 
@@ -323,6 +362,26 @@ def _confirm(registration: _Registration, known: bool) -> list[Call | Subscripti
         if not known:
             _refuse(holder, registration.event)
     return waiting
+
+
+def content(body: Body) -> object:
+    """Return a message, or raise the error that stands in its place."""
+    if isinstance(body, ViciError):
+        raise body
+    return body
+
+
+def overdue(command: str, timeout: float | None) -> RequestTimeout:
+    """The error of a command for which nothing came in time."""
+    return RequestTimeout(
+        f"{command}: nothing came for {timeout} s, and the connection was closed; charon is busy, or the "
+        "reply is longer than 512 KiB, which charon drops without a word"
+    )
+
+
+def unanswered(subscription: Subscription, timeout: float | None) -> RequestTimeout:
+    """The error of registrations that were not answered in time."""
+    return RequestTimeout(f"registering {', '.join(subscription.events)}: no answer for {timeout} s")
 
 
 def stream_event(command: str, event: str | None) -> str:
