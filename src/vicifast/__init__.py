@@ -1,7 +1,7 @@
 """VICI, the protocol by which programs talk to strongSwan's IKE daemon charon: a fast, strict codec and its clients.
 
-`decode`, `encode` and their kin work on single messages. `Session` and `AsyncSession`, loaded when first asked for because
-sockets and asyncio are slow to import, talk to a daemon.
+`decode`, `encode` and their kin work on single messages. `Session` and `AsyncSession` talk to a daemon; they are loaded
+when first asked for, because sockets and asyncio are slow to import.
 """
 
 from __future__ import annotations

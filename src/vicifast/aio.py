@@ -168,7 +168,7 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "_Connection
             await connection.close()
 
 
-class Stream(BaseStream[M, "_Connection"]):
+class Stream(BaseStream["_Connection", M]):
     """The messages of one command, as an async iterator; `response` is the reply once they have ended.
 
     It may be left at any point: what charon still sends is read and dropped, and the session stays usable. The error
@@ -206,7 +206,7 @@ class Stream(BaseStream[M, "_Connection"]):
         await self.aclose()
 
 
-class Listener(BaseListener[M, "_Connection"]):
+class Listener(BaseListener["_Connection", M]):
     """Events in the order in which they came, as an async iterator of (name, message).
 
     Raises `UnknownEvent` once, before anything else, when charon does not have one of the events; the others go on.

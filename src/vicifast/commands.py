@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 # charon.plugins.vici.socket as strongSwan is built.
 DEFAULT_ADDRESS = "tcp://127.0.0.1:4502" if sys.platform == "win32" else "unix:///var/run/charon.vici"
@@ -38,8 +38,7 @@ class Kind(StrEnum):
     BLOB = "blob"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One key of a request; charon refuses a request without a `required` one."""
 
     name: str
@@ -47,8 +46,7 @@ class Key:
     required: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One command: `event` is what it streams, `blob` the request keys that may hold any bytes.
 
     `keys` are those of the request, in charon's order of reading; a request `named` is instead one section of the
@@ -70,8 +68,7 @@ class Command:
     quirk: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event: `standalone` ones come unasked once registered, the others only within a command of one's own.
 
     `since` is the first strongSwan release that has it; `binary` names the root keys whose values are no text.

@@ -1,0 +1,119 @@
+"""What the blocking and the asyncio session have in common: all but the waiting."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+
+from . import _wire, protocol
+from .address import Address, parse_address
+from .errors import ConnectionClosed
+from .methods import DEFAULT, Commands
+from .protocol import Call, Section, Subscription, Values
+
+if TYPE_CHECKING:
+    import typing_extensions
+
+    M = typing_extensions.TypeVar("M", default=Section)  # what a message is: dict or Message
+else:
+    M = TypeVar("M")
+
+
+class Connection(Protocol):
+    """What moves the bytes."""
+
+    protocol: protocol.Protocol
+
+
+ReplyT = TypeVar("ReplyT")
+StreamT = TypeVar("StreamT")
+C = TypeVar("C", bound=Connection)
+
+
+class BaseSession(Commands[ReplyT, StreamT], Generic[ReplyT, StreamT, C]):
+    """The settings of a session, and its connection while there is one."""
+
+    def __init__(
+        self,
+        address: Address,
+        timeout: float | None,
+        values: Values,
+        readers: Mapping[str, _wire.Reader] | None,
+    ) -> None:
+        if not isinstance(address, socket.socket):
+            parse_address(address)
+        self.address = address
+        self.timeout = timeout
+        self._values = values
+        self._readers = dict(readers or {})
+        self._connection: C | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether a call made now would raise `ConnectionClosed`."""
+        return self._connection is None or self._connection.protocol.closed is not None
+
+    def _new_protocol(self) -> protocol.Protocol:
+        return protocol.Protocol(*protocol.readers_for(self._values, self._readers))
+
+    def _require(self) -> C:
+        if self._connection is None:
+            raise ConnectionClosed("the session is not connected")
+        return self._connection
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self.timeout if timeout is DEFAULT else timeout
+
+
+class BaseStream(Generic[C, M]):
+    """One command that streams."""
+
+    def __init__(self, connection: C, call: Call, timeout: float | None) -> None:
+        self._connection = connection
+        self._call = call
+        self._timeout = timeout
+
+    @property
+    def response(self) -> M | None:
+        """The reply that ended the stream, None before that."""
+        return cast("M | None", self._call.response)
+
+    def __del__(self) -> None:
+        self._call.abandon()
+
+
+class BaseListener(Generic[C, M]):
+    """Events registered by one `listen`."""
+
+    _is_ready = False
+
+    def __init__(
+        self, connection: C, subscription: Subscription, timeout: float | None, register_timeout: float | None
+    ) -> None:
+        self._connection = connection
+        self._subscription = subscription
+        self._timeout = timeout
+        self._register_timeout = register_timeout
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The events that charon does not have, complete once the listener is ready."""
+        return tuple(self._subscription.unknown)
+
+    @property
+    def lost(self) -> int:
+        """How many events were dropped, oldest first, because nobody took them (`protocol.LISTENER_LIMIT`)."""
+        return self._subscription.lost
+
+    def _take_all(self) -> list[tuple[str, Any]]:
+        taken = list(self._subscription.items)
+        self._subscription.items.clear()
+        return taken
+
+    def _take(self) -> tuple[str, M]:
+        name, body = self._subscription.items.popleft()
+        return name, cast(M, protocol.content(body))
+
+    def __del__(self) -> None:
+        self._connection.protocol.leave(self._subscription)
