@@ -7,12 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+import vici  # type: ignore[import-untyped]
+
+import vicifast
 
 from .measure import Settings, Table, interleave
 
-BARE = "pass"
 STATEMENTS = {
+    "bare": "pass",
     "vicifast": "import vicifast",
     "vicifast.aio": "import vicifast.aio",
     "python vici": "import vici",
@@ -28,7 +33,7 @@ class _Times(NamedTuple):
 def tables(settings: Settings) -> Iterator[Table]:
     table = Table("import", "import", "ms over a bare interpreter")
     settings.report(table.title)
-    runs = {name: _run(statement) for name, statement in {"bare": BARE, **STATEMENTS}.items()}
+    runs = {name: _run(statement) for name, statement in STATEMENTS.items()}
     for run in runs.values():
         run()  # so that every file is in memory and compiled
     results = interleave(5 if settings.quick else 31, runs)
@@ -42,9 +47,13 @@ def tables(settings: Settings) -> Iterator[Table]:
 
 
 def _run(statement: str) -> Callable[[], _Times]:
+    """Without site, as what it loads for editable installs would be missing from our share; only os is everywhere."""
+    places = {str(Path(module.__file__ or "").parents[1]) for module in (vici, vicifast)}
+    program = f"import os, sys; sys.path += {sorted(places)}; {statement}"
+
     def run() -> _Times:
         cpu, wall = _children(), time.perf_counter()
-        subprocess.run([sys.executable, "-I", "-c", statement], check=True)
+        subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
         return _Times(time.perf_counter() - wall, _children() - cpu)
 
     return run
