@@ -112,7 +112,7 @@ def test_a_message(tree: reference.Tree, values: type[str] | type[bytes], binary
     expect_absent(message, ABSENT)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(tree=trees)
 def test_any_message(tree: reference.Tree) -> None:
     data = packed(tree)
@@ -135,7 +135,7 @@ def test_recorded_messages(path: Path) -> None:
         assert encode(message) == data
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(tree=trees)
 def test_any_path(tree: reference.Tree) -> None:
     data = packed(tree)
@@ -199,7 +199,7 @@ def test_text_is_lossless(raw: bytes) -> None:
 # --- bytes and other formats ---
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(tree=trees)
 def test_the_other_formats(tree: reference.Tree) -> None:
     data = packed(tree)
@@ -214,7 +214,7 @@ def test_the_other_formats(tree: reference.Tree) -> None:
                 assert value.to_json() == to_json(packed(content))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(tree=trees)
 def test_it_can_be_encoded(tree: reference.Tree) -> None:
     data = packed(tree)
@@ -251,6 +251,7 @@ def test_equality() -> None:
     data = packed(TREE)
     message = Message(data)
     net = Message(packed((("net", TREE[4][1]),)))["net"]
+    assert isinstance(net, Message)
     assert message == message and not message != message
     assert message == Message(bytearray(data)) and hash(message) == hash(Message(bytearray(data)))
     assert message["net"] == net and hash(message["net"]) == hash(net)
