@@ -188,6 +188,37 @@ def test_binary_fields_are_those_of_the_root() -> None:
     assert message.get("data") == b"x" and message.get_all("data") == [b"x"]
 
 
+def test_names_that_are_nearly_the_same() -> None:
+    names = ["", "a", "b", "aa", "ab", "ba", "aaa", "aba", "aca", "a" * 20, "a" * 10 + "b" + "a" * 9, "a" * 19 + "b"]
+    names += [f"child-{number:03}-lan" for number in range(200)] + ["n" * 254, "n" * 255, "n" * 200 + "m" + "n" * 54]
+    tree = tuple((name, f"value of {name}".encode()) for name in names)
+    message = Message(packed((*tree, ("s", tree))))
+    for name in names:
+        assert message[name] == message.get("s", name) == f"value of {name}"
+        assert message.get_all(name) == [f"value of {name}"]
+    expect_absent(
+        message, ["A", "ac", "ada", "a" * 21, "child-200-lan", "child-00-lan", "n" * 253, "n" * 256, "n" * 511]
+    )
+
+
+@pytest.mark.parametrize(
+    "count", [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1025, 20_000]
+)
+def test_any_number_of_elements(count: int) -> None:
+    names = [f"{number}" for number in range(count)]
+    sections = [(name, (("x", name.encode()), ("l", [name.encode()]))) for name in names[: count // 3]]
+    values = [(name, name.encode()) for name in names]
+    for tree in (tuple(values), (("s", tuple(values)),), tuple(sections), (("s", tuple(sections)), ("after", b"x"))):
+        data = packed(tree)
+        message = Message(exact(data))
+        same(message.to_dict(), decode(data))
+        assert message.keys() == [name for name, _ in tree] and bytes(message) == data
+        for path, value in [*paths(decode(data))][-200:]:
+            assert seen(message.get(*path)) == value
+        same_as_decode(data[:-1])
+        same_as_decode(data + b"\x02")
+
+
 @pytest.mark.parametrize("raw", [b"\xff", b"\xed\xa0\x80", b"a\xf0\x9d\x84", "ä\U0001d11e".encode(), b"\0"])
 def test_text_is_lossless(raw: bytes) -> None:
     message = Message(encode({"k": raw, "l": [raw]}))
@@ -396,6 +427,8 @@ def test_nothing_is_seen_of_bytes_that_were_refused() -> None:
         with pytest.raises(DecodeError):
             message.__init__(hostile)
         assert (message.to_dict(), message.items(), bytes(message)) == ({}, [], b"")
+    message.__init__(packed(TREE))
+    expect(message, TREE)
 
 
 # --- misuse ---
