@@ -49,10 +49,9 @@ class Key(NamedTuple):
 class Command(NamedTuple):
     """One command: `event` is what it streams, `blob` the request keys that may hold any bytes.
 
-    `keys` are those of the request, in charon's order of reading; a request `named` is instead one section of the
-    caller's, under a name of the caller's. `reply` names what the reply holds; `result` says that it also holds
-    `success`, and `errmsg` when that is no. `since` is the first strongSwan release that has the command, `quirk`
-    what takes people by surprise.
+    `keys` are those of the request; a request `named` is instead one section of the caller's, under a name of the
+    caller's. `reply` names what the reply holds; `result` says that it also holds `success`, and `errmsg` when that is
+    no. `since` is the first strongSwan release that has the command, `quirk` what takes people by surprise.
     """
 
     name: str

@@ -1,0 +1,502 @@
+"""Typed forms of what charon tells about SAs, for those who want them; sessions give plain messages.
+
+    for message in session.list_sas():
+        sa = IkeSa.from_message(message)
+        print(sa.name, sa.remote_host, sa.established, [child.bytes_in for child in sa.children])
+
+    for name, message in session.listen("ike-updown", "child-updown", "log"):
+        match parse_event(name, message):
+            case IkeUpDown(ike, up=True):
+                print(ike.name, "is up")
+
+A field is the key of the same name with `_` for `-` (strongSwan 5.9.8 to 6.0.6, vici_query.c and vici_logger.c).
+Numbers are int, times timedelta, lists tuples; hexadecimal numbers (SPIs, CPIs, marks, interface ids, labels) stay the
+text that charon writes. A key that charon left out is None, False or (). Whatever does not fit, such as the keys of a
+newer charon, is in `extra`, so that `to_message()` gives back all that `from_message()` got.
+
+Messages may be dicts, of str or bytes, or `Message`. The section of an SA has the name of its connection; when that is
+`up`, only a `Message` can tell it from the key: a session with `values=Message` is right for every name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from datetime import timedelta
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, cast
+
+from ._wire import Message, encode
+
+SectionName: TypeAlias = str
+Extra: TypeAlias = dict[str, Any]
+
+
+class _Form(NamedTuple):
+    """How a value stands in a message; `read` gives None for what is not of that form."""
+
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any]
+
+
+def _same(value: Any) -> Any:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _seconds(value: Any) -> timedelta | None:
+    number = _number(value)
+    try:
+        return None if number is None else timedelta(seconds=number)
+    except OverflowError:
+        return None
+
+
+def _strings(value: Any) -> tuple[str, ...] | None:
+    return tuple(value) if isinstance(value, list) else None
+
+
+def _switch(on: str) -> _Form:
+    return _Form(lambda value: value == on or None, lambda _: on)
+
+
+_TEXT = _Form(_same, _same)
+_NUMBER = _Form(_number, str)
+_FORMS = {
+    "str": _TEXT,
+    "str | None": _TEXT,
+    "int": _NUMBER,
+    "int | None": _NUMBER,
+    "timedelta | None": _Form(_seconds, lambda value: str(value // timedelta(seconds=1))),
+    "tuple[str, ...]": _Form(_strings, list),
+    "bool": _switch("yes"),
+}
+_UNLIKE = {"esn": _switch("1")}
+
+
+class _Section:
+    """Reads and writes the fields of a dataclass whose annotations are in `_FORMS`; the others are its own business."""
+
+    __slots__ = ()
+
+    extra: Extra
+
+    @classmethod
+    def _read(cls, section: Mapping[str, Any], /, **own: Any) -> Self:
+        extra = dict(section)
+        for item, key, form in _wire_fields(cls):
+            value = form.read(section.get(key))
+            if value is not None and value != item.default and form.write(value) == section[key]:
+                own[item.name] = value
+                del extra[key]
+        return cls(**own, extra=extra)  # type: ignore[call-arg]
+
+    def _write(self) -> dict[str, Any]:
+        written = {}
+        for item, key, form in _wire_fields(type(self)):
+            value = getattr(self, item.name)
+            if value is not None and value != item.default:
+                written[key] = form.write(value)
+        return {**written, **self.extra}
+
+
+def _wire_fields(kind: type) -> Iterable[tuple[Field[Any], str, _Form]]:
+    if kind not in _KNOWN:
+        forms = ((item, _UNLIKE.get(item.name) or _FORMS.get(cast(str, item.type))) for item in fields(kind))
+        _KNOWN[kind] = [(item, item.name.replace("_", "-"), form) for item, form in forms if form is not None]
+    return _KNOWN[kind]
+
+
+_KNOWN: dict[type, list[tuple[Field[Any], str, _Form]]] = {}
+
+
+def _extra() -> Any:
+    return field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSa(_Section):
+    """A CHILD_SA. `use_in`, `use_out` and `install_time` are how long ago, `rekey_time` and `life_time` how soon.
+
+    The counters begin anew with each rekeying: the event child-rekey has the last ones of the SA before. `section` is
+    the name of its section: since 5.8.2 the child's with the unique id, else the child's.
+    """
+
+    section: SectionName
+    name: str = ""
+    uniqueid: int = 0
+    reqid: int | None = None
+    state: str = ""
+    mode: str = ""
+    label: str | None = None
+    protocol: str | None = None
+    encap: bool = False
+    spi_in: str | None = None
+    spi_out: str | None = None
+    cpi_in: str | None = None
+    cpi_out: str | None = None
+    mark_in: str | None = None
+    mark_mask_in: str | None = None
+    mark_out: str | None = None
+    mark_mask_out: str | None = None
+    if_id_in: str | None = None
+    if_id_out: str | None = None
+    per_cpu_sas: str | None = None
+    cpu: int | None = None
+    encr_alg: str | None = None
+    encr_keysize: int | None = None
+    integ_alg: str | None = None
+    integ_keysize: int | None = None
+    prf_alg: str | None = None
+    dh_group: str | None = None
+    ake1: str | None = None
+    ake2: str | None = None
+    ake3: str | None = None
+    ake4: str | None = None
+    ake5: str | None = None
+    ake6: str | None = None
+    ake7: str | None = None
+    esn: bool = False
+    bytes_in: int | None = None
+    packets_in: int | None = None
+    use_in: timedelta | None = None
+    bytes_out: int | None = None
+    packets_out: int | None = None
+    use_out: timedelta | None = None
+    rekey_time: timedelta | None = None
+    life_time: timedelta | None = None
+    install_time: timedelta | None = None
+    local_ts: tuple[str, ...] = ()
+    remote_ts: tuple[str, ...] = ()
+    extra: Extra = _extra()
+
+    @classmethod
+    def from_section(cls, section: str, values: Mapping[str, Any]) -> Self:
+        """Read the section of that name in `child-sas`; before 5.8.2 its name is all that names the child."""
+        return cls._read({"name": section, **_plain(values)}, section=section)
+
+    def to_section(self) -> dict[str, Any]:
+        """Write what `from_section` reads."""
+        return self._write()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeSa(_Section):
+    """An IKE_SA and its CHILD_SAs. `established` is how long ago, `rekey_time` and `reauth_time` how soon.
+
+    `name` is its connection's, which several SAs may have; `uniqueid` is one SA's, until charon restarts.
+    """
+
+    name: SectionName
+    uniqueid: int = 0
+    version: int | None = None
+    state: str = ""
+    local_host: str = ""
+    local_port: int | None = None
+    local_id: str = ""
+    remote_host: str = ""
+    remote_port: int | None = None
+    remote_id: str = ""
+    remote_xauth_id: str | None = None
+    remote_eap_id: str | None = None
+    initiator: bool = False
+    initiator_spi: str | None = None
+    responder_spi: str | None = None
+    nat_local: bool = False
+    nat_remote: bool = False
+    nat_fake: bool = False
+    nat_any: bool = False
+    if_id_in: str | None = None
+    if_id_out: str | None = None
+    encr_alg: str | None = None
+    encr_keysize: int | None = None
+    integ_alg: str | None = None
+    integ_keysize: int | None = None
+    prf_alg: str | None = None
+    dh_group: str | None = None
+    ake1: str | None = None
+    ake2: str | None = None
+    ake3: str | None = None
+    ake4: str | None = None
+    ake5: str | None = None
+    ake6: str | None = None
+    ake7: str | None = None
+    ppk: bool = False
+    established: timedelta | None = None
+    rekey_time: timedelta | None = None
+    reauth_time: timedelta | None = None
+    local_vips: tuple[str, ...] = ()
+    remote_vips: tuple[str, ...] = ()
+    tasks_queued: tuple[str, ...] = ()
+    tasks_active: tuple[str, ...] = ()
+    tasks_passive: tuple[str, ...] = ()
+    children: tuple[ChildSa, ...] = ()
+    extra: Extra = _extra()
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any] | Message) -> Self:
+        """Read a message of `list_sas()`. Raises ValueError when there is no SA in it."""
+        return cls.from_section(*_only_section(_items(message), "list-sa"))
+
+    @classmethod
+    def from_section(cls, name: str, values: Mapping[str, Any]) -> Self:
+        """Read the section of that name."""
+        plain = _plain(values)
+        children = plain.pop("child-sas", None)
+        if isinstance(children, dict) and all(isinstance(child, dict) for child in children.values()):
+            own = tuple(ChildSa.from_section(*child) for child in children.items())
+            return cls._read(plain, name=name, children=own)
+        return cls._read(plain if children is None else {**plain, "child-sas": children}, name=name)
+
+    def to_message(self) -> Message:
+        """Write a message as `list_sas()` gives it."""
+        return _message({self.name: {**self._write(), "child-sas": self._children()}})
+
+    def to_section(self) -> dict[str, Any]:
+        """Write what `from_section` reads."""
+        return {**self._write(), "child-sas": self._children()} if self.children else self._write()
+
+    def _children(self) -> dict[str, Any]:
+        return {child.section: child.to_section() for child in self.children}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _UpDown(_Section):
+    event: ClassVar[str]
+
+    ike: IkeSa
+    up: bool = False
+    extra: Extra = _extra()
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any] | Message) -> Self:
+        """Read a message of this event."""
+        root = _Root(message, cls.event)
+        return cls._read(root.values, ike=IkeSa.from_section(root.name, root.section))
+
+    def to_message(self) -> Message:
+        """Write a message as charon sends it."""
+        return _message(self._write(), {self.ike.name: self.ike.to_section()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeUpDown(_UpDown):
+    """An IKE_SA is established (`up`) or gone; `ike` has no children here."""
+
+    event: ClassVar[str] = "ike-updown"
+    __match_args__ = ("ike", "up")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildUpDown(_UpDown):
+    """A CHILD_SA is established (`up`) or gone, with its last counters; it is the only one in `ike`."""
+
+    event: ClassVar[str] = "child-updown"
+    __match_args__ = ("ike", "child", "up")
+
+    def __post_init__(self) -> None:
+        if not self.ike.children:
+            raise ValueError(f"this {self.event} has no CHILD_SA")
+
+    @property
+    def child(self) -> ChildSa:
+        """The CHILD_SA."""
+        return self.ike.children[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeRekey(_Section):
+    """The IKE_SA `new` has taken the place of `old`."""
+
+    event: ClassVar[str] = "ike-rekey"
+    __match_args__ = ("old", "new")
+
+    old: IkeSa
+    new: IkeSa
+    extra: Extra = _extra()
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any] | Message) -> Self:
+        """Read a message of this event."""
+        root = _Root(message, cls.event)
+        old, new = _old_and_new(root.section, cls.event)
+        return cls._read(root.values, old=IkeSa.from_section(root.name, old), new=IkeSa.from_section(root.name, new))
+
+    def to_message(self) -> Message:
+        """Write a message as charon sends it."""
+        pair = {"old": self.old.to_section(), "new": self.new.to_section()}
+        return _message(self._write(), {self.old.name: pair})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildRekey(_Section):
+    """The CHILD_SA `new` has taken the place of `old`, which has its last counters; `ike` has no children here."""
+
+    event: ClassVar[str] = "child-rekey"
+    __match_args__ = ("ike", "old", "new")
+
+    ike: IkeSa
+    old: ChildSa
+    new: ChildSa
+    extra: Extra = _extra()
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any] | Message) -> Self:
+        """Read a message of this event."""
+        root = _Root(message, cls.event)
+        ike = _plain(root.section)
+        name, pair = _only_section((ike.pop("child-sas", None) or {}).items(), cls.event)
+        old, new = (ChildSa.from_section(name, child) for child in _old_and_new(pair, cls.event))
+        return cls._read(root.values, ike=IkeSa.from_section(root.name, ike), old=old, new=new)
+
+    def to_message(self) -> Message:
+        """Write a message as charon sends it."""
+        pair = {"old": self.old.to_section(), "new": self.new.to_section()}
+        return _message(
+            self._write(), {self.ike.name: {**self.ike.to_section(), "child-sas": {self.old.section: pair}}}
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IkeUpdate(_Section):
+    """The addresses of an IKE_SA are about to change, to those here; `ike` has those before."""
+
+    event: ClassVar[str] = "ike-update"
+    __match_args__ = ("ike",)
+
+    ike: IkeSa
+    local_host: str = ""
+    local_port: int | None = None
+    remote_host: str = ""
+    remote_port: int | None = None
+    extra: Extra = _extra()
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any] | Message) -> Self:
+        """Read a message of this event."""
+        root = _Root(message, cls.event)
+        return cls._read(root.values, ike=IkeSa.from_section(root.name, root.section))
+
+    def to_message(self) -> Message:
+        """Write a message as charon sends it."""
+        return _message(self._write(), {self.ike.name: self.ike.to_section()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert(_Section):
+    """Something went wrong, of this `type`, and with this SA if it is about one. Since 6.0.3."""
+
+    event: ClassVar[str] = "alert"
+    __match_args__ = ("type", "ike")
+
+    type: str = ""
+    ike: IkeSa | None = None
+    extra: Extra = _extra()
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any] | Message) -> Self:
+        """Read a message of this event."""
+        values = {key: _text(value) for key, value in _items(message)}
+        sa = values.pop("ike-sa", None)
+        ike = IkeSa.from_section(*_only_section(sa.items(), cls.event)) if isinstance(sa, dict) else None
+        return cls._read(values, ike=ike)
+
+    def to_message(self) -> Message:
+        """Write a message as charon sends it."""
+        ike = {} if self.ike is None else {"ike-sa": {self.ike.name: self.ike.to_section()}}
+        return _message({**self._write(), **ike})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine(_Section):
+    """A message of charon's log, or of `initiate` and `terminate` (`control-log`), which name no thread."""
+
+    event: ClassVar[str] = "log"
+    __match_args__ = ("group", "level", "msg")
+
+    group: str = ""
+    level: int | None = None
+    thread: int | None = None
+    ikesa_name: str | None = None
+    ikesa_uniqueid: int | None = None
+    msg: str = ""
+    extra: Extra = _extra()
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any] | Message) -> Self:
+        """Read a message of this event."""
+        return cls._read({key: _text(value) for key, value in _items(message)})
+
+    def to_message(self) -> Message:
+        """Write a message as charon sends it."""
+        return _message(self._write())
+
+
+Event: TypeAlias = IkeUpDown | ChildUpDown | IkeRekey | ChildRekey | IkeUpdate | Alert | LogLine
+_EVENTS: dict[str, type[Event]] = {
+    kind.event: kind for kind in (IkeUpDown, ChildUpDown, IkeRekey, ChildRekey, IkeUpdate, Alert, LogLine)
+}
+_EVENTS["control-log"] = LogLine
+
+
+def parse_event(name: str, message: Mapping[str, Any] | Message) -> Event:
+    """Return the typed form of an event; its class has the name as `event`, and `to_message()` is the way back.
+
+    Raises ValueError for an event that has none here, or that lacks the SA it is about.
+    """
+    kind = _EVENTS.get(name)
+    if kind is None:
+        raise ValueError(f"{name!r} has no typed form; there is one of {', '.join(_EVENTS)}")
+    return kind.from_message(message)
+
+
+class _Root:
+    """A message of one SA: its section, which is the only one, and the `values` beside it."""
+
+    def __init__(self, message: Mapping[str, Any] | Message, event: str) -> None:
+        items = _items(message)
+        self.name, self.section = _only_section(items, event)
+        self.values = {key: _text(value) for key, value in items if not isinstance(value, Mapping)}
+
+
+def _only_section(items: Iterable[tuple[str, Any]], event: str) -> tuple[str, Mapping[str, Any]]:
+    for name, value in items:
+        if isinstance(value, Mapping):
+            return name, value
+    raise ValueError(f"this {event} has no section of an SA")
+
+
+def _old_and_new(pair: Mapping[str, Any], event: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    old, new = pair.get("old"), pair.get("new")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        raise ValueError(f"this {event} lacks the SA before or after")
+    return old, new
+
+
+def _items(message: Mapping[str, Any] | Message) -> list[tuple[str, Any]]:
+    if isinstance(message, Message):  # whose items show a section and a key of one name
+        return [(key, value.to_dict() if isinstance(value, Message) else value) for key, value in message.items()]
+    return list(message.items())
+
+
+def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _text(value) for key, value in section.items()}
+
+
+def _text(value: Any) -> Any:
+    """Return a value as `values=str` gives it."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    return _plain(value) if isinstance(value, Mapping) else value
+
+
+def _message(*parts: Mapping[str, Any]) -> Message:
+    """A message of all parts, in which a name may stand twice."""
+    return Message(b"".join(encode(part) for part in parts))
