@@ -28,6 +28,10 @@ class EncodeError(ViciError, ValueError):
     """A message that VICI cannot carry; nothing has been sent. The text names the path of the culprit."""
 
 
+class ConfigError(ViciError, ValueError):
+    """A configuration file that cannot be read or means nothing. The text names file and line, and shows no value."""
+
+
 class ProtocolError(ViciError):
     """The peer broke the rules of the packet layer; the connection has been closed."""
 

@@ -1,0 +1,247 @@
+"""strongSwan's format of settings, in which swanctl.conf and strongswan.conf are written.
+
+What is accepted is what strongSwan 5.9.8 to 6.0 accepts (`settings_lexer.l`, `settings_parser.y`, `settings.c` and
+strongswan.conf(5)): nested sections, references to other sections, values merged when a section comes again, `key =`
+to unset what a reference would bring, strings with escapes, includes with wildcards. Differences are all refusals: an
+included file that may not be read, files that include each other and references in a circle, which strongSwan ignores
+or dies of. No error shows anything of a value, as values are secrets.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from . import _wire
+from .errors import ConfigError
+
+_SPACE = re.compile(r"(?:[\t\r\n ]|#[^\n]*)+")
+_INCLUDE = re.compile(r"include[\t ]+(?=[^=])")
+_NAME = re.compile(r'[^#{}:.,="\r\n\t ]+')
+_REFERENCE = re.compile(rf"{_NAME.pattern}(?:\.{_NAME.pattern})*")
+_BLANK = re.compile(r"[\t\r ]*")
+_WORD = re.compile(r'[^#}"\r\n\t ]+')
+_STRING = re.compile(r'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
+_ESCAPE = re.compile(r"\\(\r?\n|.)|\r", re.DOTALL)
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\n": "", "\r\n": "", None: ""}
+_PATTERN_PART = re.compile(r'\\(["#} ])|(\\|[^"\\#}\r\n\t ]+)|\r')
+
+
+class _Section:
+    __slots__ = ("values", "sections", "references")
+
+    def __init__(self) -> None:
+        self.values: dict[str, str | None] = {}
+        self.sections: dict[str, _Section] = {}
+        self.references: dict[str, str] = {}  # absolute name -> where it is referred to
+
+
+class Settings:
+    """A file of settings with all that it includes; paths into it are names of sections, outermost first."""
+
+    def __init__(self, root: _Section) -> None:
+        self._root = root
+        self._resolved: dict[str, list[_Section]] = {}
+        self._resolving: list[str] = []
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file; `ConfigError` names the file and line of what is wrong."""
+        return cls(_parse(os.fspath(path)))
+
+    def values(self, *path: str) -> dict[str, str]:
+        """The values of a section, then those that its references bring; none where there is no such section.
+
+        Bytes that are not UTF-8 come as surrogates. `ConfigError` when references go in a circle.
+        """
+        found: dict[str, str | None] = {}
+        for section in self._find(path):
+            for key, value in section.values.items():
+                found.setdefault(key, value)
+        return {key: value for key, value in found.items() if value is not None}
+
+    def sections(self, *path: str) -> list[str]:
+        """The names of the sections in a section, then of those that its references bring."""
+        return list(dict.fromkeys(name for section in self._find(path) for name in section.sections))
+
+    def _find(self, path: Sequence[str]) -> list[_Section]:
+        if len(path) > _wire.MAX_DEPTH:  # where a section refers to one that it lies in there is no end to them
+            raise ConfigError(f"{'.'.join(path[:4])}...: more than {_wire.MAX_DEPTH} sections in each other")
+        found: list[_Section] = []
+        self._collect(self._root, path, found, follow=True)
+        return found
+
+    def _collect(self, section: _Section, path: Sequence[str], found: list[_Section], *, follow: bool) -> None:
+        """Add the section at `path` and those it inherits from, nearest first.
+
+        The references of a section on the way bring what lies at the rest of the path in the sections referred to;
+        `follow` is false in these, as theirs have been resolved with them.
+        """
+        inner = section.sections.get(path[0])
+        if inner is not None and len(path) > 1:
+            self._collect(inner, path[1:], found, follow=True)
+        elif inner is not None and inner not in found:
+            found.append(inner)
+            for reference in inner.references:
+                self._collect(self._root, reference.split("."), found, follow=True)
+        if follow:
+            for reference, where in section.references.items():
+                for referred in self._resolve(reference, where):
+                    self._collect(referred, path, found, follow=False)
+
+    def _resolve(self, reference: str, where: str) -> list[_Section]:
+        if reference in self._resolving:
+            raise ConfigError(f"{where}: the reference to {reference} leads back to itself")
+        if reference not in self._resolved:
+            self._resolving.append(reference)
+            try:
+                self._resolved[reference] = self._find(reference.split("."))
+            finally:
+                self._resolving.pop()
+        return self._resolved[reference]
+
+
+class _Token(NamedTuple):
+    kind: str  # "name", "value", or one of the marks { } : . , =
+    text: str | None
+    where: str
+
+
+class _File:
+    """A file being read: the text, and how far it has been taken."""
+
+    def __init__(self, path: str, within: tuple[str, ...]) -> None:
+        self.path = path
+        self.within = (*within, os.path.realpath(path))
+        self.line = 1
+        self._position = 0
+        try:
+            self._text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from None
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}"
+
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Go past what `pattern` matches here."""
+        match = pattern.match(self._text, self._position)
+        if match is not None:
+            self.line += match[0].count("\n")
+            self._position = match.end()
+        return match
+
+    def at(self, mark: str) -> bool:
+        return self._text.startswith(mark, self._position)
+
+    def mark(self) -> str:
+        """Go past one character; empty at the end."""
+        self._position += 1
+        return self._text[self._position - 1 : self._position]
+
+
+def _parse(path: str) -> _Section:
+    """Read the statements of a file and of those that it includes: to the grammar they are one text."""
+    root = _Section()
+    opened: list[tuple[_Section, str]] = [(root, "")]
+    tokens = _tokens(_File(path, ()))
+    for token in tokens:
+        section, where = opened[-1]
+        if token.kind == "}" and where:
+            opened.pop()
+        elif token.kind != "name":
+            raise ConfigError(f"{token.where}: {token.kind} where a name must be")
+        elif _is_section(section, token, tokens):
+            opened.append((section.sections[token.text or ""], token.where))
+            if len(opened) > _wire.MAX_DEPTH:
+                raise ConfigError(f"{token.where}: more than {_wire.MAX_DEPTH} sections in each other")
+    if len(opened) > 1:
+        raise ConfigError(f"{opened[-1][1]}: the section that begins here does not end")
+    return root
+
+
+def _is_section(parent: _Section, name: _Token, tokens: Iterator[_Token]) -> bool:
+    """Add the value or the section that begins with `name` to `parent`; whether it is a section."""
+    assert name.text is not None
+    token = next(tokens, None)
+    if token is not None and token.kind == "=":
+        parent.values[name.text] = next(tokens).text
+        return False
+    if token is None or token.kind not in "{:":
+        raise ConfigError(f"{name.where}: after a name must come = or {{ or :")
+    section = parent.sections.setdefault(name.text, _Section())
+    while token is not None and token.kind != "{":
+        reference, token = next(tokens, None), next(tokens, None)
+        if reference is None or reference.text is None or token is None or token.kind not in "{,":
+            raise ConfigError(f"{name.where}: after : must come names of sections, with commas between, and {{")
+        section.references.setdefault(reference.text, reference.where)
+    return True
+
+
+def _tokens(file: _File) -> Iterator[_Token]:
+    name = _NAME
+    while True:
+        file.take(_SPACE)
+        where = file.where
+        if name is _NAME and file.take(_INCLUDE):
+            for included in _included(file, _pattern(file)):
+                yield from _tokens(included)
+        elif match := file.take(name):
+            yield _Token("name", match[0], where)
+        elif file.at('"'):
+            raise ConfigError(f"{where}: a string where a name must be")
+        elif mark := file.mark():
+            yield _Token(mark, None, where)
+            if mark == "=":
+                yield _Token("value", _value(file), where)
+            if mark != ",":  # in a list of references names are absolute, with dots
+                name = _REFERENCE if mark == ":" else _NAME
+        else:
+            return
+
+
+def _value(file: _File) -> str | None:
+    """The words and strings to the end of the line, a space between; None without any."""
+    parts = []
+    while True:
+        file.take(_BLANK)
+        if file.at('"'):
+            parts.append(_string(file))
+        elif word := file.take(_WORD):
+            parts.append(word[0])
+        else:
+            return " ".join(parts) if parts else None
+
+
+def _string(file: _File) -> str:
+    where = file.where
+    match = file.take(_STRING)
+    if match is None:
+        raise ConfigError(f"{where}: the string that begins here does not end")
+    return _ESCAPE.sub(lambda escape: _ESCAPED.get(escape[1], escape[1]), match[1])
+
+
+def _pattern(file: _File) -> str:
+    parts = []
+    while match := file.take(_PATTERN_PART):
+        parts.append(match[1] or match[2] or "")
+    if file.at('"'):
+        parts.append(_string(file))
+    return "".join(parts)
+
+
+def _included(file: _File, pattern: str) -> Iterator[_File]:
+    """The files that match, in order of their names; relative to the file that includes them."""
+    where = file.where
+    # glob(3) takes a character after a backslash as it is, Python's glob only in brackets
+    pattern = re.sub(r"\\(.)", lambda quoted: glob.escape(quoted[1]), pattern)
+    for path in sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(file.path)), pattern))) if pattern else ():
+        if os.path.realpath(path) in file.within:
+            raise ConfigError(f"{where}: {path} is included from within itself")
+        if os.path.isfile(path):
+            yield _File(path, file.within)
