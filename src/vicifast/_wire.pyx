@@ -85,6 +85,7 @@ cdef enum:
     KNOWN_VALUE = 64  # longest value kept for reuse, so that a decoder's memory stays bounded
     READ_SIZE = 65536  # least room that a read is offered
     BUFFER_SIZE = 262144
+    LENT_NODES = 128
     LENT_SIZE = 2048  # of the stack, for a message that is encoded; most fit
 
 
@@ -1787,23 +1788,51 @@ cdef struct Nodes:
 cdef inline uint32_t tag_of(const uint8_t* name, Py_ssize_t size) noexcept:
     if not size:
         return 0
-    return <uint32_t>size | name[0] << 8 | name[size >> 1] << 16 | <uint32_t>name[size - 1] << 24
+    return <uint32_t>size | name[0] << 8 | <uint32_t>name[size - 1] << 16
+
+
+cdef int grow_nodes(Nodes* nodes) except -1:
+    cdef Node* data = <Node*>realloc(nodes.data if nodes.size > LENT_NODES else NULL, 2 * nodes.size * sizeof(Node))
+    if not data:
+        raise MemoryError
+    if nodes.size == LENT_NODES:
+        memcpy(data, nodes.data, LENT_NODES * sizeof(Node))
+    nodes.data = data
+    nodes.size *= 2
+    return 0
 
 
 cdef inline int add_node(Nodes* nodes, Walk* walk, const uint8_t* first, Element* element) except -1:
-    cdef Node* data
     if nodes.used == nodes.size:
-        data = <Node*>realloc(nodes.data, 2 * max(nodes.size, 64) * sizeof(Node))
-        if not data:
-            raise MemoryError
-        nodes.data = data
-        nodes.size = 2 * max(nodes.size, 64)
-    data = &nodes.data[nodes.used]
-    data.first = <uint32_t>(first - walk.start)
-    data.tag = tag_of(element.name, element.name_size)
+        grow_nodes(nodes)
+    cdef Node* node = &nodes.data[nodes.used]
+    node.first = <uint32_t>(first - walk.start)
+    node.tag = tag_of(element.name, element.name_size)
     nodes.used += 1
-    data.after = <uint32_t>nodes.used
+    node.after = <uint32_t>nodes.used
     return 0
+
+
+cdef Node* index_of(const uint8_t* data, Py_ssize_t size, uint32_t* count) except? NULL:
+    """Check a message and return its nodes, in memory of just that size; NULL without an error for none."""
+    cdef Node[LENT_NODES] lent
+    cdef Nodes nodes
+    cdef Node* kept = NULL
+    nodes.data = &lent[0]
+    nodes.used = 0
+    nodes.size = LENT_NODES
+    try:
+        index_message(&nodes, data, size)
+        if nodes.used:
+            kept = <Node*>malloc(nodes.used * sizeof(Node))
+            if not kept:
+                raise MemoryError
+            memcpy(kept, nodes.data, nodes.used * sizeof(Node))
+    finally:
+        if nodes.size > LENT_NODES:
+            free(nodes.data)
+    count[0] = <uint32_t>nodes.used
+    return kept
 
 
 cdef int index_message(Nodes* nodes, const uint8_t* data, Py_ssize_t size) except -1:
@@ -1830,6 +1859,7 @@ cdef int index_message(Nodes* nodes, const uint8_t* data, Py_ssize_t size) excep
 
 
 @cython.final
+@cython.no_gc  # what a Message refers to cannot refer back
 cdef class Message:
     """One message, or a section of it, read only where it is asked: validated once, immutable, safe to keep.
 
@@ -1839,7 +1869,7 @@ cdef class Message:
     """
 
     cdef bytes data
-    cdef Nodes nodes
+    cdef Node* nodes
     cdef Message whole  # the message whose bytes and nodes these are; None for the whole itself
     cdef uint32_t first  # of this section's bytes
     cdef uint32_t end
@@ -1861,13 +1891,13 @@ cdef class Message:
 
     def __dealloc__(self):
         if self.whole is None:
-            free(self.nodes.data)
+            free(self.nodes)
 
     cdef int open(self, bytes data, bint as_bytes, tuple binary) except -1:
-        index_message(&self.nodes, <const uint8_t*>PyBytes_AS_STRING(<PyObject*>data), PyBytes_GET_SIZE(<PyObject*>data))
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(<PyObject*>data)
+        self.nodes = index_of(<const uint8_t*>PyBytes_AS_STRING(<PyObject*>data), size, &self.to_node)
         self.data = data
-        self.end = <uint32_t>PyBytes_GET_SIZE(<PyObject*>data)
-        self.to_node = <uint32_t>self.nodes.used
+        self.end = <uint32_t>size
         self.as_bytes = as_bytes
         self.binary = binary
         return 0
@@ -1877,7 +1907,7 @@ cdef class Message:
 
     cdef Message section(self, uint32_t node):
         cdef Message made = Message.__new__(Message)
-        cdef Node* found = &self.nodes.data[node]
+        cdef Node* found = &self.nodes[node]
         made.whole = self if self.whole is None else self.whole
         made.data = self.data
         made.nodes = self.nodes
@@ -1903,13 +1933,13 @@ cdef class Message:
         size = PyUnicode_GET_LENGTH(<PyObject*>name)
         tag = tag_of(text, size)
         while node < to_node:
-            if self.nodes.data[node].tag == tag and self.is_named(node, text, size):
+            if self.nodes[node].tag == tag and self.is_named(node, text, size):
                 found = node
-            node = self.nodes.data[node].after
+            node = self.nodes[node].after
         return found
 
     cdef bint is_named(self, uint32_t node, const uint8_t* text, Py_ssize_t size) noexcept:
-        cdef const uint8_t* at = self.at(self.nodes.data[node].first)
+        cdef const uint8_t* at = self.at(self.nodes[node].first)
         return at[1] == size and is_same(at + 2, text, size)
 
     cdef object text(self, const uint8_t* size, bint blob):
@@ -1921,7 +1951,7 @@ cdef class Message:
         return made
 
     cdef object value(self, uint32_t node, tuple binary):
-        cdef const uint8_t* at = self.at(self.nodes.data[node].first)
+        cdef const uint8_t* at = self.at(self.nodes[node].first)
         if at[0] == SECTION_START:
             return self.section(node)
         cdef bint blob = binary and is_one_of(binary, at + 2, at[1])
@@ -1935,7 +1965,7 @@ cdef class Message:
         return items
 
     cdef str name(self, uint32_t node):
-        cdef const uint8_t* at = self.at(self.nodes.data[node].first)
+        cdef const uint8_t* at = self.at(self.nodes[node].first)
         return at[2:2 + at[1]].decode("ascii")
 
     def get(self, *path, default=None):
@@ -1952,10 +1982,10 @@ cdef class Message:
             if found < 0:
                 return default
             if i < last:
-                if self.at(self.nodes.data[found].first)[0] != SECTION_START:
+                if self.at(self.nodes[found].first)[0] != SECTION_START:
                     return default
                 node = <uint32_t>found + 1
-                to_node = self.nodes.data[found].after
+                to_node = self.nodes[found].after
         return self.value(<uint32_t>found, self.binary if not last else ())
 
     def get_all(self, name):
@@ -1983,7 +2013,7 @@ cdef class Message:
         cdef list members = []
         while node < self.to_node:
             members.append(node)
-            node = self.nodes.data[node].after
+            node = self.nodes[node].after
         return members
 
     def keys(self):

@@ -7,6 +7,7 @@ import socket
 from typing import NamedTuple, TypeAlias
 
 from .commands import DEFAULT_ADDRESS
+from .errors import ConnectionClosed, RequestTimeout
 
 Address: TypeAlias = str | os.PathLike[str] | socket.socket | None
 
@@ -58,3 +59,16 @@ def describe(address: Address) -> str:
     if isinstance(address, socket.socket):
         return f"the given socket (descriptor {address.fileno()})"
     return str(parse_address(address))
+
+
+def unreachable(address: Address, error: OSError) -> ConnectionClosed:
+    """The error of an attempt to connect that failed."""
+    reason = error.strerror or str(error)
+    if error.errno is not None and error.errno > 0:  # asyncio puts texts of its own in place of the system's
+        reason = os.strerror(error.errno)
+    return ConnectionClosed(f"cannot connect to {describe(address)}: {reason}")
+
+
+def no_connection(address: Address, timeout: float | None) -> RequestTimeout:
+    """The error of an attempt to connect that took too long."""
+    return RequestTimeout(f"no connection to {describe(address)} within {timeout} s")

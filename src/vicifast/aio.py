@@ -8,8 +8,8 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Generic, Self, cast, overload
 
 from . import _wire
-from .address import RETRY_DELAYS, Address, Tcp, describe, parse_address
-from .errors import ConnectionClosed, RequestTimeout, UnknownEvent, ViciError
+from .address import RETRY_DELAYS, Address, Tcp, no_connection, parse_address, unreachable
+from .errors import ConnectionClosed, UnknownEvent, ViciError
 from .methods import DEFAULT
 from .protocol import (
     CLOSE_TIMEOUT,
@@ -82,15 +82,14 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "_Connection
         """
         if not self.closed:
             return self
-        where = describe(self.address)
         connection = _Connection(self._new_protocol())
         try:
             async with asyncio.timeout(self.timeout):
                 await self._open(connection)
         except TimeoutError:
-            raise RequestTimeout(f"no connection to {where} within {self.timeout} s") from None
+            raise no_connection(self.address, self.timeout) from None
         except OSError as error:
-            raise ConnectionClosed(f"cannot connect to {where}: {error.strerror or error}") from error
+            raise unreachable(self.address, error) from error
         self._connection = connection
         return self
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, Self, cast, overload
 
 from . import _wire
-from .address import RETRY_DELAYS, Address, Tcp, describe, parse_address
-from .errors import ConnectionClosed, RequestTimeout, UnknownEvent, ViciError
+from .address import RETRY_DELAYS, Address, Tcp, no_connection, parse_address, unreachable
+from .errors import ConnectionClosed, UnknownEvent, ViciError
 from .methods import DEFAULT
 from .protocol import (
     CLOSE_TIMEOUT,
@@ -89,13 +89,12 @@ class Session(BaseSession[M, "Stream[M]", "_Connection"], Generic[M]):
         with self._in_use:
             if not self.closed:
                 return self
-            where = describe(self.address)
             try:
                 sock = _open(self.address, self.timeout)
             except TimeoutError:
-                raise RequestTimeout(f"no connection to {where} within {self.timeout} s") from None
+                raise no_connection(self.address, self.timeout) from None
             except OSError as error:
-                raise ConnectionClosed(f"cannot connect to {where}: {error.strerror or error}") from error
+                raise unreachable(self.address, error) from error
             self._connection = _Connection(sock, self._new_protocol(), self._in_use)
         return self
 
