@@ -23,7 +23,6 @@ Format = Literal["msgpack", "json"]
 FORMATS: list[Format] = ["msgpack", "json"]
 NOW = 1_700_000_000_123_456_789
 LAST = 2**64 - 1
-CUT_TO_INT = pytest.mark.xfail(reason="a float is cut to an integer", strict=True)
 MESSAGE: dict[str, Any] = {"up": "yes", "gw": {"vips": ["10.0.0.1", ""], "": {}, "none": []}, "text": 'ä"\n\0'}
 TEXTS = [
     "",
@@ -279,9 +278,7 @@ def test_numbers_are_of_64_bits(name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["seq", "time"])
-@pytest.mark.parametrize(
-    "wrong", [None, "1", b"1", [1], *(pytest.param(wrong, marks=CUT_TO_INT) for wrong in (1.5, 1e18))]
-)
+@pytest.mark.parametrize("wrong", [None, "1", b"1", [1], 1.5, 1e18])
 def test_numbers_are_int(name: str, wrong: Any) -> None:
     envelope = Envelope("json", "gw-1", "b-1")
     with pytest.raises(TypeError):
@@ -408,7 +405,6 @@ def test_names_are_no_longer_than_those_of_vici(format: Format, text: str) -> No
             Envelope(format, node, boot)
 
 
-@pytest.mark.xfail(reason="the length of an event is not checked", strict=True)
 @pytest.mark.parametrize("text", ["n" * 256, "ä" * 128, "n" * 70_000], ids=len)
 @pytest.mark.parametrize("format", FORMATS)
 def test_events_are_no_longer_than_those_of_vici(format: Format, text: str) -> None:

@@ -69,9 +69,15 @@ class MessageReader(Reader):
 
 @final
 class Envelope:
-    seq: int
-    time: int
     def __init__(self, format: Literal["msgpack", "json"], node: str, boot: str) -> None: ...
+    @property
+    def seq(self) -> int: ...
+    @seq.setter
+    def seq(self, number: int) -> None: ...
+    @property
+    def time(self) -> int: ...
+    @time.setter
+    def time(self, number: int) -> None: ...
 
 @final
 class Transcoder(Reader):

@@ -350,7 +350,17 @@ cdef tuple root_names(names):
     """The names of root keys whose values are binary, as bytes."""
     if isinstance(names, str):
         raise TypeError("binary must be several names, not one str")
-    return tuple([name.encode("ascii") for name in names])
+    return tuple([text_of(name, "a name in binary") for name in names])
+
+
+cdef bytes text_of(text, str what):
+    """The bytes of a str that is to stand beside messages."""
+    if not isinstance(text, str):
+        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
+    encoded = str.encode(text, "utf-8")
+    if len(encoded) > MAX_NAME:
+        raise ValueError(f"{what} has {len(encoded)} bytes, {MAX_NAME} at most")
+    return encoded
 
 
 cdef bint is_one_of(tuple names, const uint8_t* name, Py_ssize_t size) noexcept:
@@ -1146,6 +1156,12 @@ cdef bint is_json(format) except -1:
     return format == "json"
 
 
+cdef uint64_t whole(number) except? 0:
+    if not PyLong_Check(number):
+        raise TypeError(f"a whole number is needed, not {type(number).__name__}")
+    return number
+
+
 @cython.final
 cdef class Envelope:
     """What a `Transcoder` puts around messages: the map `v` (1), `node`, `boot`, `seq`, `time`, `event`, `data`.
@@ -1154,18 +1170,17 @@ cdef class Envelope:
     epoch. Both are unsigned 64-bit integers and always 8 bytes in msgpack. A JSON envelope ends with a newline.
     """
 
-    cdef public uint64_t seq
-    cdef public uint64_t time
+    cdef uint64_t last
+    cdef uint64_t now
     cdef bint json
     cdef Writer head
 
     def __init__(self, format, node, boot):
+        if self.head.data:
+            raise TypeError("the form of an Envelope cannot be changed")
         self.json = is_json(format)
-        node = node.encode("utf-8")
-        boot = boot.encode("utf-8")
-        if len(node) > MAX_NAME or len(boot) > MAX_NAME:
-            raise ValueError(f"node and boot have {MAX_NAME} bytes at most")
-        self.head.used = 0
+        node = text_of(node, "node")
+        boot = text_of(boot, "boot")
         reserve(&self.head, 6 * (len(node) + len(boot)) + 64)
         add_bytes(&self.head, b'{"v":1,"node":' if self.json else b"\x87\xa1v\x01\xa4node", 14 if self.json else 9)
         add_string(&self.head, self.json, node)
@@ -1176,19 +1191,39 @@ cdef class Envelope:
     def __dealloc__(self):
         free(self.head.data)
 
+    @property
+    def seq(self):
+        """The number of the last envelope."""
+        return self.last
+
+    @seq.setter
+    def seq(self, number):
+        self.last = whole(number)
+
+    @property
+    def time(self):
+        """Nanoseconds since the epoch."""
+        return self.now
+
+    @time.setter
+    def time(self, number):
+        self.now = whole(number)
+
     cdef int begin(self, Writer* out, bytes event) except -1:
         """Write everything up to the data, with the next number; `end` counts it."""
+        if self.last + 1 == 0:
+            raise OverflowError("an envelope's seq has 64 bits")
         reserve(out, self.head.used + 6 * PyBytes_GET_SIZE(<PyObject*>event) + 96)
         add_bytes(out, self.head.data, self.head.used)
         if self.json:
-            add_decimal(out, self.seq + 1)
+            add_decimal(out, self.last + 1)
             add_bytes(out, b',"time":', 8)
-            add_decimal(out, self.time)
+            add_decimal(out, self.now)
             add_bytes(out, b',"event":', 9)
         else:
-            add_u64(out, self.seq + 1)
+            add_u64(out, self.last + 1)
             add_bytes(out, b"\xa4time\xcf", 6)
-            add_u64(out, self.time)
+            add_u64(out, self.now)
             add_bytes(out, b"\xa5event", 6)
         add_string(out, self.json, event)
         add_bytes(out, b',"data":' if self.json else b"\xa4data", 8 if self.json else 5)
@@ -1198,7 +1233,7 @@ cdef class Envelope:
         if self.json:
             reserve(out, 2)
             add_bytes(out, b"}\n", 2)
-        self.seq += 1
+        self.last += 1
         return 0
 
 
@@ -1222,7 +1257,7 @@ cdef class Transcoder(Reader):
         self.json = is_json(format)
         self.binary = root_names(binary)
         self.envelope = envelope
-        self.event = event.encode("utf-8")
+        self.event = text_of(event, "event")
         if envelope is not None and envelope.json != self.json:
             raise ValueError("the envelope has another format than the transcoder")
 
@@ -1367,6 +1402,8 @@ cdef int put_other(Writer* out, object value) except -1:
         return put_integer(out, value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return put_buffer(out, PyBytes_FromObject(value))  # a memoryview may have gaps
+    if isinstance(value, Refused):
+        return refuse((<Refused>value).reason)
     return refuse(f"{type(value).__name__} is no value of VICI")
 
 
@@ -1521,6 +1558,8 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
     cdef int depth = -1
     if not PyDict_CheckExact(message) and isinstance(message, Message):
         message = message.to_dict()
+    if isinstance(message, Refused):
+        return refuse((<Refused>message).reason)
     if not PyDict_CheckExact(message) and not isinstance(message, Mapping):
         return refuse(f"a message must be a mapping, not {type(message).__name__}")
     try:
@@ -1665,14 +1704,16 @@ cdef object take_key(Walk* walk, dict section):
 cdef object unpack(Walk* walk):
     """Read one msgpack object; iterative, and counts are only believed as far as there are bytes."""
     cdef list containers = [], lefts = [], keys = []
+    cdef const uint8_t* first
     while True:
         if containers and isinstance(containers[-1], dict) and lefts[-1]:
             keys[-1] = take_key(walk, containers[-1])
         if not containers or lefts[-1]:
+            first = walk.pos
             made, left = unpack_one(walk)
             if left >= 0:
                 if len(containers) > MAX_DEPTH + 1:
-                    fail_at(walk, f"maps nested deeper than {MAX_DEPTH}")
+                    fail(walk, first, f"maps and arrays nested deeper than {MAX_DEPTH}")
                 containers.append(made)
                 lefts.append(left)
                 keys.append(None)
@@ -1712,7 +1753,7 @@ def from_msgpack(data):
     for what VICI cannot carry.
     """
     cdef Walk walk
-    held = bytes(memoryview(data))
+    held = bytes_of(data)
     walk.start = walk.pos = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>held)
     walk.end = walk.start + PyBytes_GET_SIZE(<PyObject*>held)
     walk.depth = walk.in_list = 0
@@ -1722,20 +1763,50 @@ def from_msgpack(data):
     return encode(message)
 
 
+@cython.final
+cdef class Refused:
+    """Stands in a message for what JSON said there, until the encoder comes by and knows the path."""
+
+    cdef str reason
+
+
+cdef Refused refused(str reason):
+    cdef Refused made = Refused.__new__(Refused)
+    made.reason = reason
+    return made
+
+
 def _json_section(pairs):
     """Make a section of the names and values of a JSON object, or bytes of `{"$base64": "..."}`."""
     section = dict(pairs)
     if len(section) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise EncodeError(f"{next(name for name in names if names.count(name) > 1)}: stands twice")
-    if len(section) == 1 and "$base64" in section:
+        seen = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        return refused(f"the name {twice[:MAX_NAME]!r} stands twice")
+    if len(section) == 1 and isinstance(section.get("$base64"), str):
         from base64 import b64decode
 
         try:
             return b64decode(section["$base64"], validate=True)
-        except (TypeError, ValueError) as error:
-            raise EncodeError(f"$base64: {error}") from None
+        except ValueError as error:
+            return refused(f"no base64: {error}")
     return section
+
+
+def _json_integer(digits):
+    """Keep an integer as it is written, of any length; "-0" is the one that has two ways to be."""
+    return "0" if digits == "-0" else digits
+
+
+cdef bytes bytes_of(data):
+    cdef Py_buffer view
+    if PyBytes_CheckExact(data):
+        return data
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return (<const uint8_t*>view.buf)[:view.len]
+    finally:
+        PyBuffer_Release(&view)
 
 
 def from_json(data):
@@ -1751,19 +1822,15 @@ def from_json(data):
     text = data
     if not isinstance(data, str):
         try:
-            text = bytes(memoryview(data)).decode("utf-8")
+            text = bytes_of(data).decode("utf-8")
         except UnicodeDecodeError as error:
             raise DecodeError("no UTF-8", error.start) from None
     try:
-        message = loads(text, object_pairs_hook=_json_section)
+        message = loads(text, object_pairs_hook=_json_section, parse_int=_json_integer)
     except JSONDecodeError as error:
         raise DecodeError(f"no JSON: {error.msg}", len(text[:error.pos].encode("utf-8", "surrogatepass"))) from None
     except RecursionError:
         raise EncodeError(f"sections nested deeper than {MAX_DEPTH}") from None
-    except EncodeError:
-        raise
-    except ValueError as error:
-        raise EncodeError(str(error)) from None
     return encode(message)
 
 
@@ -1884,7 +1951,7 @@ cdef class Message:
         if self.data is not None:
             raise TypeError("a Message cannot be changed")
         self.open(
-            data if PyBytes_CheckExact(data) else bytes(memoryview(data)),
+            bytes_of(data),
             values is bytes,
             root_names(binary) if binary else (),
         )
@@ -1990,6 +2057,8 @@ cdef class Message:
 
     def get_all(self, name):
         """Return the values of every element with this name, in order."""
+        if self.find(name, self.from_node, self.to_node) < 0:
+            return []
         return [value for key, value in self.items() if key == name]
 
     def __getitem__(self, name):
@@ -2063,7 +2132,7 @@ cdef class Message:
 
     def __reduce__(self):
         values = bytes if self.as_bytes else str
-        return _restore, (bytes(self), values, [name.decode() for name in self.binary])
+        return _restore, (bytes(self), values, [name.decode() for name in self.binary or ()])
 
 
 def _restore(data, values, binary):
