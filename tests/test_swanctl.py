@@ -1,0 +1,759 @@
+"""swanctl.conf is read and loaded as the real swanctl does it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
+from itertools import count, groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vicifast import _wire, decode
+from vicifast.address import Unix
+from vicifast.aio import AsyncSession, connect_unix
+from vicifast.client import Session
+from vicifast.errors import CommandError, ConfigError, ConnectionClosed, EncodeError, UnknownCommand
+from vicifast.plan import Plan, Report, Step
+from vicifast.recording import Recording, RecordingWriter, listen_at, proxy
+from vicifast.settings import Settings
+from vicifast.swanctl import read_config
+from vicifast.testing import FakeCharon
+
+DATA = Path(__file__).parent / "data" / "swanctl"
+CASES = sorted(path.name for path in DATA.iterdir())
+Request = tuple[str, dict[str, Any]]
+
+needs_swanctl = pytest.mark.skipif(shutil.which("swanctl") is None, reason="there is no swanctl on PATH")
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on PATH")
+
+
+def run(test: Coroutine[Any, Any, Any], timeout: float = 60.0) -> Any:
+    return asyncio.run(asyncio.wait_for(test, timeout))
+
+
+# What connections a configuration makes; the order of keys counts.
+READ: dict[str, tuple[str, dict[str, Any]]] = {
+    "nothing": ("", {}),
+    "a word, and words": ("connections { c { a = b\n d = e  f\tg\n } }", {"c": {"a": "b", "d": "e f g"}}),
+    "all in a line": ("connections{c{d{}a=b}}", {"c": {"a": "b", "d": {}}}),
+    "lines between": ("connections\n\n{ # c {\n\tc # c\r\n{\na # c\n=b\n}}", {"c": {"a": "b"}}),
+    "end in a comment": ("connections { c { } } # no newline", {"c": {}}),
+    "characters of values": ("connections { c { a = b=c{d:e,f.g'h\\ \n } }", {"c": {"a": "b=c{d:e,f.g'h\\"}}),
+    "a comment after a value": ("connections { c { a = b#c\n d = # e\n } }", {"c": {"a": "b"}}),
+    "strings": ('connections { c { a = "b  #}{= c"\n d = e"f"g\n } }', {"c": {"a": "b  #}{= c", "d": "e f g"}}),
+    "an empty string is a value": ('connections { c { a = ""\n b =\n } }', {"c": {"a": ""}}),
+    "escapes": (r'connections { c { a = "\"\\\n\t\r\x"' + "\n } }", {"c": {"a": '"\\\n\t\rx'}}),
+    "strings over lines": ('connections { c { a = "b\\\nc\nd\\\r\n e"\n } }', {"c": {"a": "bc\nd e"}}),
+    "carriage returns": ('connections {\r\n c {\r\n a = b\r\n d = "e\r\nf"\r\n}\r\n}', {"c": {"a": "b", "d": "e\nf"}}),
+    "names": ("connections { c-1 { %a/b'c(d)@_ = 1\n } }", {"c-1": {"%a/b'c(d)@_": "1"}}),
+    "include as a name": (
+        "connections { c { include = 1\n include= 2\n includes=3\n} }",
+        {"c": {"include": "2", "includes": "3"}},
+    ),
+    "again": (
+        "connections { c { a = 1\n b = 2\n d { e = 1\n } } }\n"
+        "connections { f { } c { b = 3\n g = 4\n d { h = 5\n } a=\n } }",
+        {"c": {"b": "3", "g": "4", "d": {"e": "1", "h": "5"}}, "f": {}},
+    ),
+    "a reference": (
+        "r { a = 1\n b { c = 2\n } } connections { c : r { d = 3\n } }",
+        {"c": {"d": "3", "a": "1", "b": {"c": "2"}}},
+    ),
+    "what is referred to comes later": ("connections { c : r { } } r { a = 1\n }", {"c": {"a": "1"}}),
+    "nearer wins": ("r { a = 1\n b = 1\n } connections { c : r { b = 2\n } }", {"c": {"b": "2", "a": "1"}}),
+    "left wins": ("r { a = 1\n } s { a = 2\n b = 2\n } connections { c : r, s { } }", {"c": {"a": "1", "b": "2"}}),
+    "unset what is referred to": (
+        "r { a = 1\n b = 1\n } connections { c : r { a =\n } d : connections.c { } }",
+        {"c": {"b": "1"}, "d": {"b": "1"}},
+    ),
+    "references within references": (
+        "q { a = 1\n x { y = 1\n } } r : q { b = 2\n x { z = 2\n } } connections { c : r { x { w = 3\n } } }",
+        {"c": {"b": "2", "a": "1", "x": {"w": "3", "z": "2", "y": "1"}}},
+    ),
+    "names with dots": (
+        "r { s { t { a = 1\n } } } connections { c\n:\nr.s.t # c\n,\nr.s\n{ } }",
+        {"c": {"a": "1", "t": {"a": "1"}}},
+    ),
+    "no such section": ("connections { c : nothing, no.thing { a = 1\n } }", {"c": {"a": "1"}}),
+    "to itself": ("connections { c : connections.c { a = 1\n } }", {"c": {"a": "1"}}),
+    "to each other": ("r : s { a = 1\n } s : r { b = 1\n } connections { c : s { } }", {"c": {"b": "1", "a": "1"}}),
+    "connections that refer": ("connections : r { } r { c { a = 1\n } }", {"c": {"a": "1"}}),
+    "references are added": (
+        "r { a = 1\n } s { b = 1\n } connections { c : r { } c : s { } }",
+        {"c": {"a": "1", "b": "1"}},
+    ),
+    "lists": (
+        'connections { c { vips = 1, 2,3 4 ,,5,\n LOCAL_ADDRS = " \'a, b\' , \\"c\\"d , \'e"\n'
+        " pools = ,\n groups = \"''\"\n } }",
+        {"c": {"vips": ["1", "2", "3 4", "5"], "LOCAL_ADDRS": ["a, b", "c", "d", "'e"], "pools": [], "groups": [""]}},
+    ),
+    "no lists": ("connections { c { id = a, b\n crl_uris = a, b\n } }", {"c": {"id": "a, b", "crl_uris": "a, b"}}),
+    "files as digits": (
+        "connections { c { certs = 0x0102, 0SAAEC, 0xF\n } }",
+        {"c": {"certs": ["\1\2", "\0\1\2", "\x0f"]}},
+    ),
+}
+
+REFUSED: dict[str, tuple[str, str]] = {
+    "a name alone": ("\nhunter2", "t.conf:2: after a name must come = or { or :"),
+    "two names": ("a\nhunter2 b", "t.conf:1: after a name"),
+    "a value over two lines": ("a = hunter1\nhunter2\n}", "t.conf:2: after a name"),
+    "a string without =": ('a "hunter2"', "t.conf:1: a string where a name must be"),
+    "a string": ('\n\n"hunter2" = a', "t.conf:3: a string where a name must be"),
+    "an open string": ('a = b\nc = "hunter2\n\n}', "t.conf:2: the string that begins here does not end"),
+    "a string that ends in a backslash": ('c = "hunter2\\', "t.conf:1: the string that begins here does not end"),
+    "an open section": ("a {\nb {\n}\nc = hunter2", "t.conf:1: the section that begins here does not end"),
+    "one } too many": ("a {\n}\n}", "t.conf:3: } where a name must be"),
+    "a dot in a name": ("a.b = hunter2", "t.conf:1: after a name"),
+    "a dot in the name of a section": ("a.b { }", "t.conf:1: after a name"),
+    "a comma": ("a, b { }", "t.conf:1: after a name"),
+    "no name": ("= hunter2", "t.conf:1: = where a name must be"),
+    "no name of a section": ("{ }", "t.conf:1: { where a name must be"),
+    "no reference": ("a : { }", "t.conf:1: after : must come names of sections"),
+    "a comma too many": ("a : b, { }", "t.conf:1: after : must come"),
+    "a comma too few": ("a : b c { }", "t.conf:1: after : must come"),
+    "nothing after references": ("a : b", "t.conf:1: after : must come"),
+    "dots in a reference": ("a : b..c { }", "t.conf:1: after : must come"),
+    "a value as a reference": ("a : b = hunter2", "t.conf:1: after : must come"),
+    "include with two spaces before =": ("include  = hunter2", "t.conf:1: = where a name must be"),
+}
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "t.conf"
+    path.write_bytes(text.encode())
+    return path
+
+
+def connections(plan: Plan) -> dict[str, Any]:
+    assert not [step.problem for step in plan.connections if step.problem]
+    return {name: section for step in plan.connections for name, section in step.message.items()}
+
+
+def ordered(message: object) -> str:
+    """A text that is equal for equal messages with their keys in the same order; bytes are as text of the same."""
+    return json.dumps(message, default=lambda data: data.decode("utf-8", "surrogateescape"))
+
+
+@pytest.mark.parametrize("row", READ)
+def test_reads(row: str, tmp_path: Path) -> None:
+    text, expected = READ[row]
+    assert ordered(connections(read_config(written(tmp_path, text)))) == ordered(expected)
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_refuses_and_shows_no_value(row: str, tmp_path: Path) -> None:
+    text, expected = REFUSED[row]
+    with pytest.raises(ConfigError) as refusal:
+        read_config(written(tmp_path, text))
+    assert str(refusal.value).startswith(f"{tmp_path}/{expected}")
+    assert "hunter" not in repr(refusal.value)
+
+
+LISTS = {"get-keys": "keys", "get-shared": "keys", "get-authorities": "authorities", "get-conns": "conns"}
+LOADS = "cert key shared token authority pool conn".split()
+
+
+def scripted(charon: FakeCharon, loaded: dict[str, list[str]] | None = None) -> None:
+    """Make `charon` take everything; `loaded` is what it says that it has."""
+    for command, key in LISTS.items():
+        charon.on(command, {key: (loaded or {}).get(command, [])})
+    charon.on("get-pools", {name: {} for name in (loaded or {}).get("get-pools", [])})
+    charon.on("clear-creds", {"success": "yes"})
+    for what in LOADS:
+        charon.on(f"load-{what}", {"success": "yes", "id": f"id of a {what}"})
+        charon.on(f"unload-{what}", {"success": "yes"})
+
+
+async def swanctl(path: Path, address: str) -> str:
+    """Run the real `swanctl --load-all`; what it complains of."""
+    process = await asyncio.create_subprocess_exec(
+        *("swanctl", "--load-all", "--noprompt", "--file", str(path), "--uri", address),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "SWANCTL_DIR": str(path.parent)},
+    )
+    try:
+        return (await process.communicate())[1].decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@needs_swanctl
+@pytest.mark.parametrize("row", [*READ, *REFUSED])
+def test_the_real_swanctl_reads_the_same(row: str, tmp_path: Path) -> None:
+    async def test() -> tuple[dict[str, Any], str]:
+        async with FakeCharon() as charon:
+            scripted(charon)
+            complaint = await swanctl(path, charon.address)
+            loaded = [message for command, message in charon.requests if command == "load-conn"]
+            return {name: section for message in loaded for name, section in message.items()}, complaint
+
+    path = written(tmp_path, READ[row][0] if row in READ else REFUSED[row][0])
+    found, complaint = run(test())
+    if row in READ:
+        assert ordered(found) == ordered(READ[row][1])
+    assert ("invalid config file" in complaint) == (row in REFUSED)
+
+
+def test_includes(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    files = {
+        "t.conf": "s { include sub/*.conf\n last = 1\n}\ninclude nothing-*.conf\ninclude\tsub # a directory\nt = 1\n",
+        "sub/b.conf": "b = 1\nboth = b\ninclude deep.inc\n",
+        "sub/a.conf": 'a = 1\nboth = a\ninclude "with space.inc"\ninclude with\\ space.inc\ninclude q\\[1\\]\n',
+        "sub/deep.inc": "x { include deeper.inc }\n",
+        "sub/deeper.inc": "y = 1",
+        "sub/with space.inc": "spaces = 1\n",
+        "sub/q[1]": "brackets = 1\n",
+        "sub/.hidden.conf": "hidden = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    settings = Settings.read(tmp_path / "t.conf")
+    expected = {"a": "1", "both": "b", "spaces": "1", "brackets": "1", "b": "1", "last": "1"}
+    assert settings.values("s") == expected and list(settings.values("s")) == list(expected)
+    assert settings.values("s", "x") == {"y": "1"}
+
+
+def test_included_files_are_one_text(tmp_path: Path) -> None:
+    (tmp_path / "open").write_text("s {\na = 1\nt")
+    (tmp_path / "close").write_text("}\nu = 1")
+    settings = Settings.read(written(tmp_path, "include open\n{ b = 2\n }\ninclude close\nv = 2"))
+    assert (settings.values("s"), settings.values("s", "t")) == ({"a": "1"}, {"b": "2"})
+
+
+def test_errors_in_includes(tmp_path: Path) -> None:
+    (tmp_path / "broken").write_text("a = 1\nb\n")
+    (tmp_path / "loop").write_text("\ninclude loop2")
+    (tmp_path / "loop2").symlink_to("loop")
+    for text, expected in (
+        ("\ninclude broken", f"{tmp_path}/broken:2: after a name must come"),
+        ("include t.conf", f"{tmp_path}/t.conf:1: {tmp_path}/t.conf is included from within itself"),
+        ("include loop", f"{tmp_path}/loop:2: {tmp_path}/loop2 is included from within itself"),
+    ):
+        with pytest.raises(ConfigError) as refusal:
+            Settings.read(written(tmp_path, text))
+        assert str(refusal.value).startswith(expected)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/none.conf: No such file or directory$"):
+        read_config(tmp_path / "none.conf")
+    with pytest.raises(ConfigError, match=f"^{tmp_path}: Is a directory$"):
+        read_config(tmp_path)
+
+
+def test_the_default_is_the_directory_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "swanctl.conf").write_text("connections { c { } }")
+    monkeypatch.setenv("SWANCTL_DIR", str(tmp_path))
+    assert connections(read_config()) == {"c": {}}
+
+
+def test_references_without_end(tmp_path: Path) -> None:
+    settings = Settings.read(written(tmp_path, "a : b.x {\n}\nb : a.y {\n}\n"))
+    with pytest.raises(ConfigError, match=r"t\.conf:\d: the reference to (b\.x|a\.y) leads back to itself$"):
+        settings.values("a", "z")
+    [step] = read_config(written(tmp_path, "connections { c : connections {\n} }")).connections
+    assert "more than 64 sections in each other" in step.problem
+    with pytest.raises(ConfigError, match="t.conf:1: more than 64 sections in each other"):
+        Settings.read(written(tmp_path, "a {" * 100_000))
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.conf"
+    path.write_bytes(b"secrets { ike-1 { secret = \xff\xfe\n } }")
+    [step] = read_config(path).credentials
+    assert step.message["data"] == b"\xff\xfe"
+
+
+def secret_of(tmp_path: Path, value: str) -> Step:
+    [step] = read_config(written(tmp_path, f"secrets {{ ike-1 {{ secret = {value}\n }} }}")).credentials
+    return step
+
+
+@pytest.mark.parametrize(
+    ("value", "data"),
+    [
+        ("word", b"word"),
+        ('"0y12"', b"0y12"),
+        ("0x0102fF", b"\x01\x02\xff"),
+        ("0X1", b"\x01"),
+        ("0x1:02", b"\x01\x02"),
+        ("0x0x12", b"\x12"),
+        ("0sAAEC", b"\0\1\2"),
+        ("0SAA==", b"\0"),
+        ("0s-_-_", b"\xfb\xff\xbf"),
+        ('" 0x12"', b" 0x12"),
+    ],
+)
+def test_secrets(value: str, data: bytes, tmp_path: Path) -> None:
+    step = secret_of(tmp_path, value)
+    assert step.message == {"id": "ike-1", "type": "ike", "data": data, "owners": []}
+    assert "message" not in repr(step)
+
+
+def test_no_secret_is_in_a_repr() -> None:
+    path = DATA / "psk" / "swanctl.conf"
+    plan, settings = read_config(path), Settings.read(path)
+    shown = repr(plan) + repr(settings) + repr(carried_out(plan, existing))
+    assert "ike-hex" in shown
+    for name in settings.sections("secrets"):
+        assert settings.values("secrets", name)["secret"] not in shown
+
+
+@pytest.mark.parametrize("value", ["0xhunter2", "0x12 34", "0shunter2", "0sAAE", "0s!hunter", "0s=hunter2AAA"])
+def test_secrets_that_mean_nothing(value: str, tmp_path: Path) -> None:
+    step = secret_of(tmp_path, value)
+    assert step.problem in (
+        "after 0x come characters that are no hexadecimal digits",
+        "what comes after 0s is not Base64",
+    )
+    assert not step.message and "hunter" not in repr(step)
+
+
+def test_sections_of_secrets(tmp_path: Path) -> None:
+    text = """secrets {
+        eap-1 { id = a
+            id-2 = b
+            identity = c
+            secret = s
+            not-id = d
+        }
+        token-1 { handle = 01
+            pin = 1234
+        }
+        ike-none { id = a
+        }
+        bogus { secret = hunter2
+        }
+        rsa-unused { file = none.pem
+            secret = hunter2
+        }
+        IKE { secret = hunter2
+        }
+    }"""
+    steps = read_config(written(tmp_path, text)).credentials
+    assert [(step.what, step.problem.split(" none of")[0]) for step in steps] == [
+        ("token token-1", ""),
+        ("eap secret eap-1", ""),
+        ("ike secret ike-none", "it has no secret"),
+        ("secret bogus", "its name begins with"),
+        ("secret IKE", "its name begins with"),
+    ]
+    assert (steps[0].command, steps[0].message) == ("load-token", {"handle": "01", "pin": "1234"})
+    assert steps[1].message == {"id": "eap-1", "type": "eap", "data": b"s", "owners": ["a", "b", "c"]}
+
+
+def test_what_cannot_be_sent_is_told(tmp_path: Path) -> None:
+    text = """
+        connections {
+            nofile { local { certs = none.pem
+            } }
+            both { a = 1
+                a { }
+            }
+            good { }
+        }
+        authorities { ca { cacert = /nowhere/ca.pem
+        } }"""
+    (tmp_path / "x509").mkdir()
+    (tmp_path / "x509" / "empty.pem").touch()
+    (tmp_path / "x509" / "dangling.pem").symlink_to("nothing")
+    plan = read_config(written(tmp_path, text))
+    assert [step.problem for step in (*plan.credentials, *plan.authorities, *plan.connections)] == [
+        f"{tmp_path}/x509/empty.pem is empty",
+        "/nowhere/ca.pem: No such file or directory",
+        f"{tmp_path}/x509/none.pem: No such file or directory",
+        "connections.both.a is both a value and a section",
+        "",
+    ]
+
+
+@needs_swanctl
+def test_every_directory_and_token_as_the_real_swanctl(tmp_path: Path) -> None:
+    directories = "x509 x509ca x509ocsp x509aa x509ac x509crl pubkey private rsa ecdsa pkcs8 unknown".split()
+    for name in directories:
+        (tmp_path / name / "directory").mkdir(parents=True)
+        (tmp_path / name / "a file").write_text(f"in {name}")
+    text = "secrets { token-1 { handle = 01\n slot = 2\n module = m\n pin = 1234\n } token { handle = 02\n } }"
+    path = written(tmp_path, text)
+
+    async def test() -> list[Any]:
+        async with FakeCharon() as charon:
+            scripted(charon)
+            await swanctl(path, charon.address)
+            theirs = list(charon.requests)
+            charon.requests.clear()
+            async with AsyncSession(charon.address) as session:
+                report = await read_config(path).load_async(session)
+            assert report.failed == [] and len(report.loaded) == len(directories) - 1 + 2
+            return [theirs, charon.requests]
+
+    theirs, ours = run(test())
+    assert ordered(ours) == ordered(theirs)
+
+
+Answer = Callable[[Step], dict[str, Any]]
+
+
+def carried_out(plan: Plan, answer: Answer, *, clear: bool = False) -> tuple[list[str], Report]:
+    """The commands that a plan sends, with what they load, when `answer` replies or raises."""
+    steps, sent = plan.steps(clear=clear), []
+    try:
+        step = next(steps)
+        while True:
+            sent.append(f"{step.command} {step.message.get('name') or step.message.get('id') or step.name}".strip())
+            try:
+                reply = answer(step)
+            except (CommandError, UnknownCommand, EncodeError) as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(reply)
+    except StopIteration as end:
+        return sent, end.value
+
+
+def existing(step: Step) -> dict[str, Any]:
+    """The replies of a daemon that has two of everything."""
+    if step.command == "get-pools":
+        return {"one": {}, "two": {}}
+    return {LISTS[step.command]: ["one", "two"]} if step.command in LISTS else {"success": "yes", "id": "one"}
+
+
+def plan_of(names: str) -> Plan:
+    kinds = {"authority": "load-authority", "pool": "load-pool", "connection": "load-conn"}
+    credentials = (Step("key", "load-key"), *(Step(f"secret {n}", "load-shared", name=n) for n in names.split()))
+    return Plan(credentials, *(tuple(Step(f"{k} {n}", c, name=n) for n in names.split()) for k, c in kinds.items()))
+
+
+def test_what_has_gone_is_unloaded() -> None:
+    sent, report = carried_out(plan_of("one"), existing, clear=True)
+    assert sent == [
+        "clear-creds", "get-keys", "get-shared", "load-key", "load-shared one", "unload-key two", "unload-shared two",
+        "get-authorities", "load-authority one", "unload-authority two",
+        "get-pools", "load-pool one", "unload-pool two",
+        "get-conns", "load-conn one", "unload-conn two",
+    ]  # fmt: skip
+    assert report == Report(
+        ["key", "secret one", "authority one", "pool one", "connection one"],
+        ["private key two", "shared secret two", "authority two", "pool two", "connection two"],
+    )
+    assert not [command for command in carried_out(plan_of("one two"), existing)[0] if "unload" in command][1:]
+
+
+def refusing(command: str) -> Answer:
+    def answer(step: Step) -> dict[str, Any]:
+        if step.command == command:
+            raise CommandError(command, "no mood", {})
+        return existing(step)
+
+    return answer
+
+
+def test_what_failed_is_told_and_not_unloaded() -> None:
+    sent, report = carried_out(plan_of("one three"), refusing("load-conn"))
+    assert report.failed == ["connection one: no mood", "connection three: no mood"]
+    assert [command for command in sent if command.startswith("unload-conn")] == ["unload-conn two"]
+    sent, report = carried_out(plan_of("three"), refusing("unload-pool"))
+    assert report.failed == ["unloading pool one: no mood", "unloading pool two: no mood"]
+    assert sent[-1] == "unload-conn two"
+
+
+@pytest.mark.parametrize(
+    ("command", "rest"), [("load-authority", "pools and connections"), ("load-pool", "connections")]
+)
+def test_a_failure_stops_what_comes_later(command: str, rest: str) -> None:
+    sent, report = carried_out(plan_of("one"), refusing(command))
+    kind = command.removeprefix("load-")
+    assert report.failed == [
+        f"{kind} one: no mood",
+        f"{rest}: left as they were, because an earlier {kind} failed",
+    ]
+    assert sent[-1] == f"un{command} two"
+
+
+def test_a_secret_that_cannot_be_sent_is_not_shown() -> None:
+    token = Step("token token-1", "load-token", {"pin": "hünter2"}, "token-1")
+
+    async def test() -> Report:
+        async with FakeCharon() as charon, AsyncSession(charon.address) as session:
+            scripted(charon)
+            return await Plan((token,)).load_async(session)
+
+    assert run(test()).failed == ["token token-1: it holds text that is not printable ASCII, or is over 65535 bytes"]
+
+
+def test_blocking_and_asyncio_load_alike(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "psk", tmp_path, dirs_exist_ok=True)
+    plan = read_config(tmp_path / "swanctl.conf")
+
+    async def through(load: Callable[[str], Awaitable[Report]]) -> tuple[Report, list[Any]]:
+        async with FakeCharon() as charon:
+            scripted(charon, {"get-shared": ["ike-gone", "ike-hex"], "get-pools": ["gone"], "get-conns": ["gone"]})
+            charon.on("unload-pool", {"success": "no", "errmsg": "in use"})
+            return await load(charon.address), charon.requests
+
+    async def with_asyncio(address: str) -> Report:
+        async with AsyncSession(address) as session:
+            return await plan.load_async(session, clear=True)
+
+    def blocking(address: str) -> Report:
+        with Session(address) as session:
+            return plan.load(session, clear=True)
+
+    ours = run(through(with_asyncio))
+    assert ours == run(through(lambda address: asyncio.to_thread(blocking, address)))
+    assert ours[0].failed == ["unloading pool gone: in use"]
+    assert ours[0].unloaded == ["shared secret ike-gone", "connection gone"]
+    assert ours[1][0][0] == "clear-creds" and len(ours[0].loaded) == 12
+
+
+def test_a_connection_that_ends_is_an_error() -> None:
+    async def test() -> None:
+        async with FakeCharon() as charon, AsyncSession(charon.address) as session:
+            charon.on("get-keys", {"keys": []})
+            with pytest.raises(UnknownCommand, match="'get-shared'"):
+                await Plan().load_async(session)
+            await session.close()
+            with pytest.raises(ConnectionClosed):
+                await Plan().load_async(session)
+
+    run(test())
+
+
+def openssl(*arguments: str | Path, stdin: bytes = b"") -> bytes:
+    done = subprocess.run(["openssl", *arguments], input=stdin, capture_output=True, timeout=30)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+KINDS = {
+    "rsa": ("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"),
+    "ec": ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"),
+    "ed25519": ("-algorithm", "ED25519"),
+    "ed448": ("-algorithm", "ED448"),
+}
+
+
+def new_key(kind: str) -> bytes:
+    return openssl("genpkey", *KINDS[kind])
+
+
+def encrypted(key: bytes, passphrase: str = "open sesame", form: str = "PEM") -> bytes:
+    return openssl("pkcs8", "-topk8", "-passout", f"pass:{passphrase}", "-outform", form, stdin=key)
+
+
+@needs_openssl
+def test_encrypted_keys(tmp_path: Path) -> None:
+    directory = tmp_path / "private"
+    directory.mkdir()
+    text, expected = "", {}
+    for kind in KINDS:
+        key = new_key(kind)
+        for form in ("PEM", "DER"):
+            (directory / f"{kind}.{form}").write_bytes(encrypted(key, form=form))
+            text += f"private-{kind}-{form} {{ file = {kind}.{form}\n secret = wrong\n secret-2 = open sesame\n }}\n"
+        expected[kind] = openssl("pkey", "-traditional", "-outform", "DER", stdin=key)
+    for step in read_config(written(tmp_path, f"secrets {{ {text} }}")).credentials:
+        kind = Path(step.what).stem
+        algorithm = {"rsa": "RSA", "ec": "ECDSA"}.get(kind, kind.upper())
+        assert step.message == {"type": algorithm, "data": expected[kind]}, step
+
+
+@needs_openssl
+def test_keys_that_do_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("private", "pkcs12"):
+        (tmp_path / name).mkdir()
+    key = encrypted(new_key("ed25519"))
+    for name in ("private/a-bad.pem", "private/b-line.pem", "private/c-none.pem", "pkcs12/bad.p12", "pkcs12/none.p12"):
+        (tmp_path / name).write_bytes(key)
+    text = """secrets {
+        private-1 { file = a-bad.pem
+            secret = hunter2
+        }
+        private-2 { file = b-line.pem
+            secret = "hunter\\n2"
+        }
+        pkcs12-1 { file = bad.p12
+            secret = hunter2
+        }
+    }"""
+    problems = [step.problem for step in read_config(written(tmp_path, text)).credentials]
+    assert problems == [
+        "its passphrase does not open it",
+        "openssl takes no passphrase with a line break, a NUL or over 1023 bytes",
+        "it is encrypted, and no section secrets.private... with a secret names it as its file",
+        "its passphrase does not open it",
+        "no section secrets.pkcs12... with a secret names it as its file",
+    ]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    problems = [step.problem for step in read_config(tmp_path / "t.conf").credentials]
+    assert problems[0] == "opening it takes the command openssl, which is not on PATH"
+
+
+def certificate(directory: Path, subject: str, key: bytes, *more: str, form: str = "PEM") -> bytes:
+    """A certificate of the test's CA, or the CA's own when there is none yet."""
+    config, secret = directory / "openssl.cnf", directory / "key.pem"
+    config.write_text("[req]\ndistinguished_name = dn\n[dn]\n")
+    secret.write_bytes(key)
+    issuer = directory / "x509ca" / "ca.pem"
+    is_ca: list[str | Path] = ["-addext", "basicConstraints=critical,CA:TRUE"]
+    signer = ["-CA", issuer, "-CAkey", directory / "ca.key"] if issuer.exists() else is_ca
+    options: list[str | Path] = [
+        "-config",
+        config,
+        "-key",
+        secret,
+        "-subj",
+        f"/CN={subject}",
+        "-days",
+        "30",
+        "-outform",
+        form,
+    ]
+    return openssl("req", "-x509", *options, *signer, *more)
+
+
+def revocation_list(directory: Path) -> bytes:
+    (directory / "index.txt").touch()
+    config = directory / "ca.cnf"
+    config.write_text(f"[ca]\ndefault_ca = d\n[d]\ndatabase = {directory}/index.txt\ndefault_md = sha256\n")
+    ca: list[str | Path] = ["-keyfile", directory / "ca.key", "-cert", directory / "x509ca" / "ca.pem"]
+    return openssl("ca", "-config", config, "-gencrl", "-crldays", "30", *ca)
+
+
+def make_credentials(directory: Path) -> None:
+    """Fill the directories that tests/data/swanctl/certificates wants."""
+    for name in "x509 x509ca x509ocsp x509crl pubkey private rsa ecdsa pkcs8 pkcs12".split():
+        (directory / name).mkdir()
+    gateway, bundled = new_key("rsa"), new_key("ec")
+    (directory / "ca.key").write_bytes(new_key("ec"))
+    ca = certificate(directory, "Test CA", (directory / "ca.key").read_bytes())
+    files: dict[str, Callable[[], bytes]] = {
+        "x509ca/ca.pem": lambda: ca,
+        "x509/gateway.pem": lambda: certificate(directory, "gateway", gateway),
+        "x509/other.der": lambda: certificate(directory, "other", new_key("ec"), form="DER"),
+        "x509ocsp/ocsp.pem": lambda: certificate(
+            directory, "ocsp", new_key("ec"), "-addext", "extendedKeyUsage=OCSPSigning"
+        ),
+        "x509crl/ca.crl": lambda: revocation_list(directory),
+        "pubkey/raw.pem": lambda: openssl("pkey", "-pubout", stdin=new_key("ec")),
+        "private/gateway.pem": lambda: encrypted(gateway),
+        "private/der.der": lambda: encrypted(new_key("ec"), form="DER"),
+        "private/plain.pem": lambda: new_key("ed25519"),
+        "rsa/legacy.pem": lambda: openssl(
+            "pkey", "-traditional", "-aes256", "-passout", "pass:open sesame", stdin=new_key("rsa")
+        ),
+        "ecdsa/wrong-directory.pem": lambda: encrypted(new_key("rsa")),
+        "pkcs8/ed25519.pem": lambda: encrypted(new_key("ed25519"), "öffne dich"),
+        "pkcs8/plain.pem": lambda: new_key("rsa"),
+        "pkcs12/bundle.p12": lambda: openssl(
+            *("pkcs12", "-export", "-passout", "pass:open sesame", "-certfile", directory / "x509ca" / "ca.pem"),
+            stdin=bundled + certificate(directory, "bundled", bundled),
+        ),
+    }
+    for name, make in files.items():
+        (directory / name).write_bytes(make())
+
+
+def prepare(case: str, directory: Path) -> None:
+    shutil.copytree(DATA / case, directory, dirs_exist_ok=True)
+    if case == "certificates":
+        make_credentials(directory)
+    elif case == "authorities":
+        (directory / "x509ca").mkdir()
+        (directory / "x509ca" / "ca.pem").write_bytes(certificate(directory, "Test CA", new_key("ec")))
+
+
+def change(case: str, directory: Path) -> Path:
+    """The configuration to be loaded after the first."""
+    changed = directory / "changed.conf"
+    if case == "certificates":
+        changed.write_text((directory / "swanctl.conf").read_text().replace("raw {", "renamed {"))
+        for name in ("private/plain.pem", "pkcs8/plain.pem", "x509/other.der"):
+            (directory / name).unlink()
+    elif not changed.exists():
+        changed.touch()
+    return changed
+
+
+async def requests(address: str, directory: Path, work: Callable[[str], Awaitable[object]]) -> list[Request]:
+    """What `work` asks the daemon at `address`, through a recording."""
+    files = (directory / f"{number}.recording" for number in count())
+    endpoint = directory / "proxy.vici"
+    with listen_at(Unix(str(endpoint)), 8) as listener:
+        recording = asyncio.create_task(
+            proxy(
+                listener,
+                lambda: connect_unix(address.removeprefix("unix://")),
+                lambda: RecordingWriter(next(files), {}),
+            )
+        )
+        await work(f"unix://{endpoint}")
+        recording.cancel()
+        with suppress(asyncio.CancelledError):
+            await recording
+    endpoint.unlink()
+    packets = Recording.load(directory / "0.recording").packets("client")
+    return [(p.name or "", decode(p.message or b"", values=bytes)) for p in packets if p.kind == _wire.CMD_REQUEST]
+
+
+def comparable(asked: list[Request]) -> list[tuple[str, list[str]]]:
+    """Runs of one command; sorted where swanctl's order is that of a directory or of a hash table."""
+    runs = [(command, [ordered(message) for _, message in run]) for command, run in groupby(asked, lambda r: r[0])]
+    unordered = ("load-cert", "load-key", "unload-key", "unload-shared")
+    return [(command, sorted(messages) if command in unordered else messages) for command, messages in runs]
+
+
+async def state(address: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    async with AsyncSession(address, values=bytes) as session:
+        for command in ("list-conns", "list-certs", "list-authorities"):
+            found[command] = sorted([repr(message) async for message in session.stream(command)])
+        for command in ("get-pools", "get-keys", "get-shared"):
+            found[command] = sorted(map(repr, _items(await session.call(command))))
+    return found
+
+
+def _items(reply: dict[str, Any]) -> Iterator[object]:
+    yield from reply.get("keys", reply.items())
+
+
+@pytest.mark.lab
+@needs_openssl
+@pytest.mark.parametrize("case", CASES)
+def test_loads_what_the_real_swanctl_loads(case: str, tmp_path: Path) -> None:
+    from lab import Lab
+
+    async def loaded(path: Path, lab: Lab) -> dict[str, list[str]]:
+        reports: list[Report] = []
+
+        async def ours(address: str) -> None:
+            async with AsyncSession(address) as session:
+                reports.append(await read_config(path).load_async(session))
+
+        theirs = await requests(lab.left.address, lab.directory, lambda address: swanctl(path, address))
+        asked = await requests(lab.right.address, lab.directory, ours)
+        assert comparable(asked) == comparable(theirs)
+        assert bool(reports[0].failed) == (case == "failing"), reports[0].failed
+        there = await state(lab.left.address)
+        assert await state(lab.right.address) == there
+        return there
+
+    prepare(case, tmp_path)
+    with Lab() as lab:
+        before = run(loaded(tmp_path / "swanctl.conf", lab))
+        assert any(before.values())
+        after = run(loaded(change(case, tmp_path), lab))
+        assert after != before
