@@ -168,7 +168,7 @@ _QUERIES = (
         _texts("type", "flag", "subject"),
         event="list-cert",
         result=False,
-        quirk="An unknown type lists nothing, and is no error.",
+        quirk="An unknown type lists nothing, and is no error; flag counts only with type X509.",
     ),
     Command("list-authorities", Danger.READ, _texts("name"), event="list-authority", result=False, since="5.3.3"),
     Command("get-authorities", Danger.READ, reply=("authorities",), result=False, since="5.3.3"),

@@ -236,7 +236,10 @@ class Commands(Generic[ReplyT, StreamT]):
         return self.call("unload-pool", {"name": name}, timeout=timeout)
 
     def get_pools(self, name: str | None = None, *, leases: bool = False, timeout: float | None = DEFAULT) -> ReplyT:
-        """Return for each pool its `base`, `size`, `online` and `offline`, with `leases` each lease as well."""
+        """Return for each pool its `base`, `size`, `online` and `offline`, with `leases` each lease as well.
+
+        An unknown `name` gives nothing, and is no error.
+        """
         return self.call("get-pools", _request(name=name, leases=leases), timeout=timeout)
 
     # Credentials.
@@ -265,8 +268,8 @@ class Commands(Generic[ReplyT, StreamT]):
     ) -> StreamT:
         """Stream the certificates that match, their `data` as DER bytes.
 
-        `type` is `X509`, `X509_AC`, `X509_CRL`, `OCSP_RESPONSE`, `PUBKEY` or `ANY`, `flag` `NONE`, `CA`, `AA`, `OCSP`
-        or `ANY`. An unknown type lists nothing, and is no error.
+        `type` is `X509`, `X509_AC`, `X509_CRL`, `OCSP_RESPONSE`, `PUBKEY` or `ANY`; an unknown one lists nothing, and
+        is no error. `flag` is `NONE`, `CA`, `AA`, `OCSP` or `ANY`, and charon ignores it unless the type is `X509`.
         """
         return self.stream("list-certs", _request(type=type, flag=flag, subject=subject), timeout=timeout)
 
@@ -322,7 +325,7 @@ class Commands(Generic[ReplyT, StreamT]):
         return self.call("load-shared", _request(id=id, type=type, data=data, owners=owners), timeout=timeout)
 
     def unload_shared(self, id: str, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Remove the shared secret that was loaded with this `id`. Since 5.5.2."""
+        """Remove the shared secret that was loaded with this `id`; an unknown one is no error. Since 5.5.2."""
         return self.call("unload-shared", {"id": id}, timeout=timeout)
 
     def get_shared(self, *, timeout: float | None = DEFAULT) -> ReplyT:
