@@ -71,7 +71,7 @@ async def test_giving_up_a_call_that_waits_for_another() -> None:
         charon.on("stats", slow)
         first = asyncio.create_task(session.call("stats"))
         await charon.requested("stats")
-        with pytest.raises(RequestTimeout):
+        with pytest.raises(RequestTimeout, match="version: not sent within 0.01 s"):
             await session.call("version", timeout=0.01)
         cancelled = asyncio.create_task(session.call("version"))
         await asyncio.sleep(0)

@@ -163,6 +163,25 @@ def test_ctrl_c(charon: Any, what: str, then: str) -> None:
     assert charon.abrupt_closes == (what == "call")
 
 
+def test_interrupted_while_it_reads(charon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that were read and not taken in would leave the connection out of step."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with Session(charon.address) as session:
+        listener = session.listen("log")
+        listener.ready()
+        charon.emit("log", {"msg": "1"})
+        assert session._connection is not None
+        monkeypatch.setattr(session._connection.protocol, "receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(listener)
+        with pytest.raises(ConnectionClosed, match="reading or writing was interrupted"):
+            next(listener)
+        assert session.closed
+
+
 def test_requests_are_sent_at_once() -> None:
     with Peer() as peer:
         stream = peer.session.list_sas()
@@ -205,7 +224,7 @@ def test_a_stream_that_cannot_be_sent_is_given_up(charon: Any) -> None:
         charon.on("initiate", slow)
         first = session.initiate(child="net")
         charon.requested("initiate")
-        with pytest.raises(RequestTimeout, match="list-sas: nothing came for 0.05 s"):
+        with pytest.raises(RequestTimeout, match="list-sas: not sent within 0.05 s"):
             session.list_sas(timeout=0.05)
         assert not session.closed
         release.set()

@@ -309,7 +309,7 @@ class _Connection(asyncio.BufferedProtocol):
             async with asyncio.timeout(timeout):
                 await self._news(call)
         except TimeoutError:
-            error = overdue(call.command, timeout)
+            error = overdue(call, timeout)
             self._give_up_call(call, error)
             raise error from None
         except asyncio.CancelledError:

@@ -331,7 +331,7 @@ class _Connection:
         except BaseException:
             self._give_up_call(call, ConnectionClosed(f"{call.command} was interrupted"))
             raise
-        error = overdue(call.command, timeout)
+        error = overdue(call, timeout)
         self._give_up_call(call, error)
         raise error
 

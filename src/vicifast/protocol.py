@@ -371,11 +371,15 @@ def content(body: Body) -> object:
     return body
 
 
-def overdue(command: str, timeout: float | None) -> RequestTimeout:
-    """The error of a command for which nothing came in time."""
+def overdue(call: Call, timeout: float | None) -> RequestTimeout:
+    """The error of a call for which nothing came in time."""
+    if not call.sent:
+        return RequestTimeout(
+            f"{call.command}: not sent within {timeout} s, as charon is busy with what was asked before"
+        )
     return RequestTimeout(
-        f"{command}: nothing came for {timeout} s, and the connection was closed; charon is busy, or the "
-        "reply is longer than 512 KiB, which charon drops without a word"
+        f"{call.command}: nothing came for {timeout} s, and the connection was closed; charon is busy, or the reply is "
+        "longer than 512 KiB, which charon drops without a word"
     )
 
 
