@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from vicifast.address import parse_address
 from vicifast.commands import COMMANDS, DEFAULT_ADDRESS
 
 from .envelope import Codec
@@ -53,9 +54,7 @@ def _readable(path: Path) -> Path:
 
 
 def _address(address: str) -> str:
-    parts = urlsplit(address)
-    if parts.scheme not in ("unix", "tcp", "") or (parts.scheme == "tcp" and not parts.netloc):
-        raise ValueError(f"{address!r} is no VICI address: write unix:///path or tcp://host:port")
+    parse_address(address)
     return address
 
 
