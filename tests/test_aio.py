@@ -154,3 +154,29 @@ async def test_dropping_a_listener_needs_no_call() -> None:
         charon.emit("log", {"msg": "1"})
         while charon.registrations("log"):
             await asyncio.sleep(0.001)
+
+
+@run
+async def test_two_tasks_cannot_wait_for_one_listener() -> None:
+    async with session_and_charon() as (session, charon), session.listen("log") as listener:
+        first = asyncio.create_task(anext(listener))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another task"):
+            await anext(listener)
+        charon.emit("log", {"msg": "1"})
+        assert await first == ("log", {"msg": "1"})
+
+
+@run
+async def test_a_close_that_is_cancelled_closes() -> None:
+    async with session_and_charon() as (session, charon):
+        await session.listen("log").ready()
+        charon.pause_reading()
+        closing = asyncio.create_task(session.close())
+        await asyncio.sleep(0.01)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        charon.resume_reading()
+        await charon.connected(0)
+        assert session.closed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import array
+import gc
 import random
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -372,6 +374,33 @@ def test_the_cut_name_of_an_event_is_not_completed_by_the_next_packet() -> None:
     framer.feed(frame(b"\x07\x08logs") + packet(EVENT, "log"))
     assert framer.packets() == []
     assert framer.error is not None
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="from Python 3.12 on nothing is collected within C code")
+def test_a_framer_that_is_used_while_it_cuts() -> None:
+    """The collector may run while a message is read; what it runs must not move the buffer away."""
+    framer = Framer(Decoder())
+    data = packet(EVENT, "log", {f"s{i}": {"a": str(i)} for i in range(40)})
+    refused: list[type[Exception]] = []
+
+    def use(phase: str, info: dict[str, int]) -> None:
+        for again in (framer.packets, lambda: framer.feed(bytes(10**6)), lambda: memoryview(framer)):
+            try:
+                again()
+            except (BufferError, RuntimeError) as error:
+                refused.append(type(error))
+
+    threshold = gc.get_threshold()
+    framer.feed(data * 3)
+    gc.callbacks.append(use)
+    gc.set_threshold(1)
+    try:
+        found = framer.packets()
+    finally:
+        gc.callbacks.remove(use)
+        gc.set_threshold(*threshold)
+    assert len(found) == 3 and framer.pending == 0
+    assert {BufferError, RuntimeError} <= set(refused)
 
 
 # --- hostile bytes ---

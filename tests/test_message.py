@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vicifast._wire import (
+    MAX_DEPTH,
     Decoder,
     Framer,
     Message,
@@ -251,14 +252,12 @@ def test_it_can_be_encoded(tree: reference.Tree) -> None:
     data = packed(tree)
     for values in (str, bytes):
         message = Message(data, values=values)
-        assert encode(message) == encode(decode(data))
-        assert packet(1, None, message) == packet(1, None, decode(data))
-        assert encode({"s": message, "k": "v"}) == encode({"s": decode(data), "k": "v"})
-        if not reference.has_duplicates(tree):
-            assert encode(message) == data
+        assert encode(message) == data
+        assert packet(1, None, message) == len(data + b"\x01").to_bytes(4, "big") + b"\x01" + data
+        assert encode({"s": message, "k": "v"}) == b"\x01\x01s" + data + b"\x02" + encode({"k": "v"})
         for section in message.values():
             if isinstance(section, Message):
-                assert encode({"s": {"t": section}}) == encode({"s": {"t": section.to_dict()}})
+                assert encode({"s": {"t": section}}) == b"\x01\x01s\x01\x01t" + bytes(section) + b"\x02\x02"
 
 
 def test_encoding_it_has_the_limits_of_any_message() -> None:
@@ -268,7 +267,7 @@ def test_encoding_it_has_the_limits_of_any_message() -> None:
         encode({"s": deepest})
     largest = Message(b"\x03\x00\x00\x00" * 131072)
     long = Message(packed(tuple((str(at), b"v" * 65530) for at in range(8))))
-    assert encode(largest) == b"\x03\x00\x00\x00"  # of the names that stand twice the last
+    assert encode(largest) == bytes(largest)
     with pytest.raises(EncodeError, match="524288"):
         encode({"s": long, "t": "v" * 100})
     with pytest.raises(EncodeError, match=r"s\.l\[1\]"):
@@ -617,3 +616,23 @@ def test_a_reader_made_without_init() -> None:
     reader = MessageReader.__new__(MessageReader)
     [message] = messages(reader, packet(1, None, {"a": "1"}), 100)
     assert message == {"a": "1"}
+
+
+def test_a_message_is_encoded_with_what_stands_twice() -> None:
+    raw = b"\x03\x01a\x00\x01x\x03\x01a\x00\x01y\x01\x01s\x01\x01t\x02\x02"
+    assert encode(Message(raw)) == raw
+    assert encode({"q": Message(raw), "z": "1"}) == b"\x01\x01q" + raw + b"\x02" + encode({"z": "1"})
+
+
+def test_a_message_within_a_message_keeps_the_limits() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(MAX_DEPTH):
+        deep = {"s": deep, "k": "v", "t": {"l": ["1"]}}
+    whole = Message(encode(deep))
+    assert encode(whole) == encode(deep)
+    assert encode({"x": whole["s"]}) == encode({"x": deep["s"]})
+    with pytest.raises(EncodeError, match=f"^x: sections nested deeper than {MAX_DEPTH}"):
+        encode({"x": whole})
+    filled = Message(encode({f"k{i}": "x" * 60000 for i in range(8)}))
+    with pytest.raises(EncodeError, match="longer than 524288"):
+        encode({"a": filled, "b": "x" * 60000})

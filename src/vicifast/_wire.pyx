@@ -1529,7 +1529,7 @@ cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize
             put_name(out, KEY_VALUE, name)
             return put_value(out, value)
         if isinstance(value, Message):
-            value = value.to_dict()
+            return put_section(out, name, value, depth[0])
     if PyDict_CheckExact(value) or isinstance(value, Mapping):
         if depth[0] == MAX_DEPTH:
             refuse(f"sections nested deeper than {MAX_DEPTH}")
@@ -1539,6 +1539,23 @@ cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize
         return 0
     put_name(out, KEY_VALUE, name)
     return put_other(out, value)
+
+
+cdef int put_section(Writer* out, object name, Message section, int depth) except -1:
+    """Write a section that is valid already, with the names that stand twice in it."""
+    if depth + 1 + section.nested() > MAX_DEPTH:
+        return refuse(f"sections nested deeper than {MAX_DEPTH}")
+    put_name(out, SECTION_START, name)
+    put_whole(out, section)
+    reserve(out, 1)
+    add_byte(out, SECTION_END)
+    return 0
+
+
+cdef int put_whole(Writer* out, Message message) except -1:
+    reserve(out, message.end - message.first)
+    add_bytes(out, message.at(message.first), message.end - message.first)
+    return 0
 
 
 cdef str path_of(Frame* frames, int depth, Place* place):
@@ -1556,8 +1573,9 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
     cdef Frame[MAX_DEPTH + 1] frames
     cdef Place place = Place(NULL, NULL, -1)
     cdef int depth = -1
-    if not PyDict_CheckExact(message) and isinstance(message, Message):
-        message = message.to_dict()
+    if isinstance(message, Message):
+        put_whole(out, message)
+        return too_long() if out.used > limit else 0
     if isinstance(message, Refused):
         return refuse((<Refused>message).reason)
     if not PyDict_CheckExact(message) and not isinstance(message, Mapping):
@@ -1969,6 +1987,21 @@ cdef class Message:
         self.binary = binary
         return 0
 
+    cdef int nested(self) noexcept:
+        """How many sections deep this one goes."""
+        cdef int depth = 0, deepest = 0
+        cdef uint32_t node = self.from_node
+        cdef uint32_t[MAX_DEPTH + 1] ends
+        while node < self.to_node:
+            while depth and node >= ends[depth]:
+                depth -= 1
+            if self.at(self.nodes[node].first)[0] == SECTION_START:
+                depth += 1
+                ends[depth] = self.nodes[node].after
+                deepest = max(deepest, depth)
+            node += 1
+        return deepest
+
     cdef inline const uint8_t* at(self, uint32_t offset) noexcept:
         return <const uint8_t*>PyBytes_AS_STRING(<PyObject*>self.data) + offset
 
@@ -2175,6 +2208,7 @@ cdef class Framer:
     cdef Py_ssize_t first
     cdef Py_ssize_t last
     cdef int views
+    cdef bint busy
     cdef Reader default
     cdef dict events
     cdef str event
@@ -2248,6 +2282,19 @@ cdef class Framer:
         `error` (vici.h: 512 KiB at most; a peer that is no daemon, or out of step, cannot be followed).
         """
         cdef list found = []
+        # Reading a message can run the garbage collector, and that anything: nothing may move the buffer meanwhile.
+        if self.busy:
+            raise RuntimeError("packets() is called while it runs")
+        self.busy = True
+        self.views += 1
+        try:
+            self.cut_all(found)
+        finally:
+            self.views -= 1
+            self.busy = False
+        return found
+
+    cdef int cut_all(self, list found) except -1:
         cdef Py_ssize_t length
         cdef const uint8_t* head
         while self.error is None and self.last - self.first >= 4:
@@ -2264,7 +2311,7 @@ cdef class Framer:
                 self.error = error
                 break
             self.first += 4 + length
-        return found
+        return 0
 
     cdef tuple cut(self, const uint8_t* data, Py_ssize_t size):
         cdef int kind = data[0]

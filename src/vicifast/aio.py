@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Generic, Self, cast, overload
 
 from . import _wire
@@ -209,8 +209,9 @@ class Listener(BaseListener["_Connection", M]):
     """Events in the order in which they came, as an async iterator of (name, message).
 
     Raises `UnknownEvent` once, before anything else, when charon does not have one of the events; the others go on.
-    Raises `ConnectionClosed` when the connection has ended and all that had come was taken. Use it in `async with`,
-    or call `aclose`, to unregister; one that is dropped is unregistered when the session next hears of charon.
+    Raises `ConnectionClosed` when the connection has ended and all that had come was taken. One task at a time may wait
+    for it. Use it in `async with`, or call `aclose`, to unregister; one that is dropped is unregistered when the
+    session is used next.
     """
 
     async def ready(self) -> None:
@@ -342,18 +343,22 @@ class _Connection(asyncio.BufferedProtocol):
 
     async def close(self) -> None:
         protocol = self.protocol
-        if protocol.closed is None:
-            self._wake(protocol.unlisten_all())
-            self.flush()
-            if not protocol.idle:
-                self._idle = asyncio.get_running_loop().create_future()
-                await asyncio.wait([self._idle], timeout=CLOSE_TIMEOUT)
-        self._give_up(ConnectionClosed("the session was closed"))
+        try:
+            if protocol.closed is None:
+                self._wake(protocol.unlisten_all())
+                self.flush()
+                if not protocol.idle:
+                    self._idle = asyncio.get_running_loop().create_future()
+                    await asyncio.wait([self._idle], timeout=CLOSE_TIMEOUT)
+        finally:
+            self._give_up(ConnectionClosed("the session was closed"))
         await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT)
 
     async def _news(self, asked: Call | Subscription) -> None:
         if self.protocol.closed is not None:
             return
+        if asked.wake is not None:
+            raise RuntimeError("another task waits for this already")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def wake() -> None:
@@ -378,8 +383,8 @@ class _Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _wake(self, touched: object) -> None:
-        for asked in touched:  # type: ignore[attr-defined]
+    def _wake(self, touched: Iterable[Call | Subscription]) -> None:
+        for asked in touched:
             if asked.wake is not None:
                 asked.wake()
         if self._idle is not None and self.protocol.idle and not self._idle.done():
