@@ -25,6 +25,21 @@ def test_prompt_examples() -> None:
     assert tried and not failed
 
 
+def test_blocking_session_example(capsys: pytest.CaptureFixture[str]) -> None:
+    source = block("python", "import Session")
+
+    async def run() -> None:
+        async with FakeCharon() as charon:
+            charon.on("version", {"daemon": "charon"})
+            charon.on("list-sas", {}, stream=[("list-sa", {"gw": {"uniqueid": "1"}})])
+            charon.on("rekey", {"success": "yes", "matches": "1"})
+            await asyncio.to_thread(exec, source.replace("unix:///var/run/charon.vici", charon.address), {})
+            assert ("rekey", {"ike": "site-001"}) in charon.requests
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert capsys.readouterr().out.splitlines() == ["{'daemon': 'charon'}", "{'gw': {'uniqueid': '1'}}"]
+
+
 def test_session_example(capsys: pytest.CaptureFixture[str]) -> None:
     source = block("python", "AsyncSession").replace("asyncio.run(main())", "")
 
