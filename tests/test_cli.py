@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import runpy
 import signal
 import socket
@@ -11,12 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from vicifast import AsyncSession, _wire
+from vicifast import AsyncSession, Message, _wire
+from vicifast.commands import COMMANDS
 from vicifast.recording import Recording
 from vicifast.testing import FakeCharon
 
 pytest.importorskip("click", reason="the command line needs the extra cli: click is missing")
 pytest.importorskip("rich", reason="the command line needs the extra cli: rich is missing")
+
+from click.shell_completion import ShellComplete  # noqa: E402
+from click.testing import CliRunner, Result  # noqa: E402
+
+from vicifast.cli import main  # noqa: E402
 
 VERSION = {"daemon": "charon", "version": "6.0.6"}
 SAS = [("list-sa", {f"gw{n}": {"uniqueid": str(n)}}) for n in range(3)]
@@ -137,7 +144,7 @@ def test_no_daemon_is_one_line(tmp_path: Path) -> None:
         for listen in ([], ["--listen", tmp_path / "proxy"]):
             what = listen or ["--event", "log"]
             code, out, err = await outcome("record", tmp_path / "a", "--uri", tmp_path / "vici", *what)
-            assert (code, out) == (1, "")
+            assert (code, out) == (3, "")
             assert err == f"Error: cannot connect to unix://{tmp_path / 'vici'}: No such file or directory\n"
             assert list(tmp_path.iterdir()) == []
 
@@ -244,7 +251,7 @@ def test_daemon_that_goes_away_is_told(tmp_path: Path) -> None:
                 await charon.drain()
                 await charon.stop()
                 code, out, err = await program.end()
-            assert code == 1
+            assert code == 3
             assert err == "Error: charon closed the connection\n"
         assert (_wire.EVENT, "log") in names(tmp_path / "a", "server")
 
@@ -255,9 +262,7 @@ def test_record_other_clients(tmp_path: Path) -> None:
     async def scenario() -> None:
         proxy = tmp_path / "proxy"
         async with daemon() as charon:
-            async with vicifast(
-                "record", tmp_path / "a.vici", "--uri", charon.address, "--listen", proxy
-            ) as program:
+            async with vicifast("record", tmp_path / "a.vici", "--uri", charon.address, "--listen", proxy) as program:
                 await program.note("recording the clients of")
                 async with AsyncSession(proxy) as session:
                     assert await session.call("version") == VERSION
@@ -346,3 +351,335 @@ def test_a_socket_that_is_there_is_left_alone(tmp_path: Path) -> None:
             assert there.exists()
 
     run(scenario)
+
+
+DATA = Path(__file__).parent / "data"
+SA = {
+    "gw": {
+        "uniqueid": "7",
+        "state": "ESTABLISHED",
+        "local-id": "a.example",
+        "local-host": "192.0.2.1",
+        "remote-id": "b.example",
+        "remote-host": "192.0.2.2",
+        "established": "3700",
+        "child-sas": {
+            "net-9": {
+                "name": "net",
+                "uniqueid": "9",
+                "state": "INSTALLED",
+                "bytes-in": "1234",
+                "bytes-out": "5",
+                "install-time": "59",
+                "local-ts": ["10.0.0.0/24"],
+                "remote-ts": ["10.1.0.0/24", "10.2.0.0/24"],
+            }
+        },
+    }
+}
+
+
+async def invoke(charon: FakeCharon, *args: object) -> Result:
+    """Run the command line in this process, in a thread of its own."""
+    return await asyncio.to_thread(CliRunner().invoke, main, [*map(str, args), "--uri", charon.address])
+
+
+def recorded(*names: str) -> FakeCharon:
+    return FakeCharon.from_recordings(Recording.load(DATA / f"{name}.recording") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("command", "recording", "rows"),
+    [
+        (["sas"], "list-sas", ["SA state local remote for in out", "300 IKE_SAs, 300 CHILD_SAs"]),
+        (["conns"], "list-conns", ["site-001 IKEv2 10.99.0.2 %any", "21 connections"]),
+        (
+            ["certs"],
+            "list-certs",
+            ["PUBKEY yes C=CH, O=Beispiel, CN=Z??rich gateway", "3 certificates and public keys"],
+        ),
+        (["pools", "--leases"], "get-pools", ["branches 10.3.0.0 65534 17 3", "10.3.0.1 x site-001.example"]),
+        (["stats"], "stats", ["uptime:", "workers:", "total: 32"]),
+        (["counters"], "get-counters", ["(all) ike-init-in-req 20"]),
+        (["counters", "--all"], "get-counters", ["site-020 info-in-req 1"]),
+    ],
+)
+def test_tables_fit_eighty_columns(command: list[str], recording: str, rows: list[str]) -> None:
+    async def scenario() -> None:
+        async with recorded(recording) as charon:
+            result = await invoke(charon, *command)
+        assert (result.exit_code, result.stderr) == (0, "")
+        lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+        assert all(any(line.startswith(row) for line in lines) for row in rows), result.stdout
+        assert max(map(len, result.stdout.splitlines())) <= 80 or command == ["stats"]
+        assert "\x1b" not in result.stdout
+
+    run(scenario)
+
+
+def test_sas_with_their_children() -> None:
+    async def scenario() -> None:
+        async with FakeCharon() as charon:
+            charon.on("list-sas", {}, stream=[("list-sa", SA)])
+            result = await invoke(charon, "sas", "--ike", "gw", "--noblock")
+            assert charon.requests == [("list-sas", {"ike": "gw", "noblock": "yes"})]
+        assert [line.split() for line in result.stdout.splitlines()] == [
+            ["SA", "state", "local", "remote", "for", "in", "out"],
+            ["gw", "#7", "ESTABLISHED", "a.example", "b.example", "1h1m"],
+            ["192.0.2.1", "192.0.2.2"],
+            ["net", "#9", "INSTALLED", "10.0.0.0/24", "10.1.0.0/24", "59s", "1.2", "kB", "5", "B"],
+            ["10.2.0.0/24"],
+            ["1", "IKE_SAs,", "1", "CHILD_SAs"],
+        ]
+
+    run(scenario)
+
+
+def test_policies_of_all_kinds_unless_asked() -> None:
+    async def scenario() -> None:
+        policy = {"net": {"child": "net", "mode": "TRAP", "local-ts": ["10.0.0.0/8"], "remote-ts": ["::/0"]}}
+        async with FakeCharon() as charon:
+            charon.on("list-policies", {}, stream=[("list-policy", policy)])
+            result = await invoke(charon, "policies")
+            await invoke(charon, "policies", "--trap")
+            kinds = [set(request) for _, request in charon.requests]
+        assert kinds == [{"drop", "pass", "trap"}, {"trap"}]
+        assert "net" in result.stdout and "10.0.0.0/8" in result.stdout and "1 policies" in result.stdout
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("form", ["json", "msgpack", "raw"])
+def test_formats_for_programs(form: str) -> None:
+    async def scenario() -> None:
+        async with daemon() as charon:
+            result = await invoke(charon, "sas", f"--{form}")
+        messages = [Message(_wire.encode(body)) for _, body in SAS]
+        expected = {
+            "json": b"".join(message.to_json() + b"\n" for message in messages),
+            "msgpack": b"".join(message.to_msgpack() for message in messages),
+            "raw": b"".join(_wire.packet(_wire.EVENT, "list-sa", message) for message in messages),
+        }
+        assert (result.exit_code, result.stdout_bytes) == (0, expected[form])
+
+    run(scenario)
+
+
+def test_call_takes_keys_lists_files_and_json(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "ca.der").write_bytes(b"0\x82")
+        async with daemon() as charon:
+            for command in ("load-shared", "load-cert", "load-pool"):
+                charon.on(command, {"success": "yes"})
+            await invoke(charon, "call", "load-shared", "type=ike", "data=a=b@c", "owners=x", "owners=y", "owners=@z")
+            await invoke(charon, "call", "load-cert", "type=X509", f"data@{tmp_path / 'ca.der'}")
+            result = await invoke(charon, "call", "load-pool", '{"p": {"addrs": "10.0.0.0/8", "n": 1}}', "--json")
+            assert charon.requests == [
+                ("load-shared", {"type": "ike", "data": "a=b@c", "owners": ["x", "y", "@z"]}),
+                ("load-cert", {"type": "X509", "data": b"0\x82".decode("utf-8", "surrogateescape")}),
+                ("load-pool", {"p": {"addrs": "10.0.0.0/8", "n": "1"}}),
+            ]
+        assert json.loads(result.stdout) == {"success": "yes"}
+
+    run(scenario)
+
+
+def test_call_streams_and_shows_bytes_and_control_characters() -> None:
+    async def scenario() -> None:
+        async with FakeCharon() as charon:
+            charon.events.add("magic-event")
+            charon.on("magic", {"done": "yes"}, stream=[("magic-event", {"s": {"b": b"\xff" * 20, "t": "a\x1b[2Jb"}})])
+            result = await invoke(charon, "call", "magic", "--event", "magic-event")
+        assert result.stdout.splitlines() == ["s:", f"  b: <20 bytes: {'ff' * 16}...>", "  t: a\\x1b[2Jb", "done: yes"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["call", "magic"], 1, "Error: charon does not know the command 'magic'\n"),
+        (["unload", "conn", "x"], 1, "Error: unload-conn: no such thing\n"),
+        (["conns", "--ike", "zürich"], 2, "Error: ike: list-conns takes printable ASCII here, not 'zürich'\n"),
+        (["stats", "--timeout", "0.05"], 3, "Error: stats: nothing came for 0.05 s"),
+        (["events", "nonsense"], 1, "Error: charon does not know the event 'nonsense'\n"),
+        (["load", "nowhere"], 1, "Error: nowhere: No such file or directory\n"),
+    ],
+)
+def test_failures_are_one_line_and_have_their_code(args: list[str], code: int, says: str) -> None:
+    async def scenario() -> None:
+        async with daemon() as charon:
+            charon.on("unload-conn", {"success": "no", "errmsg": "no such thing"})
+            charon.on("stats", {})
+            charon.mute("stats")
+            got, out, err = await outcome(*args, "--uri", charon.address)
+        assert (got, out) == (code, "")
+        assert err.startswith(says) and err.count("\n") == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["initiate"], "say which: give --child or --ike"),
+        (["terminate"], "say which"),
+        (["rekey", "--reauth"], "say which"),
+        (["call", "stats", "x"], "'x' is neither KEY=VALUE nor KEY@FILE"),
+        (["call", "stats", "x@/nonexistent/file"], "/nonexistent/file: No such file"),
+        (["call", "stats", "{"], "JSON"),
+        (["unload", "cert", "x"], "'cert' is not one of"),
+        (["sas", "--watch", "0"], "--watch"),
+    ],
+)
+def test_wrong_use_sends_nothing(args: list[str], says: str) -> None:
+    async def scenario() -> None:
+        async with daemon() as charon:
+            result = await invoke(charon, *args)
+            assert (result.exit_code, result.stdout, charon.requests) == (2, "", [])
+        assert says in result.stderr
+
+    run(scenario)
+
+
+def test_long_work_tells_its_log_and_then_the_reply() -> None:
+    async def scenario() -> None:
+        said = [("control-log", {"group": "IKE", "level": "1", "ikesa-name": "gw", "ikesa-uniqueid": "1", "msg": "hi"})]
+        async with FakeCharon() as charon:
+            charon.on("initiate", {"success": "yes"}, stream=said)
+            charon.on("terminate", {"success": "yes", "matches": "2", "terminated": "2"}, stream=said)
+            charon.on("rekey", {"success": "yes", "matches": "1"})
+            up = await invoke(charon, "initiate", "--child", "net", "--timeout", "2")
+            down = await invoke(charon, "terminate", "--ike-id", "4", "--force", "--json")
+            again = await invoke(charon, "rekey", "--child", "net")
+            assert charon.requests == [
+                ("initiate", {"child": "net", "timeout": "2000"}),
+                ("terminate", {"ike-id": "4", "force": "yes", "timeout": "30000"}),
+                ("rekey", {"child": "net"}),
+            ]
+        assert (up.exit_code, up.stdout, up.stderr) == (0, "initiate: done\n", "[IKE] <gw|1> hi\n")
+        assert json.loads(down.stdout) == {"success": "yes", "matches": "2", "terminated": "2"}
+        assert again.stdout == "rekey: done (matches 1)\n"
+
+    run(scenario)
+
+
+def test_failed_initiate_tells_its_log_and_why() -> None:
+    async def scenario() -> None:
+        said = [("control-log", {"group": "CFG", "msg": "one\ntwo"})]
+        async with FakeCharon() as charon:
+            charon.on("initiate", {"success": "no", "errmsg": "CHILD_SA config 'x' not found"}, stream=said)
+            result = await invoke(charon, "initiate", "--child", "x", "--json")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == "[CFG] one\n[CFG] two\nError: initiate: CHILD_SA config 'x' not found\n"
+
+    run(scenario)
+
+
+LOG = {"group": "IKE", "level": "1", "thread": "3", "ikesa-name": "gw", "ikesa-uniqueid": "1", "msg": "hi\x1b"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_log_until_told_to_end(number: signal.Signals) -> None:
+    async def scenario() -> None:
+        async with daemon() as charon:
+            async with vicifast("log", "--uri", charon.address) as program:
+                await charon.registered("log")
+                charon.emit("log", LOG)
+                assert program.process.stdout is not None
+                line = (await program.process.stdout.readline()).decode()
+                program.process.send_signal(number)
+                code, _, err = await program.end()
+            assert line[8:] == " 03[IKE] <gw|1> hi\\x1b\n"
+            assert (code, err, charon.abrupt_closes) == (0, "", 0)
+
+    run(scenario)
+
+
+def test_events_for_programs_have_their_name() -> None:
+    async def scenario() -> None:
+        async with daemon() as charon:
+            charon.events.discard("alert")
+            async with vicifast("events", "--json", "--uri", charon.address) as program:
+                await program.note("'alert'; going on without")
+                charon.emit("ike-updown", {"up": "yes", **SA})
+                assert program.process.stdout is not None
+                line = await program.process.stdout.readline()
+                code, _, _ = await program.interrupt()
+            assert (code, json.loads(line)) == (0, {"event": "ike-updown", "message": {"up": "yes", **SA}})
+            assert charon.abrupt_closes == 0
+
+    run(scenario)
+
+
+def test_recorded_events_are_told_to_people() -> None:
+    async def scenario() -> None:
+        recording = Recording.load(DATA / "events.recording")
+        names = ["ike-updown", "child-updown", "ike-rekey", "child-rekey", "ike-update"]
+        async with recorded("events") as charon:
+            async with vicifast("events", *names, "--uri", charon.address) as program:
+                await charon.registered("ike-update")
+                sent = await charon.replay(recording)
+                assert program.process.stdout is not None
+                lines = [(await program.process.stdout.readline()).decode() for _ in range(sent)]
+                code, out, err = await program.interrupt()
+        assert (code, out, err) == (0, "", "")
+        assert {line.split()[1] for line in lines} == set(names)
+        assert any("up site-001 #1 10.99.0.2[hq.example] === 10.99.0.1[site-001.example]" in line for line in lines)
+
+    run(scenario)
+
+
+def test_watch_asks_again_until_told_to_end() -> None:
+    async def scenario() -> None:
+        async with daemon() as charon:
+            async with vicifast("sas", "--watch", "0.01", "--json", "--uri", charon.address) as program:
+                await charon.requested("list-sas", 3)
+                code, out, err = await program.interrupt()
+            assert (code, err) == (0, "")
+            assert len(out.splitlines()) >= 6
+
+    run(scenario)
+
+
+def test_load_reports_and_fails_when_something_failed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        file = tmp_path / "swanctl.conf"
+        file.write_text("connections { good { }\n bad { } }\n")
+        async with FakeCharon() as charon:
+            for command in ("get-keys", "get-shared", "get-authorities", "get-pools"):
+                charon.on(command, {})
+            charon.on("get-conns", {"conns": ["old"]})
+            charon.on("unload-conn", {"success": "yes"})
+            refusal = {"success": "no", "errmsg": "not today"}
+            charon.on("load-conn", lambda request: refusal if "bad" in request else {"success": "yes"})
+            result = await invoke(charon, "load", file)
+            document = await invoke(charon, "load", file, "--json")
+        assert (result.exit_code, result.stderr) == (1, "failed: connection bad: not today\n")
+        assert result.stdout.splitlines() == [
+            "loaded connection good",
+            "unloaded connection old",
+            "1 loaded, 1 unloaded, 1 failed",
+        ]
+        assert (document.exit_code, document.stderr) == (1, "")
+        assert json.loads(document.stdout) == {
+            "loaded": ["connection good"],
+            "unloaded": ["connection old"],
+            "failed": ["connection bad: not today"],
+        }
+
+    run(scenario)
+
+
+def test_the_shell_completes_commands_and_charons_commands() -> None:
+    complete = ShellComplete(main, {}, "vicifast", "_VICIFAST_COMPLETE")
+    assert [item.value for item in complete.get_completions(["call"], "list-s")] == ["list-sas"]
+    assert len(complete.get_completions(["call"], "")) == len(COMMANDS)
+    assert [item.value for item in complete.get_completions(["events"], "al")] == ["alert"]
+    assert [item.value for item in complete.get_completions([], "term")] == ["terminate"]
+
+
+def test_help_tells_exit_codes_and_completion() -> None:
+    text = CliRunner().invoke(main, ["--help"]).stdout
+    assert "3  no connection" in text
+    assert "_VICIFAST_COMPLETE=bash_source vicifast" in text

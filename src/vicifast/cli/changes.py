@@ -1,0 +1,161 @@
+"""The commands that change something."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from .. import _wire
+from .._wire import Message
+from ..client import Session, Stream
+from ..plan import Report
+from ..results import LogLine
+from ..swanctl import read_config
+from .common import FAILED, Client, notes, talks
+from .events import log_lines
+from .output import Packet, shown
+
+_KINDS = {"conn": "name", "pool": "name", "authority": "name", "key": "id", "shared": "id"}
+_ike = click.option("--ike", metavar="NAME", help="Its connection.")
+_child = click.option("--child", metavar="NAME", help="Its child.")
+_ike_id = click.option("--ike-id", type=int, help="The IKE_SA of this unique id.")
+_child_id = click.option("--child-id", type=int, help="The CHILD_SA of this unique id.")
+_loglevel = click.option("--loglevel", type=click.IntRange(-1, 4), help="How much charon tells; above 2 it shows keys.")
+
+
+def progress(client: Client, doing: str, start: Callable[[Session[Message]], Stream[Message]]) -> None:
+    """Run something long, with its log on standard error, and write its reply."""
+    with client.session() as session, notes.status(doing):
+        stream = start(session)
+        for message in stream:
+            for line in log_lines(LogLine.from_message(message)):
+                notes.print(line, soft_wrap=True)
+        reply = stream.response
+    assert reply is not None  # the stream has ended well
+    finish(client, doing, reply)
+
+
+def finish(client: Client, doing: str, reply: Message) -> None:
+    if not client.output.for_people:
+        client.output.packet(Packet(reply))
+        return
+    told = ", ".join(f"{key} {shown(value)}" for key, value in reply.to_dict().items() if key != "success")
+    client.output.text(f"{doing}: done{f' ({told})' if told else ''}")
+
+
+def need_selector(**selectors: object) -> None:
+    if all(value is None for value in selectors.values()):
+        names = [f"--{name.replace('_', '-')}" for name in selectors]
+        raise click.UsageError(f"say which: give {', '.join(names[:-1])} or {names[-1]}")
+
+
+@click.command()
+@_child
+@_ike
+@click.option("--init-limits", is_flag=True, help="Not when charon is busy (charon.init_limit_*).")
+@_loglevel
+@talks
+def initiate(client: Client, child: str | None, ike: str | None, init_limits: bool, loglevel: int | None) -> None:
+    """Bring up a CHILD_SA with the IKE_SA it needs, or an IKE_SA alone.
+
+    After --timeout seconds, or Ctrl-C, charon goes on trying.
+    """
+    need_selector(child=child, ike=ike)
+    progress(
+        client,
+        "initiate",
+        lambda session: session.initiate(child=child, ike=ike, init_limits=init_limits, loglevel=loglevel),
+    )
+
+
+@click.command()
+@_child
+@_ike
+@_child_id
+@_ike_id
+@click.option("--force", is_flag=True, help="Also when the peer does not answer.")
+@_loglevel
+@talks
+def terminate(
+    client: Client,
+    child: str | None,
+    ike: str | None,
+    child_id: int | None,
+    ike_id: int | None,
+    force: bool,
+    loglevel: int | None,
+) -> None:
+    """Close the SAs that match, one after the other; --timeout is for each."""
+    need_selector(child=child, ike=ike, child_id=child_id, ike_id=ike_id)
+    progress(
+        client,
+        "terminate",
+        lambda session: session.terminate(
+            child=child, ike=ike, child_id=child_id, ike_id=ike_id, force=force, loglevel=loglevel
+        ),
+    )
+
+
+@click.command()
+@_child
+@_ike
+@_child_id
+@_ike_id
+@click.option("--reauth", is_flag=True, help="Authenticate anew, instead of rekeying an IKEv2 SA.")
+@talks
+def rekey(
+    client: Client, child: str | None, ike: str | None, child_id: int | None, ike_id: int | None, reauth: bool
+) -> None:
+    """Start the rekeying of the SAs that match; `vicifast events` tells when it is done."""
+    need_selector(child=child, ike=ike, child_id=child_id, ike_id=ike_id)
+    with client.session() as session:
+        reply = session.rekey(child=child, ike=ike, child_id=child_id, ike_id=ike_id, reauth=reauth)
+    finish(client, "rekey", reply)
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--clear", is_flag=True, help="Remove all credentials first, certificates too.")
+@talks
+def load(client: Client, file: Path | None, clear: bool) -> None:
+    """Load FILE as `swanctl --load-all --noprompt` does, and unload what is not in it.
+
+    Without FILE it is swanctl.conf in $SWANCTL_DIR or /etc/swanctl. The directories with certificates and keys are
+    those beside it.
+    """
+    plan = read_config(file)
+    with Session(str(client.uri), timeout=client.timeout) as session, notes.status("load"):
+        report = plan.load(session, clear=clear)
+    tell(client, report)
+    if report.failed:
+        sys.exit(FAILED)
+
+
+def tell(client: Client, report: Report) -> None:
+    """Write a report; programs get it as a message of three lists."""
+    if client.output.for_people:
+        for line in report.loaded:
+            client.output.text(f"loaded {shown(line)}")
+        for line in report.unloaded:
+            client.output.text(f"unloaded {shown(line)}")
+        for line in report.failed:
+            notes.print(f"failed: {shown(line)}", soft_wrap=True)
+        client.output.text(f"{len(report.loaded)} loaded, {len(report.unloaded)} unloaded, {len(report.failed)} failed")
+        return
+    lists = {"loaded": report.loaded, "unloaded": report.unloaded, "failed": report.failed}
+    client.output.packet(Packet(Message(_wire.encode(lists))))
+
+
+@click.command()
+@click.argument("kind", type=click.Choice(list(_KINDS)))
+@click.argument("name")
+@talks
+def unload(client: Client, kind: str, name: str) -> None:
+    """Unload one thing by its name; for keys and shared secrets that is their id."""
+    command = f"unload-{kind}"
+    with client.session() as session:
+        reply = session.call(command, {_KINDS[kind]: name})
+    finish(client, command, reply)

@@ -1,0 +1,95 @@
+"""The commands that follow what happens."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from .._wire import Message
+from ..commands import EVENTS
+from ..errors import UnknownEvent
+from ..results import Alert, ChildRekey, ChildUpDown, IkeRekey, IkeSa, IkeUpdate, IkeUpDown, LogLine, parse_event
+from .common import Client, notes, talks, until_interrupted
+from .output import Packet, shown
+
+STANDALONE = tuple(event.name for event in EVENTS.values() if event.standalone)
+
+
+def follow(client: Client, names: tuple[str, ...], named: bool) -> None:
+    """Write events until somebody ends it; goes on without those that charon does not know, if any is left."""
+    with client.session() as session, until_interrupted():
+        listener = session.listen(*names)
+        try:
+            listener.ready()
+        except UnknownEvent as error:
+            if set(listener.unknown) >= set(names):
+                raise
+            notes.print(f"{error}; going on without")
+        for name, message in listener:
+            if client.output.for_people:
+                for line in told(name, message):
+                    client.output.text(f"{time.strftime('%H:%M:%S')} {line}")
+            else:
+                client.output.packet(Packet(message, name), named)
+
+
+def told(name: str, message: Message) -> list[str]:
+    """An event as lines for people."""
+    try:
+        event = parse_event(name, message)
+    except ValueError:
+        return [f"{name} {shown(message.to_json().decode())}"]
+    match event:
+        case LogLine():
+            return log_lines(event)
+        case IkeUpDown(ike, up):
+            text = f"{'up' if up else 'down'} {_ike(ike)}"
+        case ChildUpDown(ike, child, up):
+            ends = " === ".join(" ".join(selectors) for selectors in (child.local_ts, child.remote_ts))
+            text = f"{'up' if up else 'down'} {child.name} #{child.uniqueid} {ends} of {ike.name} #{ike.uniqueid}"
+        case IkeRekey(old, new):
+            text = f"{_ike(new)}, was #{old.uniqueid}"
+        case ChildRekey(ike, before, after):
+            text = f"{after.name} #{after.uniqueid}, was #{before.uniqueid}, of {ike.name} #{ike.uniqueid}"
+        case IkeUpdate(ike):
+            text = f"{_ike(ike)}, now {event.local_host} === {event.remote_host}"
+        case Alert(kind, sa):
+            text = kind if sa is None else f"{kind} {_ike(sa)}"
+    extra = f" {json.dumps(event.extra)}" if event.extra and isinstance(event, Alert) else ""
+    return [shown(f"{name} {text}{extra}")]
+
+
+def log_lines(line: LogLine) -> list[str]:
+    """A message of the log as charon writes it into files."""
+    thread = "" if line.thread is None else f"{line.thread:02}"
+    sa = "" if line.ikesa_name is None else f"<{line.ikesa_name}|{line.ikesa_uniqueid}> "
+    return [shown(f"{thread}[{line.group}] {sa}{text}") for text in line.msg.splitlines() or [""]]
+
+
+def _ike(sa: IkeSa) -> str:
+    ends = f"{sa.local_host}[{sa.local_id}] === {sa.remote_host}[{sa.remote_id}]"
+    return f"{sa.name} #{sa.uniqueid} {ends}"
+
+
+def complete_event(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in STANDALONE if name.startswith(incomplete)]
+
+
+@click.command()
+@talks
+def log(client: Client) -> None:
+    """Follow charon's log until Ctrl-C."""
+    follow(client, ("log",), named=False)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_event)
+@talks
+def events(client: Client, names: tuple[str, ...]) -> None:
+    """Follow events until Ctrl-C; without a NAME all but the log.
+
+    As JSON or MessagePack each is a map of `event`, its name, and `message`.
+    """
+    follow(client, names or tuple(name for name in STANDALONE if name != "log"), named=True)

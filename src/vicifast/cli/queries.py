@@ -1,0 +1,206 @@
+"""The commands that ask, and `call`, which can run every command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import click
+from rich.live import Live
+
+from .. import _wire
+from .._wire import Message
+from ..client import Session
+from ..commands import COMMANDS
+from ..errors import ViciError
+from . import tables
+from .common import Client, talks, until_interrupted, watch_option
+from .output import Packet
+
+_ike = click.option("--ike", metavar="NAME", help="Only this connection.")
+_child = click.option("--child", metavar="NAME", help="Only children of this name.")
+_name = click.option("--name", metavar="NAME", help="Only this one.")
+
+
+def ask(
+    session: Session[Message], command: str, request: Mapping[str, object], event: str | None = None
+) -> Iterator[Packet]:
+    """The messages of a command as they come, and its reply if there is anything in it."""
+    known = COMMANDS.get(command)
+    event = event or (known.event if known is not None else None)
+    if event is None:
+        yield Packet(session.call(command, request))
+        return
+    stream = session.stream(command, request, event)
+    for message in stream:
+        yield Packet(message, event)
+    if stream.response:
+        yield Packet(stream.response)
+
+
+def query(
+    client: Client, command: str, keys: Mapping[str, object], view: tables.View, every: float | None = None
+) -> None:
+    """Run a command that changes nothing, and show what it brings, again and again if there is `every`."""
+    request = {key: value for key, value in keys.items() if value not in (None, False)}
+    with client.session() as session:
+        if every is None:
+            show(client, ask(session, command, request), view)
+        elif client.output.for_people and client.output.console.is_terminal:
+            with until_interrupted(), Live(console=client.output.console, screen=True, auto_refresh=False) as live:
+                while True:
+                    live.update(view(list(ask(session, command, request))), refresh=True)
+                    time.sleep(every)
+        else:
+            with until_interrupted():
+                while True:
+                    show(client, ask(session, command, request), view)
+                    time.sleep(every)
+
+
+def show(client: Client, packets: Iterator[Packet], view: tables.View) -> None:
+    if client.output.for_people:
+        client.output.show(view(list(packets)))
+        return
+    for packet in packets:
+        client.output.packet(packet)
+
+
+@click.command()
+@_ike
+@_child
+@click.option("--ike-id", type=int, help="Only the IKE_SA of this unique id.")
+@click.option("--child-id", type=int, help="Only the CHILD_SA of this unique id.")
+@click.option("--noblock", is_flag=True, help="Leave out SAs that charon is working on.")
+@watch_option
+@talks
+def sas(
+    client: Client,
+    ike: str | None,
+    child: str | None,
+    ike_id: int | None,
+    child_id: int | None,
+    noblock: bool,
+    every: float | None,
+) -> None:
+    """List the SAs that are up."""
+    keys = {"ike": ike, "child": child, "ike-id": ike_id, "child-id": child_id, "noblock": noblock}
+    query(client, "list-sas", keys, tables.sas, every)
+
+
+@click.command()
+@_ike
+@talks
+def conns(client: Client, ike: str | None) -> None:
+    """List the connections that are loaded."""
+    query(client, "list-conns", {"ike": ike}, tables.conns)
+
+
+@click.command()
+@click.option("--type", "kind", metavar="TYPE", help="Only X509, X509_AC, X509_CRL, OCSP_RESPONSE or PUBKEY.")
+@click.option("--flag", metavar="FLAG", help="Only X.509 certificates that are NONE, CA, AA or OCSP.")
+@click.option("--subject", metavar="NAME", help="Only those of this subject.")
+@talks
+def certs(client: Client, kind: str | None, flag: str | None, subject: str | None) -> None:
+    """List certificates and public keys."""
+    query(client, "list-certs", {"type": kind, "flag": flag, "subject": subject}, tables.certs)
+
+
+@click.command()
+@_name
+@click.option("--leases", is_flag=True, help="With the addresses that are or were in use.")
+@watch_option
+@talks
+def pools(client: Client, name: str | None, leases: bool, every: float | None) -> None:
+    """List the pools of virtual addresses."""
+    query(client, "get-pools", {"name": name, "leases": leases}, tables.pools, every)
+
+
+@click.command()
+@watch_option
+@talks
+def stats(client: Client, every: float | None) -> None:
+    """Show how charon is doing."""
+    query(client, "stats", {}, tables.plain, every)
+
+
+@click.command()
+@_name
+@click.option("--all", "each", is_flag=True, help="Each connection, not their sums.")
+@watch_option
+@talks
+def counters(client: Client, name: str | None, each: bool, every: float | None) -> None:
+    """Show the counters of IKE messages."""
+    query(client, "get-counters", {"name": name, "all": each}, tables.counters, every)
+
+
+@click.command()
+@click.option("--drop", is_flag=True, help="Drop policies.")
+@click.option("--pass", "let_pass", is_flag=True, help="Pass policies.")
+@click.option("--trap", is_flag=True, help="Trap policies.")
+@_ike
+@_child
+@talks
+def policies(client: Client, drop: bool, let_pass: bool, trap: bool, ike: str | None, child: str | None) -> None:
+    """List trap, drop and pass policies; all three kinds unless some are asked for."""
+    every_kind = not (drop or let_pass or trap)
+    kinds = {"drop": drop or every_kind, "pass": let_pass or every_kind, "trap": trap or every_kind}
+    query(client, "list-policies", {**kinds, "ike": ike, "child": child}, tables.policies)
+
+
+def parse_arguments(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, object]:
+    """Read `KEY=VALUE` and `KEY@FILE`, where a key that comes again makes a list, or else one JSON object."""
+    if len(values) == 1 and values[0].lstrip().startswith("{"):
+        try:
+            return dict(_wire.decode(_wire.from_json(values[0]), values=bytes))
+        except ViciError as error:
+            raise click.BadParameter(str(error)) from None
+    request: dict[str, object] = {}
+    for key, value in map(parse_argument, values):
+        before = request.get(key)
+        if before is None:
+            request[key] = value
+        elif isinstance(before, list):
+            before.append(value)
+        else:
+            request[key] = [before, value]
+    return request
+
+
+def parse_argument(text: str) -> tuple[str, str | bytes]:
+    key, file_mark, file = text.partition("@")
+    if file_mark and "=" not in key:
+        try:
+            return key, Path(file).read_bytes()
+        except OSError as error:
+            raise click.BadParameter(f"{file}: {error.strerror}") from None
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise click.BadParameter(f"{text!r} is neither KEY=VALUE nor KEY@FILE nor a JSON object")
+    return key, value
+
+
+def complete_command(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in COMMANDS if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("command", shell_complete=complete_command)
+@click.argument("request", nargs=-1, metavar="[KEY=VALUE | KEY@FILE | JSON]...", callback=parse_arguments)
+@click.option("--event", metavar="NAME", help="What the command streams, if vicifast does not know the command.")
+@talks
+def call(client: Client, command: str, request: dict[str, object], event: str | None) -> None:
+    """Run any command: its messages, and then its reply.
+
+    A KEY that comes again makes a list, KEY@FILE takes the bytes of a file. One JSON object can hold everything:
+    sections too, and bytes as {"$base64": "..."}.
+
+    \b
+    vicifast call get-pools name=branches leases=yes
+    vicifast call load-cert type=X509 flag=CA data@ca.pem
+    vicifast call load-pool '{"branches": {"addrs": "10.3.0.0/16"}}'
+    """
+    with client.session() as session:
+        for packet in ask(session, command, request, event):
+            client.output.packet(packet)

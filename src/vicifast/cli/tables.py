@@ -1,0 +1,148 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+
+from ..results import ChildSa, IkeSa
+from .output import Packet, lines, shown
+
+Row: TypeAlias = tuple[object, ...]
+View: TypeAlias = Callable[[list[Packet]], RenderableType]
+
+
+def sas(packets: list[Packet]) -> RenderableType:
+    """IKE_SAs with their addresses and identities, and below each its CHILD_SAs with selectors and traffic."""
+    found = [IkeSa.from_message(packet.message) for packet in packets]
+    rows = (row for sa in found for row in (_ike(sa), *map(_child, sa.children)))
+    return _table(("SA", "state", "local", "remote", "for", "in", "out"), rows, _sums(found))
+
+
+def _ike(sa: IkeSa) -> Row:
+    local, remote = (sa.local_id, sa.local_host), (sa.remote_id, sa.remote_host)
+    return f"{sa.name} #{sa.uniqueid}", sa.state, local, remote, _since(sa.established), "", ""
+
+
+def _child(sa: ChildSa) -> Row:
+    traffic = _size(sa.bytes_in), _size(sa.bytes_out)
+    return f"  {sa.name} #{sa.uniqueid}", sa.state, sa.local_ts, sa.remote_ts, _since(sa.install_time), *traffic
+
+
+def _sums(found: list[IkeSa]) -> str:
+    return f"{len(found)} IKE_SAs, {sum(len(sa.children) for sa in found)} CHILD_SAs"
+
+
+def _size(count: int | None) -> str:
+    return "" if count is None else decimal(count).replace("bytes", "B").replace("byte", "B")
+
+
+def _since(time: timedelta | None) -> str:
+    if time is None:
+        return ""
+    minutes, seconds = divmod(int(time.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = ((days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s"))
+    return "".join([f"{number}{unit}" for number, unit in parts if number][:2]) or "0s"
+
+
+def conns(packets: list[Packet]) -> RenderableType:
+    """Connections with the two ends and how they authenticate, and below each its children."""
+    found = list(_all(packets))
+    rows = (row for name, conn in found for row in _conn(name, conn))
+    return _table(("connection", "mode", "local", "remote"), rows, f"{len(found)} connections")
+
+
+def _conn(name: str, conn: Mapping[str, Any]) -> Iterator[Row]:
+    yield name, conn.get("version"), conn.get("local_addrs"), conn.get("remote_addrs")
+    rounds = [{key: value for key, value in conn.items() if key.startswith(side)} for side in ("local-", "remote-")]
+    yield "", "", *("; ".join(map(_auth, side.values())) for side in rounds)
+    for child, values in conn.get("children", {}).items():
+        yield f"  {child}", values.get("mode"), values.get("local-ts"), values.get("remote-ts")
+
+
+def _auth(round: Mapping[str, Any]) -> str:
+    names = (shown(round.get(key)) for key in ("id", "eap-id", "xauth-id"))
+    return f"{', '.join(filter(None, names)) or '%any'} ({shown(round.get('class'))})"
+
+
+def certs(packets: list[Packet]) -> RenderableType:
+    """Certificates with the first bytes of their SHA-256, as charon tells the subject of bare keys only."""
+    rows = (_cert(packet.message.to_dict()) for packet in packets)
+    return _table(
+        ("type", "flag", "key", "subject", "until", "SHA-256"), rows, f"{len(packets)} certificates and public keys"
+    )
+
+
+def _cert(cert: Mapping[str, Any]) -> Row:
+    data = cert.get("data", b"")
+    digest = hashlib.sha256(data if isinstance(data, bytes) else data.encode()).hexdigest()[:16]
+    key = "yes" if cert.get("has_privkey") == "yes" else ""
+    return cert.get("type"), cert.get("flag"), key, cert.get("subject"), cert.get("not-after"), digest
+
+
+def pools(packets: list[Packet]) -> RenderableType:
+    """Pools with their use, and below each its leases if they were asked for."""
+    rows = (
+        row for packet in packets for name, pool in _sections(packet.message.to_dict()) for row in _pool(name, pool)
+    )
+    return _table(("pool", "base", "size", "online", "offline", "identity"), rows)
+
+
+def _pool(name: str, pool: Mapping[str, Any]) -> Iterator[Row]:
+    yield name, pool.get("base"), pool.get("size"), pool.get("online"), pool.get("offline"), ""
+    for lease in pool.get("leases", {}).values():
+        online = lease.get("status") == "online"
+        yield "", f"  {lease.get('address')}", "", *(("x", "") if online else ("", "x")), lease.get("identity")
+
+
+def counters(packets: list[Packet]) -> RenderableType:
+    """The counters of each connection that are not 0."""
+    sections = [item for packet in packets for item in _sections(packet.message.to_dict().get("counters"))]
+    rows = ((name or "(all)", key, count) for name, values in sections for key, count in values.items() if count != "0")
+    return _table(("connection", "counter", "count"), rows, "those not listed are 0")
+
+
+def policies(packets: list[Packet]) -> RenderableType:
+    """Trap, pass and drop policies."""
+    found = list(_all(packets))
+    rows = ((name, policy.get("mode"), policy.get("local-ts"), policy.get("remote-ts")) for name, policy in found)
+    return _table(("policy", "mode", "local", "remote"), rows, f"{len(found)} policies")
+
+
+def plain(packets: list[Packet]) -> RenderableType:
+    """Messages as indented lines."""
+    return "\n".join(line for packet in packets for line in lines(packet.message.to_dict()))
+
+
+def _all(packets: list[Packet]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for packet in packets:
+        yield from _sections(packet.message.to_dict())
+
+
+def _sections(section: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(section, Mapping):
+        yield from ((name, value) for name, value in section.items() if isinstance(value, Mapping))
+
+
+def _table(columns: tuple[str, ...], rows: Iterable[Row], foot: str = "") -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        number = column in ("in", "out", "size", "online", "offline", "count")
+        table.add_column(column, overflow="fold", justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    return Group(table, foot) if foot else table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | tuple):  # one below the other, for narrow terminals
+        return "\n".join(map(shown, value))
+    return shown(value)
