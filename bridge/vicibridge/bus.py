@@ -62,19 +62,26 @@ class Bus:
         while not self._closed:
             url = self._servers[0]
             self._servers.append(self._servers.pop(0))
-            link = await self._connect(url)
-            if link is None:
+            if await self._live(url) >= self._config.probe_interval:
+                delay = _FIRST_DELAY
+            elif not self._closed:  # a server that takes us and throws us out at once is not to be pestered either
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(delay * 2, _LONGEST_DELAY)
-                continue
-            delay = _FIRST_DELAY
-            try:
-                reason = await self._watch(link)
-            finally:
-                link.lose("stopped")
-                await link.discard()
-            if not self._closed:
-                self._report_down(reason)
+
+    async def _live(self, url: str) -> float:
+        """Connect and stay as long as it goes; return for how many seconds that was."""
+        link = await self._connect(url)
+        if link is None:
+            return 0.0
+        began = time.monotonic()
+        try:
+            reason = await self._watch(link)
+        finally:
+            link.lose("stopped")
+            await link.discard()
+        if not self._closed:
+            self._report_down(reason)
+        return time.monotonic() - began
 
     async def close(self, timeout: float) -> None:
         """Drain the link, if there is one, and make no other."""

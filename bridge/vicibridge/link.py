@@ -17,6 +17,7 @@ _T = TypeVar("_T")
 
 _API_TIMEOUT = 5.0  # seconds for an answer of the JetStream API
 _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
+_MAX_SUBJECTS = 3500  # bytes of subject and reply: the line they are in may have 4096 (max_control_line of nats-server)
 
 
 class Disconnected(Exception):
@@ -24,7 +25,7 @@ class Disconnected(Exception):
 
 
 class TooLarge(Exception):
-    """Payload and headers exceed what the server accepts; sending them would make it close the connection."""
+    """A message exceeds what the server accepts; sending it would make the server close the connection."""
 
 
 class Link:
@@ -67,6 +68,8 @@ class Link:
             size += _HEADER_FRAME + sum(len(key) + len(value.encode()) + 4 for key, value in headers.items())
         if size > self._client.max_payload:
             raise TooLarge(f"{size} bytes, and the server takes {self._client.max_payload}")
+        if len(subject) + len(reply) > _MAX_SUBJECTS:
+            raise TooLarge(f"a subject of {len(subject)} bytes, and the server takes about {_MAX_SUBJECTS}")
         if not self.alive:
             raise Disconnected(self._lost.result())
         try:

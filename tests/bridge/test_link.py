@@ -1,0 +1,81 @@
+"""What a server would throw the bridge out for, and what happens when it does all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from harness import NatsServer, run, service, settings, until, witness
+from vicibridge.bus import Bus
+from vicibridge.link import TooLarge
+
+from vicifast.testing import FakeCharon
+
+LONG = "x" * 5000  # alone longer than the line of a protocol message may be
+
+
+def test_subjects_that_are_too_long_are_told_and_block_nothing(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await charon.registered("log")
+                for kind in (LONG, "ok"):
+                    charon.emit("alert", {"type": kind})
+                    charon.emit("log", {"group": kind, "level": "1", "msg": "x"})
+                await someone.sees("event.alert.ok")
+                await someone.sees("log.ok.1")
+                gaps = [envelope["data"] for _, envelope in await someone.sees("bridge.gap", 2)]
+                assert {(gap["class"], gap["cause"], gap["count"]) for gap in gaps} == {
+                    ("state", "larger than the server accepts", 1),
+                    ("log", "larger than the server accepts", 1),
+                }
+                [gateway] = bridge.gateways
+                assert (gateway.state.counts.dropped, gateway.log.counts.dropped) == (1, 1)
+                assert bridge.bus.connects == 1
+
+    run(test())
+
+
+def test_subject_and_reply_count_together(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        bus = Bus(settings(nats_server.url).nats)
+        running = asyncio.create_task(bus.run())
+        async with witness(nats_server.url) as someone:
+            link = await bus.link()
+            with pytest.raises(TooLarge):
+                await link.publish("vici." + "x" * 3400, b"", "r" * 100)
+            await link.publish("vici." + "x" * 3400, b"", "r" * 95)
+            await link.fence(5)
+            await until(lambda: someone.messages)
+            assert link.alive
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run(test())
+
+
+def test_server_that_throws_us_out_is_not_pestered() -> None:
+    async def greet_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"headers":true}\r\n')
+        while (line := await reader.readline()) and not line.startswith(b"PING"):
+            pass
+        writer.write(b"PONG\r\n")
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+    async def test() -> None:
+        server = await asyncio.start_server(greet_and_close, "127.0.0.1", 0)
+        bus = Bus(settings(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}").nats)
+        running: asyncio.Task[Any] = asyncio.create_task(bus.run())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(running), 1)
+        assert 2 <= bus.connects <= 8
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        server.close()
+        await server.wait_closed()
+
+    run(test())
