@@ -21,7 +21,7 @@ from nats.aio.client import Client
 from .config import Nats, hide
 from .link import Disconnected, Link, reason_of
 
-_log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 5
 _NEVER = 10**9  # seconds; switches nats-py's own pings off, as the probe is ours
@@ -109,7 +109,7 @@ class Bus:
         self._keep(client)
         self.connects += 1
         self._told_down = False
-        _log.info("NATS: connected to %s", hide(url))
+        _logger.info("NATS: connected to %s", hide(url))
         self._link = link
         self._changed.set()
         return link
@@ -165,10 +165,10 @@ class Bus:
         self.errors += 1
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + _QUIET
-            _log.warning("NATS: %s (%d errors so far)", reason_of(error), self.errors)
+            _logger.warning("NATS: %s (%d errors so far)", reason_of(error), self.errors)
 
     def _report_down(self, reason: str) -> None:
         self._link = None
         if not self._told_down:
             self._told_down = True
-            _log.warning("NATS: not connected: %s; trying again", reason)
+            _logger.warning("NATS: not connected: %s; trying again", reason)
