@@ -1,15 +1,22 @@
-"""Refuses to test a stale build, and settings for the whole test run."""
+"""Refuses to test a stale build, settings for the whole test run, and real daemons for the tests that want them."""
 
 from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+if TYPE_CHECKING:
+    from lab import Lab
+
 REBUILD = "python setup.py build_ext --inplace"
+REQUIRE = "VICIFAST_REQUIRE_CHARON"
 
 hypothesis.settings.register_profile("vicifast", max_examples=400, deadline=None, database=None, print_blob=True)
 hypothesis.settings.load_profile("vicifast")
@@ -36,3 +43,32 @@ def pytest_sessionstart() -> None:
     for place in spec.submodule_search_locations:
         if reason := stale(Path(place)):
             pytest.exit(reason, returncode=4)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"lab(nats=False): runs real daemons; {REQUIRE}=1 makes it fail where there are none"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `lab` where the lab cannot be had; where it must be had (CI), fail."""
+    mark = item.get_closest_marker("lab")
+    if mark is None:
+        return
+    from lab import missing  # not before the check of the build
+
+    if reason := missing(**mark.kwargs):
+        if os.environ.get(REQUIRE) == "1":
+            pytest.fail(f"{REQUIRE}=1, but {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Two charons and a NATS server; the test must be marked `lab(nats=True)`."""
+    from lab import Lab
+
+    with Lab(nats=True) as lab:
+        yield lab

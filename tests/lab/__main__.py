@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import sys
 import time
@@ -124,19 +125,24 @@ def _introduce(console: Console, lab: Lab, nats: bool) -> None:
         f"swanctl --list-sas --uri {left}",
         f"swanctl --monitor-sa --uri {right}",
         f"swanctl --rekey --child site-001-lan --uri {left}",
-        f"vicifast record right.recording --uri {right} --event log --event child-updown",
+        f"{_program('vicifast')} record right.recording --uri {right} --event log --event child-updown",
         f"nsenter --target {lab.left.namespace.pid} --net ip addr",
     ]
     if nats:
         places.add_row("nats", lab.nats.url)
         config = lab.directory / "bridge.toml"
         config.write_text(_BRIDGE.format(url=lab.nats.url, left=left, right=right))
-        commands.append(f"vicibridge run --config {config}")
+        commands.append(f"{_program('vicibridge')} run --config {config}")
     places.add_row("logs", str(lab.directory))
     console.print(places, soft_wrap=True)
     console.print("\n[bold]To try[/]")
     for command in commands:
         console.print("  " + command, markup=False, soft_wrap=True)
+
+
+def _program(name: str) -> str:
+    """Return how to start a program of ours from where the lab runs: an environment need not be activated."""
+    return name if shutil.which(name) else f"{sys.executable} -m {name}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from types import TracebackType
 from .daemons import CHARON, Charon, LabError, Namespace, NatsServer, nats_server_binary
 
 _PREFIX = "vicifast-lab-"
-_TOOLS = ("ip", "unshare", "nsenter", "setpriv", "mount")
+_TOOLS = ("ip", "unshare", "nsenter", "setpriv", "mount", "swanctl")
 _LONGEST_SOCKET_PATH = 107
 
 
@@ -33,9 +33,9 @@ def missing(*, nats: bool = False) -> str | None:
     if os.geteuid() != 0:
         return "the lab needs root, for network namespaces"
     if not os.access(CHARON, os.X_OK):
-        return f"there is no {CHARON}: install strongswan-charon, libcharon-extra-plugins and swanctl"
+        return f"there is no {CHARON}: install strongswan-charon and libcharon-extra-plugins"
     if absent := [tool for tool in _TOOLS if shutil.which(tool) is None]:
-        return f"not on PATH: {', '.join(absent)} (packages iproute2 and util-linux)"
+        return f"not on PATH: {', '.join(absent)} (packages iproute2, util-linux and strongswan-swanctl)"
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return "there is no usable /dev/net/tun, which the userspace IPsec of charon needs"
     if nats and nats_server_binary() is None:

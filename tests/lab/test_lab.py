@@ -17,7 +17,7 @@ from vicifast.aio import AsyncSession
 
 from . import Lab, LabError, sas
 
-needs_lab = pytest.mark.skipif(Lab.missing() is not None, reason=str(Lab.missing()))
+pytestmark = pytest.mark.lab
 
 
 def watch(lab: Lab) -> list[int]:
@@ -47,7 +47,6 @@ async def established(address: str) -> set[str]:
         return {name async for message in session.stream("list-sas") for name in message}
 
 
-@needs_lab
 def test_sas_come_up_and_everything_is_gone_after() -> None:
     with Lab() as lab:
         names = asyncio.run(sas.up(lab, 2))
@@ -59,7 +58,6 @@ def test_sas_come_up_and_everything_is_gone_after() -> None:
     assert not lab.directory.exists()
 
 
-@needs_lab
 def test_everything_is_gone_after_an_exception() -> None:
     with pytest.raises(ZeroDivisionError), Lab() as lab:
         processes = watch(lab)
@@ -69,7 +67,6 @@ def test_everything_is_gone_after_an_exception() -> None:
     assert not lab.directory.exists()
 
 
-@needs_lab
 def test_whole_life_of_sas() -> None:
     async def life(lab: Lab) -> None:
         names = await sas.up(lab, 2)
@@ -85,7 +82,6 @@ def test_whole_life_of_sas() -> None:
         asyncio.run(asyncio.wait_for(life(lab), 30))
 
 
-@needs_lab
 def test_a_charon_can_be_killed_stopped_and_started_again() -> None:
     with Lab() as lab:
         names = asyncio.run(sas.up(lab, 1))
@@ -99,14 +95,12 @@ def test_a_charon_can_be_killed_stopped_and_started_again() -> None:
         assert asyncio.run(sas.up(lab, 1)) == names
 
 
-@needs_lab
 def test_two_labs_side_by_side() -> None:
     with Lab() as one, Lab() as other:
         asyncio.run(sas.up(one, 1))
         assert asyncio.run(established(other.right.address)) == set()
 
 
-@needs_lab
 def test_what_does_not_start_says_why() -> None:
     with Lab() as lab:
         lab.left.kill()
@@ -124,7 +118,6 @@ with Lab() as lab:
 """
 
 
-@needs_lab
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_process_of_the_lab(number: signal.Signals, tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
@@ -139,7 +132,6 @@ def test_nothing_outlives_the_process_of_the_lab(number: signal.Signals, tmp_pat
     assert all_end(processes)
 
 
-@needs_lab
 def test_directories_of_killed_labs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     killed = tmp_path / "vicifast-lab-killed"
@@ -152,7 +144,7 @@ def test_directories_of_killed_labs_are_removed(tmp_path: Path, monkeypatch: pyt
             assert living.directory.exists()
 
 
-@pytest.mark.skipif(Lab.missing(nats=True) is not None, reason=str(Lab.missing(nats=True)))
+@pytest.mark.lab(nats=True)
 def test_nats_keeps_its_port_over_a_restart() -> None:
     with Lab(nats=True) as lab:
         url = lab.nats.url

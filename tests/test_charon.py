@@ -1,0 +1,261 @@
+"""The library on a real charon: what only a real daemon can show."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+from lab import Lab, certificates, sas
+
+from vicifast import _wire
+from vicifast.aio import AsyncSession
+from vicifast.errors import (
+    CommandError,
+    ConnectionClosed,
+    EncodeError,
+    RequestTimeout,
+    UnknownCommand,
+    UnknownEvent,
+    ViciError,
+)
+
+pytestmark = pytest.mark.lab(nats=True)
+
+CLIENTS = 100
+TOO_MANY = 2200  # connections with names of 250 bytes: 250 * 2200 is more than charon's 512 KiB for a reply
+
+
+def run(test: Coroutine[Any, Any, None], timeout: float = 30.0) -> None:
+    asyncio.run(asyncio.wait_for(test, timeout))
+
+
+async def load_connections(address: str, names: list[str]) -> None:
+    """Load connections with nothing in them, some at a time."""
+    remaining = iter(names)
+
+    async def worker() -> None:
+        async with AsyncSession(address) as session:
+            for name in remaining:
+                await session.call("load-conn", {name: {}})
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(worker())
+
+
+def test_replies_and_errors(lab: Lab) -> None:
+    async def test() -> None:
+        async with AsyncSession(lab.left.address) as session:
+            version: Any = await session.call("version")
+            assert version["daemon"] == "charon" and version.keys() >= {"version", "sysname", "release", "machine"}
+            stats: Any = await session.call("stats")
+            assert stats["workers"]["total"] == "32" and "vici" in stats["plugins"]
+            with pytest.raises(UnknownCommand, match="'no-such-command'"):
+                await session.call("no-such-command")
+            with pytest.raises(CommandError, match="^unload-conn: .*'nobody' not found") as failure:
+                await session.call("unload-conn", {"name": "nobody"})
+            assert failure.value.response == {"success": "no", "errmsg": failure.value.errmsg}
+            with pytest.raises(CommandError, match="unknown option: bogus, config discarded"):
+                await session.call("load-conn", {"site": {"bogus": True}})
+            with pytest.raises(EncodeError, match="name: unload-conn takes printable ASCII"):
+                await session.call("unload-conn", {"name": "Zürich"})
+            assert await session.call("version") == version
+
+    run(test())
+
+
+def test_counters_under_the_empty_name(lab: Lab) -> None:
+    async def test() -> None:
+        await sas.up(lab, 1)
+        async with AsyncSession(lab.left.address) as session:
+            everything: Any = (await session.call("get-counters"))["counters"]
+            [(name, counters)] = everything.items()
+            assert (name, counters["ike-init-out-req"]) == ("", "1")
+            assert len(counters) == 21
+            named: Any = (await session.call("get-counters", {"all": True}))["counters"]
+            assert named.keys() == {"site-001"}
+            # a connection may have the empty name too
+            await session.call("load-conn", {"": {}})
+            assert set((await session.call("get-conns"))["conns"]) == {"", "site-001"}
+
+    run(test())
+
+
+def test_certificates_are_bytes(lab: Lab) -> None:
+    async def test() -> None:
+        await certificates.load(lab.right, lab.directory)
+        async with AsyncSession(lab.right.address) as session:
+            found: list[Any] = [message async for message in session.stream("list-certs")]
+        assert {type(message["data"]) for message in found} == {bytes}
+        [gateway] = [message for message in found if message["type"] == "X509" and message["flag"] == "NONE"]
+        assert gateway["data"][:2] == b"0\x82" and "Zürich gateway".encode() in gateway["data"]
+        assert gateway["has_privkey"] == "yes"
+        [key] = [message for message in found if message["type"] == "PUBKEY"]
+        assert key["subject"] == "C=CH, O=Beispiel, CN=Z??rich gateway"  # as charon shows what is not ASCII
+
+    run(test())
+
+
+def test_streams_side_by_side_and_left_early(lab: Lab) -> None:
+    async def test() -> None:
+        names = set(await sas.up(lab, 10))
+        async with AsyncSession(lab.left.address) as session, AsyncSession(lab.left.address) as other:
+            streams = [session.stream("list-sas"), session.stream("list-conns"), other.stream("list-sas")]
+            found: list[set[str]] = [set(), set(), set()]
+            for _ in names:  # in turn, one message of each
+                for stream, those in zip(streams, found, strict=True):
+                    those.update(await anext(stream))
+            assert found == [names, names, names]
+            for stream in streams:
+                assert [message async for message in stream] == []
+                assert stream.response == {}
+
+            left = session.stream("list-sas")
+            await anext(left)
+            await left.aclose()
+            async for _ in session.stream("list-conns"):
+                break
+            assert (await session.call("version"))["daemon"] == "charon"
+            assert {name async for message in session.stream("list-sas") for name in message} == names
+
+    run(test())
+
+
+def test_many_clients_at_once(lab: Lab) -> None:
+    """charon's backlog is 3, so most of them see EAGAIN."""
+
+    async def client() -> str:
+        async with AsyncSession(lab.left.address) as session:
+            return str((await session.call("version"))["daemon"])
+
+    async def test() -> None:
+        assert await asyncio.gather(*(client() for _ in range(CLIENTS))) == ["charon"] * CLIENTS
+
+    run(test())
+
+
+def test_event_that_an_old_charon_does_not_have(lab: Lab) -> None:
+    async def test() -> None:
+        async with AsyncSession(lab.right.address) as session:
+            version: Any = (await session.call("version"))["version"]
+            listener = session.listen("alert", "ike-updown")
+            if tuple(int(part) for part in version.split(".")[:3]) < (6, 0, 3):
+                with pytest.raises(UnknownEvent, match="'alert'"):
+                    await listener.ready()
+            await listener.ready()
+            await sas.up(lab, 1)
+            message: Any
+            event, message = await anext(listener)
+            assert (event, message["up"]) == ("ike-updown", "yes")
+            assert message["site-001"]["state"] == "ESTABLISHED"
+
+    run(test())
+
+
+def test_initiate_that_fails_tells_its_log(lab: Lab) -> None:
+    async def test() -> None:
+        async with AsyncSession(lab.left.address) as session:
+            children = {"lan": {"local_ts": ["10.1.0.1/32"], "remote_ts": ["10.128.0.1/32"]}}
+            nowhere = {"remote_addrs": ["10.99.0.77"], "local": {"auth": "psk"}, "remote": {"auth": "psk"}}
+            await session.call("load-conn", {"nowhere": {**nowhere, "children": children}})
+            stream = session.stream("initiate", {"ike": "nowhere", "child": "lan", "timeout": 300})
+            lines: list[Any] = []
+            with pytest.raises(CommandError, match="CHILD_SA 'lan' not established after 300ms"):
+                async for message in stream:
+                    lines.append(message["msg"])
+            assert any("initiating IKE_SA nowhere[1] to 10.99.0.77" in line for line in lines)
+            with pytest.raises(CommandError, match="CHILD_SA config 'no-such-child' not found"):
+                await session.call("initiate", {"child": "no-such-child", "timeout": 300})
+
+    run(test())
+
+
+class Noise:
+    """Keeps charon logging: each load-conn is a line."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._make())
+
+    async def _make(self) -> None:
+        async with AsyncSession(self._address) as session:
+            while True:
+                await session.call("load-conn", {"noise": {}})
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def complaints(lab: Lab) -> Iterator[str]:
+    """What charon logs for each event that has nobody to go to any more."""
+    lines = lab.left.log.read_text(errors="replace").splitlines()
+    return (line for line in lines if "vici connection" in line and "unknown" in line)
+
+
+def test_closing_listeners_of_the_log_makes_no_burst(lab: Lab) -> None:
+    async def listener() -> None:
+        async with AsyncSession(lab.left.address) as session, session.listen("log") as events:
+            for _ in range(20):
+                await anext(events)
+
+    async def without_unregistering() -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, lab.left.address.removeprefix("unix://"))
+            await loop.sock_sendall(sock, _wire.packet(_wire.EVENT_REGISTER, "log"))
+            for _ in range(20):
+                await loop.sock_recv(sock, 4096)
+
+    async def test() -> None:
+        async with Noise(lab.left.address):
+            for _ in range(10):
+                await asyncio.gather(*(listener() for _ in range(3)))
+            assert list(complaints(lab)) == []
+            while not any(complaints(lab)):  # which shows that this charon would complain
+                await without_unregistering()
+
+    run(test())
+
+
+def test_reply_that_charon_drops(lab: Lab) -> None:
+    async def test() -> None:
+        await load_connections(lab.left.address, [f"{number:0250}" for number in range(TOO_MANY)])
+        async with AsyncSession(lab.left.address) as session:
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(RequestTimeout, match="get-conns: nothing came for 0.5 s.*longer than 512 KiB"):
+                await session.call("get-conns", timeout=0.5)
+            assert asyncio.get_running_loop().time() - began < 5
+            assert session.closed
+            with pytest.raises(ConnectionClosed, match="get-conns: nothing came.*512 KiB"):
+                await session.call("version")
+            await session.connect()
+            assert len([message async for message in session.stream("list-conns")]) == TOO_MANY
+
+    run(test())
+
+
+def test_last_events_of_a_charon_that_stops(lab: Lab) -> None:
+    async def test() -> None:
+        await sas.up(lab, 3)
+        async with AsyncSession(lab.left.address) as session, session.listen("ike-updown", "child-updown") as listener:
+            stopping = asyncio.create_task(asyncio.to_thread(lab.left.stop))
+            down = []
+            with pytest.raises(ConnectionClosed, match="charon closed the connection"):
+                async for event, message in listener:
+                    if "up" not in message:  # the last up may come after the reply to initiate
+                        down.append(event)
+            await stopping
+            with pytest.raises(ViciError, match="the connection is closed"):
+                await session.call("version")
+        assert sorted(down) == ["child-updown"] * 3 + ["ike-updown"] * 3
+        with pytest.raises(ConnectionClosed, match=f"cannot connect to {lab.left.address}"):
+            await AsyncSession(lab.left.address).connect()
+
+    run(test())
