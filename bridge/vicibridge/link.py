@@ -144,9 +144,13 @@ class Link:
 
     async def discard(self) -> None:
         """Close without waiting for the server, which may hang."""
+        tasks = _tasks(self._client)
         _abort(self._client)
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
             await asyncio.wait_for(self._client.close(), 1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _abort(client: Client) -> None:
@@ -155,6 +159,13 @@ def _abort(client: Client) -> None:
     writer = getattr(client._transport, "_io_writer", None)
     if writer is not None:
         writer.transport.abort()
+
+
+def _tasks(client: Client) -> list[asyncio.Task[None]]:
+    """Return the tasks of a client, which its `close` leaves behind when the server has reset the connection."""
+    own = [client._reading_task, client._flusher_task, client._ping_interval_task]
+    subscriptions = [subscription._wait_for_msgs_task for subscription in client._subs.values()]
+    return [task for task in (*own, *subscriptions) if task is not None]
 
 
 def reason_of(error: Exception) -> str:

@@ -69,7 +69,7 @@ class Witness:
             self.messages.append(message)
 
         await self.client.subscribe(subject, cb=note)
-        await self.client.flush()
+        await processed(self.client)
 
     def seen(self, subject: str = "") -> list[tuple[str, dict[str, Any]]]:
         """Return (subject, envelope) of everything whose subject contains `subject`."""
@@ -103,6 +103,13 @@ async def witness(url: str, subject: str = "vici.>") -> AsyncIterator[Witness]:
 
 async def _ignore(error: Exception) -> None:
     """The server is killed on purpose."""
+
+
+async def processed(client: Client) -> None:
+    """Wait until the server has processed what was sent before."""
+    # nats-py writes the PING of flush() ahead of what is queued, such as a subscription; the second follows it.
+    await client.flush()
+    await client.flush()
 
 
 async def stored(url: str, stream: str = "VICI") -> list[Msg]:

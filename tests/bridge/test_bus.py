@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -52,6 +55,44 @@ def test_server_that_comes_late_and_goes_and_comes(nats_server: NatsServer, capl
     assert len(texts) == 4
     assert "not connected" in texts[0] and "not connected" in texts[2]
     assert texts[1] == texts[3] == f"NATS: connected to {nats_server.url}"
+
+
+async def greet_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the first PING as a server does, then reset the connection."""
+    writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"headers":true}\r\n')
+    while not (await reader.readline()).startswith(b"PING"):
+        pass
+    writer.write(b"PONG\r\n")
+    await asyncio.sleep(0.02)
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+def test_server_that_resets_the_connection_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The closing of nats-py fails half way then, with its tasks left behind."""
+
+    async def ignore(message: Any) -> None:
+        pass
+
+    async def test() -> None:
+        server = await asyncio.start_server(greet_and_reset, "127.0.0.1", 0)
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with running(settings(url, nats={"probe_interval": 0.05})) as bus:
+            for _ in range(5):
+                link = await bus.link()
+                with pytest.raises(Disconnected):
+                    await link.subscribe("x.y", ignore)
+                    while True:
+                        await link.publish("x", b"y" * 100)
+                        await asyncio.sleep(0)
+        server.close()
+        await server.wait_closed()
+        await until(lambda: len(asyncio.all_tasks()) <= 2)  # this one and what runs it
+
+    run(test())
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_hung_server_is_left_for_the_next_one(make_nats_server: Callable[..., NatsServer]) -> None:
