@@ -18,8 +18,8 @@ Messages that are sent
 - have yes and no for True and False, there "True" and "False"; and a list for a tuple, there its `str()`.
 - raise `vicifast.EncodeError`, a ValueError, before anything is sent, for what VICI or charon cannot take: None, a set,
   an iterator, dicts and lists inside a list, names and values that are too long, text that is not printable ASCII where
-  charon wants that. There some is sent as its `repr()`, and some raises struct.error. Any other object is sent as its
-  `str()`, as there.
+  charon wants that. There most is sent as its `str()`, which charon refuses or takes for something else, and the rest
+  raises struct.error or AttributeError. Any other object is sent as its `str()`, as there.
 
 Sessions
 
