@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import nats
 import pytest
@@ -22,6 +23,7 @@ class Feed:
     """A pipeline, what it was given, and what it told as lost."""
 
     def __init__(self, bus: Bus, max_bytes: int = 64 * MIB, ack_timeout: float = 5.0) -> None:
+        self.bus = bus
         self.losses: list[Loss] = []
         self.count = 0
         self.pipeline = StatePipeline(
@@ -153,6 +155,9 @@ def test_stream_is_created_and_an_existing_one_left_alone(nats_server: NatsServe
             await feed.flush()
             made = (await jetstream.stream_info("VICI")).config
             assert made.subjects == STREAM.subjects
+            assert made.duplicate_window == 3600
+            await replace(STREAM, name="SHORT", subjects=["short.>"], max_age=60).ensure(await feed.bus.link())
+            assert (await jetstream.stream_info("SHORT")).config.duplicate_window == 60
         await jetstream.delete_stream("VICI")
         await jetstream.add_stream(name="VICI", subjects=["vici.>"], max_msgs=5)
         async with feeding(nats_server.url) as feed:
