@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,6 +25,9 @@ from click.shell_completion import ShellComplete  # noqa: E402
 from click.testing import CliRunner, Result  # noqa: E402
 
 from vicifast.cli import main  # noqa: E402
+
+if TYPE_CHECKING:
+    from lab import Lab
 
 VERSION = {"daemon": "charon", "version": "6.0.6"}
 SAS = [("list-sa", {f"gw{n}": {"uniqueid": str(n)}}) for n in range(3)]
@@ -683,3 +687,64 @@ def test_help_tells_exit_codes_and_completion() -> None:
     text = CliRunner().invoke(main, ["--help"]).stdout
     assert "3  no connection" in text
     assert "_VICIFAST_COMPLETE=bash_source vicifast" in text
+
+
+REAL = """
+connections {{
+  gw {{
+    version = 2
+    local_port = 14500
+    remote_port = 14500
+    local_addrs = {here}
+    remote_addrs = {there}
+    local {{ auth = psk
+      id = {me} }}
+    remote {{ auth = psk
+      id = {peer} }}
+    children {{ net {{ local_ts = {inside}
+      remote_ts = {beyond}
+      }} }}
+  }}
+}}
+pools {{ branches {{ addrs = 10.3.0.0/24 }} }}
+secrets {{ ike-gw {{ secret = swordfish }} }}
+"""
+
+
+@pytest.mark.lab(nats=True)
+def test_on_a_real_charon(lab: Lab) -> None:
+    left = {"here": "10.99.0.1", "me": "left", "inside": "10.1.0.1/32"}
+    right = {"here": "10.99.0.2", "me": "right", "inside": "10.128.0.1/32"}
+
+    def written(name: str, own: dict[str, str], other: dict[str, str]) -> Path:
+        file = lab.directory / name / "swanctl.conf"
+        file.parent.mkdir(exist_ok=True)
+        ends = {"there": other["here"], "peer": other["me"], "beyond": other["inside"]}
+        file.write_text(REAL.format(**own, **ends))
+        return file
+
+    def cli(*args: object, uri: str = lab.left.address) -> Result:
+        result = CliRunner().invoke(main, [*map(str, args), "--uri", uri])
+        assert "Traceback" not in result.stderr
+        return result
+
+    loaded = cli("load", written("conf-left", left, right))
+    assert loaded.stdout.splitlines()[-1] == "3 loaded, 0 unloaded, 0 failed", loaded.output
+    assert cli("load", written("conf-right", right, left), uri=lab.right.address).exit_code == 0
+    up = cli("initiate", "--child", "net", "--timeout", 10)
+    assert (up.exit_code, up.stdout) == (0, "initiate: done\n"), up.stderr
+    assert "IKE_SA gw[1] established" in up.stderr
+    [sa] = map(json.loads, cli("sas", "--json").stdout.splitlines())
+    assert sa["gw"]["state"] == "ESTABLISHED"
+    assert "1 IKE_SAs, 1 CHILD_SAs" in cli("sas").stdout
+    assert "pre-shared" in cli("conns").stdout
+    assert "branches" in cli("pools").stdout
+    assert "ike-init-out-req" in cli("counters").stdout
+    assert cli("rekey", "--child", "net").stdout == "rekey: done (matches 1)\n"
+    down = cli("terminate", "--ike", "gw")
+    assert (down.exit_code, down.stdout) == (0, "terminate: done (matches 1, terminated 1)\n")
+    again = cli("terminate", "--ike", "gw")
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert cli("unload", "pool", "branches").exit_code == 0
+    assert cli("policies", "--json").stdout == ""
+    assert [cli(*command).exit_code for command in (["certs"], ["stats"], ["call", "version"])] == [0, 0, 0]

@@ -48,9 +48,11 @@ def query(
         if every is None:
             show(client, ask(session, command, request), view)
         elif client.output.for_people and client.output.console.is_terminal:
-            with until_interrupted(), Live(console=client.output.console, screen=True, auto_refresh=False) as live:
+            console = client.output.console
+            with until_interrupted(), Live(console=console, screen=True, auto_refresh=False) as live:
                 while True:
-                    live.update(view(list(ask(session, command, request))), refresh=True)
+                    found = view(list(ask(session, command, request)))
+                    live.update(found if isinstance(found, str) else found.top(console.height), refresh=True)
                     time.sleep(every)
         else:
             with until_interrupted():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -15,10 +15,11 @@ from ..results import ChildSa, IkeSa
 from .output import Packet, lines, shown
 
 Row: TypeAlias = tuple[object, ...]
-View: TypeAlias = Callable[[list[Packet]], RenderableType]
+_NUMBERS = frozenset(("in", "out", "size", "online", "offline", "count"))
+View: TypeAlias = Callable[[list[Packet]], "Listing | str"]
 
 
-def sas(packets: list[Packet]) -> RenderableType:
+def sas(packets: list[Packet]) -> Listing:
     """IKE_SAs with their addresses and identities, and below each its CHILD_SAs with selectors and traffic."""
     found = [IkeSa.from_message(packet.message) for packet in packets]
     rows = (row for sa in found for row in (_ike(sa), *map(_child, sa.children)))
@@ -53,7 +54,7 @@ def _since(time: timedelta | None) -> str:
     return "".join([f"{number}{unit}" for number, unit in parts if number][:2]) or "0s"
 
 
-def conns(packets: list[Packet]) -> RenderableType:
+def conns(packets: list[Packet]) -> Listing:
     """Connections with the two ends and how they authenticate, and below each its children."""
     found = list(_all(packets))
     rows = (row for name, conn in found for row in _conn(name, conn))
@@ -73,7 +74,7 @@ def _auth(round: Mapping[str, Any]) -> str:
     return f"{', '.join(filter(None, names)) or '%any'} ({shown(round.get('class'))})"
 
 
-def certs(packets: list[Packet]) -> RenderableType:
+def certs(packets: list[Packet]) -> Listing:
     """Certificates with the first bytes of their SHA-256, as charon tells the subject of bare keys only."""
     rows = (_cert(packet.message.to_dict()) for packet in packets)
     return _table(
@@ -88,7 +89,7 @@ def _cert(cert: Mapping[str, Any]) -> Row:
     return cert.get("type"), cert.get("flag"), key, cert.get("subject"), cert.get("not-after"), digest
 
 
-def pools(packets: list[Packet]) -> RenderableType:
+def pools(packets: list[Packet]) -> Listing:
     """Pools with their use, and below each its leases if they were asked for."""
     rows = (
         row for packet in packets for name, pool in _sections(packet.message.to_dict()) for row in _pool(name, pool)
@@ -103,21 +104,21 @@ def _pool(name: str, pool: Mapping[str, Any]) -> Iterator[Row]:
         yield "", f"  {lease.get('address')}", "", *(("x", "") if online else ("", "x")), lease.get("identity")
 
 
-def counters(packets: list[Packet]) -> RenderableType:
+def counters(packets: list[Packet]) -> Listing:
     """The counters of each connection that are not 0."""
     sections = [item for packet in packets for item in _sections(packet.message.to_dict().get("counters"))]
     rows = ((name or "(all)", key, count) for name, values in sections for key, count in values.items() if count != "0")
     return _table(("connection", "counter", "count"), rows, "those not listed are 0")
 
 
-def policies(packets: list[Packet]) -> RenderableType:
+def policies(packets: list[Packet]) -> Listing:
     """Trap, pass and drop policies."""
     found = list(_all(packets))
     rows = ((name, policy.get("mode"), policy.get("local-ts"), policy.get("remote-ts")) for name, policy in found)
     return _table(("policy", "mode", "local", "remote"), rows, f"{len(found)} policies")
 
 
-def plain(packets: list[Packet]) -> RenderableType:
+def plain(packets: list[Packet]) -> str:
     """Messages as indented lines."""
     return "\n".join(line for packet in packets for line in lines(packet.message.to_dict()))
 
@@ -132,14 +133,35 @@ def _sections(section: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from ((name, value) for name, value in section.items() if isinstance(value, Mapping))
 
 
-def _table(columns: tuple[str, ...], rows: Iterable[Row], foot: str = "") -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        number = column in ("in", "out", "size", "online", "offline", "count")
-        table.add_column(column, overflow="fold", justify="right" if number else "left", no_wrap=number)
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    return Group(table, foot) if foot else table
+def _table(columns: tuple[str, ...], rows: Iterable[Row], foot: str = "") -> Listing:
+    return Listing(columns, list(rows), foot)
+
+
+class Listing:
+    """A table and its sum; making rows costs time, so a live view makes only those it shows."""
+
+    def __init__(self, columns: tuple[str, ...], rows: list[Row], foot: str) -> None:
+        self._columns = columns
+        self._rows = rows
+        self._foot = foot
+
+    def top(self, height: int) -> RenderableType:
+        """What is to be seen on a screen of that height: the sum first."""
+        return Group(self._foot, self._filled(self._rows[:height]))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._filled(self._rows)
+        if self._foot:
+            yield self._foot
+
+    def _filled(self, rows: list[Row]) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in self._columns:
+            number = column in _NUMBERS
+            table.add_column(column, overflow="fold", justify="right" if number else "left", no_wrap=number)
+        for row in rows:
+            table.add_row(*map(_cell, row))
+        return table
 
 
 def _cell(value: object) -> str:
