@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from vicifast._wire import Raw
-from vicifast.aio import AsyncSession
+from vicifast.aio import AsyncSession, Listener
 from vicifast.commands import EVENTS
 from vicifast.errors import DecodeError, UnknownEvent, ViciError
 
@@ -24,6 +24,7 @@ from .subjects import Subjects, stream_subjects
 _logger = logging.getLogger(__name__)
 
 _STANDALONE = [event.name for event in EVENTS.values() if event.standalone]
+_STATE = [name for name in _STANDALONE if name != "log"]
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 3.0
 _TIMEOUT = 10.0  # seconds for charon to take a connection and answer registrations
 
@@ -58,6 +59,7 @@ class Gateway:
         )
         self._session: AsyncSession | None = None
         self._stopping = asyncio.Event()
+        self._unregistered = asyncio.Event()
         self._up: bool | None = None
         self._down_since = 0
 
@@ -78,13 +80,18 @@ class Gateway:
                     delay = _FIRST_DELAY if self._up else min(delay * 2, _LONGEST_DELAY)
                     self._went_down(error)
             await self._sleep(delay * random.uniform(0.5, 1))
+        await self._unregistered.wait()
         self._tell_status("stopping")
 
     async def stop(self) -> None:
-        """Unregister, take over what charon had still sent, and make `run` end."""
+        """Unregister and make `run` end; events that come before charon has confirmed that are told as a gap."""
         self._stopping.set()
         if self._session is not None:
+            connection = self._session._connection  # the session forgets it when it closes
             await self._session.close()
+            if connection is not None and (late := connection.protocol.late_events):
+                self._tell_gap("all", "the bridge stopped", late, None, None)
+        self._unregistered.set()
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -99,21 +106,32 @@ class Gateway:
             await session.connect()
             if self._stopping.is_set():
                 return
-            listener = session.listen(*_STANDALONE)
-            try:
-                await listener.ready()
-            except UnknownEvent as error:
-                _logger.info("%s: %s; going on without", self.node, error)
+            # One listener for each class, so that it is known of which class events were lost.
+            listeners = [session.listen("log"), session.listen(*_STATE)]
+            for listener in listeners:
+                await self._ready(listener)
             self._came_up()
-            lost = 0
-            while True:
-                batch = await listener.batch()
-                if listener.lost > lost:
-                    self.log.lost("the bridge fell behind charon", *self._lines.skip(listener.lost - lost))
-                    lost = listener.lost
-                self._take(batch)
+            await asyncio.gather(*(self._follow(listener) for listener in listeners))
         finally:
             await session.close()
+
+    async def _ready(self, listener: Listener) -> None:
+        try:
+            await listener.ready()
+        except UnknownEvent as error:
+            _logger.info("%s: %s; going on without", self.node, error)
+
+    async def _follow(self, listener: Listener) -> None:
+        """Take over what the listener has, for ever; raises what ends it."""
+        lost = 0
+        while True:
+            batch = await listener.batch()
+            if listener.lost > lost:
+                is_log = batch[-1][0] == "log"
+                pipeline, envelopes = (self.log, self._lines) if is_log else (self.state, self._events)
+                pipeline.lost("the bridge fell behind charon", *envelopes.skip(listener.lost - lost))
+                lost = listener.lost
+            self._take(batch)
 
     def _take(self, batch: Sequence[tuple[str, object]]) -> None:
         """Hand over everything that came together; nothing here waits."""

@@ -15,6 +15,7 @@ import pytest
 from harness import NatsServer, envelopes, run, service, settings, stored, until, witness
 from nats.aio.msg import Msg
 
+from vicifast import protocol
 from vicifast.commands import EVENTS
 from vicifast.testing import FakeCharon
 
@@ -375,6 +376,63 @@ def test_malformed_messages_are_told_and_do_no_harm(nats_server: NatsServer) -> 
             ("state", 1, "malformed message from charon"),
             ("log", 1, "malformed message from charon"),
         }
+
+    run(test())
+
+
+def test_falling_behind_is_told_for_the_class_that_lost(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "LISTENER_LIMIT", 10)
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await charon.registered("log")
+                [gateway] = bridge.gateways
+                await someone.sees("bridge.status", 2)
+                before = gateway.state.counts.received
+                for _ in range(50):
+                    charon.emit("ike-updown", {"gw": SA})
+                [(_, first)] = await someone.sees("bridge.gap")
+                assert gateway.log.counts.received == 0
+                for _ in range(50):
+                    charon.emit("log", {"group": "IKE", "level": "1", "msg": "x"})
+                _, (_, second) = await someone.sees("bridge.gap", 2)
+                assert (first["data"]["class"], second["data"]["class"]) == ("state", "log")
+                assert first["data"]["cause"] == second["data"]["cause"] == "the bridge fell behind charon"
+                assert gateway.log.counts.dropped == second["data"]["count"] > 0
+                gaps = 2  # are of the state class themselves
+                assert gateway.state.counts.received - before - gaps == 50
+
+    run(test())
+
+
+def test_events_that_come_while_it_unregisters_are_told_as_a_gap(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon:
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                [gateway] = bridge.gateways
+                await charon.registered("log")
+                await until(lambda: gateway.up)
+                charon.pause_reading()
+                stopping = asyncio.create_task(gateway.stop())
+                await asyncio.sleep(0)  # it has unregistered, and charon does not know yet
+                for _ in range(3):
+                    charon.emit("ike-updown", {"gw": SA})
+                charon.resume_reading()
+                await stopping
+        *_, gap, status = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
+        assert gap["data"] == {
+            "class": "all",
+            "cause": "the bridge stopped",
+            "count": 3,
+            "first_seq": None,
+            "last_seq": None,
+        }
+        assert status["data"]["bridge"] == "stopping"
 
     run(test())
 
