@@ -1971,7 +1971,7 @@ cdef class Message:
         self.open(
             bytes_of(data),
             values is bytes,
-            root_names(binary) if binary else (),
+            root_names(binary) if binary else None,
         )
 
     def __dealloc__(self):
@@ -2016,7 +2016,6 @@ cdef class Message:
         made.from_node = node + 1
         made.to_node = found.after
         made.as_bytes = self.as_bytes
-        made.binary = ()
         return made
 
     cdef int64_t find(self, name, uint32_t node, uint32_t to_node) except -2:
@@ -2054,7 +2053,7 @@ cdef class Message:
         cdef const uint8_t* at = self.at(self.nodes[node].first)
         if at[0] == SECTION_START:
             return self.section(node)
-        cdef bint blob = binary and is_one_of(binary, at + 2, at[1])
+        cdef bint blob = binary is not None and is_one_of(binary, at + 2, at[1])
         if at[0] == KEY_VALUE:
             return self.text(at + 2 + at[1], blob)
         cdef list items = []
@@ -2068,6 +2067,7 @@ cdef class Message:
         cdef const uint8_t* at = self.at(self.nodes[node].first)
         return at[2:2 + at[1]].decode("ascii")
 
+    @cython.binding(False)  # else Cython's function object makes another tuple of the path at every call
     def get(self, *path, default=None):
         """Return what stands under the last of the names, each in the section of the one before; else `default`."""
         cdef uint32_t node = self.from_node
@@ -2086,7 +2086,7 @@ cdef class Message:
                     return default
                 node = <uint32_t>found + 1
                 to_node = self.nodes[found].after
-        return self.value(<uint32_t>found, self.binary if not last else ())
+        return self.value(<uint32_t>found, self.binary if not last else None)
 
     def get_all(self, name):
         """Return the values of every element with this name, in order."""
@@ -2144,7 +2144,7 @@ cdef class Message:
 
     cdef bytes transcode(self, format):
         cdef Transcoder transcoder = Transcoder(format, binary=())
-        transcoder.binary = self.binary
+        transcoder.binary = self.binary or ()
         return transcoder.read(self.at(self.first), self.end - self.first)
 
     def __bytes__(self):
