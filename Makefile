@@ -16,7 +16,7 @@ help:
 	@echo "make test                the test-suite; real-daemon tests where charon is installed and we are root"
 	@echo "make test-wheel          the test-suite against the wheel built from the sdist, in a clean environment"
 	@echo "make test-asan           the codec's tests under the address and undefined-behaviour sanitizers"
-	@echo "make fuzz [SECONDS=60]    bytes that look for what the codec gets wrong, under the same sanitizers (clang)"
+	@echo "make fuzz [SECONDS=60]   bytes that look for what the codec gets wrong, under the same sanitizers (clang)"
 	@echo "make lint                ruff, cython-lint, mypy, stubtest"
 	@echo "make build               the extension, in place"
 	@echo "make dist                sdist and wheel"
@@ -112,4 +112,4 @@ bench-instructions: build $(VENV)/bench
 	@$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 clean:
-	rm -rf build dist $(VENV) $(ASAN) $(FUZZ) $(WHEEL) src/*.egg-info src/vicifast/*.so
+	rm -rf build dist $(VENV) $(ASAN) $(FUZZ) $(WHEEL) *.egg-info src/vicifast/*.so
