@@ -106,7 +106,7 @@ class Bus:
             await link.discard()
             self._report_down(reason_of(self._last_error or error))
             return None
-        self._keep(client)
+        self._keep(client, url)
         self.connects += 1
         self._told_down = False
         _logger.info("NATS: connected to %s", hide(url))
@@ -137,12 +137,14 @@ class Bus:
             nkeys_seed=str(config.nkey) if config.nkey else None,
         )
 
-    def _keep(self, client: Client) -> None:
-        """Remember the servers of the cluster that the server told of."""
-        known = {urlsplit(url).netloc.rpartition("@")[2] for url in self._servers}
-        for server in client.discovered_servers:
-            if server.netloc not in known:
-                self._servers.append(f"{server.scheme or 'nats'}://{server.netloc}")
+    def _keep(self, client: Client, url: str) -> None:
+        """Remember the servers of the cluster that the one at `url` told of, in place of those told of before."""
+        userinfo, at, _ = urlsplit(url).netloc.rpartition("@")
+        told = {_host(server.netloc): server.scheme or "nats" for server in client.discovered_servers}
+        kept = [s for s in self._servers if s in self._config.servers or s == url or _host(urlsplit(s).netloc) in told]
+        known = {_host(urlsplit(s).netloc) for s in kept}
+        new = [f"{scheme}://{userinfo}{at}{host}" for host, scheme in told.items() if host not in known]
+        self._servers = kept + new
 
     async def _watch(self, link: Link) -> str:
         """Return why the link has to be given up."""
@@ -172,3 +174,7 @@ class Bus:
         if not self._told_down:
             self._told_down = True
             _logger.warning("NATS: not connected: %s; trying again", reason)
+
+
+def _host(netloc: str) -> str:
+    return netloc.rpartition("@")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -57,25 +58,64 @@ def test_subject_and_reply_count_together(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_server_that_throws_us_out_is_not_pestered() -> None:
-    async def greet_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"headers":true}\r\n')
+class Greeter:
+    """A server that tells of a cluster, notes the CONNECT, and closes the connection."""
+
+    def __init__(self) -> None:
+        self.connects: list[dict[str, Any]] = []
+        self.cluster: list[str] = []
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._greet, "127.0.0.1", 0)
+        self.host = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        info = {"server_id": "x", "version": "2.11.0", "max_payload": 1048576, "connect_urls": self.cluster}
+        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
         while (line := await reader.readline()) and not line.startswith(b"PING"):
-            pass
+            if line.startswith(b"CONNECT "):
+                self.connects.append(json.loads(line.removeprefix(b"CONNECT ")))
         writer.write(b"PONG\r\n")
         writer.close()
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
+
+def test_server_that_throws_us_out_is_not_pestered() -> None:
     async def test() -> None:
-        server = await asyncio.start_server(greet_and_close, "127.0.0.1", 0)
-        bus = Bus(settings(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}").nats)
-        running: asyncio.Task[Any] = asyncio.create_task(bus.run())
+        server = Greeter()
+        await server.start()
+        bus = Bus(settings(f"nats://{server.host}").nats)
+        running = asyncio.create_task(bus.run())
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(running), 1)
         assert 2 <= bus.connects <= 8
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        server.close()
-        await server.wait_closed()
+        await server.stop()
+
+    run(test())
+
+
+def test_servers_that_a_server_tells_of_get_its_credentials_and_are_forgotten_when_they_go() -> None:
+    async def test() -> None:
+        first, second = Greeter(), Greeter()
+        await first.start()
+        await second.start()
+        first.cluster = second.cluster = [first.host, second.host, "127.0.0.1:1"]
+        bus = Bus(settings(f"nats://joe:s3cret@{first.host}").nats)
+        running = asyncio.create_task(bus.run())
+        await until(lambda: second.connects)
+        assert (second.connects[0]["user"], second.connects[0]["pass"]) == ("joe", "s3cret")
+        assert len(bus._servers) == 3
+        first.cluster = second.cluster = [first.host]
+        await until(lambda: bus._servers == [f"nats://joe:s3cret@{first.host}"])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await first.stop()
+        await second.stop()
 
     run(test())
