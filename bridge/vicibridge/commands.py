@@ -42,6 +42,7 @@ NODE = "Vici-Node"
 COUNT = "Vici-Count"
 PART = "Vici-Part"
 
+_CONNECT_TIMEOUT = 5.0  # seconds; charon accepts within milliseconds
 _QUEUE = 8  # requests that may wait for each one that may run
 _PACE = 512 * 1024  # bytes of a streamed reply between two round trips to the server
 
@@ -121,6 +122,8 @@ class Commands:
         try:
             async with asyncio.timeout(self._settings.timeout), self._running:
                 await self._run(answer, message)
+        except RequestTimeout:
+            raise Refusal(requests.UNAVAILABLE, "charon takes no connections at the moment") from None
         except TimeoutError:
             raise Refusal(requests.TIMEOUT, f"no answer within {self._settings.timeout:g} seconds") from None
         except asyncio.CancelledError:
@@ -143,11 +146,13 @@ class Commands:
         readers: dict[str, Reader] = {}
         if event:
             readers[event] = Transcoder(answer.codec, binary=EVENTS[event].binary)
-        async with AsyncSession(self._address, timeout=self._settings.timeout, readers=readers) as session:
+        # The session's own limit is for connecting; the rest has what is left of the time of the whole request.
+        limit = min(_CONNECT_TIMEOUT, self._settings.timeout / 2)
+        async with AsyncSession(self._address, timeout=limit, readers=readers) as session:
             if event is None:
-                await answer.single(await session.call(command, arguments))
+                await answer.single(await session.call(command, arguments, timeout=None))
                 return
-            stream = session.stream(command, arguments)
+            stream = session.stream(command, arguments, timeout=None)
             async for part in stream:
                 assert isinstance(part, bytes)
                 await answer.part(part)
@@ -220,8 +225,6 @@ def _refusal(error: Exception) -> Refusal:
             return Refusal(requests.UNKNOWN, str(error))
         case CommandError():
             return Refusal(requests.FAILED, error.errmsg or "charon refused, and gave no reason")
-        case RequestTimeout():
-            return Refusal(requests.TIMEOUT, "charon did not answer in time")
         case ConnectionClosed() | OSError():
             return Refusal(requests.UNAVAILABLE, "charon is not reachable")
         case ViciError():

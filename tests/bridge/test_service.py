@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,26 @@ def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -
                 await charon.start()
                 [reply] = await someone.ask("vici.gw1.cmd.version")
                 assert json.loads(reply.data) == {"daemon": "charon"}
+
+    run(test())
+
+
+def test_charon_that_accepts_no_connection(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon(backlog=0) as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address, commands={"timeout": 0.4})) as bridge:
+                await until(lambda: bridge.gateways[0].up and bridge.bus.connected)
+                charon.pause_accepting()
+                with ExitStack() as taken:
+                    for _ in range(3):
+                        sock = taken.enter_context(socket.socket(socket.AF_UNIX))
+                        sock.setblocking(False)
+                        with suppress(BlockingIOError):
+                            sock.connect(charon.address.removeprefix("unix://"))
+                    [reply] = await someone.ask("vici.gw1.cmd.version")
+                    assert (code(reply), text(reply)) == ("503", "charon takes no connections at the moment")
+                charon.resume_accepting()
 
     run(test())
 
