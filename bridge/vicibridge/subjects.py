@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
+from typing import TypeAlias
 
 from vicifast import _wire
 
@@ -14,7 +15,6 @@ ALL_NODES = "all"  # the token that addresses every gateway; no node may be call
 _ODD = re.compile(rb"[^A-Za-z0-9_-]")
 _TOKEN = re.compile(r"=|(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 _ESCAPED = re.compile(rb"=([0-9A-F]{2})")
-_UP = _wire.encode({"up": "yes"})
 
 
 @lru_cache(maxsize=4096)
@@ -35,51 +35,54 @@ def unescape(token: str) -> str:
     return name
 
 
-class _Facts:
-    """What of one event's message appears in its subject."""
+_Token: TypeAlias = Callable[[_wire.Message], str]
 
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        self.message: Mapping[str, object] = _wire.decode(raw)
 
-    def text(self, key: str) -> str:
-        value = self.message.get(key, "")
+def _text(key: str) -> _Token:
+    """Return what reads the text at `key`."""
+
+    def read(message: _wire.Message) -> str:
+        value = message.get(key)
         return value if isinstance(value, str) else ""
 
-    def direction(self) -> str:
-        # An IKE_SA may be named "up": its section then hides the key of that name, which charon sends first.
-        return "up" if self.text("up") == "yes" or self.raw.startswith(_UP) else "down"
-
-    def ike(self) -> str:
-        return _section(self.message)[0]
-
-    def child(self) -> str:
-        children = _section(self.message)[1].get("child-sas")
-        name, child = _section(children if isinstance(children, dict) else {})
-        own = child.get("name")  # the section's name carries a unique id in child-updown, none in child-rekey
-        return own if isinstance(own, str) else name
+    return read
 
 
-def _section(message: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
+def _direction(message: _wire.Message) -> str:
+    # An IKE_SA may be named "up": its section then has the key of that name a second time.
+    return "up" if "yes" in message.get_all("up") else "down"
+
+
+def _ike(message: _wire.Message) -> str:
+    return _section(message)[0]
+
+
+def _child(message: _wire.Message) -> str:
+    ike = _section(message)[1]
+    children = ike.get("child-sas") if ike is not None else None
+    name, child = _section(children) if isinstance(children, _wire.Message) else ("", None)
+    own = child.get("name") if child is not None else None
+    return own if isinstance(own, str) else name  # the section's name carries a unique id in child-updown
+
+
+def _section(message: _wire.Message) -> tuple[str, _wire.Message | None]:
     """Return the one section in `message`: found by type, because its name is data and may be anything."""
     for name, value in message.items():
-        if isinstance(value, dict):
+        if isinstance(value, _wire.Message):
             return name, value
-    return "", {}
+    return "", None
 
-
-_Token = Callable[[_Facts], str]
 
 # What follows <prefix>.<node>. for each event: the fixed tokens, then those taken from the message.
 _EVENTS: Mapping[str, tuple[str, tuple[_Token, ...]]] = MappingProxyType(
     {
-        "ike-updown": ("event.ike-updown", (_Facts.ike, _Facts.direction)),
-        "ike-rekey": ("event.ike-rekey", (_Facts.ike,)),
-        "ike-update": ("event.ike-update", (_Facts.ike,)),
-        "child-updown": ("event.child-updown", (_Facts.ike, _Facts.child, _Facts.direction)),
-        "child-rekey": ("event.child-rekey", (_Facts.ike, _Facts.child)),
-        "alert": ("event.alert", (lambda facts: facts.text("type"),)),
-        "log": ("log", (lambda facts: facts.text("group"), lambda facts: facts.text("level"))),
+        "ike-updown": ("event.ike-updown", (_ike, _direction)),
+        "ike-rekey": ("event.ike-rekey", (_ike,)),
+        "ike-update": ("event.ike-update", (_ike,)),
+        "child-updown": ("event.child-updown", (_ike, _child, _direction)),
+        "child-rekey": ("event.child-rekey", (_ike, _child)),
+        "alert": ("event.alert", (_text("type"),)),
+        "log": ("log", (_text("group"), _text("level"))),
     }
 )
 
@@ -95,8 +98,8 @@ class Subjects:
     def event(self, name: str, raw: bytes) -> str:
         """Return the subject of event `name` with message `raw`; DecodeError when that is no VICI message."""
         fixed, tokens = _EVENTS[name]
-        facts = _Facts(raw)
-        return ".".join([self._base + fixed, *(escape(token(facts)) for token in tokens)])
+        message = _wire.Message(raw)
+        return ".".join([self._base + fixed, *(escape(token(message)) for token in tokens)])
 
     def bridge(self, kind: str) -> str:
         """Return the subject of the bridge's own envelopes: status, gap."""
