@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from .config import Config, ConfigError, load, render
+from .config import Config, SettingsProblem, load, render
 from .service import serve
 
 _config_option = click.option(
@@ -74,7 +74,7 @@ def demo(recordings: Path) -> None:
 def _load(path: Path | None) -> Config:
     try:
         return load(path)
-    except ConfigError as error:
+    except SettingsProblem as error:
         for problem in error.problems:
             click.echo(problem, err=True)
         sys.exit(1)

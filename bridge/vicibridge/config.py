@@ -14,7 +14,7 @@ import ssl
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -32,8 +32,8 @@ ENV_PREFIX = "VICIBRIDGE_"
 _SCHEMES = ("nats", "tls")  # websockets would need another way to abort a hung connection
 
 
-class ConfigError(Exception):
-    """A configuration that cannot be used; `problems` has one line for each thing that is wrong."""
+class SettingsProblem(Exception):
+    """A configuration that cannot be used; `problems` has a line for each thing that is wrong, and shows no secret."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -192,27 +192,30 @@ class Config(BaseSettings):
 
 
 def load(path: Path | None) -> Config:
-    """Return the configuration in the file at `path`, overridden by the environment; ConfigError says what is wrong."""
+    """Return the configuration in the file at `path`, the environment over it; SettingsProblem says what is wrong."""
     try:
         values = tomllib.loads(path.read_text("utf-8")) if path else {}
     except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror}"]) from None
+        raise SettingsProblem([f"{path}: {error.strerror}"]) from None
     except ValueError as error:
-        raise ConfigError([f"{path}: no valid TOML: {error}"]) from None
-    if unknown := list(_unknown_variables()):
-        raise ConfigError(unknown)
+        raise SettingsProblem([f"{path}: no valid TOML: {error}"]) from None
+    if wrong := list(_wrong_variables()):
+        raise SettingsProblem(wrong)
     try:
         return Config(**values)
     except ValidationError as error:
-        raise ConfigError([_explain(problem) for problem in error.errors()]) from None
+        raise SettingsProblem([f"{path or 'environment'}: {_explain(problem)}" for problem in error.errors()]) from None
     except SettingsError as error:
-        raise ConfigError([f"environment: {error}"]) from None
+        raise SettingsProblem([f"environment: {error}; lists are written as JSON"]) from None
 
 
 def hide(url: str) -> str:
     """Return `url` without what could be a secret in it."""
-    scheme, mark, rest = url.rpartition("://")
-    return f"{scheme}{mark}**********@{rest.rpartition('@')[2]}" if "@" in rest else url
+    userinfo, at, host = url.rpartition("@")
+    if not at:
+        return url
+    scheme, mark, _ = userinfo.partition("://")
+    return f"{scheme}{mark}**********@{host}" if mark else f"**********@{host}"
 
 
 def render(config: Config) -> str:
@@ -228,12 +231,24 @@ def render(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _unknown_variables() -> Iterator[str]:
-    for variable in os.environ:
-        section = variable.upper().removeprefix(ENV_PREFIX).split("__")[0].lower()
-        if variable.upper().startswith(ENV_PREFIX) and section not in Config.model_fields:
+def _wrong_variables() -> Iterator[str]:
+    for variable, value in os.environ.items():
+        if not variable.upper().startswith(ENV_PREFIX):
+            continue
+        section, mark, _ = variable.upper().removeprefix(ENV_PREFIX).partition("__")
+        if section.lower() not in Config.model_fields:
             known = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in Config.model_fields)
             yield f"{variable}: unknown variable; those known start with {known}"
+        elif not mark and not _is_json(value):
+            yield f"{variable}: no JSON; a single key is set by {ENV_PREFIX}{section}__KEY"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
@@ -250,12 +265,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "nats": Nats,
-        "gateway": Gateway,
-        "events": Events,
-        "log": Log,
-        "commands": Commands,
-    }
-    model = sections[str(location[0])] if location else Config
+    model: type[BaseModel] = Config
+    for name in location[:1]:
+        annotation = Config.model_fields[str(name)].annotation
+        model = (*get_args(annotation), annotation)[0]  # of a list its element
     return list(model.model_fields)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from vicibridge.cli import cli
-from vicibridge.config import Config, ConfigError, hide, load, render
+from vicibridge.config import Config, SettingsProblem, hide, load, render
 
 EXAMPLE = Path(__file__).parents[2] / "bridge" / "bridge.example.toml"
 
@@ -22,7 +22,7 @@ def loaded(tmp_path: Path, text: str) -> Config:
 
 
 def problems(tmp_path: Path, text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(SettingsProblem) as caught:
         loaded(tmp_path, text)
     return caught.value.problems
 
@@ -92,7 +92,7 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
 )
 def test_each_problem_is_one_line_that_names_key_and_fix(tmp_path: Path, text: str, problem: str) -> None:
     [line] = problems(tmp_path, text)
-    assert line.startswith(problem)
+    assert line.startswith(f"{tmp_path / 'bridge.toml'}: {problem}")
     assert "\n" not in line and "s3cret" not in line
 
 
@@ -102,10 +102,24 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
 def test_no_toml_no_file_and_unknown_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no valid TOML" in problems(tmp_path, "[nats")[0]
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(SettingsProblem, match="No such file"):
         load(tmp_path / "missing.toml")
     monkeypatch.setenv("VICIBRIDGE_LGO__CODEC", "json")
-    with pytest.raises(ConfigError, match="VICIBRIDGE_LGO__CODEC: unknown variable"):
+    with pytest.raises(SettingsProblem, match="VICIBRIDGE_LGO__CODEC: unknown variable"):
+        load(None)
+    monkeypatch.delenv("VICIBRIDGE_LGO__CODEC")
+    monkeypatch.setenv("VICIBRIDGE_NATS", "s3cret")
+    with pytest.raises(SettingsProblem) as caught:
+        load(None)
+    assert caught.value.problems == ["VICIBRIDGE_NATS: no JSON; a single key is set by VICIBRIDGE_NATS__KEY"]
+    monkeypatch.delenv("VICIBRIDGE_NATS")
+    monkeypatch.setenv("VICIBRIDGE_NATS__SERVERS", "nats://s3cret@h:1")
+    with pytest.raises(SettingsProblem) as caught:
+        load(None)
+    assert "nats" in str(caught.value) and "written as JSON" in str(caught.value) and "s3cret" not in str(caught.value)
+    monkeypatch.delenv("VICIBRIDGE_NATS__SERVERS")
+    monkeypatch.setenv("VICIBRIDGE_NATS", '{"user": 1}')
+    with pytest.raises(SettingsProblem, match="^environment: nats.user: Input should be a valid string$"):
         load(None)
 
 
@@ -122,7 +136,13 @@ def test_what_is_printed_hides_secrets_and_is_a_configuration(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("url", "shown"),
-    [("nats://h:1", "nats://h:1"), ("tls://a:b@h:1", "tls://**********@h:1"), ("t@h", "**********@h")],
+    [
+        ("nats://h:1", "nats://h:1"),
+        ("tls://a:b@h:1", "tls://**********@h:1"),
+        ("t@h", "**********@h"),
+        ("nats://s3cret://s3cret@h:1", "nats://**********@h:1"),
+        ("nats://a:s3@cret@h", "nats://**********@h"),
+    ],
 )
 def test_hide(url: str, shown: str) -> None:
     assert hide(url) == shown
