@@ -66,7 +66,7 @@ def demo(recordings: Path) -> None:
     except ModuleNotFoundError as error:
         raise click.ClickException(f'the demo needs {error.name}; pip install "vicifast[demo]"') from None
     try:
-        asyncio.run(recorded_demo(Console(highlight=False), sorted(recordings.glob("*.recording"))))
+        asyncio.run(recorded_demo(Console(highlight=False), recordings))
     except (DemoError, NatsServerError, TimeoutError) as error:
         raise click.ClickException(str(error) or "nothing came in time") from None
 

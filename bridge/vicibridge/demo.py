@@ -196,7 +196,7 @@ def _unless_command(subscriber: Subscriber) -> Callable[[Msg], Awaitable[None]]:
 
 
 async def _list_sas(console: Console, client: Client) -> None:
-    console.print(f"$ nats req vici.{NODE}.cmd.list-sas '{{}}' --replies 0")
+    console.print(f"$ nats req vici.{NODE}.cmd.list-sas '{{}}' --replies 0 --wait-for-empty")
     inbox = client.new_inbox()
     answers = await client.subscribe(inbox)
     began = time.perf_counter()
@@ -251,9 +251,11 @@ def _judge(subscriber: Subscriber, gaps: Sequence[str], expected: Mapping[str, i
         raise DemoError(f"the bridge ended with status {status}")
 
 
-async def recorded_demo(console: Console, paths: Sequence[Path]) -> None:
+async def recorded_demo(console: Console, directory: Path) -> None:
     """The demonstration on recorded traffic of a real daemon, served by a FakeCharon; no root, no strongSwan."""
-    recordings = [Recording.load(path) for path in paths]
+    recordings = [Recording.load(path) for path in sorted(directory.glob("*.recording"))]
+    if not recordings:
+        raise DemoError(f"no *.recording files in {directory}")
     events = max(recordings, key=_standalone_count)
     if not _standalone_count(events):
         raise DemoError("none of the recordings has events")
