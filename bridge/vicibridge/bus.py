@@ -39,7 +39,7 @@ class Bus:
         self._changed = asyncio.Event()
         self._servers = list(config.servers)
         self._last_error: Exception | None = None
-        self._told_down = False
+        self._told: set[str] = set()  # reasons of the present outage that the log has
         self._closed = False
         self._quiet_until = 0.0
         self.errors = 0  # what nats-py reported while connected
@@ -108,7 +108,7 @@ class Bus:
             return None
         self._keep(client, url)
         self.connects += 1
-        self._told_down = False
+        self._told.clear()
         _logger.info("NATS: connected to %s", hide(url))
         self._link = link
         self._changed.set()
@@ -171,8 +171,9 @@ class Bus:
 
     def _report_down(self, reason: str) -> None:
         self._link = None
-        if not self._told_down:
-            self._told_down = True
+        # The server may close before its own reason has been read, and a later attempt be the one that tells it.
+        if reason not in self._told:
+            self._told.add(reason)
             _logger.warning("NATS: not connected: %s; trying again", reason)
 
 

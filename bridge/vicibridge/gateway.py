@@ -85,11 +85,13 @@ class Gateway:
 
     async def stop(self) -> None:
         """Unregister and make `run` end; events that come before charon has confirmed that are told as a gap."""
+        if self._stopping.is_set():
+            await self._unregistered.wait()
+            return
         self._stopping.set()
         if self._session is not None:
-            connection = self._session._connection  # the session forgets it when it closes
             await self._session.close()
-            if connection is not None and (late := connection.protocol.late_events):
+            if late := self._session.late_events:
                 self._tell_gap("all", "the bridge stopped", late, None, None)
         self._unregistered.set()
 

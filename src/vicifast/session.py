@@ -48,14 +48,21 @@ class BaseSession(Commands[ReplyT, StreamT], Generic[ReplyT, StreamT, C]):
         self._values = values
         self._readers = dict(readers or {})
         self._connection: C | None = None
+        self._protocol: protocol.Protocol | None = None
 
     @property
     def closed(self) -> bool:
         """Whether a call made now would raise `ConnectionClosed`."""
         return self._connection is None or self._connection.protocol.closed is not None
 
+    @property
+    def late_events(self) -> int:
+        """How many events came on this connection, or the last, that nobody wanted: unregistered, not yet confirmed."""
+        return self._protocol.late_events if self._protocol is not None else 0
+
     def _new_protocol(self) -> protocol.Protocol:
-        return protocol.Protocol(*protocol.readers_for(self._values, self._readers))
+        self._protocol = protocol.Protocol(*protocol.readers_for(self._values, self._readers))
+        return self._protocol
 
     def _require(self) -> C:
         if self._connection is None:

