@@ -64,7 +64,7 @@ $(VENV)/lint: $(VENV)/made
 lint: build $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/cython-lint src
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src  # it calls pycodestyle
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest vicifast._wire
 
