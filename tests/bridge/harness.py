@@ -7,7 +7,7 @@ import io
 import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import msgpack
@@ -63,6 +63,7 @@ class Witness:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.messages: list[Msg] = []
+        self._served: set[str] = set()
 
     async def watch(self, subject: str) -> None:
         async def note(message: Msg) -> None:
@@ -84,10 +85,25 @@ class Witness:
         self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, parts: int = 1
     ) -> list[Msg]:
         """Send a request and return the first `parts` messages that answer it."""
+        await self._is_served(subject.rpartition(".")[0])
         inbox = self.client.new_inbox()
         answers = await self.client.subscribe(inbox)
         await self.client.publish(subject, payload, reply=inbox, headers=headers)
         return [await answers.next_msg(timeout=10) for _ in range(parts)]
+
+    async def _is_served(self, commands: str) -> None:
+        """Wait until a bridge takes commands: our own subscription keeps NATS from saying that nobody does."""
+        if commands in self._served:
+            return
+        inbox = self.client.new_inbox()
+        answers = await self.client.subscribe(inbox)
+        async with asyncio.timeout(15):
+            while commands not in self._served:
+                await self.client.publish(f"{commands}.no-such-command", reply=inbox)
+                with suppress(nats.errors.TimeoutError):
+                    await answers.next_msg(timeout=0.2)
+                    self._served.add(commands)
+        await answers.unsubscribe()
 
 
 @asynccontextmanager
