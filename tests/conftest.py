@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ def stale(package: Path) -> str:
 
 
 def pytest_sessionstart() -> None:
+    # Started in the background the run ignores Ctrl-C, and so would every program that the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     spec = importlib.util.find_spec("vicifast")
     if spec is None or not spec.submodule_search_locations:
         pytest.exit("vicifast is not installed; run: pip install -e .", returncode=4)
