@@ -34,11 +34,8 @@ cdef extern from "Python.h":
     bint PyDict_CheckExact(object value)
     PyObject* PyList_New(Py_ssize_t size) except NULL
     void PyList_SET_ITEM(PyObject* items, Py_ssize_t index, PyObject* item)  # takes over the reference
-    bint PyList_CheckExact(object value)
-    bint PyTuple_CheckExact(object value)
     PyObject* PyUnicode_New(Py_ssize_t size, Py_UCS4 maximum) except NULL
     PyObject* PyUnicode_DecodeUTF8(const char* text, Py_ssize_t size, const char* errors) except NULL
-    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
     void* PyUnicode_DATA(PyObject* text)
     bint PyUnicode_IS_COMPACT_ASCII(PyObject* text)
     bint PyUnicode_Check(object value)
@@ -443,6 +440,13 @@ cdef inline uint64_t hash_name(const uint8_t* name, Py_ssize_t size) noexcept:
     return mixed
 
 
+cdef bint are_bytes(values) except -1:
+    """What `values` asks for: bytes, or str."""
+    if values is not str and values is not bytes:
+        raise TypeError(f"values must be str or bytes, not {values!r}")
+    return values is bytes
+
+
 cdef class Reader:
     """How a `Framer` hands out the message of a packet: as objects, transcoded or as it came. Not made directly."""
 
@@ -483,9 +487,7 @@ cdef class Decoder(Reader):
             raise MemoryError
 
     def __init__(self, *, values=str, binary=()):
-        if values is not str and values is not bytes:
-            raise TypeError(f"values must be str or bytes, not {values!r}")
-        self.as_bytes = values is bytes
+        self.as_bytes = are_bytes(values)
         self.binary = root_names(binary)
         self.forget()
 
@@ -864,10 +866,8 @@ def decode(data, *, values=str, binary=()):
     Stateless; a `Decoder` is faster for more than one message. `values` is `str` (UTF-8, surrogateescape) or `bytes`;
     `binary` names keys of the root whose values are always `bytes`. Raises `DecodeError` with the offset.
     """
-    if values is not str and values is not bytes:
-        raise TypeError(f"values must be str or bytes, not {values!r}")
     cdef Forgetful reader = Forgetful.__new__(Forgetful)
-    reader.as_bytes = values is bytes
+    reader.as_bytes = are_bytes(values)
     reader.binary = root_names(binary)
     return read_buffer(reader, data)
 
@@ -1964,13 +1964,11 @@ cdef class Message:
     cdef tuple binary
 
     def __init__(self, data, *, values=str, binary=()):
-        if values is not str and values is not bytes:
-            raise TypeError(f"values must be str or bytes, not {values!r}")
         if self.data is not None:
             raise TypeError("a Message cannot be changed")
         self.open(
             bytes_of(data),
-            values is bytes,
+            are_bytes(values),
             root_names(binary) if binary else None,
         )
 
@@ -2180,9 +2178,7 @@ cdef class MessageReader(Reader):
     cdef tuple binary
 
     def __init__(self, *, values=str, binary=()):
-        if values is not str and values is not bytes:
-            raise TypeError(f"values must be str or bytes, not {values!r}")
-        self.as_bytes = values is bytes
+        self.as_bytes = are_bytes(values)
         self.binary = root_names(binary)
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
