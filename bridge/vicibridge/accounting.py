@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _logger = logging.getLogger(__name__)
 
@@ -13,11 +14,18 @@ _TELL_EVERY = 1.0  # seconds between two gap envelopes of one pipeline
 
 @dataclass(slots=True)
 class Counts:
-    """Events since the start; what is neither published nor dropped is in flight."""
+    """Events since the start; what is neither published nor dropped is in flight. `bytes` is the payload published."""
 
     received: int = 0
     published: int = 0
     dropped: int = 0
+    bytes: int = 0
+    causes: Counter[str] = field(default_factory=Counter)  # of what was dropped; a few fixed texts
+
+    def drop(self, cause: str, count: int) -> None:
+        """Count `count` events as dropped."""
+        self.dropped += count
+        self.causes[cause] += count
 
 
 @dataclass(slots=True)

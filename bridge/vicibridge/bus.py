@@ -44,6 +44,7 @@ class Bus:
         self._quiet_until = 0.0
         self.errors = 0  # what nats-py reported while connected
         self.connects = 0
+        self.reason = "not connected yet"  # why there is no link
 
     async def link(self) -> Link:
         """Return the link that is up, waiting for one if need be."""
@@ -171,6 +172,7 @@ class Bus:
 
     def _report_down(self, reason: str) -> None:
         self._link = None
+        self.reason = reason
         # The server may close before its own reason has been read, and a later attempt be the one that tells it.
         if reason not in self._told:
             self._told.add(reason)

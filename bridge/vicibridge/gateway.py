@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vicifast._wire import Raw
@@ -60,6 +61,9 @@ class Gateway:
         self._session: AsyncSession | None = None
         self._stopping = asyncio.Event()
         self._unregistered = asyncio.Event()
+        self.connects = 0
+        self.reason = "not connected yet"  # why charon is not up
+        self.events: Counter[str] = Counter()  # of the state class, by name
         self._up: bool | None = None
         self._down_since = 0
 
@@ -154,6 +158,7 @@ class Gateway:
             if is_log:
                 self.log.put(envelopes.seq, subject, envelope, now)
             else:
+                self.events[event] += 1
                 self.state.put(envelopes.seq, subject, envelope)
 
     def _came_up(self) -> None:
@@ -161,10 +166,12 @@ class Gateway:
             gap = {"since": self._down_since, "until": time.time_ns()}
             self._tell_gap("all", "charon was gone", None, None, None, **gap)
         self._up = True
+        self.connects += 1
         _logger.info("%s: charon is up at %s", self.node, self.address)
         self._tell_status("running")
 
     def _went_down(self, error: Exception) -> None:
+        self.reason = str(error)
         if self._up is False:
             return
         was_up, self._up = self._up, False

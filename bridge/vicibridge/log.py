@@ -78,7 +78,7 @@ class LogPipeline:
         """Count events that never became envelopes."""
         count = last_seq - first_seq + 1
         self.counts.received += count
-        self.counts.dropped += count
+        self.counts.drop(cause, count)
         self._losses.add(cause, count, first_seq, last_seq)
         self._wake.set()
 
@@ -145,6 +145,7 @@ class LogPipeline:
             return
         for batch in window:
             self.counts.published += batch.count
+            self.counts.bytes += len(batch.payload)
             self._release(batch)
         self._losses.tell(asyncio.get_running_loop().time())
 
@@ -154,7 +155,7 @@ class LogPipeline:
             self._drop(batch, "the memory for log events is full")
 
     def _drop(self, batch: _Batch, cause: str) -> None:
-        self.counts.dropped += batch.count
+        self.counts.drop(cause, batch.count)
         self._losses.add(cause, batch.count, batch.first_seq, batch.last_seq)
         self._release(batch)
 

@@ -118,7 +118,7 @@ class StatePipeline:
         """Count events that never became envelopes."""
         count = last_seq - first_seq + 1
         self.counts.received += count
-        self.counts.dropped += count
+        self.counts.drop(cause, count)
         self._losses.add(cause, count, first_seq, last_seq)
         self._wake.set()
 
@@ -200,6 +200,7 @@ class StatePipeline:
         self._refused.pop(seq, None)
         self._highest_ack = max(self._highest_ack, seq)
         self.counts.published += 1
+        self.counts.bytes += len(record.payload)
         self._release(record)
         self._delay = self._first_delay
         if self._troubled:
@@ -246,7 +247,7 @@ class StatePipeline:
                 _logger.warning("JetStream: cannot look after the stream %s: %s", self._stream.name, error)
 
     def _drop(self, record: _Record, cause: str) -> None:
-        self.counts.dropped += 1
+        self.counts.drop(cause, 1)
         if record.tell:
             self._losses.add(cause, 1, record.seq, record.seq)
         self._release(record)
