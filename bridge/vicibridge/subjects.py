@@ -102,8 +102,12 @@ class Subjects:
         return ".".join([self._base + fixed, *(escape(token(message)) for token in tokens)])
 
     def bridge(self, kind: str) -> str:
-        """Return the subject of the bridge's own envelopes: status, gap."""
+        """Return the subject of the bridge's own envelopes: status, gap, resync."""
         return f"{self._base}bridge.{kind}"
+
+    def key(self, *names: str) -> str:
+        """Return the key-value key of something of this node: `<node>.<ike>.<uniqueid>`, `<node>.<conn>`, `<node>`."""
+        return ".".join([self.node, *map(escape, names)])
 
     def commands(self) -> tuple[str, str]:
         """Return what to subscribe to: this node's commands, and those for every node."""
