@@ -34,7 +34,7 @@ class Bus:
 
     def __init__(self, config: Nats) -> None:
         self._config = config
-        self._tls = config.tls()
+        self._options = config.options()
         self._link: Link | None = None
         self._changed = asyncio.Event()
         self._servers = list(config.servers)
@@ -116,7 +116,6 @@ class Bus:
         return link
 
     async def _open(self, client: Client, url: str, closed: Callable[[], Awaitable[None]]) -> None:
-        config = self._config
         self._last_error = None
         await client.connect(
             servers=[url],
@@ -129,13 +128,7 @@ class Bus:
             connect_timeout=_CONNECT_TIMEOUT,
             ping_interval=_NEVER,
             pending_size=-1,  # publish() then never blocks; pipelines bound what is pending
-            tls=self._tls,
-            tls_hostname=config.tls_hostname,
-            user=config.user,
-            password=config.password.get_secret_value() if config.password else None,
-            token=config.token.get_secret_value() if config.token else None,
-            user_credentials=str(config.creds) if config.creds else None,
-            nkeys_seed=str(config.nkey) if config.nkey else None,
+            **self._options,
         )
 
     def _keep(self, client: Client, url: str) -> None:

@@ -130,6 +130,18 @@ class Nats(_Section):
             context.load_cert_chain(self.tls_cert, self.tls_key)
         return context
 
+    def options(self) -> dict[str, Any]:
+        """Return what nats-py's `connect` has to know of identity and TLS."""
+        return {
+            "tls": self.tls(),
+            "tls_hostname": self.tls_hostname,
+            "user": self.user,
+            "password": self.password.get_secret_value() if self.password else None,
+            "token": self.token.get_secret_value() if self.token else None,
+            "user_credentials": str(self.creds) if self.creds else None,
+            "nkeys_seed": str(self.nkey) if self.nkey else None,
+        }
+
 
 class Gateway(_Section):
     """One charon, and the name it has on the bus."""

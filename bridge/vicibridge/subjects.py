@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TypeAlias
@@ -112,6 +112,32 @@ class Subjects:
     def commands(self) -> tuple[str, str]:
         """Return what to subscribe to: this node's commands, and those for every node."""
         return f"{self._base}cmd.*", f"{self.prefix}.{ALL_NODES}.cmd.*"
+
+
+def command_subject(prefix: str, node: str, command: str) -> str:
+    """Return where requests for a command go; `node` may be ALL_NODES."""
+    return f"{prefix}.{escape(node)}.cmd.{escape(command)}"
+
+
+def filters(prefix: str, nodes: Sequence[str] = (), events: Sequence[str] = (), ike: str | None = None) -> list[str]:
+    """Return what to subscribe to for `events` of `nodes`; none of the latter means all, none of the former all state.
+
+    Events are charon's or the bridge's own (`status`, `gap`, ...). `ike` leaves those of one connection, and raises
+    ValueError for an event that is not of a connection.
+    """
+    tokens = [escape(node) for node in nodes] or ["*"]
+    if ike is not None:
+        names = events or [name for name, (_, own) in _EVENTS.items() if _ike in own]
+        return [f"{prefix}.{token}.{_of_connection(name, escape(ike))}" for token in tokens for name in names]
+    parts = [f"{_EVENTS[name][0]}.>" if name in _EVENTS else f"bridge.{escape(name)}" for name in events]
+    return [f"{prefix}.{token}.{part}" for token in tokens for part in parts or ("event.>", "bridge.>")]
+
+
+def _of_connection(event: str, ike: str) -> str:
+    fixed, tokens = _EVENTS.get(event, ("", ()))
+    if _ike not in tokens:
+        raise ValueError(f"{event} is not of one connection: so it cannot be had for one alone")
+    return ".".join([fixed, *(ike if token is _ike else "*" for token in tokens)])
 
 
 def stream_subjects(prefix: str) -> list[str]:

@@ -24,7 +24,7 @@ from .protocol import (
     stream_event,
     unanswered,
 )
-from .session import BaseListener, BaseSession, BaseStream, M
+from .session import BaseListener, BaseSession, BaseStream, M, Waits
 
 
 class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "_Connection"], Generic[M]):
@@ -167,7 +167,7 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "_Connection
             await connection.close()
 
 
-class Stream(BaseStream["_Connection", M]):
+class Stream(BaseStream[Waits, M]):
     """The messages of one command, as an async iterator; `response` is the reply once they have ended.
 
     It may be left at any point: what charon still sends is read and dropped, and the session stays usable. The error

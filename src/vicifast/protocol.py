@@ -143,7 +143,7 @@ class Protocol:
         self._drop_left()
         packet = _wire.packet(_wire.CMD_REQUEST, command, message)
         if message is not None:
-            _check_text(command, message)
+            check_text(command, message)
         if event is not None:
             _wire.packet(_wire.EVENT_REGISTER, event)
         call = Call(command, event)
@@ -409,7 +409,7 @@ def readers_for(values: Values, readers: Mapping[str, _wire.Reader]) -> tuple[_w
     return make(), {**{event.name: make(event.binary) for event in EVENTS.values() if event.binary}, **readers}
 
 
-def _check_text(command: str, message: Mapping[str, object]) -> None:
+def check_text(command: str, message: Mapping[str, object]) -> None:
     """Refuse text that charon would answer with a misleading "missing ..." or not at all (vici_message.c)."""
     blob = COMMANDS[command].blob if command in COMMANDS else frozenset()
     for path, key, value in _values(message, ""):

@@ -26,9 +26,17 @@ class Connection(Protocol):
     protocol: protocol.Protocol
 
 
+class Waits(Protocol):
+    """What a stream of asyncio needs of whatever carries its messages."""
+
+    async def wait_call(self, call: Call, timeout: float | None) -> None:
+        """Return when there is news of `call`; `RequestTimeout` when there is none for `timeout` seconds."""
+
+
 ReplyT = TypeVar("ReplyT")
 StreamT = TypeVar("StreamT")
 C = TypeVar("C", bound=Connection)
+W = TypeVar("W")  # what waits for news of a call
 
 
 class BaseSession(Commands[ReplyT, StreamT], Generic[ReplyT, StreamT, C]):
@@ -73,10 +81,10 @@ class BaseSession(Commands[ReplyT, StreamT], Generic[ReplyT, StreamT, C]):
         return self.timeout if timeout is DEFAULT else timeout
 
 
-class BaseStream(Generic[C, M]):
+class BaseStream(Generic[W, M]):
     """One command that streams."""
 
-    def __init__(self, connection: C, call: Call, timeout: float | None) -> None:
+    def __init__(self, connection: W, call: Call, timeout: float | None) -> None:
         self._connection = connection
         self._call = call
         self._timeout = timeout

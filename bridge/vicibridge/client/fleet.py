@@ -1,0 +1,150 @@
+"""The way into the bus for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Self, overload
+
+import nats.errors
+from nats.aio.client import Client
+
+from vicifast import _wire
+from vicifast.errors import ConnectionClosed
+from vicifast.methods import DEFAULT
+from vicifast.protocol import Section, Values
+
+from ..config import Nats, hide
+from ..link import reason_of
+from .calls import Calls
+from .discovery import Discovery
+from .everyone import Everyone
+from .session import BusSession
+
+_CONNECT_TIMEOUT = 5
+_TRIES = 2  # of each server, before the first connection
+_CLOSE_TIMEOUT = 2.0
+_PING = 5  # seconds; a server that leaves two of them unanswered is given up
+
+
+class Fleet:
+    """Gateways behind bridges, by way of a NATS system: their commands, events and state.
+
+    `nats` is the address of a server, several of them, a `vicibridge.config.Nats` with credentials and TLS, or a client
+    of nats-py, connected, which stays the caller's. `prefix` is the bridges' own, by default what `nats` has or `vici`.
+    `timeout` is the sessions' default, in seconds.
+
+    A connection of its own is taken up again whenever it breaks.
+    """
+
+    def __init__(
+        self,
+        nats: str | Sequence[str] | Nats | Client | None = None,
+        *,
+        prefix: str | None = None,
+        timeout: float | None = 30.0,
+    ) -> None:
+        self._given = nats if isinstance(nats, Client) else None
+        self._settings = _settings(nats)
+        self.prefix = prefix or self._settings.prefix
+        self.timeout = timeout
+        self._client: Client | None = self._given
+        self._calls: Calls | None = None
+        self._trouble: Exception | None = None
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    @property
+    def client(self) -> Client:
+        """The client of nats-py; `ConnectionClosed` when there is none."""
+        if self._client is None:
+            raise ConnectionClosed("the fleet is not connected")
+        return self._client
+
+    async def connect(self) -> Self:
+        """Connect, unless a client was given. Raises `ConnectionClosed` when no server takes us."""
+        if self._client is None:
+            client = Client()
+            try:
+                await client.connect(
+                    servers=list(self._settings.servers),
+                    name="vicibridge client",
+                    error_cb=self._on_error,
+                    connect_timeout=_CONNECT_TIMEOUT,
+                    max_reconnect_attempts=_TRIES - 1,
+                    reconnect_time_wait=0,
+                    ping_interval=_PING,
+                    max_outstanding_pings=2,
+                    **self._settings.options(),
+                )
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                where = ", ".join(map(hide, self._settings.servers))
+                raise ConnectionClosed(
+                    f"NATS: cannot connect to {where}: {reason_of(self._trouble or error)}"
+                ) from None
+            client.options["max_reconnect_attempts"] = -1
+            client.options["reconnect_time_wait"] = 1
+            self._client = client
+        return self
+
+    async def close(self) -> None:
+        """Close the connection, unless its client was given."""
+        client, self._client = self._client, self._given
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            await calls.close()
+        if client is not None and client is not self._given:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT)
+
+    @overload
+    def node(
+        self, name: str, *, timeout: float | None = ..., values: type[str] | type[bytes] = ...
+    ) -> BusSession[Section]: ...
+
+    @overload
+    def node(
+        self, name: str, *, timeout: float | None = ..., values: type[_wire.Message]
+    ) -> BusSession[_wire.Message]: ...
+
+    def node(self, name: str, *, timeout: float | None = DEFAULT, values: Values = str) -> BusSession[Any]:
+        """Return the commands of one gateway; `timeout` and `values` are as with `AsyncSession`."""
+        return BusSession(self._require, self.prefix, name, self._limit(timeout), values)
+
+    def everyone(self, *, timeout: float | None = DEFAULT, stall: float = 2.0, values: Values = str) -> Everyone[Any]:
+        """Return the commands of all gateways at once: each gives `Answers`, which explain `timeout` and `stall`."""
+        return Everyone(self._require, self.prefix, self.present, self._limit(timeout), stall, values)
+
+    async def present(self) -> set[str]:
+        """Return the nodes whose bridges answer; this takes as long as answers come, a quarter of a second at least."""
+        found = await Discovery("PING").run(self._require())
+        return {str(instance["metadata"]["node"]) for instance in found}
+
+    def _limit(self, timeout: float | None) -> float | None:
+        return self.timeout if timeout is DEFAULT else timeout
+
+    def _require(self) -> Calls:
+        if self._calls is None:
+            self._calls = Calls(self.client)
+        return self._calls
+
+    async def _on_error(self, error: Exception) -> None:
+        self._trouble = error
+        if self._calls is not None and "permissions violation" in str(error).lower():
+            self._calls.denied(str(error))
+
+
+def _settings(given: object) -> Nats:
+    match given:
+        case Nats():
+            return given
+        case str():
+            return Nats(servers=[given])
+        case Sequence():
+            return Nats(servers=list(given))
+    return Nats()
