@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from .config import Config, SettingsProblem, load, render
-from .service import serve
+from . import journal
+from .config import Config
+from .configfile import SettingsProblem, load, render
 
 _config_option = click.option(
     "--config",
@@ -31,22 +32,32 @@ def cli() -> None:
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="What goes to stderr.",
+    help="What goes to stderr, whatever the configuration says.",
 )
-def run(path: Path | None, log_level: str) -> None:
-    """Run the bridge until SIGTERM or SIGINT."""
-    settings = _load(path)
-    logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
-    asyncio.run(serve(settings))
+def run(path: Path | None, log_level: str | None) -> None:
+    """Run the bridge until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+    from .service import serve
+    from .web import ListenError
+
+    def read() -> Config:
+        settings = load(path)
+        if log_level is None:
+            return settings
+        return settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": log_level})})
+
+    settings = _or_exit(read)
+    journal.set_up(settings.logging)
+    try:
+        asyncio.run(serve(settings, read))
+    except ListenError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @cli.command()
 @_config_option
 def check(path: Path | None) -> None:
     """Validate the configuration and print it in full, secrets hidden."""
-    click.echo(render(_load(path)), nl=False)
+    click.echo(render(_or_exit(lambda: load(path))), nl=False)
 
 
 @cli.command()
@@ -71,9 +82,9 @@ def demo(recordings: Path) -> None:
         raise click.ClickException(str(error) or "nothing came in time") from None
 
 
-def _load(path: Path | None) -> Config:
+def _or_exit(read: Callable[[], Config]) -> Config:
     try:
-        return load(path)
+        return read()
     except SettingsProblem as error:
         for problem in error.problems:
             click.echo(problem, err=True)

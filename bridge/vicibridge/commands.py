@@ -60,6 +60,10 @@ class Commands:
         self._subscriptions: list[Subscription] = []
         self._stopping = False
 
+    def reload(self, settings: config.Commands) -> None:
+        """Take over what may change at run time; requests that run go on as they began."""
+        self._settings = settings
+
     async def run(self) -> None:
         """Serve on every link there is, until cancelled."""
         while True:

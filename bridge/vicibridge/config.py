@@ -1,25 +1,20 @@
-"""The configuration: one model, every default in it; a TOML file, and over it the environment.
+"""The configuration: one model, every default in it.
 
 `VICIBRIDGE_NATS__PASSWORD=...` sets `password` of `[nats]`; lists and the gateways are given as JSON.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
 import socket
 import ssl
-import tomllib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from pydantic_settings.exceptions import SettingsError
 
 from vicifast.address import parse_address
 from vicifast.commands import COMMANDS, DEFAULT_ADDRESS
@@ -29,15 +24,17 @@ from .requests import FORWARDED
 from .subjects import ALL_NODES
 
 ENV_PREFIX = "VICIBRIDGE_"
+LIVE = "live"  # marks a key whose change SIGHUP takes over; all others need a restart
 _SCHEMES = ("nats", "tls")  # websockets would need another way to abort a hung connection
 
 
-class SettingsProblem(Exception):
-    """A configuration that cannot be used; `problems` has a line for each thing that is wrong, and shows no secret."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+def hide(url: str) -> str:
+    """Return `url` without what could be a secret in it."""
+    userinfo, at, host = url.rpartition("@")
+    if not at:
+        return url
+    scheme, mark, _ = userinfo.partition("://")
+    return f"{scheme}{mark}**********@{host}" if mark else f"**********@{host}"
 
 
 def _server(url: str) -> str:
@@ -68,6 +65,23 @@ def _prefix(prefix: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", prefix) or len(prefix) > 64:
         raise ValueError(f"{prefix!r} is no subject prefix: tokens of A-Za-z0-9_-, with dots between")
     return prefix
+
+
+def _listen(listen: str) -> str:
+    if listen:
+        parse_listen(listen)
+    return listen
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Return host and port of `host:port` or `[host]:port`; ValueError when it is neither."""
+    try:
+        parts = urlsplit(f"//{listen}")
+        if parts.hostname and parts.port is not None and parts.netloc == listen and "@" not in listen:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise ValueError(f"{listen!r} is no address to listen on: write host:port, or an empty text to listen nowhere")
 
 
 def _permission(entry: str) -> str:
@@ -154,23 +168,36 @@ class Events(_Section):
     """The state class: acknowledged by JetStream; `max_bytes` bounds what waits for it in memory."""
 
     codec: Codec = "msgpack"
-    max_bytes: _Bytes = 64 * 1024 * 1024
+    max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
 class Log(_Section):
     """The log class: gathered for `linger_ms` or 64 KiB; `max_bytes` bounds what waits, the oldest goes first."""
 
     codec: Codec = "msgpack"
-    linger_ms: Annotated[int, Field(ge=0, le=10_000)] = 20
-    max_bytes: _Bytes = 64 * 1024 * 1024
+    linger_ms: Annotated[int, Field(ge=0, le=10_000), LIVE] = 20
+    max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
 class Commands(_Section):
     """What may be asked over NATS: `@read`, `@operate`, or names of commands."""
 
-    allow: list[Annotated[str, AfterValidator(_permission)]] = ["@read"]
-    timeout: _Seconds = 30.0
+    allow: Annotated[list[Annotated[str, AfterValidator(_permission)]], LIVE] = ["@read"]
+    timeout: Annotated[_Seconds, LIVE] = 30.0
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
+
+
+class Http(_Section):
+    """Where `/metrics`, `/healthz` and `/readyz` are; an empty `listen` is nowhere."""
+
+    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9273"
+
+
+class Logging(_Section):
+    """What the bridge itself writes to stderr."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
+    format: Annotated[Literal["text", "json"], LIVE] = "text"
 
 
 class Config(BaseSettings):
@@ -183,6 +210,8 @@ class Config(BaseSettings):
     events: Events = Events()
     log: Log = Log()
     commands: Commands = Commands()
+    http: Http = Http()
+    logging: Logging = Logging()
 
     @model_validator(mode="after")
     def _distinct(self) -> Config:
@@ -201,84 +230,3 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings
-
-
-def load(path: Path | None) -> Config:
-    """Return the configuration in the file at `path`, the environment over it; SettingsProblem says what is wrong."""
-    try:
-        values = tomllib.loads(path.read_text("utf-8")) if path else {}
-    except OSError as error:
-        raise SettingsProblem([f"{path}: {error.strerror}"]) from None
-    except ValueError as error:
-        raise SettingsProblem([f"{path}: no valid TOML: {error}"]) from None
-    if wrong := list(_wrong_variables()):
-        raise SettingsProblem(wrong)
-    try:
-        return Config(**values)
-    except ValidationError as error:
-        raise SettingsProblem([f"{path or 'environment'}: {_explain(problem)}" for problem in error.errors()]) from None
-    except SettingsError as error:
-        raise SettingsProblem([f"environment: {error}; lists are written as JSON"]) from None
-
-
-def hide(url: str) -> str:
-    """Return `url` without what could be a secret in it."""
-    userinfo, at, host = url.rpartition("@")
-    if not at:
-        return url
-    scheme, mark, _ = userinfo.partition("://")
-    return f"{scheme}{mark}**********@{host}" if mark else f"**********@{host}"
-
-
-def render(config: Config) -> str:
-    """Return `config` as TOML, every key shown, secrets hidden."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    values["nats"]["servers"] = [hide(url) for url in config.nats.servers]
-    lines: list[str] = []
-    for name, table in values.items():
-        tables, header = (table, f"[[{name}]]") if isinstance(table, list) else ([table], f"[{name}]")
-        for each in tables:
-            # TOML writes strings, numbers, booleans and lists of strings as JSON does.
-            lines += [header, *(f"{key} = {json.dumps(value)}" for key, value in each.items()), ""]
-    return "\n".join(lines)
-
-
-def _wrong_variables() -> Iterator[str]:
-    for variable, value in os.environ.items():
-        if not variable.upper().startswith(ENV_PREFIX):
-            continue
-        section, mark, _ = variable.upper().removeprefix(ENV_PREFIX).partition("__")
-        if section.lower() not in Config.model_fields:
-            known = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in Config.model_fields)
-            yield f"{variable}: unknown variable; those known start with {known}"
-        elif not mark and not _is_json(value):
-            yield f"{variable}: no JSON; a single key is set by {ENV_PREFIX}{section}__KEY"
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _explain(problem: Mapping[str, Any]) -> str:
-    """Return one line that names the key and what to do; the value itself never, as it may be a secret."""
-    location = problem["loc"]
-    text = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-        text = f"unknown key; {hint}"
-    key = ".".join(str(part) for part in location)
-    return f"{key}: {text}" if key else text
-
-
-def _known_keys(location: tuple[str | int, ...]) -> list[str]:
-    model: type[BaseModel] = Config
-    for name in location[:1]:
-        annotation = Config.model_fields[str(name)].annotation
-        model = (*get_args(annotation), annotation)[0]  # of a list its element
-    return list(model.model_fields)

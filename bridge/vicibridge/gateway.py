@@ -99,6 +99,11 @@ class Gateway:
                 self._tell_gap("all", "the bridge stopped", late, None, None)
         self._unregistered.set()
 
+    def reload(self, settings: config.Config) -> None:
+        """Take over what may change at run time."""
+        self.state.configure(settings.events.max_bytes)
+        self.log.configure(settings.log.linger_ms / 1000, settings.log.max_bytes)
+
     async def _sleep(self, seconds: float) -> None:
         try:
             await asyncio.wait_for(self._stopping.wait(), seconds)

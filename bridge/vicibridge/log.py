@@ -50,6 +50,11 @@ class LogPipeline:
         self._empty = asyncio.Event()
         self._empty.set()
 
+    def configure(self, linger: float, max_bytes: int) -> None:
+        """Change the limits; they hold from the next event on."""
+        self._linger = linger
+        self._max_bytes = max_bytes
+
     @property
     def in_flight(self) -> int:
         return self.counts.received - self.counts.published - self.counts.dropped

@@ -6,11 +6,19 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 
+from . import journal
 from .bus import Bus
 from .commands import Commands
 from .config import Config
+from .configfile import SettingsProblem, adopt
 from .gateway import Gateway
+from .log import LogPipeline
+from .pulse import Lag, Pulse
+from .state import StatePipeline
+from .systemd import Systemd
+from .web import Web
 
 _logger = logging.getLogger(__name__)
 
@@ -24,47 +32,82 @@ class Service:
     """Everything that `vicibridge run` runs."""
 
     def __init__(self, settings: Config) -> None:
-        self.bus = Bus(settings.nats)
-        self.gateways = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
-        self._commands = [
+        self.settings = settings
+        self.bus: Bus = Bus(settings.nats)
+        self.gateways: list[Gateway] = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
+        self.commands = [
             Commands(settings.commands, gateway.subjects, gateway.address, self.bus) for gateway in self.gateways
         ]
+        self.pipelines: list[tuple[str, str, StatePipeline | LogPipeline]] = []  # node, class, pipeline
+        for gateway in self.gateways:
+            self.pipelines += [(gateway.node, "state", gateway.state), (gateway.node, "log", gateway.log)]
+        self.lags: list[Lag] = [Lag(pipeline.counts) for _, _, pipeline in self.pipelines]
+        self.systemd = Systemd()
+        self.pulse: Pulse = Pulse(self.lags, self.systemd, self.status)
+        self.web = Web(settings.http.listen, self)
+        self._stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run until `stop` is set, then drain. An exception is a bug; everything is stopped before it goes up."""
+        """Run until `stop` is set, then drain. An exception is a bug; everything is stopped before it goes up.
+
+        ListenError comes before anything has begun.
+        """
+        await self.web.start()
         reading = [asyncio.create_task(gateway.run()) for gateway in self.gateways]
-        publishing = [
-            asyncio.create_task(pipeline.run())
-            for gateway in self.gateways
-            for pipeline in (gateway.state, gateway.log)
-        ]
-        serving = [asyncio.create_task(commands.run()) for commands in self._commands]
-        connecting = asyncio.create_task(self.bus.run())
-        everything = [*reading, *publishing, *serving, connecting]
+        publishing = [asyncio.create_task(pipeline.run()) for _, _, pipeline in self.pipelines]
+        serving = [asyncio.create_task(commands.run()) for commands in self.commands]
+        others = [asyncio.create_task(self.bus.run()), asyncio.create_task(self.pulse.run())]
+        everything = [*reading, *publishing, *serving, *others]
         stopped = asyncio.create_task(stop.wait())
+        self.systemd.ready()
         try:
             await asyncio.wait([stopped, *everything], return_when=asyncio.FIRST_COMPLETED)
-            _logger.info("stopping")
             await self._drain(reading)
         finally:
             for task in (stopped, *everything):
                 task.cancel()
             results = await asyncio.gather(*everything, return_exceptions=True)
+            await self.web.stop()
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
+    def reasons(self) -> list[str]:
+        """Return what keeps events from flowing, one line for each reason; nothing when they flow."""
+        reasons = ["the bridge is stopping"] if self._stopping else []
+        if not self.bus.connected:
+            reasons.append(f"NATS: {self.bus.reason}")
+        return reasons + [f"{gateway.node}: charon: {gateway.reason}" for gateway in self.gateways if not gateway.up]
+
+    def status(self) -> str:
+        """Return one line about how the service does."""
+        up = sum(gateway.up for gateway in self.gateways)
+        waiting = sum(pipeline.in_flight for _, _, pipeline in self.pipelines)
+        nats = "connected" if self.bus.connected else "not connected"
+        return f"NATS {nats}, charon up at {up} of {len(self.gateways)}, {waiting} events waiting"
+
+    def reload(self, new: Config) -> None:
+        """Take over from `new` what may change while running, and say in the log what may not."""
+        self.settings, live, restart = adopt(self.settings, new)
+        journal.set_up(self.settings.logging)
+        for gateway in self.gateways:
+            gateway.reload(self.settings)
+        for commands in self.commands:
+            commands.reload(self.settings.commands)
+        _logger.info("configuration: %s", f"taken over: {', '.join(live)}" if live else "nothing to take over")
+        if restart:
+            _logger.warning("configuration: changed, but needs a restart: %s", ", ".join(restart))
+
     async def _drain(self, reading: list[asyncio.Task[None]]) -> None:
-        await asyncio.gather(*(commands.stop(_COMMANDS_END) for commands in self._commands))
+        _logger.info("stopping")
+        self._stopping = True
+        self.systemd.stopping()
+        await asyncio.gather(*(commands.stop(_COMMANDS_END) for commands in self.commands))
         stops = [asyncio.create_task(gateway.stop()) for gateway in self.gateways]
         _, late = await asyncio.wait([*stops, *reading], timeout=_READING_END)
         if late:
             _logger.warning("charon has not confirmed the end of the events")
-        flushes = [
-            asyncio.create_task(pipeline.flush())
-            for gateway in self.gateways
-            for pipeline in (gateway.state, gateway.log)
-        ]
+        flushes = [asyncio.create_task(pipeline.flush()) for _, _, pipeline in self.pipelines]
         await asyncio.wait(flushes, timeout=_FLUSH if self.bus.connected else 0)
         for flush in flushes:
             flush.cancel()
@@ -74,16 +117,30 @@ class Service:
         await self.bus.close(_DRAIN)
 
 
-async def serve(settings: Config) -> None:
-    """Run the service until SIGTERM or SIGINT, then drain; a second signal ends the process at once."""
+async def serve(settings: Config, reread: Callable[[], Config]) -> None:
+    """Run the service until SIGTERM or SIGINT, then drain; a second signal ends the process at once.
+
+    SIGHUP takes over what `reread` returns; when that raises SettingsProblem, what holds goes on to hold.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    service = Service(settings)
 
     def on_signal(number: int) -> None:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
 
+    def on_hangup() -> None:
+        service.systemd.reloading()
+        try:
+            service.reload(reread())
+        except SettingsProblem as error:
+            for problem in error.problems:
+                _logger.error("configuration: not taken over: %s", problem)
+        service.systemd.ready()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    await Service(settings).run(stop)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    await service.run(stop)

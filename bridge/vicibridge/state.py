@@ -100,6 +100,10 @@ class StatePipeline:
         self._empty = asyncio.Event()
         self._empty.set()
 
+    def configure(self, max_bytes: int) -> None:
+        """Change the limit; it holds from the next event on."""
+        self._max_bytes = max_bytes
+
     @property
     def in_flight(self) -> int:
         return len(self._queue) + len(self._window)

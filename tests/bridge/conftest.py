@@ -10,6 +10,12 @@ from harness import NatsServer
 from vicibridge.natsserver import find_nats_server
 
 
+@pytest.fixture(autouse=True)
+def _no_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bridges of several tests would all listen on the default port."""
+    monkeypatch.setenv("VICIBRIDGE_HTTP__LISTEN", "")
+
+
 @pytest.fixture
 def make_nats_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
     if find_nats_server() is None:

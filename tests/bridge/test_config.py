@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from vicibridge.cli import cli
-from vicibridge.config import Config, SettingsProblem, hide, load, render
+from vicibridge.config import Config, hide
+from vicibridge.configfile import SettingsProblem, load, render
 
 EXAMPLE = Path(__file__).parents[2] / "bridge" / "bridge.example.toml"
+
+
+@pytest.fixture(autouse=True)
+def _defaults(_no_http: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VICIBRIDGE_HTTP__LISTEN")
 
 
 def loaded(tmp_path: Path, text: str) -> Config:
@@ -68,7 +74,9 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
     ("text", "problem"),
     [
         ("[log]\nlingerms = 3", "log.lingerms: unknown key; did you mean linger_ms?"),
-        ("[htttp]\nx = 1", "htttp: unknown key; known here: nats, gateway, events, log, commands"),
+        ("[foo]\nx = 1", "foo: unknown key; known here: nats, gateway, events, log, commands, http, logging"),
+        ("[htttp]\nx = 1", "htttp: unknown key; did you mean http?"),
+        ('[http]\nlisten = "9273"', "http.listen: '9273' is no address to listen on: write host:port"),
         ('[[gateway]]\nnod = "a"', "gateway.0.nod: unknown key; did you mean node?"),
         ('[events]\ncodec = "xml"', "events.codec: Input should be 'msgpack' or 'json'"),
         ('[nats]\nservers = ["localhost"]', "nats.servers.0: 'localhost' is no server address: write nats://"),
@@ -167,8 +175,9 @@ def test_check_and_run_refuse_a_bad_file(tmp_path: Path) -> None:
         assert "s3cret" not in result.output and "Traceback" not in result.output
 
 
-def test_without_the_extra_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['nats'] = None; from vicibridge.__main__ import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+@pytest.mark.parametrize("command", [["click", "--help"], ["msgpack", "check"], ["nats", "run"], ["aiohttp", "run"]])
+def test_without_the_extra_it_says_what_to_install(command: list[str]) -> None:
+    code = "import sys; sys.modules[sys.argv.pop(1)] = None; from vicibridge.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=30)
     assert result.returncode == 2
     assert 'pip install "vicifast[bridge]"' in result.stderr

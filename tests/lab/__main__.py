@@ -45,6 +45,9 @@ vici = "{right}"
 
 [commands]
 allow = ["@read", "@operate"]
+
+[http]
+listen = ""
 """
 
 

@@ -1,0 +1,54 @@
+"""What the service tells systemd: sd_notify(3), one datagram for each message."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+
+_logger = logging.getLogger(__name__)
+
+
+class Systemd:
+    """The way to the service manager that started us; without one nothing happens."""
+
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
+        self._status = ""
+
+    @property
+    def watchdog(self) -> float | None:
+        """Seconds after which systemd kills a service without a sign of life, None when it does not watch."""
+        microseconds = os.environ.get("WATCHDOG_USEC", "")
+        mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        return int(microseconds) / 1e6 if mine and microseconds.isdecimal() and int(microseconds) else None
+
+    def ready(self) -> None:
+        self._send("READY=1")
+
+    def reloading(self) -> None:
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1\nSTATUS=stopping")
+
+    def alive(self, status: str) -> None:
+        """Feed the watchdog, and show `status` when it is another than before."""
+        lines = ["WATCHDOG=1"] if self.watchdog else []
+        if status != self._status:
+            self._status = status
+            lines.append(f"STATUS={status}")
+        if lines:
+            self._send("\n".join(lines))
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        # "@" stands for the zero byte that names of the abstract namespace begin with.
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as way:
+                way.sendto(message.encode(), address)
+        except OSError as error:
+            _logger.warning("systemd cannot be told: %s", error.strerror)

@@ -1,0 +1,68 @@
+"""`/metrics`, `/healthz` and `/readyz` over HTTP, answered by the event loop that does the work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from prometheus_client.exposition import choose_encoder
+
+from .config import parse_listen
+from .metrics import registry
+
+if TYPE_CHECKING:
+    from .service import Service
+
+
+class ListenError(Exception):
+    """The address of `[http] listen` cannot be had."""
+
+
+class Web:
+    """Listens from `start` to `stop`; `port` is where."""
+
+    def __init__(self, listen: str, service: Service) -> None:
+        self._listen = listen
+        self._service = service
+        self._registry = registry(service)
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen, if the configuration wants it; ListenError says why that is not possible."""
+        if not self._listen:
+            return
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        host, port = parse_listen(self._listen)
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self.stop()
+            hint = 'choose another address for [http] listen, or "" to do without'
+            raise ListenError(f"http.listen: {self._listen}: {error.strerror}; {hint}") from None
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        """Whether the process does its work; a hung event loop answers nothing."""
+        return web.json_response({"status": "ok"})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        """Whether events flow: NATS and every charon are there. Otherwise 503, and `reasons` says what is missing."""
+        reasons = self._service.reasons()
+        gateways = {gateway.node: gateway.up for gateway in self._service.gateways}
+        answer = {"ready": not reasons, "reasons": reasons, "nats": self._service.bus.connected, "charon": gateways}
+        return web.json_response(answer, status=503 if reasons else 200)

@@ -1,0 +1,355 @@
+"""How the bridge is watched and steered: metrics, health, its own log, systemd, SIGHUP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from harness import NatsServer, run, service, settings, until, witness
+from prometheus_client.parser import text_string_to_metric_families
+from vicibridge import journal
+from vicibridge.accounting import Counts
+from vicibridge.metrics import METRICS
+from vicibridge.pulse import Lag
+from vicibridge.service import Service
+from vicibridge.systemd import Systemd
+
+from vicifast.testing import FakeCharon
+
+LOG = {"group": "IKE", "level": "1", "thread": "3", "msg": "hello"}
+SA = {"uniqueid": "7", "state": "ESTABLISHED"}
+Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(autouse=True)
+def _http(_no_http: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VICIBRIDGE_HTTP__LISTEN", "127.0.0.1:0")
+
+
+async def fetch(bridge: Service, path: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{bridge.web.port}{path}") as answer:
+        return answer.status, await answer.text()
+
+
+async def scraped(bridge: Service) -> Values:
+    _, text = await fetch(bridge, "/metrics")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(values: Values, name: str, **labels: str) -> float:
+    return values[name, frozenset(labels.items())]
+
+
+def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, service(settings(nats_server.url, charon.address)) as bridge:
+            [gateway] = bridge.gateways
+            await charon.registered("log")
+            charon.emit("ike-updown", {"up": "yes", "a hostile.name": SA})
+            for _ in range(10):
+                charon.emit("log", LOG)
+            await until(lambda: gateway.log.counts.published == 10 and not gateway.state.in_flight and gateway.events)
+            gateway.log.lost("the bridge fell behind charon", 11, 13)
+            values = await scraped(bridge)
+            state = {"node": "gw1", "class": "state"}
+            log = {"node": "gw1", "class": "log"}
+            assert value(values, "vicibridge_received_total", **log) == 13
+            assert value(values, "vicibridge_published_total", **log) == 10
+            assert value(values, "vicibridge_dropped_total", **log, cause="the bridge fell behind charon") == 3
+            assert value(values, "vicibridge_in_flight", **log) == 0
+            assert value(values, "vicibridge_published_bytes_total", **log) > 500
+            assert value(values, "vicibridge_published_total", **state) == gateway.state.counts.published >= 3
+            assert value(values, "vicibridge_vici_events_total", node="gw1", event="ike-updown") == 1
+            assert value(values, "vicibridge_charon_up", node="gw1") == 1
+            assert value(values, "vicibridge_nats_up") == value(values, "vicibridge_nats_connects_total") == 1
+            assert value(values, "process_resident_memory_bytes") > 0
+            assert "hostile" not in str(values)
+            for metric in METRICS:
+                labels = [{key for key, _ in key[1]} for key in values if key[0] == metric.name]
+                assert all(names == set(metric.labels) for names in labels), metric.name
+
+    run(test())
+
+
+def test_metrics_follow_the_conventions() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for metric in METRICS:
+        assert re.fullmatch(r"vicibridge(_[a-z]+)+", metric.name)
+        assert metric.help.endswith(".")
+
+
+def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        charon = FakeCharon(tmp_path / "charon.vici")
+        async with service(settings(nats_server.url, charon.address)) as bridge:
+            await until(lambda: "not connected yet" not in str(bridge.reasons()))
+            status, text = await fetch(bridge, "/readyz")
+            answer = json.loads(text)
+            assert status == 503
+            assert (answer["ready"], answer["nats"], answer["charon"]) == (False, False, {"gw1": False})
+            assert [reason.split(":")[0] for reason in answer["reasons"]] == ["NATS", "gw1"]
+            await nats_server.up()
+            await until(lambda: bridge.bus.connected)
+            status, text = await fetch(bridge, "/readyz")
+            assert status == 503 and [reason.split(": ")[:2] for reason in json.loads(text)["reasons"]] == [
+                ["gw1", "charon"]
+            ]
+            assert (await fetch(bridge, "/healthz"))[0] == 200
+            async with charon:
+                await until(lambda: bridge.gateways[0].up)
+                assert await fetch(bridge, "/readyz") == (
+                    200,
+                    json.dumps({"ready": True, "reasons": [], "nats": True, "charon": {"gw1": True}}),
+                )
+                nats_server.kill()
+                await until(lambda: not bridge.bus.connected)
+                answer = json.loads((await fetch(bridge, "/readyz"))[1])
+                assert (answer["nats"], answer["charon"]) == (False, {"gw1": True})
+                assert (await scraped(bridge))["vicibridge_nats_up", frozenset()] == 0
+
+    run(test())
+
+
+def test_lag_is_the_age_of_the_oldest_that_waits() -> None:
+    counts = Counts()
+    lag = Lag(counts)
+    lag.sample(0.0)
+    assert lag.seconds(0.5) == 0
+    for second in range(1, 5000):
+        counts.received += 10
+        lag.sample(second)
+    assert lag.seconds(5000) == 4999
+    assert len(lag._samples) <= 1025
+    counts.published = counts.received - 1000
+    assert 100 <= lag.seconds(5000) <= 110
+    counts.drop("full", 1000)
+    lag.sample(5000)
+    assert lag.seconds(5000) == 0
+
+
+def logged(capsys: pytest.CaptureFixture[str], level: str, form: str, *calls: Callable[[], None]) -> list[str]:
+    before = logging.root.level, logging.root.handlers
+    try:
+        logging.root.handlers = []
+        journal.set_up(settings("nats://h", logging={"level": level, "format": form}).logging)
+        for call in calls:
+            call()
+    finally:
+        logging.root.level, logging.root.handlers = before
+    return capsys.readouterr().err.splitlines()
+
+
+def broken() -> None:
+    try:
+        raise ValueError("no\nway")
+    except ValueError:
+        logging.getLogger("x").exception("it %s", "broke")
+
+
+def test_log_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    line, error = logged(
+        capsys, "info", "json", lambda: logging.getLogger("vicibridge.bus").info('a "%s"\nline', "quoted"), broken
+    )
+    parsed = json.loads(line)
+    assert {**parsed, "time": ""} == {
+        "time": "",
+        "level": "info",
+        "logger": "vicibridge.bus",
+        "message": 'a "quoted"\nline',
+    }
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", parsed["time"])
+    assert json.loads(error)["exception"].endswith("ValueError: no\nway")
+
+
+def test_log_for_the_journal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    lines = logged(capsys, "warning", "text", lambda: logging.getLogger("x").info("not shown"), broken)
+    assert lines[0] == "<3>it broke" and all(line.startswith("<3>") for line in lines)
+
+
+def test_log_never_repeats_a_line_at_the_rate_of_events(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(journal.time, "monotonic", lambda: clock[0])
+
+    def flood() -> None:
+        for number in range(1000):
+            logging.getLogger("x").warning("event %d is odd", number)
+        logging.getLogger("x").warning("something else")
+        clock[0] = 11.0
+        logging.getLogger("x").warning("event %d is odd", 1000)
+
+    lines = logged(capsys, "info", "text", flood)
+    assert len(lines) == 32
+    assert lines[30].endswith("something else")
+    assert lines[31].endswith("event 1000 is odd (and 970 more such lines before)")
+
+
+@asynccontextmanager
+async def systemd(path: Path | str) -> AsyncIterator[Callable[[str], Any]]:
+    """Somebody who listens as systemd does; gives what waits for a message that contains a text."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.setblocking(False)
+        ear.bind(str(path).replace("@", "\0"))
+        heard: list[str] = []
+
+        async def hear(text: str) -> str:
+            while not any(text in message for message in heard):
+                heard.append((await asyncio.get_running_loop().sock_recv(ear, 4096)).decode())
+            found = next(message for message in heard if text in message)
+            heard.remove(found)
+            return found
+
+        yield hear
+
+
+async def process(config: Path, **environment: str) -> asyncio.subprocess.Process:
+    command = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
+    return await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **environment}, stderr=asyncio.subprocess.PIPE
+    )
+
+
+async def line_with(process: asyncio.subprocess.Process, text: str) -> str:
+    assert process.stderr
+    while True:
+        line = (await asyncio.wait_for(process.stderr.readline(), 15)).decode()
+        assert line, f"the end came before {text!r}"
+        if text in line:
+            return line
+
+
+def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Ready, watched, reloaded, stopped; what SIGHUP may change is changed without losing an event."""
+
+    async def test() -> None:
+        await nats_server.up()
+        config = tmp_path / "bridge.toml"
+
+        async def emit(charon: FakeCharon, count: int) -> None:
+            for _ in range(count):
+                charon.emit("log", LOG)
+                await asyncio.sleep(0)
+
+        async with (
+            FakeCharon() as charon,
+            witness(nats_server.url) as someone,
+            systemd(tmp_path / "notify") as hear,
+        ):
+            text = (
+                f'[nats]\nservers = ["{nats_server.url}"]\npassword = "hunter2"\nuser = "u"\n'
+                f'[[gateway]]\nnode = "gw1"\nvici = "{charon.address}"\n'
+            )
+            config.write_text(text)
+            bridge = await process(config, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
+            try:
+                await hear("READY=1")
+                await hear("WATCHDOG=1")
+                await hear("STATUS=NATS connected, charon up at 1 of 1")
+                charon.on("terminate", {"success": "yes"})
+                [refused] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
+                assert refused.headers and refused.headers["Nats-Service-Error-Code"] == "403"
+
+                emitting = asyncio.create_task(emit(charon, 2000))
+                config.write_text(text + '[commands]\nallow = ["@operate"]\n[log]\nlinger_ms = 1\ncodec = "json"\n')
+                bridge.send_signal(signal.SIGHUP)
+                assert "MONOTONIC_USEC=" in await hear("RELOADING=1")
+                await hear("READY=1")
+                assert "taken over: log.linger_ms, commands.allow" in await line_with(bridge, "configuration")
+                assert "needs a restart: log.codec" in await line_with(bridge, "configuration")
+                [done] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
+                assert done.headers and done.headers["Status"] == "200"
+                await emitting
+                lines = await someone.sees(".log.", 2000)
+                assert [envelope["seq"] for _, envelope in lines] == list(range(1, 2001))
+
+                config.write_text("[nats\nhunter2")
+                bridge.send_signal(signal.SIGHUP)
+                assert "not taken over" in (problem := await line_with(bridge, "configuration"))
+                assert "no valid TOML" in problem and "hunter2" not in problem
+                [done] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
+                assert done.headers and done.headers["Status"] == "200"
+
+                bridge.send_signal(signal.SIGTERM)
+                await hear("STOPPING=1")
+                assert await asyncio.wait_for(bridge.wait(), 10) == 0
+            finally:
+                if bridge.returncode is None:
+                    bridge.kill()
+                    await bridge.wait()
+
+    run(test())
+
+
+def test_watchdog_and_health_stop_with_the_event_loop(nats_server: NatsServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        config = tmp_path / "bridge.toml"
+        config.write_text(f'[nats]\nservers = ["{nats_server.url}"]\n[[gateway]]\nnode = "gw1"\nvici = "/nowhere"\n')
+        address = "@vicibridge-test-" + os.urandom(8).hex()
+        async with systemd(address) as hear:
+            bridge = await process(config, NOTIFY_SOCKET=address, WATCHDOG_USEC="200000")
+            try:
+                await hear("WATCHDOG=1")
+                bridge.send_signal(signal.SIGSTOP)
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.6):
+                        while True:
+                            await hear("WATCHDOG=1")
+            finally:
+                bridge.kill()
+                await bridge.wait()
+
+    run(test())
+
+
+def test_nothing_is_told_without_systemd(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(variable, raising=False)
+    assert Systemd().watchdog is None
+    Systemd().ready()
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
+    Systemd().ready()
+    assert "systemd cannot be told" in caplog.text
+    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+    assert Systemd().watchdog == 3
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert Systemd().watchdog is None
+
+
+def test_address_in_use_is_told_before_anything_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            listen = f"127.0.0.1:{taken.getsockname()[1]}"
+            bridge = await process(tmp_path / "none", VICIBRIDGE_HTTP__LISTEN=listen)
+            assert bridge.stderr
+            assert "No such file" in (await bridge.stderr.read()).decode()
+            (tmp_path / "empty").write_text("")
+            begin = time.monotonic()
+            bridge = await process(tmp_path / "empty", VICIBRIDGE_HTTP__LISTEN=listen)
+            assert bridge.stderr
+            text = (await bridge.stderr.read()).decode()
+            assert f"Error: http.listen: {listen}: " in text and "in use" in text and "Traceback" not in text
+            assert await bridge.wait() == 1
+            assert time.monotonic() - begin < 10
+
+    run(test())
