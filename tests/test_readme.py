@@ -68,42 +68,6 @@ def test_session_example(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_follower_example() -> None:
-    source = block("python", "import Event, Follower")
-    told: list[str] = []
-
-    class Enough(Exception):
-        pass
-
-    def tell(*words: object) -> None:
-        told.append(" ".join(map(str, words)))
-        if len(told) == 4:
-            raise Enough
-
-    async def run() -> None:
-        async with FakeCharon() as charon:
-            charon.on("list-sas", {}, stream=[("list-sa", {"gw": {"uniqueid": "1"}})])
-            source_here = source.replace("unix:///var/run/charon.vici", charon.address)
-            following = asyncio.create_task(asyncio.to_thread(exec, source_here, {"print": tell}))
-            await charon.requested("list-sas")
-            charon.emit("ike-updown", {"up": "yes", "gw": {}})
-            await charon.drain()
-            while len(told) < 2:
-                await asyncio.sleep(0.01)
-            await charon.stop()
-            await charon.start()
-            with pytest.raises(Enough):
-                await following
-
-    asyncio.run(asyncio.wait_for(run(), 10))
-    assert told == [
-        "1 SAs now",
-        "ike-updown {'up': 'yes', 'gw': {}}",
-        "events may be missing: charon closed the connection",
-        "1 SAs now",
-    ]
-
-
 def test_configuration_example(tmp_path: Path) -> None:
     config = pytest.importorskip("vicibridge.config", reason="needs the bridge extra")
     (tmp_path / "bridge.toml").write_text(block("toml", "[[gateway]]"))

@@ -65,3 +65,23 @@ class Losses:
         for loss in losses.values():
             _logger.warning("%d events lost: %s", loss.count, loss.cause)
             self._tell(loss)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Requests for one command since the start; `codes` has how each ended, 200 or as in HTTP."""
+
+    requests: int = 0
+    errors: int = 0
+    last_error: str = ""
+    nanoseconds: int = 0
+    codes: Counter[int] = field(default_factory=Counter)
+
+    def count(self, code: int, text: str, nanoseconds: int) -> None:
+        """Take in how one request ended; `text` is without internals and secrets."""
+        self.requests += 1
+        self.nanoseconds += nanoseconds
+        self.codes[code] += 1
+        if code != 200:
+            self.errors += 1
+            self.last_error = f"{code}: {text}"

@@ -20,6 +20,7 @@ from nats.aio.client import Client
 
 from .config import Nats, hide
 from .link import Disconnected, Link, reason_of
+from .natsclient import HardClient
 
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Bus:
             await self._link.drain(timeout)
 
     async def _connect(self, url: str) -> Link | None:
-        client = Client()
+        client = HardClient()
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         link = Link(client, lost)
 

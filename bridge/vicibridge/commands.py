@@ -1,22 +1,18 @@
-"""Commands from the bus to charon, and the answers back.
-
-A single reply is one message. A streamed one is a message for each part, then an empty message with the headers
-`Status`, `Description` and `Vici-Count` (ADR-47); `Vici-Collect: true` in the request gathers the parts into one list.
-An error is an empty message with `Nats-Service-Error-Code` and `Nats-Service-Error`, whether parts went before or not.
-"""
+"""Commands from the bus to charon: each request in a task of its own, so that none waits for another."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
+from functools import partial
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from vicifast._wire import Reader, Transcoder
 from vicifast.aio import AsyncSession
-from vicifast.commands import COMMANDS, EVENTS
+from vicifast.commands import COMMANDS, Danger
 from vicifast.errors import (
     CommandError,
     ConnectionClosed,
@@ -27,42 +23,102 @@ from vicifast.errors import (
     ViciError,
 )
 
-from . import config, requests
+from . import audit, config, requests
+from .accounting import Tally
+from .answer import Answer
+from .audit import Audit
 from .bus import Bus
-from .envelope import Codec
+from .charon import CONNECT_TIMEOUT, Charon
+from .discovery import Discovery
+from .lane import Lane
 from .link import Disconnected, Link, TooLarge
-from .requests import Refusal
+from .policy import Policy, may_block
+from .requests import Options, Refusal
 from .subjects import Subjects, unescape
 
 _logger = logging.getLogger(__name__)
 
-COLLECT = "Vici-Collect"
-CODEC = "Vici-Codec"
-NODE = "Vici-Node"
-COUNT = "Vici-Count"
-PART = "Vici-Part"
+_SHARE = 4  # of charon's threads, one of so many may be held by commands that block
+_SMALL = 4096  # bytes of a request that was denied which are still read, for the audit
 
-_CONNECT_TIMEOUT = 5.0  # seconds; charon accepts within milliseconds
-_QUEUE = 8  # requests that may wait for each one that may run
-_PACE = 512 * 1024  # bytes of a streamed reply between two round trips to the server
+
+class Request:
+    """One request, and what becomes of it."""
+
+    def __init__(self, message: Msg) -> None:
+        self.message = message
+        self.headers: Mapping[str, str] = message.headers or {}
+        self.command = ""
+        self.arguments: dict[str, object] | None = None
+        self.changes = False  # whether the audit has made room for it
+        self.blocks = False
+        self.code, self.text = 200, ""
+        self.time = time.time_ns()
+        self._began = time.perf_counter_ns()
+
+    @property
+    def nanoseconds(self) -> int:
+        """How long it has taken so far."""
+        return time.perf_counter_ns() - self._began
+
+    def read_command(self) -> None:
+        try:
+            self.command = unescape(self.message.subject.rpartition(".")[2])
+        except ValueError:
+            raise Refusal(requests.UNKNOWN, "the last part of the subject is no name of a command") from None
+
+    def ended(self, code: int, text: str) -> None:
+        self.code = code
+        self.text = audit.printable(" ".join(audit.scrub(text, self.command, self.arguments or {}).split()), 500)
+
+    def entry(self, answer: Answer) -> dict[str, object]:
+        """Return what the audit says of it; who asks is told as the request itself says."""
+        told = {"user": requests.USER_HEADER, "id": requests.REQUEST_ID_HEADER, "info": requests.REQUEST_INFO_HEADER}
+        who = {key: audit.printable(self.headers[name], 512) for key, name in told.items() if name in self.headers}
+        shown = None if self.arguments is None else audit.show(self.command, self.arguments)
+        return {
+            "subject": audit.printable(self.message.subject, 256),
+            "reply": audit.printable(self.message.reply, 256),
+            **who,
+            "command": audit.printable(self.command, 64),
+            "arguments": shown,
+            "code": self.code,
+            "text": self.text,
+            "parts": answer.parts,
+            "bytes": answer.bytes,
+            "began": self.time,
+            "nanoseconds": self.nanoseconds,
+        }
 
 
 class Commands:
-    """Answers the requests for one node, side by side up to a limit, each on a VICI connection of its own."""
+    """Answers the requests for one node, side by side up to a limit.
 
-    def __init__(self, settings: config.Commands, subjects: Subjects, address: str, bus: Bus) -> None:
+    `stats` has what became of them: a tally for each command, those unknown together under "". `tell` publishes an
+    envelope of the bridge's own.
+    """
+
+    def __init__(self, settings: config.Commands, subjects: Subjects, address: str, bus: Bus, tell: audit.Tell) -> None:
+        self.stats: dict[str, Tally] = {}
+        self.quick = Lane(settings.concurrency)
+        self.blocking = Lane(settings.blocking or 1)
         self._settings = settings
+        self._policy = Policy(settings)
         self._subjects = subjects
-        self._address = address
         self._bus = bus
-        self._running = asyncio.Semaphore(settings.concurrency)
+        self._audit = Audit(tell, settings.audit)
+        self._charon = Charon(address)
+        self._discovery = Discovery(subjects, self._policy, self.stats, self._charon)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._exchanges: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._stopping = False
 
     def reload(self, settings: config.Commands) -> None:
-        """Take over what may change at run time; requests that run go on as they began."""
+        """Take over other settings; requests that run go on as they began."""
         self._settings = settings
+        self._policy = self._discovery.policy = Policy(settings)
+        self._audit.scope = settings.audit
 
     async def run(self) -> None:
         """Serve on every link there is, until cancelled."""
@@ -84,140 +140,151 @@ class Commands:
                 _logger.debug("unsubscribing failed", exc_info=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for tasks in (self._tasks, self._exchanges):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._audit.flush()
+        await self._charon.close()
 
     async def _subscribe(self, link: Link) -> None:
-        async def take(message: Msg) -> None:
-            self._take(link, message)
-
         # The queue group is the node, so that of two bridges for one node just one answers.
-        self._subscriptions = [
-            await link.subscribe(subject, take, self._subjects.node) for subject in self._subjects.commands()
-        ]
+        group = self._subjects.node
+        take = partial(self._take, link)
+        commands = [await link.subscribe(subject, take, group) for subject in self._subjects.commands()]
+        self._subscriptions = [*commands, *await self._discovery.subscribe(link)]
 
-    def _take(self, link: Link, message: Msg) -> None:
+    async def _take(self, link: Link, message: Msg) -> None:
         """Begin a request in a task of its own: NATS hands over the next one only after this returns."""
-        if not message.reply:
-            return  # nobody would read the answer, and none of the commands is worth running without
-        busy = len(self._tasks) >= self._settings.concurrency * (1 + _QUEUE)
-        task = asyncio.create_task(self._serve(link, message, busy))
+        task = asyncio.create_task(self._serve(link, Request(message)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, link: Link, message: Msg, busy: bool) -> None:
-        answer = _Answer(link, message, self._subjects.node)
+    async def _serve(self, link: Link, request: Request) -> None:
+        reply = request.message.reply
+        most = {"max_parts": self._settings.max_parts, "max_bytes": self._settings.max_bytes}
+        answer = Answer(link, reply, self._subjects.node, **most)
         try:
             try:
-                if self._stopping:
-                    raise Refusal(requests.UNAVAILABLE, "this bridge is stopping")
-                if busy:
-                    raise Refusal(requests.BUSY, "too many requests are waiting; try again later")
-                await self._run_in_time(answer, message)
+                request.read_command()
+                if not self._subjects.takes_reply(reply) or link.listens_to(reply):
+                    request.ended(requests.DENIED, "the reply subject is none, or no inbox: nothing was answered")
+                    return
+                await self._answer(request, answer)
             except Refusal as refusal:
-                await answer.refuse(refusal)
+                request.ended(refusal.code, refusal.text)
+                await answer.refuse(Refusal(refusal.code, request.text))
         except Disconnected:
-            pass  # the answer has no way back any more
+            request.ended(requests.UNAVAILABLE, "NATS was lost before the answer")
         except TooLarge:
             _logger.warning("NATS takes messages too short for an error reply")
+        finally:
+            self._record(request, answer)
 
-    async def _run_in_time(self, answer: _Answer, message: Msg) -> None:
+    def _record(self, request: Request, answer: Answer) -> None:
+        known = request.command in COMMANDS or self._policy.allows(request.command)
+        name = request.command if known else ""
+        self.stats.setdefault(name, Tally()).count(request.code, request.text, request.nanoseconds)
+        self._audit.record(name, request.code, request.entry(answer), changes=request.changes)
+
+    async def _answer(self, request: Request, answer: Answer) -> None:
         try:
-            async with asyncio.timeout(self._settings.timeout), self._running:
-                await self._run(answer, message)
-        except RequestTimeout:
-            raise Refusal(requests.UNAVAILABLE, "charon takes no connections at the moment") from None
-        except TimeoutError:
-            raise Refusal(requests.TIMEOUT, f"no answer within {self._settings.timeout:g} seconds") from None
+            if self._stopping:
+                raise Refusal(requests.UNAVAILABLE, "this bridge is stopping")
+            await self._run(request, answer, self._check(request, answer))
         except asyncio.CancelledError:
             if self._stopping:
                 raise Refusal(requests.UNAVAILABLE, "this bridge is stopping") from None
             raise
         except (Refusal, Disconnected):
             raise
-        except TooLarge:
-            raise Refusal(requests.TOO_LARGE, "the reply is larger than NATS accepts here") from None
         except Exception as error:
             raise _refusal(error) from None
 
-    async def _run(self, answer: _Answer, message: Msg) -> None:
-        command = _command(message.subject)
-        arguments = requests.decode_request(message.data)
-        arguments = requests.check(command, arguments, self._settings.allow, self._settings.timeout)
-        known = COMMANDS.get(command)
-        event = known.event if known else None
-        readers: dict[str, Reader] = {}
-        if event:
-            readers[event] = Transcoder(answer.codec, binary=EVENTS[event].binary)
-        # The session's own limit is for connecting; the rest has what is left of the time of the whole request.
-        limit = min(_CONNECT_TIMEOUT, self._settings.timeout / 2)
-        async with AsyncSession(self._address, timeout=limit, readers=readers) as session:
-            if event is None:
-                await answer.single(await session.call(command, arguments, timeout=None))
-                return
-            stream = session.stream(command, arguments, timeout=None)
-            async for part in stream:
-                assert isinstance(part, bytes)
-                await answer.part(part)
-            await answer.end(stream.response or {})
+    def _check(self, request: Request, answer: Answer) -> Options:
+        """Make sure that the request may be run, and find out how it wants to be answered."""
+        message = request.message
+        try:
+            self._policy.admit(request.command)
+        except Refusal:
+            if len(message.data) <= _SMALL:
+                request.arguments = requests.decode_request(message.data)
+            raise
+        options = requests.read_options(message.data, request.headers, self._settings.timeout)
+        answer.begin(options)
+        request.arguments = requests.decode_request(message.data)
+        request.arguments = self._policy.judge(request.command, request.arguments, options.seconds)
+        request.blocks = may_block(request.command, request.arguments)
+        return options
 
+    async def _run(self, request: Request, answer: Answer, options: Options) -> None:
+        deadline = asyncio.get_running_loop().time() + options.seconds
+        lane = await self._lane(request)
+        await lane.enter(options.seconds)
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        exchange = asyncio.create_task(self._exchange(request, answer, options, lane, told))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._exchanges.discard)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await told
+        except RequestTimeout:  # of connecting; it is a TimeoutError as well
+            raise
+        except TimeoutError:
+            raise Refusal(requests.TIMEOUT, f"no answer within {options.seconds:g} seconds") from None
+        finally:
+            if not request.blocks:
+                exchange.cancel()
 
-class _Answer:
-    """The way back to who asked."""
+    async def _lane(self, request: Request) -> Lane:
+        if not request.blocks:
+            return self.quick
+        self.blocking.limit = self._settings.blocking or max(1, await self._charon.threads() // _SHARE)
+        return self.blocking
 
-    def __init__(self, link: Link, message: Msg, node: str) -> None:
-        self._link = link
-        self._reply = message.reply
-        self._headers = {NODE: node}
-        self._count = 0
-        self._unpaced = 0
-        asked: Mapping[str, str] = message.headers or {}
-        wanted = asked.get(CODEC)
-        self._collected: list[bytes] | None = [] if asked.get(COLLECT, "").lower() == "true" else None
-        self.codec: Codec = requests.codec_of(message.data)
-        if wanted == "json":
-            self.codec = "json"
-        elif wanted == "msgpack":
-            self.codec = "msgpack"
+    async def _exchange(
+        self, request: Request, answer: Answer, options: Options, lane: Lane, told: asyncio.Future[None]
+    ) -> None:
+        """Run a command and answer, then give `told` the result.
 
-    async def single(self, section: Mapping[str, object]) -> None:
-        await self._publish(requests.encode_section(self.codec, section))
-
-    async def part(self, data: bytes) -> None:
-        self._count += 1
-        self._unpaced += len(data)
-        if self._collected is None:
-            await self._publish(data)
-        elif self._unpaced > self._link.max_payload:
-            raise TooLarge
+        A command that blocks is followed to its end even when nobody waits any more, as it holds a thread of charon.
+        """
+        try:
+            known = COMMANDS.get(request.command)
+            if known is None or known.danger is not Danger.READ:
+                await self._audit.room()
+                request.changes = True
+            limit = min(CONNECT_TIMEOUT, options.seconds / 2)
+            async with self._charon.session(options.codec, limit) as session:
+                await _ask(session, request, answer, told)
+        except Exception as error:
+            if not told.done():
+                told.set_exception(error)
         else:
-            self._collected.append(data)
-
-    async def end(self, response: Mapping[str, object]) -> None:
-        """End a stream. A response that says more than success goes before the end, marked as such."""
-        if self._collected is not None:
-            await self._publish(requests.encode_list(self.codec, self._collected), {COUNT: str(self._count)})
-            return
-        if set(response) - {"success", "errmsg"}:
-            await self._publish(requests.encode_section(self.codec, response), {PART: "response"})
-        await self._publish(b"", {"Status": "200", "Description": "OK", COUNT: str(self._count)})
-
-    async def refuse(self, refusal: Refusal) -> None:
-        await self._publish(b"", {**refusal.headers(), COUNT: str(self._count)})
-
-    async def _publish(self, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
-        await self._link.publish(self._reply, payload, headers={**self._headers, **(headers or {})})
-        if self._collected is None and self._unpaced > _PACE:
-            self._unpaced = 0
-            await self._link.fence(5)
+            if not told.done():
+                told.set_result(None)
+        finally:
+            lane.leave()
 
 
-def _command(subject: str) -> str:
-    try:
-        return unescape(subject.rpartition(".")[2])
-    except ValueError:
-        raise Refusal(requests.UNKNOWN, "the last part of the subject is no name of a command") from None
+async def _ask(session: AsyncSession, request: Request, answer: Answer, told: asyncio.Future[None]) -> None:
+    known = COMMANDS.get(request.command)
+    if known is None or known.event is None:
+        await answer.single(await session.call(request.command, request.arguments, timeout=None))
+        return
+    stream = session.stream(request.command, request.arguments, timeout=None)
+    async for part in stream:
+        assert isinstance(part, bytes)
+        if told.done():
+            continue
+        try:
+            await answer.part(part)
+        except (Refusal, Disconnected, TooLarge) as error:
+            if not request.blocks:
+                raise
+            told.set_exception(error)
+    if not told.done():
+        await answer.end(stream.response or {})
 
 
 def _refusal(error: Exception) -> Refusal:
@@ -229,6 +296,10 @@ def _refusal(error: Exception) -> Refusal:
             return Refusal(requests.UNKNOWN, str(error))
         case CommandError():
             return Refusal(requests.FAILED, error.errmsg or "charon refused, and gave no reason")
+        case TooLarge():
+            return Refusal(requests.TOO_LARGE, "the reply is larger than NATS accepts here")
+        case RequestTimeout():
+            return Refusal(requests.UNAVAILABLE, "charon takes no connections at the moment")
         case ConnectionClosed() | OSError():
             return Refusal(requests.UNAVAILABLE, "charon is not reachable")
         case ViciError():

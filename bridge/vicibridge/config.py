@@ -10,17 +10,16 @@ import re
 import socket
 import ssl
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from vicifast.address import parse_address
-from vicifast.commands import COMMANDS, DEFAULT_ADDRESS
+from vicifast.commands import DEFAULT_ADDRESS, Danger
 
 from .envelope import Codec
-from .requests import FORWARDED
 from .subjects import ALL_NODES
 
 ENV_PREFIX = "VICIBRIDGE_"
@@ -85,13 +84,9 @@ def parse_listen(listen: str) -> tuple[str, int]:
 
 
 def _permission(entry: str) -> str:
-    """Accept a group or command that the bridge knows how to forward safely."""
-    groups = [f"@{danger}" for danger in FORWARDED]
-    if entry.startswith("@"):
-        if entry not in groups:
-            raise ValueError(f"{entry!r} is no group that can be opened: use {' or '.join(groups)}")
-    elif entry in COMMANDS and COMMANDS[entry].danger not in FORWARDED:
-        raise ValueError(f"{entry!r} cannot be opened: it belongs to @{COMMANDS[entry].danger}")
+    groups = [f"@{danger}" for danger in Danger]
+    if entry.startswith("@") and entry not in groups:
+        raise ValueError(f"{entry!r} is no group: use {', '.join(groups)}, or names of commands")
     return entry
 
 
@@ -180,11 +175,21 @@ class Log(_Section):
 
 
 class Commands(_Section):
-    """What may be asked over NATS: `@read`, `@operate`, or names of commands."""
+    """What may be asked over NATS: `@read`, `@operate`, `@configure`, `@secrets`, or names of commands.
+
+    `blocking` bounds initiate and terminate; 0 is a quarter of charon's threads. What may be in a reply is bounded by
+    `max_parts` and `max_bytes`.
+    """
 
     allow: Annotated[list[Annotated[str, AfterValidator(_permission)]], LIVE] = ["@read"]
+    allow_updown: Annotated[bool, LIVE] = False
+    allow_files: Annotated[bool, LIVE] = False
     timeout: Annotated[_Seconds, LIVE] = 30.0
     concurrency: Annotated[int, Field(ge=1, le=64)] = 8
+    blocking: Annotated[int, Field(ge=0, le=64), LIVE] = 0
+    max_parts: Annotated[int, Field(ge=1), LIVE] = 100_000
+    max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
+    audit: Annotated[Literal["all", "changes", "denied"], LIVE] = "all"
 
 
 class Http(_Section):

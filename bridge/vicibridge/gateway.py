@@ -186,7 +186,7 @@ class Gateway:
         self._tell_status("running")
 
     def _tell_status(self, bridge: str) -> None:
-        self._tell("status", {"bridge": bridge, "charon": "up" if self._up else "down"})
+        self.tell("status", {"bridge": bridge, "charon": "up" if self._up else "down"})
 
     def _tell_loss(self, kind: str, loss: Loss) -> None:
         self._tell_gap(kind, loss.cause, loss.count, loss.first_seq, loss.last_seq)
@@ -196,8 +196,9 @@ class Gateway:
     ) -> None:
         """Tell that events of a class are missing; None is what nobody can know."""
         gap = {"class": kind, "cause": cause, "count": count, "first_seq": first_seq, "last_seq": last_seq}
-        self._tell("gap", {**gap, **more})
+        self.tell("gap", {**gap, **more})
 
-    def _tell(self, kind: str, data: Mapping[str, object]) -> None:
+    def tell(self, kind: str, data: Mapping[str, object]) -> None:
+        """Publish an envelope of the bridge's own, as one of the state class."""
         envelope = self._events.wrap_object(time.time_ns(), kind, data)
         self.state.put(self._events.seq, self.subjects.bridge(kind), envelope, tell=kind != "gap")

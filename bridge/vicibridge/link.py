@@ -34,6 +34,7 @@ class Link:
     def __init__(self, client: Client, lost: asyncio.Future[str]) -> None:
         self._client = client
         self._lost = lost
+        self._inboxes: list[str] = []
 
     @property
     def alive(self) -> bool:
@@ -49,7 +50,14 @@ class Link:
         return self._client.jetstream(timeout=_API_TIMEOUT)
 
     def new_inbox(self) -> str:
-        return self._client.new_inbox()
+        self._inboxes.append(self._client.new_inbox())
+        return self._inboxes[-1]
+
+    def listens_to(self, subject: str) -> bool:
+        """Whether `subject` is in an inbox of our own, where what others send would pass for an answer to us."""
+        requests = self._client._resp_sub_prefix
+        own = [*self._inboxes, *([requests.decode().removesuffix(".")] if requests else [])]
+        return any(subject == inbox or subject.startswith(f"{inbox}.") for inbox in own)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Call `callback` once, soon after the link is lost."""

@@ -1,20 +1,26 @@
-"""Requests from the bus: what they say, whether they are allowed, and how their answers look."""
+"""Requests from the bus: what they say, and how their answers look."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgpack
 
 from vicifast import _wire
-from vicifast.commands import COMMANDS, Danger
 from vicifast.errors import ViciError
 
 from .envelope import Codec
 
+# The headers of a request: what the answer shall be like, and for the audit who asks.
+CODEC_HEADER = "Vici-Codec"  # json or msgpack; else as the request
+COLLECT_HEADER = "Vici-Collect"  # true: one reply with everything
+TIMEOUT_HEADER = "Vici-Timeout"  # seconds; the configuration's own timeout is the longest
+USER_HEADER = "Vici-User"
+REQUEST_ID_HEADER = "Vici-Request-Id"
+REQUEST_INFO_HEADER = "Nats-Request-Info"  # NATS adds it to what comes from another account
+
 MAX_REQUEST = _wire.MAX_PACKET
-FORWARDED = (Danger.READ, Danger.OPERATE)  # the classes of commands whose arguments the bridge can judge
-MAX_LOGLEVEL = 2  # charon's levels 3 and 4 may show key material
 _JSON_STARTS = b"{ \t\r\n"
 
 
@@ -43,6 +49,42 @@ BAD_REQUEST, DENIED, UNKNOWN, FAILED, TOO_LARGE, BUSY = 400, 403, 404, 409, 413,
 INTERNAL, BAD_ANSWER, UNAVAILABLE, TIMEOUT = 500, 502, 503, 504
 
 
+class Options(NamedTuple):
+    """How a request wants to be answered."""
+
+    codec: Codec
+    collect: bool
+    seconds: float
+
+
+def read_options(payload: bytes, headers: Mapping[str, str], longest: float) -> Options:
+    """Return what the headers of a request ask for, at most `longest` seconds; Refusal 400 says what is wrong."""
+    codec = codec_of(payload)
+    match headers.get(CODEC_HEADER):
+        case None:
+            pass
+        case "json":
+            codec = "json"
+        case "msgpack":
+            codec = "msgpack"
+        case _:
+            raise Refusal(BAD_REQUEST, f"{CODEC_HEADER} must be json or msgpack")
+    collect = headers.get(COLLECT_HEADER, "false").lower()
+    if collect not in ("true", "false"):
+        raise Refusal(BAD_REQUEST, f"{COLLECT_HEADER} must be true or false")
+    return Options(codec, collect == "true", min(_seconds(headers.get(TIMEOUT_HEADER), longest), longest))
+
+
+def _seconds(text: str | None, default: float) -> float:
+    try:
+        seconds = default if text is None else float(text)
+    except ValueError:
+        seconds = 0
+    if not seconds > 0:  # nor is what is no number
+        raise Refusal(BAD_REQUEST, f"{TIMEOUT_HEADER} must be a number of seconds above 0")
+    return seconds
+
+
 def codec_of(payload: bytes) -> Codec:
     """Return the codec of a request by its first byte; an empty one is answered in JSON, for people at a prompt."""
     return "json" if not payload or payload[0] in _JSON_STARTS else "msgpack"
@@ -60,49 +102,6 @@ def decode_request(payload: bytes) -> dict[str, object]:
     except ViciError as error:
         # The text has names, types and offsets, and no value, which may be a secret.
         raise Refusal(BAD_REQUEST, f"the request: {error}") from None
-
-
-def check(command: str, arguments: dict[str, object], allow: Sequence[str], timeout: float) -> dict[str, object]:
-    """Return what may be sent to charon for this request, or raise the Refusal that says why nothing may.
-
-    A command that occupies a thread of charon gets a finite timeout below `timeout` seconds.
-    """
-    known = COMMANDS.get(command)
-    if command not in allow and known is None:
-        raise Refusal(UNKNOWN, f"there is no command {command[:64]!r}")
-    if known is None:
-        return arguments
-    if known.danger not in FORWARDED:
-        raise Refusal(DENIED, f"{command} is not allowed: no bridge forwards commands of @{known.danger}")
-    if command not in allow and f"@{known.danger}" not in allow:
-        opens = f'add "{command}" or "@{known.danger}" to allow in [commands] of its configuration'
-        raise Refusal(DENIED, f"{command} is not allowed on this bridge; to allow it, {opens}")
-    if known.blocks:
-        return {**arguments, "timeout": _finite(arguments, timeout), "loglevel": _loglevel(arguments)}
-    return arguments
-
-
-def _finite(arguments: Mapping[str, object], timeout: float) -> int:
-    """Return charon's own timeout in milliseconds, short enough that its answer comes before we stop waiting."""
-    longest = int(timeout * 900)
-    given = _integer(arguments, "timeout", longest)
-    if given != -1 and not 1 <= given <= longest:
-        raise Refusal(BAD_REQUEST, f"timeout must be -1 or 1 to {longest} (milliseconds), not {given}")
-    return given
-
-
-def _loglevel(arguments: Mapping[str, object]) -> int:
-    given = _integer(arguments, "loglevel", 1)
-    if not -1 <= given <= MAX_LOGLEVEL:
-        raise Refusal(BAD_REQUEST, f"loglevel must be -1 to {MAX_LOGLEVEL}, not {given}")
-    return given
-
-
-def _integer(arguments: Mapping[str, object], key: str, default: int) -> int:
-    value = arguments.get(key, str(default))
-    if not isinstance(value, str) or not value.removeprefix("-").isdecimal() or len(value) >= 16:
-        raise Refusal(BAD_REQUEST, f"{key} must be a whole number")
-    return int(value)
 
 
 def encode_section(codec: Codec, section: Mapping[str, object]) -> bytes:

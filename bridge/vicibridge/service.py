@@ -36,7 +36,8 @@ class Service:
         self.bus: Bus = Bus(settings.nats)
         self.gateways: list[Gateway] = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
         self.commands = [
-            Commands(settings.commands, gateway.subjects, gateway.address, self.bus) for gateway in self.gateways
+            Commands(settings.commands, gateway.subjects, gateway.address, self.bus, gateway.tell)
+            for gateway in self.gateways
         ]
         self.pipelines: list[tuple[str, str, StatePipeline | LogPipeline]] = []  # node, class, pipeline
         for gateway in self.gateways:

@@ -15,6 +15,9 @@ ALL_NODES = "all"  # the token that addresses every gateway; no node may be call
 _ODD = re.compile(rb"[^A-Za-z0-9_-]")
 _TOKEN = re.compile(r"=|(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 _ESCAPED = re.compile(rb"=([0-9A-F]{2})")
+# _INBOX, what NATS itself puts for it between accounts and clusters (_R_, _GR_), and inboxes that users name _INBOX_ann
+_INBOX = re.compile(r"_[!-~]*\.[!-~]+")
+_NO_TOKEN = re.compile(r"[*>]|\.\.|\.$")
 
 
 @lru_cache(maxsize=4096)
@@ -112,6 +115,15 @@ class Subjects:
     def commands(self) -> tuple[str, str]:
         """Return what to subscribe to: this node's commands, and those for every node."""
         return f"{self._base}cmd.*", f"{self.prefix}.{ALL_NODES}.cmd.*"
+
+    def takes_reply(self, reply: str) -> bool:
+        """Whether a requester may name `reply` for the answer: an inbox, which begins with `_`.
+
+        Everything else could make the bridge publish where the requester may not: events, the API of JetStream.
+        """
+        if not _INBOX.fullmatch(reply) or _NO_TOKEN.search(reply):
+            return False
+        return not reply.startswith(f"{self.prefix}.")
 
 
 def command_subject(prefix: str, node: str, command: str) -> str:

@@ -93,8 +93,11 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
         ('[[gateway]]\nvici = "tcp://x:0"', "gateway.0.vici: no VICI address: 'tcp://x:0'"),
         ('[[gateway]]\nvici = "unix://"', "gateway.0.vici: no VICI address: 'unix://'"),
         ('[[gateway]]\nvici = ""', "gateway.0.vici: no VICI address: ''"),
-        ('[commands]\nallow = ["@configure"]', "commands.allow.0: '@configure' is no group that can be opened"),
-        ('[commands]\nallow = ["load-conn"]', "commands.allow.0: 'load-conn' cannot be opened"),
+        (
+            '[commands]\nallow = ["@all"]',
+            "commands.allow.0: '@all' is no group: use @read, @operate, @configure, @secrets",
+        ),
+        ('[commands]\naudit = "none"', "commands.audit: Input should be 'all', 'changes' or 'denied'"),
         ("[log]\nlinger_ms = -1", "log.linger_ms: Input should be greater than or equal to 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Requests: read strictly, allowed by the table of commands only, refused in words fit for anybody."""
+"""Requests: read strictly, refused in words fit for anybody."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vicibridge.requests import Refusal, check, codec_of, decode_request, encode_list, encode_section
-
-from vicifast.commands import COMMANDS, Danger
+from vicibridge.requests import Refusal, codec_of, decode_request, encode_list, encode_section, read_options
 
 
 def refusal(payload: bytes) -> Refusal:
@@ -95,54 +93,6 @@ def test_any_bytes_are_a_request_or_refused(payload: bytes) -> None:
         assert error.code == 400
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_by_default_reading_is_allowed_and_nothing_else(command: str) -> None:
-    if COMMANDS[command].danger is Danger.READ:
-        assert check(command, {"a": "b"}, ["@read"], 30) == {"a": "b"}
-        return
-    with pytest.raises(Refusal) as caught:
-        check(command, {}, ["@read"], 30)
-    assert caught.value.code == 403
-    if COMMANDS[command].danger is Danger.OPERATE:
-        assert f'add "{command}" or "@operate" to allow in [commands]' in caught.value.text
-    else:
-        assert "no bridge forwards commands of @" in caught.value.text
-
-
-def test_groups_single_commands_and_unknown_ones() -> None:
-    assert check("rekey", {"ike": "a"}, ["@operate"], 30) == {"ike": "a"}
-    assert check("rekey", {}, ["rekey"], 30) == {}
-    assert check("patched-in", {"x": "1"}, ["patched-in"], 30) == {"x": "1"}
-    with pytest.raises(Refusal) as caught:
-        check("version", {}, ["rekey"], 30)
-    assert caught.value.code == 403
-    with pytest.raises(Refusal) as caught:
-        check("no-such", {}, ["@read"], 30)
-    assert caught.value.code == 404
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sent"),
-    [
-        ({}, {"timeout": 9000, "loglevel": 1}),
-        ({"timeout": "500", "loglevel": "2"}, {"timeout": 500, "loglevel": 2}),
-        ({"timeout": "-1"}, {"timeout": -1, "loglevel": 1}),
-    ],
-)
-def test_blocking_commands_get_a_finite_timeout(arguments: dict[str, object], sent: dict[str, object]) -> None:
-    assert check("initiate", arguments, ["@operate"], 10) == sent
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"timeout": t} for t in ("0", "9001", "0x10", "yes", "", "-", {})] + [{"loglevel": "3"}],
-)
-def test_what_could_hold_a_thread_or_show_keys_is_refused(arguments: dict[str, object]) -> None:
-    with pytest.raises(Refusal) as caught:
-        check("terminate", arguments, ["@operate"], 10)
-    assert caught.value.code == 400
-
-
 def test_headers_of_a_refusal_fit_into_headers() -> None:
     headers = Refusal(409, "two\r\nlines ü " + "x" * 1000).headers()
     assert headers["Nats-Service-Error-Code"] == headers["Status"] == "409"
@@ -157,3 +107,30 @@ def test_replies() -> None:
     assert json.loads(encode_list("json", [b'{"a":1}', b"{}"])) == [{"a": 1}, {}]
     assert msgpack.unpackb(encode_list("msgpack", [msgpack.packb({"a": 1})] * 70000)) == [{"a": 1}] * 70000
     assert encode_list("json", []) == b"[]"
+
+
+@pytest.mark.parametrize(
+    ("headers", "options"),
+    [
+        ({}, ("json", False, 30)),
+        ({"Vici-Timeout": "2.5", "Vici-Collect": "True"}, ("json", True, 2.5)),
+        ({"Vici-Timeout": "1e9", "Vici-Codec": "msgpack", "Vici-Collect": "false"}, ("msgpack", False, 30)),
+        ({"Vici-Timeout": "inf", "Vici-Codec": "json"}, ("json", False, 30)),
+    ],
+)
+def test_headers_of_a_request(headers: dict[str, str], options: tuple[object, ...]) -> None:
+    assert read_options(b"{}", headers, 30) == options
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        *[("Vici-Timeout", text) for text in ("", "0", "-1", "nan", "-inf", "soon", "1,5", "0x10")],
+        *[("Vici-Codec", text) for text in ("", "raw", "JSON")],
+        *[("Vici-Collect", text) for text in ("", "yes", "1")],
+    ],
+)
+def test_headers_that_say_nothing_are_refused_by_name(header: str, value: str) -> None:
+    with pytest.raises(Refusal, match=header) as caught:
+        read_options(b"{}", {header: value}, 30)
+    assert caught.value.code == 400

@@ -1,0 +1,100 @@
+"""nats-py's client, made to survive whatever bytes others send.
+
+nats-server passes subjects, replies and headers on as they came. nats-py takes any white space for the end of a
+subject, and ends its reading at a subject that is no UTF-8 or at headers cut short: one message from whoever may send
+requests would cost the connection.
+"""
+
+from __future__ import annotations
+
+import json
+
+from nats.aio.client import Client
+from nats.errors import Error, ProtocolError
+from nats.protocol.parser import Parser
+
+_MAX_HEADERS = 16 * 1024  # bytes; nats-py reads headers line by line, which nobody may make us do for long
+_END = b"\r\n"
+
+
+class Malformed(Error):
+    """A message that was dropped, because its subject, reply or headers cannot be read."""
+
+    def __str__(self) -> str:
+        return "a message with a malformed subject, reply or header was dropped"
+
+
+class HardClient(Client):
+    """A client that drops what it cannot read, and goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = _Parser(self)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            if headers and len(headers) > _MAX_HEADERS:
+                raise ValueError
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except (ValueError, IndexError):
+            await self._error_cb(Malformed())
+
+
+class _Parser(Parser):
+    """Splits lines where the server does: at blanks, and nowhere else."""
+
+    def reset(self) -> None:
+        super().reset()
+        self._message: tuple[int, bytes, bytes, int, int] | None = None
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take in what came, and hand on everything that is complete."""
+        self.buf += data
+        while True:
+            if self._message is None:
+                end = self.buf.find(_END)
+                if end < 0:
+                    return
+                line = bytes(self.buf[:end])
+                del self.buf[: end + len(_END)]
+                await self._take_line(line)
+            elif len(self.buf) < self._message[-1] + len(_END):
+                return
+            else:
+                await self._take_message(*self._message)
+
+    async def _take_line(self, line: bytes) -> None:
+        operation, _, rest = line.partition(b" ")
+        match operation.upper():
+            case b"MSG":
+                self._begin(rest.split(b" "), headers=False)
+            case b"HMSG":
+                self._begin(rest.split(b" "), headers=True)
+            case b"PING":
+                await self.nc._process_ping()
+            case b"PONG":
+                await self.nc._process_pong()
+            case b"INFO":
+                await self.nc._process_info(json.loads(rest))
+            case b"-ERR":
+                await self.nc._process_err(rest.decode("utf-8", "replace").lower())
+            case b"+OK":
+                pass
+            case _:
+                raise ProtocolError
+
+    def _begin(self, fields: list[bytes], *, headers: bool) -> None:
+        """Read `subject sid [reply] [bytes of headers] bytes`."""
+        try:
+            size = int(fields.pop())
+            before = int(fields.pop()) if headers else 0
+            subject, sid, *reply = fields
+            self._message = int(sid), subject, reply[0] if reply else b"", before, size
+        except (ValueError, IndexError):
+            raise ProtocolError from None
+
+    async def _take_message(self, sid: int, subject: bytes, reply: bytes, before: int, size: int) -> None:
+        payload = bytes(self.buf[:size])
+        del self.buf[: size + len(_END)]
+        self._message = None
+        await self.nc._process_msg(sid, subject, reply, payload[before:], payload[:before])
