@@ -27,6 +27,7 @@ from vicifast.commands import EVENTS
 from vicifast.recording import Recording
 from vicifast.testing import FakeCharon
 
+from .client import Completeness, Envelope, unpack
 from .natsserver import NatsServer
 
 NODE = "gw1"
@@ -53,19 +54,18 @@ class Subscriber:
         self._told: list[str] = []
         self.up = asyncio.Event()
         self._console = console
-        self._seen: dict[str, list[int]] = {"log": [], "state": []}
+        self._check = Completeness(from_start=True)
         self._per_second: dict[str, Counter[int]] = {}
         self._last_message = 0.0
         self._lines = 0
 
     async def take(self, message: Msg) -> None:
         self._last_message = time.monotonic()
-        unpacker = msgpack.Unpacker(unicode_errors="surrogateescape")
-        unpacker.feed(message.data)
-        self.messages[_class(message.subject)] += 1
-        for envelope in unpacker:
-            self._count(message.subject, envelope)
-            self._show(message.subject, envelope)
+        envelopes = unpack(message)
+        self.messages[envelopes[0].kind] += 1
+        for envelope in envelopes:
+            self._count(envelope)
+            self._show(envelope)
 
     async def settled(self) -> None:
         """Wait until nothing has come for a moment."""
@@ -75,14 +75,10 @@ class Subscriber:
 
     def gaps(self) -> list[str]:
         """Return what is missing or came twice: `seq` counts every event of a class, whatever its subject."""
-        found = list(self._told)
-        for kind, seen in self._seen.items():
-            missing = set(range(1, max(seen, default=0) + 1)) - set(seen)
-            if missing:
-                found.append(f"{len(missing)} of class {kind} are missing, the first is {min(missing)}")
-            if len(seen) > len(set(seen)):
-                found.append(f"{len(seen) - len(set(seen))} of class {kind} came twice")
-        if self._seen["state"] != sorted(self._seen["state"]):
+        found = [*self._told, *map(str, self._check.gaps())]
+        if self._check.duplicates:
+            found.append(f"{self._check.duplicates} came twice")
+        if self._check.disordered:
             found.append("events of class state came out of order")
         return found
 
@@ -90,33 +86,29 @@ class Subscriber:
         """Return how many came in the second in which most came."""
         return max(self._per_second[event].values())
 
-    def _count(self, subject: str, envelope: Mapping[str, Any]) -> None:
-        event, kind = envelope["event"], "log" if envelope["event"] == "log" else "state"
+    def _count(self, envelope: Envelope) -> None:
+        event, data = envelope.event, envelope.data
+        self._check.add(envelope)
         self.events[event] += 1
-        self.subjects.setdefault(event, set()).add(subject)
-        self._seen[kind].append(envelope["seq"])
+        self.subjects.setdefault(event, set()).add(envelope.subject)
         self._per_second.setdefault(event, Counter())[int(self._last_message)] += 1
         if event == "gap":
-            self._told.append(f"gap {envelope['data']}")
-        if event == "status" and envelope["data"]["charon"] == "up":
+            self._told.append(f"gap {data}")
+        if event == "status" and data["charon"] == "up":
             self.up.set()
 
-    def _show(self, subject: str, envelope: Mapping[str, Any]) -> None:
-        clock = time.strftime("%H:%M:%S", time.localtime(envelope["time"] / 1e9))
-        tenths = envelope["time"] // 1_000_000 % 1000
-        if envelope["event"] == "log":
+    def _show(self, envelope: Envelope) -> None:
+        clock = time.strftime("%H:%M:%S", time.localtime(envelope.time / 1e9))
+        thousandths = envelope.time // 1_000_000 % 1000
+        if envelope.event == "log":
             self._lines += 1
             if self._lines > _SHOWN_LINES:
                 return
-            text, style = envelope["data"]["msg"] + (" ..." if self._lines == _SHOWN_LINES else ""), "dim"
+            text, style = envelope.data["msg"] + (" ..." if self._lines == _SHOWN_LINES else ""), "dim"
         else:
-            text, style = _summary(envelope["event"], envelope["data"]), "none"
-        self._console.print(f"[dim]{clock}.{tenths:03}[/] [cyan]{subject}[/]  ", end="")
+            text, style = _summary(envelope.event, envelope.data), "none"
+        self._console.print(f"[dim]{clock}.{thousandths:03}[/] [cyan]{envelope.subject}[/]  ", end="")
         self._console.print(text, style=style, markup=False, soft_wrap=True)
-
-
-def _class(subject: str) -> str:
-    return "log" if subject.split(".")[2] == "log" else "state"
 
 
 def _summary(event: str, data: Mapping[str, Any]) -> str:

@@ -5,10 +5,15 @@ async with Fleet("nats://127.0.0.1:4222") as fleet:
     async for sa in fleet.node("gw1").list_sas():
         print(sa)
     async for answer in fleet.everyone().stats():
-        print(answer.node, answer.response or answer.error)
+        print(answer.node, answer.error or answer.response)
+    async with fleet.subscribe(events=["child-updown"]) as events:
+        async for envelope in events:
+            print(envelope.node, envelope.subject, envelope.data)
 """
 
-from .errors import BusError, Busy, Denied, SlowConsumer, Unavailable
+from .envelopes import Completeness, Envelope, Gap, unpack
+from .errors import BusError, Busy, Denied, JetStreamError, SlowConsumer, Unavailable
+from .events import Events
 from .everyone import Answer, Answers, Everyone
 from .fleet import Fleet
 from .session import BusSession
@@ -19,9 +24,15 @@ __all__ = [
     "BusError",
     "BusSession",
     "Busy",
+    "Completeness",
     "Denied",
+    "Envelope",
+    "Events",
     "Everyone",
     "Fleet",
+    "Gap",
+    "JetStreamError",
     "SlowConsumer",
     "Unavailable",
+    "unpack",
 ]

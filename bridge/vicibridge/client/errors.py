@@ -43,3 +43,7 @@ class SlowConsumer(ViciError):
 
     def __reduce__(self) -> tuple[type[SlowConsumer], tuple[int]]:
         return type(self), (self.lost,)
+
+
+class JetStreamError(ViciError):
+    """JetStream does not do as asked; the text has its words."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Sequence
 from typing import Any, Self, overload
 
@@ -17,8 +18,10 @@ from vicifast.protocol import Section, Values
 
 from ..config import Nats, hide
 from ..link import reason_of
+from ..subjects import filters
 from .calls import Calls
 from .discovery import Discovery
+from .events import LIMIT, Events, Kept, Start
 from .everyone import Everyone
 from .session import BusSession
 
@@ -52,6 +55,7 @@ class Fleet:
         self._client: Client | None = self._given
         self._calls: Calls | None = None
         self._trouble: Exception | None = None
+        self._events: weakref.WeakSet[Events] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
         return await self.connect()
@@ -98,6 +102,8 @@ class Fleet:
         calls, self._calls = self._calls, None
         if calls is not None:
             await calls.close()
+        for events in list(self._events):
+            await events.aclose()
         if client is not None and client is not self._given:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT)
@@ -124,6 +130,38 @@ class Fleet:
         """Return the nodes whose bridges answer; this takes as long as answers come, a quarter of a second at least."""
         found = await Discovery("PING").run(self._require())
         return {str(instance["metadata"]["node"]) for instance in found}
+
+    def subscribe(
+        self,
+        *,
+        nodes: Sequence[str] = (),
+        events: Sequence[str] = (),
+        ike: str | None = None,
+        queue: str = "",
+        durable: str | None = None,
+        start: Start | None = None,
+        limit: int = LIMIT,
+    ) -> Events:
+        """Return the events of all gateways, or of `nodes`, as they come; see `Events`.
+
+        `events` are names, of charon's events and the bridges' own; none means all but `log`, all the state class.
+        `ike` leaves the events of one connection. Of the programs in one `queue` each gets a part of the messages.
+
+        With `durable`, the name of a consumer, or `start`, events of the state class are read from JetStream: from a
+        sequence number of its stream, a time, the `first`, or those that are `new`. A durable consumer goes on where
+        it was, and `start` (by default `first`) counts only when it is new; its `queue` must be of the same name.
+        """
+        kept = None
+        if durable is not None or start is not None:
+            if "log" in events:
+                raise ValueError("JetStream does not keep the log: subscribe to it without durable and start")
+            if queue and queue != durable:
+                raise ValueError("the queue of a durable consumer has the consumer's name")
+            kept = Kept(self._settings.stream, durable, "first" if start is None else start)
+        subjects = filters(self.prefix, nodes, events, ike)
+        opened = Events(self.client, subjects, queue, kept, limit)
+        self._events.add(opened)
+        return opened
 
     def _limit(self, timeout: float | None) -> float | None:
         return self.timeout if timeout is DEFAULT else timeout

@@ -1,0 +1,165 @@
+"""Envelopes as they come from the bus, and whether all of them came."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgpack
+from nats.aio.msg import Msg
+
+from .. import values
+
+Kind = Literal["state", "log"]
+
+
+class Envelope(NamedTuple):
+    """One event of a gateway: charon's, or the bridge's own (`status`, `gap`, `resync`, ...).
+
+    `time` is when the bridge read it, in nanoseconds since the epoch. `seq` counts the events of a class, `kind`, since
+    the start `boot` of the bridge. `data` is the VICI message as a session gives it: texts with `surrogateescape`.
+    """
+
+    node: str
+    boot: str
+    seq: int
+    time: int
+    event: str
+    data: dict[str, Any]
+    subject: str
+
+    @property
+    def kind(self) -> Kind:
+        return "log" if self.event == "log" else "state"
+
+
+def unpack(message: Msg) -> list[Envelope]:
+    """Return the envelopes in a message, of whatever codec; ValueError when it holds something else."""
+    payload, subject = message.data, message.subject
+    try:
+        found = _json(payload) if payload[:1] == b"{" else _msgpack(payload)
+        return [Envelope(e["node"], e["boot"], e["seq"], e["time"], e["event"], e["data"], subject) for e in found]
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise ValueError(f"{subject}: no envelope: {type(error).__name__} {error}") from None
+
+
+def _json(payload: bytes) -> Iterator[Mapping[str, Any]]:
+    return map(values.load, payload.splitlines())
+
+
+def _msgpack(payload: bytes) -> Iterator[Mapping[str, Any]]:
+    unpacker = msgpack.Unpacker(unicode_errors="surrogateescape", strict_map_key=True, max_buffer_size=len(payload))
+    unpacker.feed(payload)
+    binary = any(mark in payload for mark in _BINARY)
+    count = 0
+    for envelope in unpacker:
+        count = unpacker.tell()
+        yield _with_texts(envelope) if binary else envelope
+    if count != len(payload):
+        raise ValueError(f"the last envelope is cut short at {count} of {len(payload)} bytes")
+
+
+_BINARY = (b"\xc4", b"\xc5", b"\xc6")  # how msgpack begins what is no UTF-8
+
+
+def _with_texts(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, dict):
+        return {key: _with_texts(item) for key, item in value.items()}
+    return [_with_texts(item) for item in value] if isinstance(value, list) else value
+
+
+class Gap(NamedTuple):
+    """Events `first` to `last` of a class that have not come; `cause` is what the bridge said about it, if it did."""
+
+    node: str
+    boot: str
+    kind: Kind
+    first: int
+    last: int
+    cause: str | None = None
+
+    def __str__(self) -> str:
+        count = self.last - self.first + 1
+        cause = f": {self.cause}" if self.cause else ""
+        return f"{self.node}: {count} of class {self.kind} are missing, the first is {self.first}{cause}"
+
+
+class Completeness:
+    """Finds out from `seq` what is missing, for every node, start of its bridge, and class.
+
+    Whoever was there `from_start` has to get every event of each start; who joins later those after the first, and all
+    of the starts that follow. The log is published by subject, so lines come out of order and some may be missing for
+    a moment, and for who joins late the numbers around the first.
+    """
+
+    def __init__(self, *, from_start: bool = False) -> None:
+        self.duplicates = 0
+        self.disordered = 0
+        """Events of class state that came after a later one."""
+        self._from_start = from_start
+        self._tracks: dict[tuple[str, str, Kind], _Track] = {}
+        self._told: list[Gap] = []
+
+    def add(self, envelope: Envelope) -> None:
+        """Take notice of an envelope."""
+        kind = envelope.kind
+        key = envelope.node, envelope.boot, kind
+        track = self._tracks.get(key)
+        if track is None:
+            track = self._tracks[key] = _Track(0 if self._is_whole(*key) else envelope.seq - 1)
+        filled = track.add(envelope.seq)
+        if filled is not None:
+            self.duplicates += not filled
+            self.disordered += filled and kind == "state"
+        if envelope.event == "gap" and envelope.data.get("first_seq") is not None:
+            data = envelope.data
+            gap = Gap(*key[:2], data["class"], data["first_seq"], data["last_seq"], str(data["cause"]))
+            self._told.append(gap)
+
+    def gaps(self) -> list[Gap]:
+        """Return what is missing at the moment, and what the bridge said why."""
+        return [
+            Gap(*key, first, last, self._cause(key, first, last))
+            for key, track in self._tracks.items()
+            for first, last in track.missing
+        ]
+
+    def _is_whole(self, node: str, boot: str, kind: Kind) -> bool:
+        # Names of starts sort by time: one after another start that was seen has been seen from its beginning.
+        return self._from_start or any(key[0] == node and key[2] == kind and key[1] < boot for key in self._tracks)
+
+    def _cause(self, key: tuple[str, str, Kind], first: int, last: int) -> str | None:
+        for told in self._told:
+            if told[:3] == key and told.first <= first and last <= told.last:
+                return told.cause
+        return None
+
+
+class _Track:
+    """The numbers of one class of one start."""
+
+    __slots__ = ("missing", "_joined", "_highest")
+
+    def __init__(self, joined: int) -> None:
+        self.missing: list[tuple[int, int]] = []  # first and last of each, ascending
+        self._joined = self._highest = joined
+
+    def add(self, seq: int) -> bool | None:
+        """Note a number; None when it is a new one, else whether it had been missing."""
+        if seq > self._highest:
+            if seq > self._highest + 1:
+                self.missing.append((self._highest + 1, seq - 1))
+            self._highest = seq
+            return None
+        return None if seq <= self._joined else self._fill(seq)
+
+    def _fill(self, seq: int) -> bool:
+        at = bisect.bisect_right(self.missing, (seq, self._highest)) - 1
+        if at < 0 or not self.missing[at][0] <= seq <= self.missing[at][1]:
+            return False
+        first, last = self.missing[at]
+        self.missing[at : at + 1] = [(a, b) for a, b in ((first, seq - 1), (seq + 1, last)) if a <= b]
+        return True

@@ -1,0 +1,333 @@
+"""Envelopes from the bus: of every codec, from JetStream too, bounded, and whether all of them came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from datetime import UTC, datetime
+from typing import Any
+
+import msgpack
+import nats
+import pytest
+from harness import NatsServer, run, service, settings, until
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from vicibridge.client import Completeness, Envelope, Events, Fleet, Gap, JetStreamError, SlowConsumer, unpack
+from vicibridge.envelope import Envelopes
+from vicibridge.subjects import filters
+
+from vicifast import encode
+from vicifast.errors import ConnectionClosed
+from vicifast.testing import FakeCharon
+
+SUBJECT = "vici.gw1.event.ike-updown.gw.up"
+SA = {"uniqueid": "7", "state": "ESTABLISHED"}
+
+
+def message(payload: bytes, subject: str = SUBJECT) -> Msg:
+    return Msg(Client(), subject=subject, data=payload)
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+def test_what_the_bridge_writes_is_read(codec: Any) -> None:
+    envelopes = Envelopes(codec, "gw 1", "b0")
+    data = {"up": "yes", "gä": {"id": "a\udcff\n", "list": ["x", "\udc80"]}}
+    own = {"class": "log", "count": 2, "first_seq": None}
+    payload = envelopes.wrap(2**62, "ike-updown", b"") + envelopes.wrap_object(5, "gap", own)
+    raw = encode({"up": "yes", "g": data["gä"]})
+    payload += envelopes.wrap(7, "ike-updown", raw)
+    assert unpack(message(payload)) == [
+        Envelope("gw 1", "b0", 1, 2**62, "ike-updown", {}, SUBJECT),
+        Envelope("gw 1", "b0", 2, 5, "gap", own, SUBJECT),
+        Envelope("gw 1", "b0", 3, 7, "ike-updown", {"up": "yes", "g": data["gä"]}, SUBJECT),
+    ]
+    assert [envelope.kind for envelope in unpack(message(payload))] == ["state"] * 3
+
+
+GOOD = {"v": 1, "node": "gw1", "boot": "b", "seq": 1, "time": 1, "event": "log", "data": {"msg": "Ä"}}
+
+
+def test_text_that_looks_like_bytes() -> None:
+    [envelope] = unpack(message(msgpack.packb(GOOD)))
+    assert envelope.data == {"msg": "Ä"} and envelope.kind == "log"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"x",
+        b"{",
+        b"\xc1",
+        b'{"node": "gw1"}',
+        b"\x93\x01\x02\x03",
+        msgpack.packb(GOOD)[:-1],
+        msgpack.packb(GOOD) + b"\x01",
+        msgpack.packb(GOOD) + msgpack.packb(GOOD)[:-1],
+        json.dumps(GOOD).encode() + b"\n{",
+        msgpack.packb({1: 2}),
+    ],
+)  # fmt: skip
+def test_what_is_no_envelope(payload: bytes) -> None:
+    with pytest.raises(ValueError, match=f"{SUBJECT}: no envelope: "):
+        unpack(message(payload))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ["vici.*.event.>", "vici.*.bridge.>"]),
+        ({"nodes": ["gw 1"]}, ["vici.gw=201.event.>", "vici.gw=201.bridge.>"]),
+        ({"events": ["log", "gap"]}, ["vici.*.log.>", "vici.*.bridge.gap"]),
+        (
+            {"nodes": ["a", "b"], "events": ["ike-updown"]},
+            ["vici.a.event.ike-updown.>", "vici.b.event.ike-updown.>"],
+        ),
+        (
+            {"ike": "s.1"},
+            [
+                "vici.*.event.ike-updown.s=2E1.*",
+                "vici.*.event.ike-rekey.s=2E1",
+                "vici.*.event.ike-update.s=2E1",
+                "vici.*.event.child-updown.s=2E1.*.*",
+                "vici.*.event.child-rekey.s=2E1.*",
+            ],
+        ),
+        ({"events": ["child-rekey"], "ike": "a"}, ["vici.*.event.child-rekey.a.*"]),
+    ],
+)
+def test_filters(arguments: dict[str, Any], expected: list[str]) -> None:
+    assert filters("vici", **arguments) == expected
+
+
+@pytest.mark.parametrize("event", ["log", "alert", "gap"])
+def test_no_filter_for_a_connection(event: str) -> None:
+    with pytest.raises(ValueError, match=f"{event} is not of one connection"):
+        filters("vici", events=[event], ike="gw")
+
+
+def an(seq: int, event: str = "ike-updown", boot: str = "b1", node: str = "gw1", **data: Any) -> Envelope:
+    return Envelope(node, boot, seq, 0, event, data, "")
+
+
+def test_completeness() -> None:
+    whole = Completeness(from_start=True)
+    for seq in (2, 3, 6):
+        whole.add(an(seq))
+    assert whole.gaps() == [Gap("gw1", "b1", "state", 1, 1), Gap("gw1", "b1", "state", 4, 5)]
+    assert str(whole.gaps()[1]) == "gw1: 2 of class state are missing, the first is 4"
+    whole.add(an(5))
+    whole.add(an(5))
+    whole.add(an(1))
+    assert whole.gaps() == [Gap("gw1", "b1", "state", 4, 4)]
+    assert (whole.duplicates, whole.disordered) == (1, 2)
+
+
+def test_who_joins_late_misses_nothing_before_but_all_after() -> None:
+    joined = Completeness()
+    for envelope in (an(7), an(5), an(8), an(100, "log"), an(3, node="gw2"), an(2, boot="b2"), an(1, boot="b0")):
+        joined.add(envelope)
+    assert joined.gaps() == [Gap("gw1", "b2", "state", 1, 1)]
+    assert joined.duplicates == 0
+
+
+def test_what_the_bridge_told() -> None:
+    whole = Completeness(from_start=True)
+    whole.add(an(5, "log"))
+    whole.add(an(1, "gap", **{"class": "log", "cause": "full", "count": 3, "first_seq": 1, "last_seq": 4}))
+    whole.add(an(2, "gap", **{"class": "all", "cause": "charon was gone", "count": None, "first_seq": None}))
+    assert whole.gaps() == [Gap("gw1", "b1", "log", 1, 4, "full")]
+    assert str(whole.gaps()[0]) == "gw1: 4 of class log are missing, the first is 1: full"
+
+
+def test_completeness_in_any_order_and_with_any_loss() -> None:
+    dice = random.Random(7)
+    for _ in range(200):
+        numbers = list(range(1, dice.randrange(2, 40)))
+        kept = [n for n in numbers if dice.random() < 0.7]
+        dice.shuffle(kept)
+        whole = Completeness(from_start=True)
+        for seq in kept:
+            whole.add(an(seq))
+        missing = {n for gap in whole.gaps() for n in range(gap.first, gap.last + 1)}
+        assert missing == set(range(1, max(kept, default=0) + 1)) - set(kept)
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+def test_events_of_a_bridge(nats_server: NatsServer, codec: str) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        config = settings(nats_server.url, events={"codec": codec}, log={"codec": codec})
+        async with FakeCharon() as charon, Fleet(nats_server.url) as fleet:
+            config = settings(nats_server.url, charon.address, events={"codec": codec}, log={"codec": codec})
+            events = fleet.subscribe(events=["ike-updown", "log", "status"])
+            async with events, fleet.subscribe(ike="gw") as of_one, service(config):
+                await charon.registered("log")
+                charon.emit("ike-updown", {"other": SA})
+                charon.emit("ike-updown", {"up": "yes", "gw": SA})
+                for number in range(100):
+                    charon.emit("log", {"group": "IKE", "level": "1", "msg": str(number)})
+                seen: list[Envelope] = []
+                check = Completeness(from_start=True)
+                while sum(envelope.event == "log" for envelope in seen) < 100 or len(seen) < 104:
+                    for envelope in await events.batch():
+                        seen.append(envelope)
+                        check.add(envelope)
+                assert check.gaps() == [] and check.duplicates == check.disordered == 0
+                assert [e.data["msg"] for e in seen if e.event == "log"] == [str(n) for n in range(100)]
+                only = await anext(of_one)
+                assert (only.subject, only.data) == (SUBJECT, {"up": "yes", "gw": SA})
+            with pytest.raises(ConnectionClosed, match="the subscription was closed"):
+                while True:
+                    await anext(events)
+
+    run(test())
+
+
+async def filled(client: Client, count: int, first: int = 1) -> None:
+    """Store state events of a bridge that is not there."""
+    jetstream = client.jetstream()
+    await jetstream.add_stream(name="VICI", subjects=["vici.*.event.>", "vici.*.bridge.>"])
+    for seq in range(first, first + count):
+        await jetstream.publish(SUBJECT, msgpack.packb({**GOOD, "event": "ike-updown", "seq": seq}))
+
+
+async def take(events: Events, count: int) -> list[int]:
+    return [(await anext(events)).seq for _ in range(count)]
+
+
+def test_jetstream_from_anywhere(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            with pytest.raises(JetStreamError, match="stream not found"):
+                await fleet.subscribe(start="first").start()
+            await filled(fleet.client, 5)
+            time = datetime.now(UTC)
+            await filled(fleet.client, 1, first=6)
+            async with fleet.subscribe(start="first") as events:
+                assert await take(events, 6) == [1, 2, 3, 4, 5, 6]
+            async with fleet.subscribe(start=3, nodes=["gw1"], events=["ike-updown"]) as events:
+                assert await take(events, 4) == [3, 4, 5, 6]
+            async with fleet.subscribe(start=time) as events:
+                assert await take(events, 1) == [6]
+            async with fleet.subscribe(start="new") as events:
+                await filled(fleet.client, 1, first=7)
+                assert await take(events, 1) == [7]
+            with pytest.raises(ValueError, match="JetStream does not keep the log"):
+                fleet.subscribe(events=["log"], start="first")
+
+    run(test())
+
+
+def test_a_durable_consumer_goes_on_after_what_was_acknowledged(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            await filled(fleet.client, 5)
+            async with fleet.subscribe(durable="pager") as events:
+                assert await take(events, 3) == [1, 2, 3]
+                with pytest.raises(JetStreamError, match="already bound"):
+                    await fleet.subscribe(durable="pager").start()
+            await fleet.client.flush()
+            jetstream = fleet.client.jetstream()
+            assert (await jetstream.consumer_info("VICI", "pager")).ack_floor.stream_seq == 2
+            with pytest.raises(JetStreamError, match="pager reads vici.*.bridge.>, not vici.gw1.event.>"):
+                await fleet.subscribe(durable="pager", nodes=["gw1"]).start()
+            with pytest.raises(ValueError, match="has the consumer's name"):
+                fleet.subscribe(durable="pager", queue="other")
+        async with Fleet(nats_server.url) as fleet, fleet.subscribe(durable="pager") as events:
+            await filled(fleet.client, 1, first=6)
+            assert sorted(await take(events, 4)) == [3, 4, 5, 6]
+            await events.ack()
+            await fleet.client.flush()
+            info = await fleet.client.jetstream().consumer_info("VICI", "pager")
+            assert info.ack_floor.stream_seq == 6
+
+    run(test())
+
+
+def test_a_queue_shares(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            await filled(fleet.client, 0)
+            durable = [fleet.subscribe(durable="workers", queue="workers") for _ in range(2)]
+            plain = [fleet.subscribe(queue="others") for _ in range(2)]
+            for events in (*durable, *plain):
+                await events.start()
+            await filled(fleet.client, 50)
+            for pair in (durable, plain):
+                both: list[list[int]] = [[], []]
+
+                async def work(number: int, pair: list[Events] = pair, both: list[list[int]] = both) -> None:
+                    async for envelope in pair[number]:
+                        both[number].append(envelope.seq)
+
+                working = [asyncio.create_task(work(number)) for number in range(2)]
+                await until(lambda both=both: len(both[0]) + len(both[1]) == 50)
+                assert sorted(both[0] + both[1]) == list(range(1, 51)) and both[0] and both[1]
+                for task in working:
+                    task.cancel()
+                await asyncio.gather(*working, return_exceptions=True)
+
+    run(test())
+
+
+def test_a_slow_consumer_is_told(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet, fleet.subscribe(limit=100_000) as events:
+            other = await nats.connect(nats_server.url)
+            for seq in range(1, 501):
+                await other.publish(SUBJECT, msgpack.packb({**GOOD, "event": "ike-updown", "seq": seq}))
+            await other.publish(SUBJECT, b"nonsense")
+            await other.flush()
+            await other.flush()
+            await until(lambda: events.lost > 300)
+            with pytest.raises(SlowConsumer) as told:
+                await anext(events)
+            assert told.value.lost == events.lost
+            rest = [envelope.seq for envelope in [await anext(events) for _ in range(500 - events.lost)]]
+            assert rest == list(range(events.lost + 1, 501))
+            with pytest.raises(ValueError, match="no envelope"):
+                await anext(events)
+            await other.publish(SUBJECT, msgpack.packb({**GOOD, "event": "ike-updown", "seq": 501}))
+            assert await take(events, 1) == [501]
+            await other.close()
+
+    run(test())
+
+
+def test_jetstream_waits_for_a_slow_consumer(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            await filled(fleet.client, 600)
+            for arguments in ({"start": "first"}, {"durable": "slow"}):
+                async with fleet.subscribe(limit=20_000, **arguments) as events:
+                    assert await take(events, 600) == list(range(1, 601))
+                    assert events.lost == 0
+
+    run(test())
+
+
+def test_subscriptions_outlive_a_restart_of_nats(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            await filled(fleet.client, 1)
+            plain, durable = fleet.subscribe(), fleet.subscribe(durable="pager")
+            async with plain, durable:
+                assert await take(durable, 1) == [1]
+                nats_server.kill()
+                await nats_server.up()
+                await until(lambda: fleet.client.is_connected)
+                await fleet.client.flush()
+                await filled(fleet.client, 1, first=2)
+                assert await take(plain, 1) == [2]
+                while (await take(durable, 1)) != [2]:
+                    pass
+
+    run(test())
