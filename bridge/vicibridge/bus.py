@@ -38,7 +38,7 @@ class Bus:
         self._options = config.options()
         self._link: Link | None = None
         self._changed = asyncio.Event()
-        self._servers = list(config.servers)
+        self._servers = list(config.urls)
         self._last_error: Exception | None = None
         self._told: set[str] = set()  # reasons of the present outage that the log has
         self._closed = False
@@ -136,7 +136,7 @@ class Bus:
         """Remember the servers of the cluster that the one at `url` told of, in place of those told of before."""
         userinfo, at, _ = urlsplit(url).netloc.rpartition("@")
         told = {_host(server.netloc): server.scheme or "nats" for server in client.discovered_servers}
-        kept = [s for s in self._servers if s in self._config.servers or s == url or _host(urlsplit(s).netloc) in told]
+        kept = [s for s in self._servers if s in self._config.urls or s == url or _host(urlsplit(s).netloc) in told]
         known = {_host(urlsplit(s).netloc) for s in kept}
         new = [f"{scheme}://{userinfo}{at}{host}" for host, scheme in told.items() if host not in known]
         self._servers = kept + new

@@ -12,6 +12,7 @@ import click
 from . import journal
 from .config import Config
 from .configfile import SettingsProblem, load, render
+from .own import plan
 
 _config_option = click.option(
     "--config",
@@ -36,6 +37,7 @@ def cli() -> None:
 )
 def run(path: Path | None, log_level: str | None) -> None:
     """Run the bridge until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+    from .natsserver import NatsServerError
     from .service import serve
     from .web import ListenError
 
@@ -49,15 +51,18 @@ def run(path: Path | None, log_level: str | None) -> None:
     journal.set_up(settings.logging)
     try:
         asyncio.run(serve(settings, read))
-    except ListenError as error:
+    except (ListenError, NatsServerError) as error:
         raise click.ClickException(str(error)) from None
 
 
 @cli.command()
 @_config_option
 def check(path: Path | None) -> None:
-    """Validate the configuration and print it in full, secrets hidden."""
-    click.echo(render(_or_exit(lambda: load(path))), nl=False)
+    """Validate the configuration, say what the bridge would do, and print all of it, secrets hidden."""
+    settings = _or_exit(lambda: load(path))
+    for line in plan(settings):
+        click.echo(f"# {line}")
+    click.echo(render(settings), nl=False)
 
 
 @cli.command()

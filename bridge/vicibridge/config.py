@@ -23,6 +23,7 @@ from .envelope import Codec
 from .subjects import ALL_NODES
 
 ENV_PREFIX = "VICIBRIDGE_"
+Provision = Literal["bind", "create", "reconcile"]
 LIVE = "live"  # marks a key whose change SIGHUP takes over; all others need a restart
 _SCHEMES = ("nats", "tls")  # websockets would need another way to abort a hung connection
 
@@ -34,6 +35,13 @@ def hide(url: str) -> str:
         return url
     scheme, mark, _ = userinfo.partition("://")
     return f"{scheme}{mark}**********@{host}" if mark else f"**********@{host}"
+
+
+def _remote(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in (*_SCHEMES, "nats-leaf") or not parts.hostname:
+        raise ValueError(f"{hide(url)!r} is no address of a hub: write nats-leaf://host:7422 or tls://host:7422")
+    return url
 
 
 def _server(url: str) -> str:
@@ -99,13 +107,40 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Nats(_Section):
-    """How to reach NATS, and what stands before every subject."""
+class Own(_Section):
+    """The nats-server that runs when no servers are named: on loopback, JetStream in `directory`, bounded."""
 
-    servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] = ["nats://127.0.0.1:4222"]
+    port: Annotated[int, Field(ge=1, le=65535)] = 4222
+    directory: Path = Path("/var/lib/vicibridge/nats")
+    max_bytes: _Bytes = 4 * 1024**3
+
+
+class Leaf(_Section):
+    """The hub whose leaf node that server is; without `remotes` it is none. `domain` is made from the node's name."""
+
+    remotes: list[Annotated[str, AfterValidator(_remote)]] = []
+    creds: _File | None = None
+    tls_ca: _File | None = None
+    tls_cert: _File | None = None
+    tls_key: _File | None = None
+    domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+
+
+class Nats(_Section):
+    """How to reach NATS, and what stands before every subject.
+
+    Without `servers` a nats-server is started, by `own`; `leaf` makes it a leaf node of a hub. `provision` says whether
+    a missing stream or bucket is created, and whether one that differs is changed (reconcile).
+    """
+
+    servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] | None = None
+    own: Own = Own()
+    leaf: Leaf = Leaf()
     prefix: Annotated[str, AfterValidator(_prefix)] = "vici"
     stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "VICI"
     stream_max_age_days: Annotated[float, Field(ge=0)] = 7
+    provision: Provision = "create"
+    inbox_prefix: Annotated[str, AfterValidator(_prefix)] = "_INBOX"
     user: str | None = None
     password: SecretStr | None = None
     token: SecretStr | None = None
@@ -123,15 +158,26 @@ class Nats(_Section):
         chosen = [key for key in ("user", "token", "creds", "nkey") if getattr(self, key) is not None]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
+        if self.servers is None and (
+            outside := [k for k in ("creds", "nkey", "tls_ca", "tls_cert") if getattr(self, k)]
+        ):
+            raise ValueError(f"{' and '.join(outside)} needs servers: the bridge's own server is on loopback")
+        if self.servers is not None and self.leaf.remotes:
+            raise ValueError("leaf is for a nats-server of our own: leave out servers, or leaf")
         if self.password is not None and self.user is None:
             raise ValueError("password needs user")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key need each other")
         return self
 
+    @property
+    def urls(self) -> list[str]:
+        """Where NATS is: `servers`, or the server of our own."""
+        return self.servers or [f"nats://127.0.0.1:{self.own.port}"]
+
     def tls(self) -> ssl.SSLContext | None:
         """Return the TLS context, or None when neither an address nor a key asks for TLS."""
-        secure = any(urlsplit(url).scheme == "tls" for url in self.servers)
+        secure = any(urlsplit(url).scheme == "tls" for url in self.urls)
         if not secure and not (self.tls_ca or self.tls_cert or self.tls_hostname):
             return None
         context = ssl.create_default_context(cafile=self.tls_ca)
@@ -148,6 +194,7 @@ class Nats(_Section):
             "password": self.password.get_secret_value() if self.password else None,
             "token": self.token.get_secret_value() if self.token else None,
             "user_credentials": str(self.creds) if self.creds else None,
+            "inbox_prefix": self.inbox_prefix,
             "nkeys_seed": str(self.nkey) if self.nkey else None,
         }
 

@@ -63,14 +63,23 @@ def adopt(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
 def render(config: Config) -> str:
     """Return `config` as TOML, every key shown, secrets hidden."""
     values = config.model_dump(mode="json", exclude_none=True)
-    values["nats"]["servers"] = [hide(url) for url in config.nats.servers]
+    if config.nats.servers:
+        values["nats"]["servers"] = [hide(url) for url in config.nats.servers]
+    values["nats"]["leaf"]["remotes"] = [hide(url) for url in config.nats.leaf.remotes]
     lines: list[str] = []
     for name, table in values.items():
         tables, header = (table, f"[[{name}]]") if isinstance(table, list) else ([table], f"[{name}]")
         for each in tables:
-            # TOML writes strings, numbers, booleans and lists of strings as JSON does.
-            lines += [header, *(f"{key} = {json.dumps(value)}" for key, value in each.items()), ""]
+            lines += _table(header, {key: value for key, value in each.items() if not isinstance(value, dict)})
+            for key, value in each.items():
+                if isinstance(value, dict):
+                    lines += _table(f"[{name}.{key}]", value)
     return "\n".join(lines)
+
+
+def _table(header: str, values: Mapping[str, object]) -> list[str]:
+    # TOML writes strings, numbers, booleans and lists of strings as JSON does.
+    return [header, *(f"{key} = {json.dumps(value)}" for key, value in values.items()), ""]
 
 
 def _wrong_variables() -> Iterator[str]:
@@ -102,13 +111,16 @@ def _explain(problem: Mapping[str, Any]) -> str:
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         text = f"unknown key; {hint}"
+    if problem["type"] == "list_type":
+        text += "; in the environment lists are written as JSON"
     key = ".".join(str(part) for part in location)
     return f"{key}: {text}" if key else text
 
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     model: type[BaseModel] = Config
-    for name in location[:1]:
-        annotation = Config.model_fields[str(name)].annotation
-        model = (*get_args(annotation), annotation)[0]  # of a list its element
+    for name in location:
+        if isinstance(name, str):
+            annotation = model.model_fields[name].annotation
+            model = (*get_args(annotation), annotation)[0]  # of a list its element
     return list(model.model_fields)

@@ -140,7 +140,10 @@ async def run_demo(console: Console, address: str, drive: Drive, expected: Mappi
         stack.callback(server.kill)
         server.start()
         config = directory / "bridge.toml"
-        config.write_text(f'[nats]\nservers = ["{server.url}"]\n\n[[gateway]]\nnode = "{NODE}"\nvici = "{address}"\n')
+        config.write_text(
+            f'[nats]\nservers = ["{server.url}"]\n\n[[gateway]]\nnode = "{NODE}"\nvici = "{address}"\n\n'
+            '[http]\nlisten = ""\n'
+        )
         console.print(f"nats-server at {server.url}, charon at {address}", soft_wrap=True)
         client = await nats.connect(server.url)
         try:

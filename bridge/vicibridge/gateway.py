@@ -19,7 +19,8 @@ from .accounting import Loss
 from .bus import Bus
 from .envelope import Envelopes, new_boot
 from .log import LogPipeline
-from .state import StatePipeline, Stream
+from .provision import Stream
+from .state import StatePipeline
 from .subjects import Subjects, stream_subjects
 
 _logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Gateway:
             settings.nats.stream,
             stream_subjects(settings.nats.prefix),
             max_age=settings.nats.stream_max_age_days * 86400,
+            provision=settings.nats.provision,
         )
         self.state = StatePipeline(
             bus,

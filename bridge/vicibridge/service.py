@@ -15,6 +15,7 @@ from .config import Config
 from .configfile import SettingsProblem, adopt
 from .gateway import Gateway
 from .log import LogPipeline
+from .own import OwnServer
 from .pulse import Lag, Pulse
 from .state import StatePipeline
 from .systemd import Systemd
@@ -29,11 +30,12 @@ _DRAIN = 3.0
 
 
 class Service:
-    """Everything that `vicibridge run` runs."""
+    """Everything that `vicibridge run` runs; NatsServerError when a nats-server of our own is wanted and cannot be."""
 
     def __init__(self, settings: Config) -> None:
         self.settings = settings
         self.bus: Bus = Bus(settings.nats)
+        self.own = OwnServer(settings) if settings.nats.servers is None else None
         self.gateways: list[Gateway] = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
         self.commands = [
             Commands(settings.commands, gateway.subjects, gateway.address, self.bus, gateway.tell)
@@ -58,6 +60,8 @@ class Service:
         publishing = [asyncio.create_task(pipeline.run()) for _, _, pipeline in self.pipelines]
         serving = [asyncio.create_task(commands.run()) for commands in self.commands]
         others = [asyncio.create_task(self.bus.run()), asyncio.create_task(self.pulse.run())]
+        if self.own:
+            others.append(asyncio.create_task(self.own.run()))
         everything = [*reading, *publishing, *serving, *others]
         stopped = asyncio.create_task(stop.wait())
         self.systemd.ready()
@@ -69,6 +73,8 @@ class Service:
                 task.cancel()
             results = await asyncio.gather(*everything, return_exceptions=True)
             await self.web.stop()
+            if self.own:
+                await self.own.stop()
         for result in results:
             if isinstance(result, Exception):
                 raise result

@@ -11,44 +11,15 @@ from dataclasses import dataclass
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js.api import StorageType, StreamConfig
-from nats.js.errors import NotFoundError
 
 from .accounting import Counts, Loss, Losses
 from .bus import Bus
 from .link import Disconnected, Link, TooLarge
+from .provision import Stream
 
 _logger = logging.getLogger(__name__)
 
-# How long JetStream knows an event again, in seconds: one that was stored in the last moment before an outage and is
-# sent again after it would be there twice otherwise. The server keeps about 100 bytes of memory for each event of that
-# time.
-_DUPLICATE_WINDOW = 3600.0
 _OVERHEAD = 200  # bytes that a waiting record takes beyond its payload
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """The JetStream stream of the state class; created when missing, never changed when it exists."""
-
-    name: str
-    subjects: list[str]
-    max_age: float  # seconds; 0 is for ever
-
-    async def ensure(self, link: Link) -> None:
-        jetstream = link.jetstream
-        try:
-            await link.unless_lost(jetstream.stream_info(self.name))
-        except NotFoundError:
-            config = StreamConfig(
-                name=self.name,
-                subjects=self.subjects,
-                max_age=self.max_age,
-                storage=StorageType.FILE,
-                duplicate_window=min(_DUPLICATE_WINDOW, self.max_age or _DUPLICATE_WINDOW),  # the server's own rule
-            )
-            await link.unless_lost(jetstream.add_stream(config))
-            _logger.info("JetStream: created the stream %s over %s", self.name, ", ".join(self.subjects))
 
 
 @dataclass(slots=True, eq=False)

@@ -35,7 +35,7 @@ def problems(tmp_path: Path, text: str) -> list[str]:
 
 def test_defaults() -> None:
     config = load(None)
-    assert config.nats.servers == ["nats://127.0.0.1:4222"]
+    assert config.nats.servers is None and config.nats.urls == ["nats://127.0.0.1:4222"]
     assert config.nats.prefix == "vici"
     [gateway] = config.gateway
     assert (gateway.node, gateway.vici) == (socket.gethostname(), "unix:///var/run/charon.vici")
@@ -83,6 +83,14 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[nats]\nservers = []", "nats.servers: List should have at least 1 item"),
         ('[nats]\nprefix = "a..b"', "nats.prefix: 'a..b' is no subject prefix"),
         ('[nats]\ncreds = "/nowhere"', "nats.creds: '/nowhere' is missing or may not be read"),
+        ('[nats]\ntls_ca = "/etc/hostname"', "nats: tls_ca needs servers: the bridge's own server is on loopback"),
+        (
+            '[nats]\nservers = ["nats://h"]\n[nats.leaf]\nremotes = ["tls://h"]',
+            "nats: leaf is for a nats-server of our own: leave out servers, or leaf",
+        ),
+        ('[nats.leaf]\nremotes = ["h"]', "nats.leaf.remotes.0: 'h' is no address of a hub"),
+        ("[nats.own]\nprot = 1", "nats.own.prot: unknown key; did you mean port?"),
+        ('[nats]\nprovision = "make"', "nats.provision: Input should be 'bind', 'create' or 'reconcile'"),
         ('[nats]\npassword = "s3cret"', "nats: password needs user"),
         ('[nats]\nuser = "a"\ntoken = "s3cret"', "nats: user and token exclude each other: keep one"),
         ('[nats]\ntoken = ["s3cret"]', "nats.token: Input should be a valid string"),

@@ -13,7 +13,8 @@ import pytest
 from harness import NatsServer, run, settings, stored, until
 from vicibridge.accounting import Loss
 from vicibridge.bus import Bus
-from vicibridge.state import StatePipeline, Stream
+from vicibridge.provision import Stream
+from vicibridge.state import StatePipeline
 
 STREAM = Stream("VICI", ["vici.*.event.>", "vici.*.bridge.>"], 0)
 MIB = 1024 * 1024

