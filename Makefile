@@ -9,7 +9,7 @@ ASAN := $(VENV)-asan
 FUZZ := $(VENV)-fuzz
 WHEEL := $(VENV)-wheel
 
-.PHONY: help demo test test-wheel test-asan fuzz lint build dist bench bench-instructions clean tools
+.PHONY: help demo test test-wheel test-asan fuzz lint build dist docs bench bench-instructions clean tools
 
 help:
 	@echo "make demo [CHARON=real]  the bridge at work, on recorded traffic or on two real charons (root)"
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz [SECONDS=60]   bytes that look for what the codec gets wrong, under the same sanitizers (clang)"
 	@echo "make lint                ruff, cython-lint, mypy, stubtest"
 	@echo "make build               the extension, in place"
+	@echo "make docs                the documentation, into docs/_build; a warning is an error"
 	@echo "make dist                sdist and wheel"
 	@echo "make bench [ARGS=...]    us and our peers, measured in one run; ARGS=--help shows the options"
 	@echo "make bench-instructions  instructions of the codec, compared with the baseline (valgrind); ARGS=--update"
@@ -68,6 +69,13 @@ lint: build $(VENV)/lint
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest vicifast._wire
 
+$(VENV)/docs: $(VENV)/made
+	$(BIN)/python -m pip install --quiet --group docs
+	@touch $@
+
+docs: build $(VENV)/docs
+	$(BIN)/sphinx-build -q -E -W --keep-going -b dirhtml docs docs/_build
+
 dist: build
 	$(BIN)/python -m pip install --quiet --group dist
 	rm -rf dist
@@ -112,4 +120,4 @@ bench-instructions: build $(VENV)/bench
 	@$(BIN)/python -m benchmarks.instructions $(ARGS)
 
 clean:
-	rm -rf build dist $(VENV) $(ASAN) $(FUZZ) $(WHEEL) *.egg-info src/vicifast/*.so
+	rm -rf build dist docs/_build $(VENV) $(ASAN) $(FUZZ) $(WHEEL) *.egg-info src/vicifast/*.so

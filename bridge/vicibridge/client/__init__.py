@@ -1,14 +1,16 @@
 """The fleet from Python: commands, events and the state of all gateways, over NATS.
 
-async with Fleet("nats://127.0.0.1:4222") as fleet:
-    print(await fleet.node("gw1").version())
-    async for sa in fleet.node("gw1").list_sas():
-        print(sa)
-    async for answer in fleet.everyone().stats():
-        print(answer.node, answer.error or answer.response)
-    async with fleet.subscribe(events=["child-updown"]) as events:
-        async for envelope in events:
-            print(envelope.node, envelope.subject, envelope.data)
+    async with Fleet("nats://127.0.0.1:4222") as fleet:
+        print(await fleet.node("gw1").version())
+        async for sa in fleet.node("gw1").list_sas():
+            print(sa)
+        async for answer in fleet.everyone().stats():
+            print(answer.node, answer.error or answer.response)
+        async with fleet.subscribe(events=["child-updown"]) as events:
+            async for envelope in events:
+                print(envelope.node, envelope.subject, envelope.data)
+
+Methods, streams and errors are those of `vicifast.AsyncSession`, and `BusError` for what only a bus can do.
 """
 
 from .envelopes import Completeness, Envelope, Gap, unpack

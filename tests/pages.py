@@ -1,0 +1,75 @@
+"""The examples of the README and of the pages under docs, and the daemon that they talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from vicifast.recording import Recording
+from vicifast.testing import FakeCharon
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
+DATA = ROOT / "tests" / "data"
+ADDRESS = "unix:///var/run/charon.vici"
+NATS = "nats://127.0.0.1:4222"
+
+# A fence, and what it prints when a fence of text comes next.
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$(?:\n+```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+
+
+class Block(NamedTuple):
+    where: str
+    language: str
+    text: str
+    prints: str | None
+
+
+def blocks(language: str) -> Iterator[Block]:
+    for page in PAGES:
+        source = page.read_text("utf-8")
+        for fence in _FENCE.finditer(source):
+            if fence[1] == language:
+                line = source.count("\n", 0, fence.start()) + 1
+                yield Block(f"{page.relative_to(ROOT)}:{line}", language, fence[2], fence[3])
+
+
+def each(found: list[Block]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("block", found, ids=[block.where for block in found])
+
+
+@asynccontextmanager
+async def recorded_charon() -> AsyncIterator[FakeCharon]:
+    """A daemon with one SA up, that says yes to everything."""
+    charon = FakeCharon.from_recordings([Recording.load(path) for path in sorted(DATA.glob("*.recording"))])
+    sas = Recording.load(DATA / "list-sas.recording").packets("server")
+    (sa,) = [packet.message for packet in sas if packet.message and b"\x08site-001" in packet.message]
+    charon.on("list-sas", {}, stream=[("list-sa", sa)])
+    charon.on("version", {"daemon": "charon-systemd", "version": "5.9.8"})
+    log = {"group": "IKE", "level": "1", "msg": "establishing CHILD_SA site-001-lan"}
+    charon.on("initiate", {"success": "yes"}, stream=[("control-log", log)])
+    for command in ("terminate", "rekey"):
+        charon.on(command, {"success": "yes", "matches": "1"})
+    for command, key in (("get-keys", "keys"), ("get-shared", "keys"), ("get-authorities", "authorities")):
+        charon.on(command, {key: []})
+    charon.on("get-conns", {"conns": ["site-001"]})
+    for command in ("load-conn", "unload-conn", "load-shared", "load-pool"):
+        charon.on(command, {"success": "yes"})
+    async with charon:
+        yield charon
+
+
+async def tell_events(charon: FakeCharon) -> None:
+    """Send what was recorded to who registers for it, and then be gone."""
+    waiting = [asyncio.ensure_future(charon.registered(name)) for name in ("ike-updown", "child-updown", "log")]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for each_ in waiting:
+        each_.cancel()
+    await charon.replay(Recording.load(DATA / "events.recording"))
+    charon.drop()
