@@ -357,7 +357,7 @@ class Commands(Generic[ReplyT, StreamT]):
         """Stream the certification authorities, or the one of that name. Since 5.3.3."""
         return self.stream("list-authorities", _request(name=name), timeout=timeout)
 
-    def _charon_timeout(self, timeout: float | None) -> tuple[int | None, float | None]:
+    def _charon_timeout(self, timeout: float | None) -> tuple[int, float | None]:
         """How long charon shall wait, in milliseconds, and how long we do, in seconds."""
         seconds = self.timeout if timeout is DEFAULT else timeout
         if seconds is None:

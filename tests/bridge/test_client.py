@@ -224,13 +224,16 @@ def test_connecting(nats_server: NatsServer, make_nats_server: Any) -> None:
         await guarded.up()
         with pytest.raises(ConnectionClosed, match="(?i)authorization"):
             await Fleet(guarded.url).connect()
-        async with Fleet(Nats(servers=[nats_server.url, guarded.url], user="me", password="secret")) as fleet:
+        async with Fleet(
+            Nats(servers=[nats_server.url, guarded.url], user="me", password="secret"), user="tester"
+        ) as fleet:
             assert fleet.client.is_connected
             with pytest.raises(Unavailable):
                 await fleet.node("gw1").version()
             requests = await fleet.client.subscribe("vici.gw1.cmd.*")
             waiting = asyncio.create_task(fleet.node("gw1").version())
-            await requests.next_msg()
+            request = await requests.next_msg()
+            assert request.headers == {"Vici-User": "tester", "Vici-Timeout": "30"} and request.data == b"\x80"
         with pytest.raises(ConnectionClosed, match="the fleet was closed"):
             await waiting
         with pytest.raises(ConnectionClosed, match="not connected"):

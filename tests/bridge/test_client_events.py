@@ -14,6 +14,7 @@ import pytest
 from harness import NatsServer, run, service, settings, until
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.api import KeyValueConfig
 from vicibridge.client import Completeness, Envelope, Events, Fleet, Gap, JetStreamError, SlowConsumer, unpack
 from vicibridge.envelope import Envelopes
 from vicibridge.subjects import filters
@@ -318,15 +319,18 @@ def test_subscriptions_outlive_a_restart_of_nats(nats_server: NatsServer) -> Non
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
             await filled(fleet.client, 1)
-            plain, durable = fleet.subscribe(), fleet.subscribe(durable="pager")
-            async with plain, durable:
-                assert await take(durable, 1) == [1]
+            bucket = await fleet.client.jetstream().create_key_value(KeyValueConfig(bucket="VICI_SA"))
+            plain, kept, durable = fleet.subscribe(), fleet.subscribe(start=1), fleet.subscribe(durable="pager")
+            async with plain, kept, durable, fleet.watch_sas() as watch:
+                assert await take(durable, 1) == await take(kept, 1) == [1]
                 nats_server.kill()
                 await nats_server.up()
                 await until(lambda: fleet.client.is_connected)
                 await fleet.client.flush()
                 await filled(fleet.client, 1, first=2)
-                assert await take(plain, 1) == [2]
+                assert await take(plain, 1) == await take(kept, 1) == [2]
+                await bucket.put("gw1.a.1", b"{}")
+                assert (await anext(watch)).key == "gw1.a.1"
                 while (await take(durable, 1)) != [2]:
                     pass
 

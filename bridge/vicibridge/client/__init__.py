@@ -9,16 +9,21 @@
         async with fleet.subscribe(events=["child-updown"]) as events:
             async for envelope in events:
                 print(envelope.node, envelope.subject, envelope.data)
+        async with fleet.watch_sas() as watch:
+            async for change in watch:
+                print(change.key, change.value)
 
 Methods, streams and errors are those of `vicifast.AsyncSession`, and `BusError` for what only a bus can do.
 """
 
+from .discovery import Node
 from .envelopes import Completeness, Envelope, Gap, unpack
 from .errors import BusError, Busy, Denied, JetStreamError, SlowConsumer, Unavailable
 from .events import Events
 from .everyone import Answer, Answers, Everyone
 from .fleet import Fleet
 from .session import BusSession
+from .watch import Change, Watch
 
 __all__ = [
     "Answer",
@@ -26,6 +31,7 @@ __all__ = [
     "BusError",
     "BusSession",
     "Busy",
+    "Change",
     "Completeness",
     "Denied",
     "Envelope",
@@ -34,7 +40,9 @@ __all__ = [
     "Fleet",
     "Gap",
     "JetStreamError",
+    "Node",
     "SlowConsumer",
     "Unavailable",
+    "Watch",
     "unpack",
 ]

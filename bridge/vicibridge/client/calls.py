@@ -27,11 +27,11 @@ from vicifast.errors import (
 from vicifast.protocol import Body, Call, Section, Values, check_text
 
 from .. import requests
+from ..answer import COUNT, PART
 from ..link import reason_of
 from .errors import BusError, Busy, Denied, Unavailable
 
-TIMEOUT_HEADER = "Vici-Timeout"  # seconds that the bridge may take
-_HEADERS = 256  # bytes that the headers of a request may take
+_HEADERS = 512  # bytes that the headers of a request may take
 
 
 class Asked(Protocol):
@@ -49,8 +49,9 @@ class Asked(Protocol):
 class Calls:
     """The requests of one client that are under way."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, user: str | None) -> None:
         self._client = client
+        self._user = {} if user is None else {requests.USER_HEADER: user}
         self._inbox = client.new_inbox()
         self._open: dict[str, Asked] = {}
         self._numbers = itertools.count(1)
@@ -90,7 +91,7 @@ class Calls:
                 self._subscribing = asyncio.create_task(subscribe)
             await asyncio.shield(self._subscribing)
             reply = f"{self._inbox}.{number}"
-            await self._client.publish(asked.subject, payload, reply=reply, headers=dict(headers) or None)
+            await self._client.publish(asked.subject, payload, reply=reply, headers={**self._user, **headers} or None)
         except (nats.errors.Error, OSError) as error:
             asked.fail(ConnectionClosed(f"NATS: {reason_of(error)}"))
 
@@ -166,8 +167,8 @@ class NodeCall(Call):
         if code and code != "200":
             self.fail(_error(self.node, self.command, int(code), headers, data))
         elif code:
-            self._end(headers.get("Vici-Count", ""))
-        elif headers.get("Vici-Part") == "response":
+            self._end(headers.get(COUNT, ""))
+        elif headers.get(PART) == "response":
             self._told = self._read(data)
         elif self.event is None:
             self._finish(self._read(data))
@@ -220,7 +221,7 @@ def encode_request(command: str, message: Mapping[str, object] | None) -> bytes:
 
 def request_headers(timeout: float | None) -> dict[str, str]:
     """Return the headers that tell a bridge how long it may take."""
-    return {} if timeout is None else {TIMEOUT_HEADER: f"{timeout:g}"}
+    return {} if timeout is None else {requests.TIMEOUT_HEADER: f"{timeout:g}"}
 
 
 def _error(node: str, command: str, code: int, headers: Mapping[str, str], data: bytes) -> ViciError:

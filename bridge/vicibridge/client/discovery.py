@@ -3,17 +3,75 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.msg import Msg
 
 from vicifast.errors import ViciError
 
+from ..discovery import NAME
+from ..values import HEARTBEATS, NodeValue
 from .calls import Calls, news
+from .errors import JetStreamError
+from .watch import Watch
 
-SERVICE = "vicibridge"
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A gateway and its bridge: `present` in the mirror's bucket of nodes, or `answers` for service discovery.
+
+    `alive` is whether one of both shows that the bridge runs. Unknown is None.
+    """
+
+    name: str
+    answers: bool
+    present: NodeValue | None
+    bridge_version: str | None = None
+    charon_version: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        if self.answers or self.present is None:
+            return self.answers
+        # A server that expires keys has removed those of bridges that are gone.
+        age = time.time_ns() - self.present["updated"]
+        return self.present["expires"] or age < HEARTBEATS * self.present["heartbeat"] * 1e9
+
+    @property
+    def charon(self) -> str | None:
+        """`up` or `down`."""
+        return self.present["charon"] if self.present else None
+
+
+async def take_inventory(calls: Calls, watch: Watch[NodeValue]) -> list[Node]:
+    """Ask all bridges and read the bucket of nodes, at the same time."""
+    asking = asyncio.create_task(Discovery("PING").run(calls))
+    present: dict[str, NodeValue] = {}
+    try:
+        with contextlib.suppress(JetStreamError):  # then there is no mirror
+            async with watch:
+                present = {value["node"]: value for value in watch.current.values()}
+        found = await asking
+    finally:
+        asking.cancel()
+    told = {str(one.get("metadata", {}).get("node", "")): one.get("metadata", {}) for one in found}
+    return [
+        Node(
+            name,
+            name in told,
+            present.get(name),
+            told.get(name, {}).get("bridge") or (present[name]["bridge"] if name in present else None),
+            told.get(name, {}).get("charon") or (present[name]["charon_version"] if name in present else None),
+        )
+        for name in sorted(told.keys() | present.keys())
+    ]
+
+
 _FIRST = 1.0  # seconds for the first answer; nobody at all NATS tells at once
 _NEXT = 0.25  # for another one after that
 
@@ -22,7 +80,7 @@ class Discovery:
     """Gathers what the instances of the service say of themselves."""
 
     def __init__(self, what: str) -> None:
-        self.subject = f"$SRV.{what}.{SERVICE}"
+        self.subject = f"$SRV.{what}.{NAME}"
         self.found: list[Mapping[str, Any]] = []
         self.wake: Callable[[], None] | None = None
         self._ended = False

@@ -24,6 +24,7 @@ from ..link import reason_of
 from .calls import news
 from .envelopes import Envelope, unpack
 from .errors import JetStreamError, SlowConsumer
+from .watch import HEARTBEAT
 
 LIMIT = 64 * 1024 * 1024  # bytes of messages that wait to be taken
 Start = int | datetime | Literal["first", "new"]
@@ -112,6 +113,7 @@ class Events:
                 cb=self._take_when_space,
                 config=config,
                 ordered_consumer=True,
+                idle_heartbeat=HEARTBEAT,
                 pending_msgs_limit=0,
                 pending_bytes_limit=0,
             )

@@ -15,6 +15,7 @@ from vicifast.methods import DEFAULT, Commands
 from vicifast.protocol import Values
 from vicifast.session import M
 
+from ..answer import NODE
 from ..subjects import ALL_NODES, command_subject, unescape
 from .calls import Calls, NodeCall, encode_request, news, request_headers
 
@@ -71,9 +72,6 @@ class Everyone(Commands["Answers[M]", "Answers[M]"], Generic[M]):
         """The same: what a gateway streams is gathered in its answer. A bridge decides what it streams, not `event`."""
         return self.call(command, message, timeout=timeout)
 
-    def _charon_timeout(self, timeout: float | None) -> tuple[int | None, float | None]:
-        return (None, self.timeout) if timeout is DEFAULT else super()._charon_timeout(timeout)
-
 
 class Answers(Generic[M]):
     """The answers of all gateways, as an async iterator of `Answer`, each when it is complete.
@@ -114,12 +112,15 @@ class Answers(Generic[M]):
         self._asking = asyncio.ensure_future(self._ask(present))
 
     async def _ask(self, present: Awaitable[Iterable[str]]) -> None:
-        self.expected = set(await present)
-        self._news()
+        try:
+            self.expected = set(await present)
+            self._news()
+        except ViciError as error:
+            self.fail(error)
 
     def take(self, message: Msg) -> None:
         self._last = asyncio.get_running_loop().time()
-        token = (message.headers or {}).get("Vici-Node")
+        token = (message.headers or {}).get(NODE)
         if token is None:  # NATS says that no bridge listens
             self._nobody = True
         else:

@@ -18,12 +18,14 @@ from vicifast.protocol import Section, Values
 
 from ..config import Nats, hide
 from ..link import reason_of
-from ..subjects import filters
+from ..subjects import escape, filters
+from ..values import CONN, NODE, SA, ConnValue, NodeValue, SaValue
 from .calls import Calls
-from .discovery import Discovery
+from .discovery import Node, take_inventory
 from .events import LIMIT, Events, Kept, Start
 from .everyone import Everyone
 from .session import BusSession
+from .watch import Watch
 
 _CONNECT_TIMEOUT = 5
 _TRIES = 2  # of each server, before the first connection
@@ -36,7 +38,7 @@ class Fleet:
 
     `nats` is the address of a server, several of them, a `vicibridge.config.Nats` with credentials and TLS, or a client
     of nats-py, connected, which stays the caller's. `prefix` is the bridges' own, by default what `nats` has or `vici`.
-    `timeout` is the sessions' default, in seconds.
+    `timeout` is the sessions' default, in seconds. `user` is who the bridges' audit shall say has asked.
 
     A connection of its own is taken up again whenever it breaks.
     """
@@ -47,15 +49,17 @@ class Fleet:
         *,
         prefix: str | None = None,
         timeout: float | None = 30.0,
+        user: str | None = None,
     ) -> None:
         self._given = nats if isinstance(nats, Client) else None
         self._settings = _settings(nats)
         self.prefix = prefix or self._settings.prefix
         self.timeout = timeout
+        self._user = user
         self._client: Client | None = self._given
         self._calls: Calls | None = None
         self._trouble: Exception | None = None
-        self._events: weakref.WeakSet[Events] = weakref.WeakSet()
+        self._events: weakref.WeakSet[Events | Watch[Any]] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
         return await self.connect()
@@ -126,10 +130,25 @@ class Fleet:
         """Return the commands of all gateways at once: each gives `Answers`, which explain `timeout` and `stall`."""
         return Everyone(self._require, self.prefix, self.present, self._limit(timeout), stall, values)
 
+    def watch_sas(self, node: str | None = None, ike: str | None = None) -> Watch[SaValue]:
+        """Return the IKE_SAs that are up, and what becomes of them: of a node, of a connection, or all."""
+        return self._watch(SA, ">" if node is ike is None else f"{_token(node)}.{_token(ike)}.*")
+
+    def watch_conns(self, node: str | None = None) -> Watch[ConnValue]:
+        """Return the connections, up or down, and what becomes of them."""
+        return self._watch(CONN, f"{_token(node)}.*")
+
+    def watch_nodes(self) -> Watch[NodeValue]:
+        """Return the bridges that run, and what becomes of them."""
+        return self._watch(NODE, "*")
+
+    async def nodes(self) -> list[Node]:
+        """Return the gateways whose bridges answer, or are present in the mirror, sorted by name."""
+        return await take_inventory(self._require(), self.watch_nodes())
+
     async def present(self) -> set[str]:
-        """Return the nodes whose bridges answer; this takes as long as answers come, a quarter of a second at least."""
-        found = await Discovery("PING").run(self._require())
-        return {str(instance["metadata"]["node"]) for instance in found}
+        """Return the names of `nodes()` that are alive."""
+        return {node.name for node in await self.nodes() if node.alive}
 
     def subscribe(
         self,
@@ -163,12 +182,17 @@ class Fleet:
         self._events.add(opened)
         return opened
 
+    def _watch(self, bucket: str, keys: str) -> Watch[Any]:
+        watch: Watch[Any] = Watch(self.client, bucket, keys)
+        self._events.add(watch)
+        return watch
+
     def _limit(self, timeout: float | None) -> float | None:
         return self.timeout if timeout is DEFAULT else timeout
 
     def _require(self) -> Calls:
         if self._calls is None:
-            self._calls = Calls(self.client)
+            self._calls = Calls(self.client, self._user)
         return self._calls
 
     async def _on_error(self, error: Exception) -> None:
@@ -186,3 +210,7 @@ def _settings(given: object) -> Nats:
         case Sequence():
             return Nats(servers=list(given))
     return Nats()
+
+
+def _token(name: str | None) -> str:
+    return "*" if name is None else escape(name)

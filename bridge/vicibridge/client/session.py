@@ -19,9 +19,8 @@ class BusSession(Commands[Coroutine[Any, Any, M], Stream[M]], Generic[M]):
     """The commands of one gateway, as `AsyncSession` has them, through its bridge; `Fleet.node` makes it.
 
     Errors are those of `AsyncSession`, and `Denied`, `Unavailable`, `Busy` or another `BusError` when the bridge says
-    no. Requests run side by side. `timeout` is told to the bridge, whose own limit holds where it is shorter; left out
-    with `initiate` and `terminate`, the bridge's limit alone counts. A request that timed out or was cancelled may
-    still be running at the gateway.
+    no. Requests run side by side. `timeout` is told to the bridge, whose own limit holds where it is shorter. A
+    request that timed out or was cancelled may still be running at the gateway.
     """
 
     def __init__(
@@ -73,7 +72,3 @@ class BusSession(Commands[Coroutine[Any, Any, M], Stream[M]], Generic[M]):
         told = limit if call.event is None or COMMANDS[command].blocks else None
         call.leave = calls.begin(call, payload, request_headers(told))
         return calls, call
-
-    def _charon_timeout(self, timeout: float | None) -> tuple[int | None, float | None]:
-        # The bridge knows how long it waits; a timeout longer than that it would refuse.
-        return (None, self.timeout) if timeout is DEFAULT else super()._charon_timeout(timeout)

@@ -1,0 +1,123 @@
+"""The state mirror from Python: what is there, what changes, and who is present."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from harness import NatsServer, run, until
+from nats.js.api import KeyValueConfig
+from nats.js.kv import KeyValue
+from vicibridge import values
+from vicibridge.client import Change, Fleet, JetStreamError
+from vicibridge.client.discovery import Node
+
+from vicifast.errors import ConnectionClosed
+
+
+async def bucket(fleet: Fleet, name: str = "VICI_SA", **config: Any) -> KeyValue:
+    return await fleet.client.jetstream().create_key_value(KeyValueConfig(bucket=name, **config))
+
+
+async def put(kv: KeyValue, key: str, **value: Any) -> None:
+    await kv.put(key, values.dump(value))
+
+
+def test_what_is_there_and_what_changes(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            kv = await bucket(fleet)
+            await put(kv, "gw1.a.1", n=1)
+            await put(kv, "gw1.a.1", n=2)
+            await put(kv, "gw2.b.2", n=3, text="\udcff")
+            await put(kv, "gw2.b.3", n=4)
+            await kv.delete("gw2.b.3")
+            async with fleet.watch_sas() as watch:
+                assert watch.current == {"gw1.a.1": {"n": 2}, "gw2.b.2": {"n": 3, "text": "\udcff"}}
+                first = [await anext(watch), await anext(watch)]
+                assert first == [
+                    Change("gw1.a.1", {"n": 2}, None),
+                    Change("gw2.b.2", {"n": 3, "text": "\udcff"}, None),
+                ]
+                await put(kv, "gw1.a.1", n=5)
+                assert await anext(watch) == Change("gw1.a.1", {"n": 5}, {"n": 2})
+                await kv.purge("gw1.a.1")
+                assert await anext(watch) == Change("gw1.a.1", None, {"n": 5})
+                for number in range(100):
+                    await put(kv, "gw1.c.7", n=number)
+                await until(lambda: watch.current.get("gw1.c.7") == {"n": 99})
+                assert await anext(watch) == Change("gw1.c.7", {"n": 99}, None)  # the last value alone
+                await put(kv, "gw1.d.8", n=1)
+                await kv.delete("gw1.d.8")
+                await kv.put("gw1.e.9", b"{")
+                await until(lambda: "gw1.e.9" in watch._changed)
+                with pytest.raises(ValueError, match="VICI_SA: gw1.e.9: "):
+                    await anext(watch)  # and nothing of gw1.d.8, which came and went
+                await put(kv, "gw1.e.9", n=1)
+                assert await anext(watch) == Change("gw1.e.9", {"n": 1}, None)
+            with pytest.raises(ConnectionClosed, match="the watch was closed"):
+                await anext(watch)
+
+    run(test())
+
+
+def test_a_part_of_it(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            kv = await bucket(fleet)
+            for key in ("gw=201.a.1", "gw=201.b.2", "gw2.a.3"):
+                await put(kv, key, n=1)
+            for arguments, expected in [
+                ({"node": "gw 1"}, {"gw=201.a.1", "gw=201.b.2"}),
+                ({"ike": "a"}, {"gw=201.a.1", "gw2.a.3"}),
+                ({"node": "gw2", "ike": "a"}, {"gw2.a.3"}),
+                ({"node": "gw9"}, set()),
+            ]:
+                async with fleet.watch_sas(**arguments) as watch:
+                    assert set(watch.current) == expected
+
+    run(test())
+
+
+def test_no_mirror(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            with pytest.raises(JetStreamError, match="there is no bucket VICI_CONN"):
+                await fleet.watch_conns().start()
+            assert await fleet.nodes() == []
+
+    run(test())
+
+
+def test_who_is_alive() -> None:
+    def node(answers: bool, **present: Any) -> Node:
+        value: Any = {"heartbeat": 10.0, "expires": True, "updated": 0, "charon": "up", **present} if present else None
+        return Node("gw1", answers, value)
+
+    now = time.time_ns()
+    assert node(True).alive and not node(False).alive
+    assert node(False, updated=0).alive  # the server would have removed it
+    assert node(False, expires=False, updated=now - 29_000_000_000).alive
+    assert not node(False, expires=False, updated=now - 31_000_000_000).alive
+    assert node(True, updated=0, expires=False).alive
+    assert node(False, charon="down").charon == "down" and node(True).charon is None
+
+
+def test_presence_is_who_is_awaited(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            kv = await bucket(fleet, "VICI_NODE")
+            await put(kv, "gw1", node="gw1", updated=0, expires=True, bridge="1.0", charon_version="6.0.1", charon="up")
+            [node] = await fleet.nodes()
+            assert (node.name, node.answers, node.bridge_version, node.charon_version) == ("gw1", False, "1.0", "6.0.1")
+            quiet = await fleet.client.subscribe("vici.all.cmd.*")  # somebody listens, and does not answer
+            answers = fleet.everyone(timeout=0.5).version()
+            assert await answers.all() == [] and answers.missing == ["gw1"]
+            await quiet.unsubscribe()
+
+    run(test())
