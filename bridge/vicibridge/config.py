@@ -221,6 +221,17 @@ class Log(_Section):
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
+class Mirror(_Section):
+    """The key-value mirror of SAs and connections: compared with charon every `interval` seconds.
+
+    `heartbeat` is how often the key of the node is written; without three of them the bridge is taken for gone.
+    """
+
+    enabled: bool = True
+    interval: Annotated[float, Field(gt=0, le=86400), LIVE] = 300.0
+    heartbeat: Annotated[float, Field(gt=0, le=3600)] = 10.0
+
+
 class Commands(_Section):
     """What may be asked over NATS: `@read`, `@operate`, `@configure`, `@secrets`, or names of commands.
 
@@ -261,6 +272,7 @@ class Config(BaseSettings):
     gateway: Annotated[list[Gateway], Field(min_length=1, default_factory=lambda: [Gateway()])]
     events: Events = Events()
     log: Log = Log()
+    mirror: Mirror = Mirror()
     commands: Commands = Commands()
     http: Http = Http()
     logging: Logging = Logging()

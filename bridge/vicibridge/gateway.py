@@ -19,6 +19,7 @@ from .accounting import Loss
 from .bus import Bus
 from .envelope import Envelopes, new_boot
 from .log import LogPipeline
+from .mirroring import Mirroring
 from .provision import Stream
 from .state import StatePipeline
 from .subjects import Subjects, stream_subjects
@@ -59,6 +60,9 @@ class Gateway:
             settings.log.linger_ms / 1000,
             settings.log.max_bytes,
             lambda loss: self._tell_loss("log", loss),
+        )
+        self.mirroring = (
+            Mirroring(settings, self.subjects, gateway, boot, bus, self.tell) if settings.mirror.enabled else None
         )
         self._session: AsyncSession | None = None
         self._stopping = asyncio.Event()
@@ -105,6 +109,8 @@ class Gateway:
         """Take over what may change at run time."""
         self.state.configure(settings.events.max_bytes)
         self.log.configure(settings.log.linger_ms / 1000, settings.log.max_bytes)
+        if self.mirroring:
+            self.mirroring.reload(settings.mirror)
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -123,7 +129,7 @@ class Gateway:
             listeners = [session.listen("log"), session.listen(*_STATE)]
             for listener in listeners:
                 await self._ready(listener)
-            self._came_up()
+            self._came_up(session)
             await asyncio.gather(*(self._follow(listener) for listener in listeners))
         finally:
             await session.close()
@@ -144,6 +150,8 @@ class Gateway:
                 pipeline, envelopes = (self.log, self._lines) if is_log else (self.state, self._events)
                 pipeline.lost("the bridge fell behind charon", *envelopes.skip(listener.lost - lost))
                 lost = listener.lost
+                if self.mirroring and not is_log:
+                    self.mirroring.lost()
             self._take(batch)
 
     def _take(self, batch: Sequence[tuple[str, object]]) -> None:
@@ -167,8 +175,10 @@ class Gateway:
             else:
                 self.events[event] += 1
                 self.state.put(envelopes.seq, subject, envelope)
+                if self.mirroring:
+                    self.mirroring.event(time_ns, event, raw)
 
-    def _came_up(self) -> None:
+    def _came_up(self, session: AsyncSession) -> None:
         if self._up is False and self._down_since:
             gap = {"since": self._down_since, "until": time.time_ns()}
             self._tell_gap("all", "charon was gone", None, None, None, **gap)
@@ -176,6 +186,8 @@ class Gateway:
         self.connects += 1
         _logger.info("%s: charon is up at %s", self.node, self.address)
         self._tell_status("running")
+        if self.mirroring:
+            self.mirroring.connected(session)
 
     def _went_down(self, error: Exception) -> None:
         self.reason = str(error)
@@ -186,6 +198,8 @@ class Gateway:
         if was_up:
             self._down_since = time.time_ns()
         self._tell_status("running")
+        if self.mirroring:
+            self.mirroring.disconnected()
 
     def _tell_status(self, bridge: str) -> None:
         self.tell("status", {"bridge": bridge, "charon": "up" if self._up else "down"})

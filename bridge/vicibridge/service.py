@@ -44,6 +44,7 @@ class Service:
         self.pipelines: list[tuple[str, str, StatePipeline | LogPipeline]] = []  # node, class, pipeline
         for gateway in self.gateways:
             self.pipelines += [(gateway.node, "state", gateway.state), (gateway.node, "log", gateway.log)]
+        self.mirrorings = [gateway.mirroring for gateway in self.gateways if gateway.mirroring]
         self.lags: list[Lag] = [Lag(pipeline.counts) for _, _, pipeline in self.pipelines]
         self.systemd = Systemd()
         self.pulse: Pulse = Pulse(self.lags, self.systemd, self.status)
@@ -59,10 +60,11 @@ class Service:
         reading = [asyncio.create_task(gateway.run()) for gateway in self.gateways]
         publishing = [asyncio.create_task(pipeline.run()) for _, _, pipeline in self.pipelines]
         serving = [asyncio.create_task(commands.run()) for commands in self.commands]
+        mirroring = [asyncio.create_task(mirroring.run()) for mirroring in self.mirrorings]
         others = [asyncio.create_task(self.bus.run()), asyncio.create_task(self.pulse.run())]
         if self.own:
             others.append(asyncio.create_task(self.own.run()))
-        everything = [*reading, *publishing, *serving, *others]
+        everything = [*reading, *publishing, *serving, *mirroring, *others]
         stopped = asyncio.create_task(stop.wait())
         self.systemd.ready()
         try:
@@ -115,6 +117,7 @@ class Service:
         if late:
             _logger.warning("charon has not confirmed the end of the events")
         flushes = [asyncio.create_task(pipeline.flush()) for _, _, pipeline in self.pipelines]
+        flushes += [asyncio.create_task(mirroring.stop()) for mirroring in self.mirrorings]
         await asyncio.wait(flushes, timeout=_FLUSH if self.bus.connected else 0)
         for flush in flushes:
             flush.cancel()

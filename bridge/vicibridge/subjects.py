@@ -57,18 +57,18 @@ def _direction(message: _wire.Message) -> str:
 
 
 def _ike(message: _wire.Message) -> str:
-    return _section(message)[0]
+    return section_of(message)[0]
 
 
 def _child(message: _wire.Message) -> str:
-    ike = _section(message)[1]
+    ike = section_of(message)[1]
     children = ike.get("child-sas") if ike is not None else None
-    name, child = _section(children) if isinstance(children, _wire.Message) else ("", None)
+    name, child = section_of(children) if isinstance(children, _wire.Message) else ("", None)
     own = child.get("name") if child is not None else None
     return own if isinstance(own, str) else name  # the section's name carries a unique id in child-updown
 
 
-def _section(message: _wire.Message) -> tuple[str, _wire.Message | None]:
+def section_of(message: _wire.Message) -> tuple[str, _wire.Message | None]:
     """Return the one section in `message`: found by type, because its name is data and may be anything."""
     for name, value in message.items():
         if isinstance(value, _wire.Message):

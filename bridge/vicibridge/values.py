@@ -72,7 +72,7 @@ class ConnValue(TypedDict):
     child_sas: dict[str, int]
     """How many CHILD_SAs are up, by name; 0 for a configured child without one."""
     config: Section
-    """What list-conns says; empty while that is not known."""
+    """What list-conns says, or said last; empty while that is not known."""
     closed: dict[str, Traffic]
     totals: dict[str, Traffic]
 
@@ -106,7 +106,7 @@ def dump(value: Mapping[str, object]) -> bytes:
     try:
         return _json(value)
     except UnicodeEncodeError:
-        return _json(_tagged(value))
+        return _json(tagged(value))
 
 
 def load(data: bytes) -> Any:
@@ -118,11 +118,12 @@ def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _tagged(value: Any) -> Any:
+def tagged(value: Any) -> Any:
+    """Return the value with each text that is no UTF-8 as `{"$base64": ...}`."""
     if isinstance(value, Mapping):
-        return {_raw(key).decode("utf-8", "replace"): _tagged(item) for key, item in value.items()}
+        return {_raw(key).decode("utf-8", "replace"): tagged(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_tagged(item) for item in value]
+        return [tagged(item) for item in value]
     if not isinstance(value, str):
         return value
     try:

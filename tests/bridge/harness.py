@@ -14,6 +14,7 @@ import msgpack
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NoKeysError
 from vicibridge import natsserver
 from vicibridge.config import Config, Gateway
 from vicibridge.service import Service
@@ -140,10 +141,20 @@ async def stored(url: str, stream: str = "VICI") -> list[Msg]:
         await client.close()
 
 
+async def bucket(client: Client, name: str) -> dict[str, Any]:
+    """Return every value in a key-value bucket; nothing while there is no such bucket."""
+    try:
+        kv = await client.jetstream().key_value(name)
+        keys = await kv.keys()
+        return {key: json.loads((await kv.get(key)).value or b"") for key in keys}
+    except (BucketNotFoundError, KeyNotFoundError, NoKeysError):
+        return {}
+
+
 def settings(url: str, address: str = "/nowhere/charon.vici", **sections: Any) -> Config:
-    """A configuration of one gateway, gw1, with a probe that is quick enough for tests."""
+    """A configuration of one gateway, gw1, with a probe that is quick enough for tests, and without the mirror."""
     bus = {"servers": [url], "probe_interval": 0.3, "probe_timeout": 1} | sections.pop("nats", {})
-    return Config(nats=bus, gateway=[Gateway(node="gw1", vici=address)], **sections)
+    return Config(nats=bus, gateway=[Gateway(node="gw1", vici=address)], **{"mirror": {"enabled": False}} | sections)
 
 
 @asynccontextmanager

@@ -52,7 +52,7 @@ async def bridge(lab: Lab, nodes: Iterable[str], codec: str = "msgpack") -> Asyn
     """Run `vicibridge run` for charons of the lab and yield its log; it must end in order, without an error."""
     config = lab.directory / "bridge.toml"
     gateways = [f'[[gateway]]\nnode = "{node}"\nvici = "{getattr(lab, node).address}"' for node in nodes]
-    bus = f'[nats]\nservers = ["{lab.nats.url}"]\nprobe_interval = 0.3'
+    bus = f'[nats]\nservers = ["{lab.nats.url}"]\nprobe_interval = 0.3\n[mirror]\nenabled = false'
     config.write_text("\n".join([bus, *gateways, *(f'[{name}]\ncodec = "{codec}"' for name in ("events", "log"))]))
     log = lab.directory / "bridge.log"
     argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]

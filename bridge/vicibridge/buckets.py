@@ -1,0 +1,274 @@
+"""The key-value buckets of the mirror: made when missing, and kept as the mirror says.
+
+Only keys wait, never values: what a key has to hold is asked when it is sent, so the last value wins however long NATS
+was away, and memory is bounded by the number of keys. Values go straight to the stream of the bucket, a window of them
+at a time, each acknowledged. On every new link the buckets are listed once, and what is not as we left it is written
+anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+from nats.js.kv import KeyValue
+
+from .bus import Bus
+from .config import Provision
+from .link import Disconnected, Link, TooLarge
+from .mirror import Key
+from .provision import ensure
+from .values import CONN, HEARTBEATS, NODE, SA
+
+_logger = logging.getLogger(__name__)
+
+_ACK_TIMEOUT = 5.0
+_RETRY = 2.0  # seconds until what JetStream did not take is tried again
+_BATCH = 64  # keys between two looks at what else is to do
+_MARKER = 3600.0  # seconds that a server from 2.11 on keeps the mark that a key was deleted; watchers must see it
+
+_DESCRIPTIONS = {
+    SA: "IKE_SAs that are up, <node>.<ike>.<uniqueid>: JSON with state, since, sa, children, closed, totals",
+    CONN: "Connections, <node>.<conn>: JSON with configured, ike_sas and child_sas (how many are up), config, totals",
+    NODE: "Bridges that run, <node>: JSON with charon (up, down), versions, updated, heartbeat",
+}
+
+
+class Source(Protocol):
+    """Who knows what the keys of a node hold."""
+
+    @property
+    def changed(self) -> dict[Key, None]:
+        """The keys that may have to be written; what is sent is taken out."""
+
+    def keys(self) -> list[Key]: ...
+
+    def value(self, key: Key) -> bytes | None:
+        """Return what has to be at `key`; None when there must be nothing."""
+
+    def restore(self, key: Key, data: bytes) -> bool:
+        """Take over what an earlier start left at `key`; False when it has to be written or deleted."""
+
+
+class Buckets:
+    """Keeps the keys of one node as `source` says; `wake` after something has changed there."""
+
+    WINDOW = 256  # values on their way
+
+    def __init__(self, bus: Bus, source: Source, node: str, heartbeat: float, provision: Provision) -> None:
+        self.ready = asyncio.Event()
+        """Set once what earlier starts have left is taken over; nothing is written before."""
+        self.written = 0
+        self._bus = bus
+        self._source = source
+        self._node = node
+        self._heartbeat = heartbeat
+        self._provision: Provision = provision
+        self._expires: dict[str, bool] = {}
+        self._sent: dict[str, tuple[Key, bool]] = {}  # by number, the last token of the reply; whether it deletes
+        self._revisions: dict[Key, int] = {}
+        self._deleted: dict[Key, tuple[float, int]] = {}  # when, and the revision of the mark
+        self._number = 0
+        self._refused = ""
+        self._troubled = False
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+
+    @property
+    def expires(self) -> bool:
+        """Whether the server removes the key of a bridge that is gone."""
+        return self._expires.get(NODE, False)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def settled(self) -> None:
+        """Wait until everything that changed is acknowledged."""
+        while self._source.changed or self._sent:
+            self._settled.clear()
+            await self._settled.wait()
+
+    async def run(self) -> None:
+        """Write until cancelled, over as many links as it takes."""
+        while True:
+            link = await self._bus.link()
+            try:
+                await self._serve(link)
+            except Disconnected:
+                self._again()
+
+    async def _serve(self, link: Link) -> None:
+        inbox = link.new_inbox()
+        link.on_lost(self._wake.set)
+        await link.subscribe(f"{inbox}.*", self._on_ack)
+        while True:
+            try:
+                await self._prepare(link)
+                await self._write(link, inbox)
+            except (NatsError, TimeoutError) as error:
+                self._trouble(str(error) or type(error).__name__)
+            self._again()
+            await link.unless_lost(asyncio.sleep(_RETRY))
+
+    async def _prepare(self, link: Link) -> None:
+        """See that the buckets are there, and hold them against what we left in them."""
+        for bucket in (NODE, CONN, SA):
+            kv = await self._ensure(link, bucket)
+            if bucket != NODE:
+                await link.unless_lost(self._compare(bucket, kv))
+        self.ready.set()
+
+    async def _ensure(self, link: Link, bucket: str) -> KeyValue:
+        jetstream = link.jetstream
+        wanted = StreamConfig(
+            name=f"KV_{bucket}",
+            description=_DESCRIPTIONS[bucket],
+            subjects=[f"$KV.{bucket}.>"],
+            storage=StorageType.FILE,
+            max_msgs_per_subject=1,
+            discard=DiscardPolicy.NEW,
+            allow_direct=True,
+            allow_rollup_hdrs=True,
+            deny_delete=True,
+        )
+        if self._provision != "bind":
+            account = await link.unless_lost(jetstream.account_info())
+            if account.api.level:  # servers from 2.11 on tell one, and let keys expire
+                wanted = wanted.evolve(allow_msg_ttl=True, subject_delete_marker_ttl=_MARKER)
+        await ensure(link, wanted, self._provision)
+        stream = await link.unless_lost(jetstream.stream_info(f"KV_{bucket}"))
+        self._expires[bucket] = bool(stream.config.allow_msg_ttl)
+        return await link.unless_lost(jetstream.key_value(bucket))
+
+    async def _compare(self, bucket: str, kv: KeyValue) -> None:
+        """Restore what an earlier start left; later, find what is not the revision that was acknowledged to us."""
+        first = not self.ready.is_set()
+        changed = self._source.changed
+        listed: set[Key] = set()
+        async for entry in _entries(kv, f"{self._node}.>", values=first):
+            key, revision = (bucket, entry.key), entry.revision or 0
+            if entry.operation is not None:
+                self._note_deleted(key, revision)
+                continue
+            listed.add(key)
+            if first and self._source.restore(key, entry.value or b""):
+                self._revisions[key] = revision
+            if self._revisions.get(key) != revision:
+                changed[key] = None
+            if not len(listed) % _BATCH:
+                await asyncio.sleep(0)
+        changed.update((key, None) for key in self._source.keys() if key[0] == bucket and key not in listed)
+
+    def _note_deleted(self, key: Key, revision: int) -> None:
+        self._revisions.pop(key, None)
+        if not self._expires.get(key[0]):
+            self._deleted[key] = (asyncio.get_running_loop().time(), revision)
+
+    async def _sweep(self, link: Link) -> None:
+        """Remove old marks of deleted keys from servers that do not do so themselves."""
+        now = asyncio.get_running_loop().time()
+        due = [key for key, (when, _) in self._deleted.items() if now - when > _MARKER]
+        for key in due[:_BATCH]:
+            _, revision = self._deleted.pop(key)
+            purge = link.jetstream.purge_stream(f"KV_{key[0]}", subject=f"$KV.{key[0]}.{key[1]}", seq=revision + 1)
+            await link.unless_lost(purge)
+
+    async def _write(self, link: Link, inbox: str) -> None:
+        while not self._refused:
+            self._wake.clear()
+            await self._send(link, inbox)
+            await self._sweep(link)
+            if not self._source.changed and not self._sent:
+                self._settled.set()
+            try:
+                await asyncio.wait_for(self._wake.wait(), _ACK_TIMEOUT if self._sent else None)
+            except TimeoutError:
+                raise TimeoutError(f"no acknowledgement within {_ACK_TIMEOUT:g} seconds") from None
+            if not link.alive:
+                raise Disconnected(await link.lost())
+        reason, self._refused = self._refused, ""
+        raise NatsError(reason)
+
+    async def _send(self, link: Link, inbox: str) -> None:
+        """Send what has changed, as far as the window is open; a key that is on its way waits."""
+        changed, on_their_way = self._source.changed, {key for key, _ in self._sent.values()}
+        due = [key for key in changed if key not in on_their_way]
+        for count, key in enumerate(due[: self.WINDOW - len(self._sent)], 1):
+            del changed[key]
+            self._number += 1
+            number = str(self._number)
+            value = self._source.value(key)
+            self._sent[number] = (key, value is None)
+            headers = self._headers(key[0], value is None)
+            try:
+                await link.publish(f"$KV.{key[0]}.{key[1]}", value or b"", f"{inbox}.{number}", headers)
+            except TooLarge as error:
+                del self._sent[number]
+                _logger.warning("%s: the value of %s is too large for NATS: %s", *key, error)
+            if not count % _BATCH:
+                await asyncio.sleep(0)
+
+    def _headers(self, bucket: str, delete: bool) -> dict[str, str] | None:
+        headers = {}
+        if delete:
+            headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
+            if self._expires.get(bucket):
+                headers["Nats-TTL"] = f"{_MARKER:.0f}s"
+        elif bucket == NODE and self.expires:
+            headers["Nats-TTL"] = f"{max(1.0, HEARTBEATS * self._heartbeat):.0f}s"
+        return headers or None
+
+    async def _on_ack(self, message: Msg) -> None:
+        sent = self._sent.pop(message.subject.rpartition(".")[2], None)
+        if sent is None:
+            return
+        key, deleted = sent
+        try:
+            revision = int(json.loads(message.data)["seq"])
+        except (ValueError, KeyError, TypeError):
+            self._source.changed[key] = None
+            self._refused = _reason(message)
+        else:
+            self.written += 1
+            self._revisions[key] = revision
+            self._deleted.pop(key, None)
+            if deleted:
+                self._note_deleted(key, revision)
+            if self._troubled:
+                self._troubled = False
+                _logger.info("JetStream: takes the mirror again")
+        self._wake.set()
+
+    def _again(self) -> None:
+        """Everything on its way may have arrived or not: it is to be sent once more."""
+        self._source.changed.update((key, None) for key, _ in self._sent.values())
+        self._sent.clear()
+        self._refused = ""
+
+    def _trouble(self, reason: str) -> None:
+        if not self._troubled:
+            self._troubled = True
+            _logger.warning("JetStream: the mirror cannot be written: %s; trying again", reason)
+
+
+async def _entries(kv: KeyValue, keys: str, *, values: bool) -> AsyncIterator[KeyValue.Entry]:
+    """Yield what is in a bucket, with one consumer, not one request per key."""
+    watcher: Any = await kv.watch(keys, meta_only=not values)
+    while (entry := await watcher.updates(timeout=_ACK_TIMEOUT)) is not None:
+        yield entry
+    await watcher.stop()
+
+
+def _reason(message: Msg) -> str:
+    if message.headers and message.headers.get("Status") == "503":
+        return "no bucket takes it, or JetStream is off"
+    try:
+        return str(json.loads(message.data)["error"]["description"])
+    except (ValueError, KeyError, TypeError):
+        return "an answer that is no acknowledgement"

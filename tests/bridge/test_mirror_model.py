@@ -1,0 +1,388 @@
+"""The mirror against a charon that is a few dicts: any sequence of events, losses, snapshots and restarts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from vicibridge.mirror import Key, Mirror
+from vicibridge.snapshot import Difference, Snapshot
+from vicibridge.subjects import Subjects
+
+from vicifast import encode
+
+Section = dict[str, Any]
+
+NAMES = ["gw", "up", "site a"]
+CHILDREN = ["net", "lan"]
+COUNTERS = ("bytes-in", "packets-in", "bytes-out", "packets-out")
+GONE_SOON = ("REKEYED", "DELETED")
+UNTOLD = {"established", "state", *COUNTERS}
+
+name = st.sampled_from(NAMES)
+pick = st.integers(0, 1000)
+
+
+class Charon:
+    """One run of charon: its SAs, its connections, and the events that wait to be read."""
+
+    runs = 0
+
+    def __init__(self, conns: dict[str, Section], events: list[tuple[str, bytes]]) -> None:
+        Charon.runs += 1
+        self.run = Charon.runs
+        self.conns = conns
+        self.events = events
+        self.ikes: dict[str, Section] = {}
+        self.names: dict[str, str] = {}
+        self.last_ike = self.last_child = 0
+
+    def raise_(self, event: str, ike: str, section: Section, *, up: bool = False, **more: str) -> None:
+        flag = encode({"up": "yes"}) if up else b""
+        self.events.append((event, flag + encode(more) + encode({self.names[ike]: section})))
+
+    def new_ike(self, name: str) -> str:
+        self.last_ike += 1
+        uid = str(self.last_ike)
+        spi = f"{self.run:x}-{uid}"
+        host = {"remote-host": "192.0.2.1", "remote-port": "500"}
+        base = {"uniqueid": uid, "state": "ESTABLISHED", "initiator-spi": spi, "responder-spi": spi}
+        self.ikes[uid] = {**base, **host, "established": "0", "child-sas": {}}
+        self.names[uid] = name
+        return uid
+
+    def new_child(self, name: str) -> Section:
+        self.last_child += 1
+        spi = f"{self.run:x}-c{self.last_child}"
+        base = {"name": name, "uniqueid": str(self.last_child), "state": "INSTALLED", "spi-in": spi}
+        return {**base, **dict.fromkeys(COUNTERS, "0")}
+
+    def bare(self, ike: str) -> Section:
+        return {key: value for key, value in self.ikes[ike].items() if key != "child-sas"}
+
+    def children(self, *states: str) -> list[tuple[str, str]]:
+        return [
+            (u, c) for u, ike in self.ikes.items() for c, child in ike["child-sas"].items() if child["state"] in states
+        ]
+
+    def row(self, ike: str) -> bytes:
+        children = {f"{child['name']}-{uid}": child for uid, child in self.ikes[ike]["child-sas"].items()}
+        return encode({self.names[ike]: {**self.ikes[ike], "child-sas": children}})
+
+    def established(self) -> list[str]:
+        return [uid for uid, ike in self.ikes.items() if ike["state"] == "ESTABLISHED"]
+
+
+def view(charon: Charon, subjects: Subjects) -> dict[Key, Any]:
+    """What has to be in the buckets: the keys, and of their values what is no counter and does not run."""
+    rows: dict[Key, Any] = {}
+    for uid in charon.established():
+        children = {
+            c: steady(child) for c, child in charon.ikes[uid]["child-sas"].items() if child["state"] == "INSTALLED"
+        }
+        rows["VICI_SA", subjects.key(charon.names[uid], uid)] = (steady(charon.bare(uid)), children)
+    for conn in {*charon.conns, *(charon.names[uid] for uid in charon.established())}:
+        rows["VICI_CONN", subjects.key(conn)] = (conn in charon.conns, charon.conns.get(conn))
+    return rows
+
+
+def steady(section: Section) -> Section:
+    return {key: value for key, value in section.items() if key not in UNTOLD}
+
+
+def shown(bucket: dict[Key, bytes]) -> dict[Key, Any]:
+    rows: dict[Key, Any] = {}
+    for key, data in bucket.items():
+        value = json.loads(data)
+        if key[0] == "VICI_SA":
+            rows[key] = (steady(value["sa"]), {c: steady(child) for c, child in value["children"].items()})
+        else:
+            rows[key] = (value["configured"], value["config"] if value["configured"] else None)
+    return rows
+
+
+class MirrorAndCharon(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        self.subjects = Subjects("vici", "gw1")
+        self.now = 1_000_000_000_000
+        self.events: list[tuple[str, bytes]] = []
+        self.charon = Charon({}, self.events)
+        self.bucket: dict[Key, bytes] = {}
+        self.traffic: dict[str, Counter[str]] = {conn: Counter() for conn in NAMES}
+        self.snapshot: Snapshot | None = None
+        self.told_all = True  # no event was lost since the mirror last equalled charon
+        self.counted_all = True
+        self.boots = 0
+        self.boot()
+
+    def boot(self) -> None:
+        self.boots += 1
+        self.mirror = Mirror(self.subjects, "gw1", f"boot{self.boots}")
+        for key, data in self.bucket.items():
+            assert self.mirror.restore(key, data, self.now)
+        assert not self.mirror.changed
+        self.snapshot = None
+
+    def time(self) -> int:
+        self.now += 1
+        return self.now
+
+    # What charon does.
+
+    @rule(conn=name, children=st.lists(st.sampled_from(CHILDREN), unique=True))
+    def configure(self, conn: str, children: list[str]) -> None:
+        self.charon.conns[conn] = {"version": "IKEv2", "children": {child: {"mode": "TUNNEL"} for child in children}}
+
+    @rule(conn=name)
+    def unconfigure(self, conn: str) -> None:
+        self.charon.conns.pop(conn, None)
+
+    @rule(conn=name)
+    def ike_up(self, conn: str) -> None:
+        uid = self.charon.new_ike(conn)
+        self.charon.raise_("ike-updown", uid, self.charon.bare(uid), up=True)
+
+    @precondition(lambda self: self.charon.established())
+    @rule(which=pick, child=st.sampled_from(CHILDREN))
+    def child_up(self, which: int, child: str) -> None:
+        uid = self.an_ike(which)
+        new = self.charon.new_child(child)
+        self.charon.ikes[uid]["child-sas"][new["uniqueid"]] = new
+        self.child_event("child-updown", uid, f"{child}-{new['uniqueid']}", dict(new), up=True)
+
+    def child_event(self, event: str, ike: str, child: str, section: Section, *, up: bool = False) -> None:
+        self.charon.raise_(event, ike, {**self.charon.bare(ike), "child-sas": {child: section}}, up=up)
+
+    def an_ike(self, which: int) -> str:
+        established = self.charon.established()
+        return established[which % len(established)]
+
+    def a_child(self, which: int, *states: str) -> tuple[str, Section]:
+        children = self.charon.children(*states)
+        ike, child = children[which % len(children)]
+        return ike, self.charon.ikes[ike]["child-sas"][child]
+
+    @precondition(lambda self: self.charon.children("INSTALLED", "DELETING"))
+    @rule(which=pick, amount=st.integers(1, 2**50))
+    def traffic_flows(self, which: int, amount: int) -> None:
+        ike, child = self.a_child(which, "INSTALLED", "DELETING")
+        for counter in COUNTERS:
+            child[counter] = str(int(child[counter]) + amount)
+            self.traffic[self.charon.names[ike]][child["name"], counter] += amount
+
+    @precondition(lambda self: self.charon.children("INSTALLED"))
+    @rule(which=pick)
+    def child_rekeys(self, which: int) -> None:
+        ike, old = self.a_child(which, "INSTALLED")
+        new = self.charon.new_child(old["name"])
+        self.charon.ikes[ike]["child-sas"][new["uniqueid"]] = new
+        old["state"] = "REKEYED"
+        self.child_event("child-rekey", ike, old["name"], {"old": dict(old), "new": dict(new)})
+
+    @precondition(lambda self: self.charon.children("INSTALLED"))
+    @rule(which=pick)
+    def child_begins_to_end(self, which: int) -> None:
+        self.a_child(which, "INSTALLED")[1]["state"] = "DELETING"
+
+    @precondition(lambda self: self.charon.children("INSTALLED", "DELETING"))
+    @rule(which=pick)
+    def child_down(self, which: int) -> None:
+        ike, child = self.a_child(which, "INSTALLED", "DELETING")
+        del self.charon.ikes[ike]["child-sas"][child["uniqueid"]]
+        self.child_event("child-updown", ike, f"{child['name']}-{child['uniqueid']}", child)
+
+    @precondition(lambda self: self.charon.established())
+    @rule(which=pick)
+    def ike_rekeys(self, which: int) -> None:
+        old = self.an_ike(which)
+        new = self.charon.new_ike(self.charon.names[old])
+        children = self.charon.ikes[old]["child-sas"]
+        self.charon.ikes[new]["child-sas"], self.charon.ikes[old]["child-sas"] = children, {}
+        before = self.charon.bare(old)
+        self.charon.ikes[old]["state"] = "REKEYED"
+        self.charon.raise_("ike-rekey", old, {"old": before, "new": self.charon.bare(new)})
+
+    @precondition(lambda self: self.charon.established())
+    @rule(which=pick, host=st.integers(2, 9))
+    def ike_moves(self, which: int, host: int) -> None:
+        uid = self.an_ike(which)
+        new = {"remote-host": f"192.0.2.{host}", "remote-port": "4500"}
+        self.charon.raise_("ike-update", uid, self.charon.bare(uid), **new)
+        self.charon.ikes[uid] |= new
+
+    @precondition(lambda self: self.charon.established())
+    @rule(which=pick)
+    def ike_down(self, which: int) -> None:
+        uid = self.an_ike(which)
+        self.charon.raise_("ike-updown", uid, self.charon.bare(uid))
+        for child in self.charon.ikes[uid]["child-sas"].values():
+            if child["state"] not in GONE_SOON:
+                self.child_event("child-updown", uid, f"{child['name']}-{child['uniqueid']}", child)
+        del self.charon.ikes[uid]
+
+    @rule()
+    def what_lingers_goes(self) -> None:
+        for uid, ike in list(self.charon.ikes.items()):
+            for child in [c for c, child in ike["child-sas"].items() if child["state"] in GONE_SOON]:
+                del ike["child-sas"][child]
+            if ike["state"] == "REKEYED":
+                del self.charon.ikes[uid]
+
+    @rule(conns_stay=st.booleans())
+    def charon_restarts(self, conns_stay: bool) -> None:
+        self.events.clear()
+        self.charon = Charon(self.charon.conns if conns_stay else {}, self.events)
+        self.connection_lost()
+
+    @rule()
+    def connection_breaks(self) -> None:
+        self.events.clear()
+        self.connection_lost()
+
+    def connection_lost(self) -> None:
+        self.told_all = self.counted_all = False
+        if self.snapshot is not None:
+            self.snapshot.abandon()
+            self.snapshot = None
+
+    # What the bridge does.
+
+    @rule(count=st.integers(1, 8))
+    def events_come(self, count: int) -> None:
+        for event, raw in self.events[:count]:
+            self.mirror.event(self.time(), event, raw)
+        del self.events[:count]
+
+    @precondition(lambda self: self.events)
+    @rule(count=st.integers(1, 3))
+    def events_are_lost(self, count: int) -> None:
+        del self.events[:count]
+        self.told_all = self.counted_all = False
+
+    @rule()
+    def write(self) -> None:
+        for key in list(self.mirror.changed):
+            del self.mirror.changed[key]
+            value = self.mirror.value(key)
+            if value is None:
+                self.bucket.pop(key, None)
+            else:
+                self.bucket[key] = value
+
+    @rule()
+    def bridge_restarts(self) -> None:
+        self.events.clear()
+        self.told_all = self.counted_all = False
+        self.boot()
+
+    @precondition(lambda self: self.snapshot is None)
+    @rule()
+    def snapshot_begins(self) -> None:
+        self.snapshot = Snapshot(self.mirror)
+        self.rows: list[bytes] = []
+        self.unlisted = set(self.charon.ikes)
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule(which=pick)
+    def charon_lists_one(self, which: int) -> None:
+        self.unlisted &= set(self.charon.ikes)
+        if self.unlisted:
+            uid = sorted(self.unlisted)[which % len(self.unlisted)]
+            self.unlisted.remove(uid)
+            self.rows.append(self.charon.row(uid))
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule(between=st.integers(0, 3))
+    def snapshot_ends(self, between: int) -> None:
+        """The rest is listed and what was raised by then is read; later events come between the rows."""
+        assert self.snapshot
+        self.rows += [self.charon.row(uid) for uid in sorted(self.unlisted & set(self.charon.ikes))]
+        conns = [encode({conn: config}) for conn, config in self.charon.conns.items()]
+        self.events_come(len(self.events))
+        for number, row in enumerate(self.rows):
+            if number < between and self.charon.established():
+                self.ike_down(number)
+                self.events_come(1 + between)
+            self.snapshot.sa(self.time(), row)
+        for conn in conns:
+            self.snapshot.conn(self.time(), conn)
+        differences = self.snapshot.finish(self.time())
+        self.snapshot = None
+        if self.told_all:
+            assert not [d for d in differences if d.bucket == "VICI_SA"]
+
+    @rule()
+    def quiet(self) -> None:
+        """After a quiet moment the buckets equal charon, and each difference that there was is told."""
+        self.what_lingers_goes()
+        while self.charon.children("DELETING"):
+            self.child_down(0)
+        self.events_come(len(self.events))
+        if self.snapshot is not None:
+            self.snapshot.abandon()
+            self.snapshot = None
+        self.write()
+        before = shown(self.bucket)
+        stale = [("vanished", *key) for key, _ in self.mirror.stale]
+        told = self.whole_snapshot()
+        expected = view(self.charon, self.subjects)
+        assert Counter((d.kind, d.bucket, d.key) for d in told) == Counter(stale + differences(before, expected))
+        self.write()
+        assert shown(self.bucket) == expected
+        assert not self.whole_snapshot() and not self.mirror.changed
+        self.counts()
+        self.told_all = True
+
+    def whole_snapshot(self) -> list[Difference]:
+        snapshot = Snapshot(self.mirror)
+        for uid in self.charon.ikes:
+            snapshot.sa(self.time(), self.charon.row(uid))
+        for conn, config in self.charon.conns.items():
+            snapshot.conn(self.time(), encode({conn: config}))
+        told = snapshot.finish(self.time())
+        assert not snapshot.unsettled and self.mirror.window is None
+        return told
+
+    def counts(self) -> None:
+        up = Counter(self.charon.names[uid] for uid in self.charon.established())
+        for key, data in self.bucket.items():
+            value = json.loads(data)
+            if key[0] == "VICI_SA":
+                continue
+            conn, children = value["conn"], {c: 0 for c in self.charon.conns.get(value["conn"], {}).get("children", {})}
+            for uid in self.charon.established():
+                if self.charon.names[uid] == conn:
+                    for child in self.charon.ikes[uid]["child-sas"].values():
+                        children[child["name"]] = children.get(child["name"], 0) + 1
+            assert (value["ike_sas"], value["child_sas"]) == (up[conn], children)
+            if self.counted_all and conn in self.charon.conns:
+                assert totals(value) == +self.traffic[conn]
+
+    @invariant()
+    def windows_end(self) -> None:
+        assert (self.mirror.window is None) == (self.snapshot is None)
+
+
+def totals(value: Section) -> Counter[Any]:
+    total: Counter[Any] = Counter()
+    for child, traffic in value["totals"].items():
+        for counter in COUNTERS:
+            total[child, counter] = traffic[counter.replace("-", "_")]
+    return +total
+
+
+def differences(before: dict[Key, Any], after: dict[Key, Any]) -> list[tuple[str, str, str]]:
+    appeared = [("appeared", *key) for key in after.keys() - before.keys()]
+    vanished = [("vanished", *key) for key in before.keys() - after.keys()]
+    return (
+        appeared + vanished + [("changed", *key) for key in after.keys() & before.keys() if after[key] != before[key]]
+    )
+
+
+MirrorAndCharon.TestCase.settings = settings(max_examples=300, stateful_step_count=50)
+TestMirror = MirrorAndCharon.TestCase
