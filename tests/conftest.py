@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from lab import Lab
+    from onloop import Kit
 
 REBUILD = "python setup.py build_ext --inplace"
 REQUIRE = "VICIFAST_REQUIRE_CHARON"
@@ -75,3 +77,12 @@ def lab() -> Iterator[Lab]:
 
     with Lab(nats=True) as lab:
         yield lab
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
+    """Makes sessions and followers of each kind in turn, for tests that block."""
+    from onloop import Kit, Loop, time_limit
+
+    with time_limit(), Loop() as loop, ThreadPoolExecutor() as pool:
+        yield Kit(loop, pool, request.param)

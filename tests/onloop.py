@@ -1,4 +1,7 @@
-"""Lets a blocking test use what lives in an event loop: that loop runs in a thread of its own."""
+"""Lets a blocking test use what lives in an event loop: that loop runs in a thread of its own.
+
+With it one test serves both kinds of everything: see `Kit`, and the fixture `kit`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ import inspect
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
 
+from vicifast import AsyncFollower, AsyncSession, Follower, Session
 from vicifast.aio import Listener, Stream
+from vicifast.testing import FakeCharon
 
 TIMEOUT = 20.0  # seconds for one thing in the loop
 LIMIT = 30.0  # and for a test
@@ -102,3 +108,40 @@ def time_limit() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+SAS = [("list-sa", {f"site-{i}": {"uniqueid": i}}) for i in range(50)]
+
+
+class Kit:
+    """Makes sessions of one of the two kinds, and daemons; both block."""
+
+    def __init__(self, loop: Loop, pool: ThreadPoolExecutor, kind: str) -> None:
+        self._loop = loop
+        self._pool = pool
+        self.kind = kind
+
+    def session(self, address: Any = None, **options: Any) -> Any:
+        if self.kind == "blocking":
+            return Session(address, **options)
+        return self._loop.blocking(AsyncSession(address, **options))
+
+    def follower(self, address: Any = None, *events: str, **options: Any) -> Any:
+        if self.kind == "blocking":
+            return Follower(address, *events, **options)
+        return self._loop.blocking(AsyncFollower(address, *events, **options))
+
+    def charon(self, address: str | None = None, **options: Any) -> Any:
+        return self._loop.blocking(FakeCharon(address, **options))
+
+    @contextmanager
+    def pair(self, **options: Any) -> Iterator[tuple[Any, Any]]:
+        with self.charon() as charon:
+            charon.on("version", {"daemon": "charon"})
+            charon.on("list-sas", {}, stream=SAS)
+            with self.session(charon.address, **options) as session:
+                yield session, charon
+
+    def begin(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run something in a thread."""
+        return self._pool.submit(function, *args, **kwargs)

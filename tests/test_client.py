@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import select
 import signal
 import socket
@@ -143,7 +144,7 @@ session.close()
 @pytest.mark.parametrize(
     "what, then",
     [
-        ("call", "interrupted True\nthe connection is closed: version was interrupted\n"),
+        ("call", "interrupted True\nthe connection is closed: (version|reading or writing) was interrupted\n"),
         ("listener", "interrupted False\n{'uptime': 'long'}\n"),
     ],
 )
@@ -157,7 +158,7 @@ def test_ctrl_c(charon: Any, what: str, then: str) -> None:
         if what == "call":
             charon.requested("version")
         process.send_signal(signal.SIGINT)
-        assert process.stdout.read() == then
+        assert re.fullmatch(then, process.stdout.read())
     assert process.returncode == 0
     charon.connected(0)
     assert charon.abrupt_closes == (what == "call")

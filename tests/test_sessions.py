@@ -5,17 +5,14 @@ from __future__ import annotations
 import gc
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from onloop import Loop, time_limit
+from onloop import SAS, Kit
 
 from vicifast import (
-    AsyncSession,
     CommandError,
     ConnectionClosed,
     DecodeError,
@@ -24,50 +21,11 @@ from vicifast import (
     ProtocolError,
     Raw,
     RequestTimeout,
-    Session,
     UnknownCommand,
     UnknownEvent,
     encode,
 )
 from vicifast import _wire as wire
-from vicifast.testing import FakeCharon
-
-SAS = [("list-sa", {f"site-{i}": {"uniqueid": i}}) for i in range(50)]
-
-
-class Kit:
-    """Makes sessions of one of the two kinds, and daemons; both block."""
-
-    def __init__(self, loop: Loop, pool: ThreadPoolExecutor, kind: str) -> None:
-        self._loop = loop
-        self._pool = pool
-        self.kind = kind
-
-    def session(self, address: Any = None, **options: Any) -> Any:
-        if self.kind == "blocking":
-            return Session(address, **options)
-        return self._loop.blocking(AsyncSession(address, **options))
-
-    def charon(self, address: str | None = None, **options: Any) -> Any:
-        return self._loop.blocking(FakeCharon(address, **options))
-
-    @contextmanager
-    def pair(self, **options: Any) -> Iterator[tuple[Any, Any]]:
-        with self.charon() as charon:
-            charon.on("version", {"daemon": "charon"})
-            charon.on("list-sas", {}, stream=SAS)
-            with self.session(charon.address, **options) as session:
-                yield session, charon
-
-    def begin(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run something in a thread."""
-        return self._pool.submit(function, *args, **kwargs)
-
-
-@pytest.fixture(params=["blocking", "asyncio"])
-def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
-    with time_limit(), Loop() as loop, ThreadPoolExecutor() as pool:
-        yield Kit(loop, pool, request.param)
 
 
 def test_call(kit: Kit) -> None:

@@ -1,11 +1,13 @@
 """VICI, the protocol by which programs talk to strongSwan's IKE daemon charon: a fast, strict codec and its clients.
 
-`decode`, `encode` and their kin work on single messages. `Session` and `AsyncSession` talk to a daemon; they are loaded
-when first asked for, because sockets and asyncio are slow to import.
+`decode`, `encode` and their kin work on single messages. `Session` and `AsyncSession` talk to a daemon, `Follower` and
+`AsyncFollower` stay with its events; they are loaded when first asked for, because sockets and asyncio are slow to
+import.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._wire import (
@@ -40,8 +42,10 @@ from .errors import (
 if TYPE_CHECKING:
     from .aio import AsyncSession
     from .client import Session
+    from .follow import AsyncFollower, Follower
 
 __all__ = [
+    "AsyncFollower",
     "AsyncSession",
     "CommandError",
     "ConnectionClosed",
@@ -49,6 +53,7 @@ __all__ = [
     "Decoder",
     "EncodeError",
     "Envelope",
+    "Follower",
     "Framer",
     "Message",
     "MessageReader",
@@ -71,13 +76,10 @@ __all__ = [
 ]
 
 
+_LATER = {"AsyncFollower": "follow", "AsyncSession": "aio", "Follower": "follow", "Session": "client"}
+
+
 def __getattr__(name: str) -> object:
-    if name == "AsyncSession":
-        from .aio import AsyncSession
-
-        return AsyncSession
-    if name == "Session":
-        from .client import Session
-
-        return Session
+    if name in _LATER:
+        return getattr(import_module(f".{_LATER[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -230,7 +230,7 @@ class Listener(BaseListener["_Connection", M]):
         """
         await self.ready()
         if not self._subscription.items:
-            await self._connection.wait_event(self._subscription, self._timeout)
+            await self._connection.wait_event(self._subscription, self.timeout)
         return self._take_all()
 
     def __aiter__(self) -> Self:
@@ -239,7 +239,7 @@ class Listener(BaseListener["_Connection", M]):
     async def __anext__(self) -> tuple[str, M]:
         await self.ready()
         items = self._subscription.items
-        if not items and not await self._connection.wait_event(self._subscription, self._timeout):
+        if not items and not await self._connection.wait_event(self._subscription, self.timeout):
             raise StopAsyncIteration
         return self._take()
 

@@ -225,7 +225,7 @@ class Listener(BaseListener["_Connection", M]):
         self.ready()
         with self._connection.in_use:
             if not self._subscription.items:
-                self._connection.wait_event(self._subscription, self._timeout)
+                self._connection.wait_event(self._subscription, self.timeout)
             return self._take_all()
 
     def __iter__(self) -> Self:
@@ -235,7 +235,7 @@ class Listener(BaseListener["_Connection", M]):
         self.ready()
         with self._connection.in_use:
             items = self._subscription.items
-            if not items and not self._connection.wait_event(self._subscription, self._timeout):
+            if not items and not self._connection.wait_event(self._subscription, self.timeout):
                 raise StopIteration
             return self._take()
 

@@ -99,7 +99,7 @@ class BaseStream(Generic[W, M]):
 
 
 class BaseListener(Generic[C, M]):
-    """Events registered by one `listen`."""
+    """Events registered by one `listen`; its `timeout` may be changed."""
 
     _is_ready = False
 
@@ -108,7 +108,7 @@ class BaseListener(Generic[C, M]):
     ) -> None:
         self._connection = connection
         self._subscription = subscription
-        self._timeout = timeout
+        self.timeout = timeout
         self._register_timeout = register_timeout
 
     @property
