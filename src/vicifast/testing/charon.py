@@ -1,17 +1,4 @@
-"""A scripted charon for tests: it speaks VICI on a real socket and keeps the daemon's rules and oddities.
-
-    async with FakeCharon() as charon:
-        charon.on("version", {"daemon": "charon", "version": "6.0.6"})
-        charon.on("list-sas", {}, stream=[("list-sa", {"gw": {"uniqueid": "1"}})])
-        session = Session(charon.address)              # or AsyncSession, swanctl, your program
-        await charon.registered("ike-updown")
-        charon.emit("ike-updown", {"up": "yes", "gw": {"uniqueid": "1"}})
-
-What it does as charon does (strongSwan 5.9.8 to 6.0.6): the packets of one connection are handled strictly in order,
-so a request waits for a running command while events flow; a malformed packet gets no answer; a frame over 512 KiB
-ends the connection, and an answer or event over 512 KiB is never sent; an event registered twice comes twice; the
-output waiting for a slow reader has no bound; the backlog is 3.
-"""
+"""The scripted charon, in an event loop."""
 
 from __future__ import annotations
 
@@ -27,11 +14,11 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from . import _wire
-from .address import Tcp, Unix, parse_address
-from .commands import EVENTS
-from .errors import DecodeError, ProtocolError, UnknownEvent
-from .recording import Packet, Recording, RequestSplitter, is_standalone, listen_at
+from .. import _wire
+from ..address import Tcp, Unix, parse_address
+from ..commands import EVENTS
+from ..errors import DecodeError, ProtocolError, UnknownEvent
+from ..recording import Packet, Recording, RequestSplitter, is_standalone, listen_at
 
 Message = Mapping[str, object] | bytes
 Handler = Callable[[Mapping[str, object]], Message | Awaitable[Message]]

@@ -1,0 +1,20 @@
+"""The fixture that pytest finds where vicifast is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .testing import BlockingFakeCharon
+
+
+@pytest.fixture
+def fake_charon() -> Iterator[BlockingFakeCharon]:
+    """A scripted charon that listens at `fake_charon.address`; see `vicifast.testing`."""
+    from .testing import BlockingFakeCharon  # which loads asyncio, that not every test run needs
+
+    with BlockingFakeCharon() as charon:
+        yield charon
