@@ -13,6 +13,7 @@ import pytest
 from pages import ADDRESS, NATS, PAGES, ROOT, Block, blocks, each, recorded_charon, tell_events
 
 from vicifast.errors import ConnectionClosed
+from vicifast.follow import BaseFollower
 
 PROGRAMS = [block for block in blocks("python") if ">>> " not in block.text and NATS not in block.text]
 
@@ -32,6 +33,8 @@ def test_program(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: 
             telling = asyncio.create_task(tell_events(charon))
             source = block.text.replace(ADDRESS, charon.address)
             monkeypatch.setattr("vicifast.address.DEFAULT_ADDRESS", charon.address)
+            # a follower would go on for ever
+            monkeypatch.setitem(BaseFollower.__init__.__kwdefaults__, "timeout", 0.5)
             with suppress(ConnectionClosed):  # a program that follows events ends with the daemon
                 await asyncio.to_thread(exec, compile(source, block.where, "exec"), {"__name__": "__main__"})
             telling.cancel()

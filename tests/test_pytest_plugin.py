@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from pages import blocks
 
 from vicifast import RequestTimeout, Session, UnknownEvent
 from vicifast.testing import BlockingFakeCharon, FakeCharon
@@ -46,6 +47,11 @@ def test_pytest_finds_the_fixture(tmp_path: Path) -> None:
     assert "vicifast.pytest_plugin" in found, "vicifast was installed before it had this; install it again"
     told = run_pytest(tmp_path, USERS_TESTS)
     assert "3 passed, 1 error" in told and "ZeroDivisionError" in told
+
+
+def test_the_example_of_the_readme(tmp_path: Path) -> None:
+    (example,) = [block.text for block in blocks("python") if "(fake_charon)" in block.text]
+    assert "1 passed" in run_pytest(tmp_path, example)
 
 
 def test_the_plugin_loads_no_asyncio(tmp_path: Path) -> None:
