@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .measure import Table
 
 # Each part is a module with `tables(settings)`; what it needs installed is imported with it.
-PARTS = {"codec": "codec", "stream": "stream", "import": "imports"}
+PARTS = {"codec": "codec", "stream": "stream", "import": "imports", "charon": "charon"}
+ON_REQUEST = {"charon"}  # it needs root, strongSwan and minutes
 
 
 def main() -> None:
@@ -38,8 +39,8 @@ def _run(options: argparse.Namespace) -> None:
     report.show_machine(console, described, machine.busy())
     tables: list[Table] = []
     with console.status("") as status:
-        settings = Settings(options.quick, status.update)
-        for part in [options.only] if options.only else PARTS:
+        settings = Settings(options.quick, status.update, options.sas, options.charon)
+        for part in [options.only] if options.only else [part for part in PARTS if part not in ON_REQUEST]:
             for table in importlib.import_module(f"benchmarks.{PARTS[part]}").tables(settings):
                 report.show_table(console, table)
                 tables.append(table)
@@ -70,7 +71,9 @@ def _draw(tables: list[Table], directory: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="every row in less than 30 seconds, with few rounds")
-    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument("--only", choices=PARTS, help=f"one part of it; only so: {', '.join(ON_REQUEST)}")
+    parser.add_argument("--sas", metavar="N", type=int, default=5000, help="how many SAs the real charon is given")
+    parser.add_argument("--charon", metavar="ADDRESS", help="measure on a charon that runs already, and has SAs")
     parser.add_argument("--json", metavar="FILE", help="write all figures to a file, or with - to standard output")
     parser.add_argument("--chart", metavar="DIR", type=Path, help="write a chart (SVG) for each table")
     return parser.parse_args()

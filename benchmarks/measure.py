@@ -13,10 +13,15 @@ Sample = TypeVar("Sample")
 
 
 class Settings(NamedTuple):
-    """How long to measure: `quick` gives every row, few rounds each. `report` is told what is being measured."""
+    """How long to measure: `quick` gives every row, few rounds each. `report` is told what is being measured.
+
+    `charon` is the address of a running one with SAs to list; without it one is started, for `sas` SAs.
+    """
 
     quick: bool
     report: Callable[[str], None]
+    sas: int = 5000
+    charon: str | None = None
 
 
 class Cell(NamedTuple):

@@ -35,7 +35,7 @@ def tables(settings: Settings) -> Iterator[Table]:
         for mode in MODES:
             settings.report(f"{table.title}, {mode}")
             with _server(Path(directory, mode), mode, corpus) as path:
-                runs = {name: _run(name, path, len(messages)) for name in clients}
+                runs = {name: run_client(name, path, len(messages)) for name in clients}
                 results = interleave(2 if settings.quick else 15, runs)
             _same_digests(results)
             for clock in ("CPU", "wall"):
@@ -57,7 +57,8 @@ def _server(path: Path, mode: str, corpus: Path) -> Iterator[Path]:
             server.terminate()
 
 
-def _run(client: str, path: Path, count: int) -> Callable[[], dict[str, Any]]:
+def run_client(client: str, path: str | Path, count: int) -> Callable[[], dict[str, Any]]:
+    """Return what runs a client in a process of its own, and returns what that needed for `count` messages."""
     command = [sys.executable, "-m", "benchmarks.stream_client", client, str(path), str(count)]
 
     def run() -> dict[str, Any]:

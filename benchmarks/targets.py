@@ -36,6 +36,8 @@ TARGETS = [
     Target("five fields", "lazy", "uniform", "vicifast Message", "python vici", 45),
     Target("list-sas, blocking", "stream", "packets, CPU", "vicifast Session", "python vici", 15),
     Target("list-sas, asyncio", "stream", "packets, CPU", "vicifast AsyncSession", "python vici", 10),
+    Target("list-sas of a real charon", "charon", "CPU", "vicifast Session", "python vici", 5),
+    Target("list-sas of a real charon", "charon", "CPU", "vicifast AsyncSession", "python vici", 5),
     Target("import", "import", "CPU", "vicifast", at_most=25),
 ]
 

@@ -7,10 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import machine
+from benchmarks.__main__ import ON_REQUEST
 from benchmarks.instructions import compare, regressions
 from benchmarks.measure import Table, interleave
 from benchmarks.targets import TARGETS, Target, judge
@@ -53,8 +55,46 @@ def test_every_row_is_measured() -> None:
     assert {"vicifast", "vicifast.aio", "python vici"} <= {name for name, _ in rows["import"]}
     assert all(row["minimum"] <= row["median"] for measured in tables.values() for row in measured)
     assert all(row["minimum"] > 0 for operation in CODEC for row in tables[operation])
-    assert len(report["targets"]) == len(TARGETS)
+    assert len(report["targets"]) == sum(target.table not in ON_REQUEST for target in TARGETS)
     assert report["machine"]["peers"].startswith("vici ")
+
+
+def run_charon(*options: str) -> Any:
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "benchmarks",
+        "--quick",
+        "--only",
+        "charon",
+        "--json",
+        "-",
+        *options,
+    ]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)} (the group bench)")
+def test_a_real_charon_is_measured() -> None:
+    report, _ = run_charon()
+    [table] = report["tables"]
+    clients = {"vicifast Session", "vicifast AsyncSession", "python vici"}
+    assert {(row["contestant"], row["case"]) for row in table["rows"]} == {
+        (client, clock) for client in clients for clock in ("CPU", "wall")
+    }
+    assert table["notes"][0].startswith("100 SAs of charon ")
+
+
+@pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)} (the group bench)")
+def test_without_a_charon_it_says_so(tmp_path: Path) -> None:
+    report, told = run_charon("--charon", f"unix://{tmp_path}/none.vici")
+    assert report["tables"][0]["rows"] == [] and not any(target["reached"] for target in report["targets"])
+    assert "not measured: cannot connect to" in told
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed (group bench)")

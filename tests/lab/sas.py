@@ -37,17 +37,22 @@ for port in map(int, sys.argv[1:]):
 """
 
 
-async def load(lab: Lab, count: int) -> list[str]:
-    """Load `count` connections, a secret and an address pool on both sides; return the connections' names."""
+async def load(lab: Lab, count: int, *, one_responder: bool = False) -> list[str]:
+    """Load `count` connections, a secret and an address pool on both sides; return the connections' names.
+
+    With `one_responder` a single connection on `right` answers for all: of thousands charon looks through each, for
+    every SA that comes up.
+    """
     names = [f"site-{number:03}" for number in range(1, count + 1)]
     secret = {"id": "lab", "type": "IKE", "data": b"only for the lab"}
     async with AsyncSession(lab.right.address) as right:
         await right.call("load-pool", {POOL: {"addrs": "10.3.0.0/16", "dns": ["10.128.0.1"]}})
-    for charon, config in ((lab.left, _branch), (lab.right, _headquarters)):
+    answering = {"branches": _any_headquarters()} if one_responder else {name: _headquarters(name) for name in names}
+    for charon, configs in ((lab.left, {name: _branch(name) for name in names}), (lab.right, answering)):
         async with AsyncSession(charon.address) as session:
             await session.call("load-shared", secret)
-            for name in names:
-                await session.call("load-conn", {name: config(name)})
+            for name, config in configs.items():
+                await session.call("load-conn", {name: config})
     return names
 
 
@@ -62,9 +67,9 @@ async def initiate(lab: Lab, names: Iterable[str], *, concurrency: int = 8, time
     await _each(lab.left, names, one, concurrency, timeout)
 
 
-async def up(lab: Lab, count: int) -> list[str]:
+async def up(lab: Lab, count: int, *, one_responder: bool = False) -> list[str]:
     """Load `count` connections and bring their SAs up; return the connections' names."""
-    names = await load(lab, count)
+    names = await load(lab, count, one_responder=one_responder)
     await initiate(lab, names)
     return names
 
@@ -111,7 +116,7 @@ async def send(lab: Lab, names: Iterable[str]) -> None:
 
 def _branch(name: str) -> dict[str, object]:
     return {
-        **_common(name),
+        **_common(),
         "remote_addrs": ["10.99.0.2"],
         "vips": ["0.0.0.0"],
         "local": {"auth": "psk", "id": f"{name}.example"},
@@ -124,7 +129,7 @@ def _branch(name: str) -> dict[str, object]:
 
 def _headquarters(name: str) -> dict[str, object]:
     return {
-        **_common(name),
+        **_common(),
         "local_addrs": ["10.99.0.2"],
         "pools": [POOL],
         "local": _HQ,
@@ -135,7 +140,12 @@ def _headquarters(name: str) -> dict[str, object]:
     }
 
 
-def _common(name: str) -> dict[str, object]:
+def _any_headquarters() -> dict[str, object]:
+    children = {"lan": _child("10.128.0.1/32", "10.1.0.1/32[tcp]")}
+    return {**_headquarters("site-001"), "remote": {"auth": "psk"}, "children": children}
+
+
+def _common() -> dict[str, object]:
     # With ports other than 500 both must be the one for NAT traversal, or the first packet lacks its marker.
     return {
         "version": 2,
