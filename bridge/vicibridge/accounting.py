@@ -1,11 +1,11 @@
-"""What became of the events of a class: at every moment, received = published + dropped + in flight."""
+"""What became of the events of a class: at every moment, received = published + dropped + spooled + in flight."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 _logger = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ _TELL_EVERY = 1.0  # seconds between two gap envelopes of one pipeline
 
 @dataclass(slots=True)
 class Counts:
-    """Events since the start; what is neither published nor dropped is in flight. `bytes` is the payload published."""
+    """Events since the start, and those that the spool had then; `bytes` is the payload published."""
 
     received: int = 0
     published: int = 0
@@ -30,12 +30,26 @@ class Counts:
 
 @dataclass(slots=True)
 class Loss:
-    """`count` events of one class that did not reach NATS, all within `first_seq` to `last_seq`."""
+    """`count` events of one class that did not reach NATS, all within `first_seq` to `last_seq`; None is not known.
+
+    `boot` is the one that the numbers belong to; empty for the present one.
+    """
 
     cause: str
-    count: int
-    first_seq: int
-    last_seq: int
+    count: int | None
+    first_seq: int | None
+    last_seq: int | None
+    boot: str = ""
+
+    def merge(self, other: Loss) -> None:
+        """Add what was lost for the same cause in the same boot; what is not known of one is not known of both."""
+        self.count = None if self.count is None or other.count is None else self.count + other.count
+        self.first_seq = _either(min, self.first_seq, other.first_seq)
+        self.last_seq = _either(max, self.last_seq, other.last_seq)
+
+
+def _either(choose: Callable[[int, int], int], one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else choose(one, other)
 
 
 class Losses:
@@ -43,27 +57,33 @@ class Losses:
 
     def __init__(self, tell: Callable[[Loss], None]) -> None:
         self._tell = tell
-        self._by_cause: dict[str, Loss] = {}
+        self._untold: dict[tuple[str, str], Loss] = {}
         self._due = 0.0
 
-    def add(self, cause: str, count: int, first_seq: int, last_seq: int) -> None:
-        loss = self._by_cause.setdefault(cause, Loss(cause, 0, first_seq, last_seq))
-        loss.count += count
-        loss.first_seq = min(loss.first_seq, first_seq)
-        loss.last_seq = max(loss.last_seq, last_seq)
+    @property
+    def untold(self) -> list[Loss]:
+        """Copies of what is still to be told."""
+        return [replace(loss) for loss in self._untold.values()]
+
+    def add(self, cause: str, count: int | None, first_seq: int | None, last_seq: int | None, boot: str = "") -> None:
+        loss = Loss(cause, count, first_seq, last_seq, boot)
+        known = self._untold.setdefault((cause, boot), loss)
+        if known is not loss:
+            known.merge(loss)
 
     def wait(self, now: float) -> float | None:
         """Return the seconds until there is something to tell, None when nothing is lost."""
-        return max(0.0, self._due - now) if self._by_cause else None
+        return max(0.0, self._due - now) if self._untold else None
 
     def tell(self, now: float) -> None:
         """Tell what was lost, unless something was told just now."""
-        if not self._by_cause or now < self._due:
+        if not self._untold or now < self._due:
             return
         self._due = now + _TELL_EVERY
-        losses, self._by_cause = self._by_cause, {}
+        losses, self._untold = self._untold, {}
         for loss in losses.values():
-            _logger.warning("%d events lost: %s", loss.count, loss.cause)
+            count = "an unknown number of" if loss.count is None else loss.count
+            _logger.warning("%s events lost: %s", count, loss.cause)
             self._tell(loss)
 
 

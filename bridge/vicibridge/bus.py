@@ -146,7 +146,8 @@ class Bus:
         interval, timeout = self._config.probe_interval, self._config.probe_timeout
         while True:
             with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(link.lost(), interval)
+                async with asyncio.timeout(interval):
+                    return await link.lost()
             if not link.connected:
                 return "the connection was closed"
             try:

@@ -98,6 +98,16 @@ def _permission(entry: str) -> str:
     return entry
 
 
+def _state_directory() -> Path:
+    """Return where a service keeps state: what systemd says, else the usual place of root or of a user."""
+    if directory := os.environ.get("STATE_DIRECTORY"):
+        return Path(directory.partition(":")[0])
+    directory = "/var/lib/vicibridge"
+    if os.geteuid() == 0 or os.access(directory, os.W_OK):
+        return Path(directory)
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "vicibridge").expanduser()
+
+
 _File = Annotated[Path, AfterValidator(_readable)]
 _Seconds = Annotated[float, Field(gt=0, le=3600)]
 _Bytes = Annotated[int, Field(ge=1024 * 1024)]
@@ -221,6 +231,14 @@ class Log(_Section):
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
+class Spool(_Section):
+    """Where state events are kept that JetStream does not take: a file for each gateway, the oldest events go first."""
+
+    path: Annotated[Path, Field(default_factory=_state_directory)]
+    max_bytes: _Bytes = 1024 * 1024 * 1024
+    max_age_days: Annotated[float, Field(ge=0)] = 7
+
+
 class Mirror(_Section):
     """The key-value mirror of SAs and connections: compared with charon every `interval` seconds.
 
@@ -273,6 +291,7 @@ class Config(BaseSettings):
     events: Events = Events()
     log: Log = Log()
     mirror: Mirror = Mirror()
+    spool: Annotated[Spool, Field(default_factory=Spool)]
     commands: Commands = Commands()
     http: Http = Http()
     logging: Logging = Logging()

@@ -142,7 +142,7 @@ async def run_demo(console: Console, address: str, drive: Drive, expected: Mappi
         config = directory / "bridge.toml"
         config.write_text(
             f'[nats]\nservers = ["{server.url}"]\n\n[[gateway]]\nnode = "{NODE}"\nvici = "{address}"\n\n'
-            '[http]\nlisten = ""\n'
+            f'[spool]\npath = "{directory / "spool"}"\n\n[http]\nlisten = ""\n'
         )
         console.print(f"nats-server at {server.url}, charon at {address}", soft_wrap=True)
         client = await nats.connect(server.url)

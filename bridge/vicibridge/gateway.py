@@ -16,11 +16,13 @@ from vicifast.errors import DecodeError, UnknownEvent, ViciError
 
 from . import config
 from .accounting import Loss
+from .backlog import Backlog
 from .bus import Bus
 from .envelope import Envelopes, new_boot
 from .log import LogPipeline
 from .mirroring import Mirroring
 from .provision import Stream
+from .spool import Spool
 from .state import StatePipeline
 from .subjects import Subjects, stream_subjects
 
@@ -39,7 +41,7 @@ class Gateway:
         self.node = gateway.node
         self.address = gateway.vici
         self.subjects = Subjects(settings.nats.prefix, gateway.node)
-        boot = new_boot()
+        self.boot = boot = new_boot()
         self._events = Envelopes(settings.events.codec, gateway.node, boot)
         self._lines = Envelopes(settings.log.codec, gateway.node, boot)
         stream = Stream(
@@ -48,13 +50,15 @@ class Gateway:
             max_age=settings.nats.stream_max_age_days * 86400,
             provision=settings.nats.provision,
         )
-        self.state = StatePipeline(
-            bus,
-            stream,
-            f"{self.subjects.node}.{boot}",
-            settings.events.max_bytes,
-            lambda loss: self._tell_loss("state", loss),
+        spool = Spool(
+            settings.spool.path / f"{self.subjects.node}.spool",
+            settings.spool.max_bytes,
+            settings.spool.max_age_days * 86400,
         )
+        backlog = Backlog(
+            self.subjects.node, boot, settings.events.max_bytes, lambda loss: self._tell_loss("state", loss), spool
+        )
+        self.state = StatePipeline(bus, stream, backlog)
         self.log = LogPipeline(
             bus,
             settings.log.linger_ms / 1000,
@@ -80,7 +84,9 @@ class Gateway:
 
     async def run(self) -> None:
         """Read events until `stop`; connect again for ever."""
-        self._tell_status("starting")
+        before = await self.state.backlog.open()
+        previous = {"boot": before.boot, "last_seq": before.seq, "clean": before.clean} if before else None
+        self._tell_status("starting", previous=previous)
         delay = _FIRST_DELAY
         while not self._stopping.is_set():
             try:
@@ -201,14 +207,15 @@ class Gateway:
         if self.mirroring:
             self.mirroring.disconnected()
 
-    def _tell_status(self, bridge: str) -> None:
-        self.tell("status", {"bridge": bridge, "charon": "up" if self._up else "down"})
+    def _tell_status(self, bridge: str, **more: object) -> None:
+        self.tell("status", {"bridge": bridge, "charon": "up" if self._up else "down", **more})
 
     def _tell_loss(self, kind: str, loss: Loss) -> None:
-        self._tell_gap(kind, loss.cause, loss.count, loss.first_seq, loss.last_seq)
+        boot = loss.boot or self.boot
+        self._tell_gap(kind, loss.cause, loss.count, loss.first_seq, loss.last_seq, boot=boot)
 
     def _tell_gap(
-        self, kind: str, cause: str, count: int | None, first_seq: int | None, last_seq: int | None, **more: int
+        self, kind: str, cause: str, count: int | None, first_seq: int | None, last_seq: int | None, **more: object
     ) -> None:
         """Tell that events of a class are missing; None is what nobody can know."""
         gap = {"class": kind, "cause": cause, "count": count, "first_seq": first_seq, "last_seq": last_seq}

@@ -81,6 +81,18 @@ METRICS = (
     Metric("vicibridge_published_total", "Events that NATS has.", ("node", "class"), _counts(lambda c: c.published)),
     Metric("vicibridge_dropped_total", "Events that were lost, by cause.", ("node", "class", "cause"), _dropped),
     Metric("vicibridge_in_flight", "Events on their way to NATS.", ("node", "class"), _in_flight),
+    Metric(
+        "vicibridge_spooled",
+        "Events on disk that NATS has not acknowledged.",
+        ("node",),
+        lambda service: [((gateway.node,), gateway.state.spooled) for gateway in service.gateways],
+    ),
+    Metric(
+        "vicibridge_spool_up",
+        "1 while the spool works; 0 is that waiting events are in memory only.",
+        ("node",),
+        lambda service: [((gateway.node,), not gateway.state.backlog.spool_trouble) for gateway in service.gateways],
+    ),
     Metric("vicibridge_lag_seconds", "How long the oldest event on its way has waited.", ("node", "class"), _lag),
     Metric(
         "vicibridge_published_bytes_total",

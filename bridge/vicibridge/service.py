@@ -26,6 +26,7 @@ _logger = logging.getLogger(__name__)
 _COMMANDS_END = 2.0  # seconds for requests that run when the stop comes
 _READING_END = 4.0  # for charon to confirm that nothing is registered any more
 _FLUSH = 5.0  # for what was read to reach NATS
+_SAVE = 3.0  # for the rest to go to the spool
 _DRAIN = 3.0
 
 
@@ -91,7 +92,7 @@ class Service:
     def status(self) -> str:
         """Return one line about how the service does."""
         up = sum(gateway.up for gateway in self.gateways)
-        waiting = sum(pipeline.in_flight for _, _, pipeline in self.pipelines)
+        waiting = sum(gateway.state.waiting + gateway.log.in_flight for gateway in self.gateways)
         nats = "connected" if self.bus.connected else "not connected"
         return f"NATS {nats}, charon up at {up} of {len(self.gateways)}, {waiting} events waiting"
 
@@ -121,9 +122,13 @@ class Service:
         await asyncio.wait(flushes, timeout=_FLUSH if self.bus.connected else 0)
         for flush in flushes:
             flush.cancel()
+        closes = [asyncio.create_task(gateway.state.backlog.close()) for gateway in self.gateways]
+        await asyncio.wait(closes, timeout=_SAVE)
         for gateway in self.gateways:
             if left := gateway.state.in_flight + gateway.log.in_flight:
                 _logger.warning("%s: %d events have not reached NATS and are lost", gateway.node, left)
+            if kept := gateway.state.spooled:
+                _logger.info("%s: %d events are in the spool for the next start", gateway.node, kept)
         await self.bus.close(_DRAIN)
 
 

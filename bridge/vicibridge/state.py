@@ -5,101 +5,77 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from .accounting import Counts, Loss, Losses
+from .accounting import Counts
+from .backlog import Backlog
 from .bus import Bus
 from .link import Disconnected, Link, TooLarge
 from .provision import Stream
 
 _logger = logging.getLogger(__name__)
 
-_OVERHEAD = 200  # bytes that a waiting record takes beyond its payload
-
-
-@dataclass(slots=True, eq=False)
-class _Record:
-    seq: int
-    subject: str
-    payload: bytes
-    tell: bool  # False for gap envelopes: a lost gap must not make a gap
-    sent: float = 0.0
-    refusals: int = 0
-
 
 class StatePipeline:
     """Publishes in order, each message acknowledged by JetStream; what is not acknowledged is sent again.
 
-    Each message carries `Nats-Msg-Id: <identity>.<seq>`, so JetStream stores it once. A new link or a refused or late
-    acknowledgement makes everything unacknowledged go again, in order, from the first.
+    Each message carries `Nats-Msg-Id: <node>.<boot>.<seq>`, so JetStream stores it once. A new link or a refused or
+    late acknowledgement makes everything unacknowledged go again, in order, from the first.
     """
 
     WINDOW = 1024  # messages on their way; nats-server buffers ten times as many for a stream
     REFUSALS = 3
 
     def __init__(
-        self,
-        bus: Bus,
-        stream: Stream,
-        identity: str,
-        max_bytes: int,
-        tell: Callable[[Loss], None],
-        *,
-        ack_timeout: float = 5.0,
-        retry_delay: float = 0.25,
+        self, bus: Bus, stream: Stream, backlog: Backlog, ack_timeout: float = 5.0, delay: float = 0.25
     ) -> None:
-        self.counts = Counts()
+        self.backlog = backlog
         self._bus = bus
         self._stream = stream
-        self._identity = identity
-        self._max_bytes = max_bytes
         self._ack_timeout = ack_timeout
-        self._first_delay = self._delay = retry_delay
-        self._losses = Losses(tell)
-        self._queue: deque[_Record] = deque()
-        self._window: dict[int, _Record] = {}
-        self._bytes = 0
+        self._first_delay = self._delay = delay
+        self._window = backlog.window
         self._refused: dict[int, str] = {}
         self._highest_ack = 0
         self._troubled = False
-        self._wake = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._wake = backlog.arrived
+
+    @property
+    def counts(self) -> Counts:
+        return self.backlog.counts
 
     def configure(self, max_bytes: int) -> None:
         """Change the limit; it holds from the next event on."""
-        self._max_bytes = max_bytes
+        self.backlog.max_bytes = max_bytes
 
     @property
     def in_flight(self) -> int:
-        return len(self._queue) + len(self._window)
+        """Events in memory only."""
+        return self.backlog.in_flight
+
+    @property
+    def spooled(self) -> int:
+        """Events on disk, whether or not they are in memory as well."""
+        return self.backlog.spooled
+
+    @property
+    def waiting(self) -> int:
+        return self.backlog.in_flight + self.backlog.spooled
 
     def put(self, seq: int, subject: str, payload: bytes, *, tell: bool = True) -> None:
         """Take over one envelope; `seq` must grow from call to call."""
-        self.counts.received += 1
-        self._queue.append(_Record(seq, subject, payload, tell))
-        self._bytes += len(payload) + _OVERHEAD
-        while self._bytes > self._max_bytes and len(self._queue) > 1:
-            self._drop(self._queue.popleft(), "the memory for unacknowledged events is full")
-        self._empty.clear()
-        self._wake.set()
+        self.backlog.put(seq, subject, payload, tell)
 
     def lost(self, cause: str, first_seq: int, last_seq: int) -> None:
         """Count events that never became envelopes."""
-        count = last_seq - first_seq + 1
-        self.counts.received += count
-        self.counts.drop(cause, count)
-        self._losses.add(cause, count, first_seq, last_seq)
-        self._wake.set()
+        self.backlog.lost(cause, first_seq, last_seq)
 
     async def flush(self) -> None:
         """Wait until everything taken over is acknowledged or dropped."""
-        await self._empty.wait()
+        await self.backlog.flush()
 
     async def run(self) -> None:
         """Publish until cancelled, over as many links as it takes."""
@@ -123,36 +99,33 @@ class StatePipeline:
                 await self._retreat(link)
                 continue
             if not self._held_up:
-                self._losses.tell(loop.time())
+                self.backlog.losses.tell(loop.time())
             await self._pause(loop.time())
             if not link.alive:
                 raise Disconnected(await link.lost())
 
     async def _send(self, link: Link, inbox: str) -> None:
         now = asyncio.get_running_loop().time()
-        while self._queue and len(self._window) < self.WINDOW and not self._refused:
-            record = self._queue.popleft()
-            record.sent = now
-            self._window[record.seq] = record
-            headers = {"Nats-Msg-Id": f"{self._identity}.{record.seq}"}
+        while len(self._window) < self.WINDOW and not self._refused and (event := self.backlog.take()):
+            event.sent = now
+            headers = {"Nats-Msg-Id": self.backlog.message_id(event)}
             try:
-                await link.publish(record.subject, record.payload, f"{inbox}.{record.seq}", headers)
+                await link.publish(event.subject, event.payload, f"{inbox}.{event.number}", headers)
             except TooLarge:
-                self._drop(self._window.pop(record.seq), "larger than the server accepts")
+                self.backlog.drop(event, "larger than the server accepts")
 
     async def _pause(self, now: float) -> None:
         """Wait for a new event, an acknowledgement, the end of the link, or a deadline."""
         if self._wake.is_set():
             return
         waits = []
-        if not self._held_up and (wait := self._losses.wait(now)) is not None:
+        if not self._held_up and (wait := self.backlog.losses.wait(now)) is not None:
             waits.append(wait)
         if self._window:
             waits.append(next(iter(self._window.values())).sent + self._ack_timeout - now)
-        try:
-            await asyncio.wait_for(self._wake.wait(), max(0.0, min(waits)) if waits else None)
-        except TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(waits) if waits else None):
+                await self._wake.wait()
 
     @property
     def _held_up(self) -> bool:
@@ -163,20 +136,16 @@ class StatePipeline:
         return bool(self._window) and now - next(iter(self._window.values())).sent >= self._ack_timeout
 
     async def _on_ack(self, message: Msg) -> None:
-        seq = int(message.subject.rpartition(".")[2])
+        number = int(message.subject.rpartition(".")[2])
         if not message.data.startswith(b'{"stream"'):
-            if seq in self._window:
-                self._refused[seq] = _refusal(message)
+            if number in self._window:
+                self._refused[number] = _refusal(message)
                 self._wake.set()
             return
-        record = self._window.pop(seq, None)
-        if record is None:
-            return  # acknowledged twice, or sent again meanwhile: that one will be acknowledged as a duplicate
-        self._refused.pop(seq, None)
-        self._highest_ack = max(self._highest_ack, seq)
-        self.counts.published += 1
-        self.counts.bytes += len(record.payload)
-        self._release(record)
+        if self.backlog.published(number) is None:
+            return  # acknowledged twice, or to be sent again: that one will be acknowledged as a duplicate
+        self._refused.pop(number, None)
+        self._highest_ack = max(self._highest_ack, number)
         self._delay = self._first_delay
         if self._troubled:
             self._troubled = False
@@ -192,7 +161,7 @@ class StatePipeline:
         reason = next(iter(self._refused.values()), f"no acknowledgement within {self._ack_timeout:g} seconds")
         if self._window and next(iter(self._window)) > self._highest_ack and not self._troubled:
             self._troubled = True
-            _logger.warning("JetStream: does not take events: %s; keeping %d", reason, self.in_flight)
+            _logger.warning("JetStream: does not take events: %s; keeping %d", reason, self.waiting)
         self._give_up_refused()
         self._rewind()
         await link.unless_lost(asyncio.sleep(self._delay))
@@ -201,15 +170,14 @@ class StatePipeline:
 
     def _give_up_refused(self) -> None:
         """Drop what was refused again and again while later events were taken: it would hold up all others."""
-        for seq, record in list(self._window.items()):
-            if seq < self._highest_ack:
-                record.refusals += 1
-                if record.refusals >= self.REFUSALS:
-                    self._drop(self._window.pop(seq), "refused by the server")
+        for number, event in list(self._window.items()):
+            if number < self._highest_ack:
+                event.refusals += 1
+                if event.refusals >= self.REFUSALS:
+                    self.backlog.drop(event, "refused by the server")
 
     def _rewind(self) -> None:
-        self._queue.extendleft(reversed(self._window.values()))
-        self._window.clear()
+        self.backlog.rewind()
         self._refused.clear()
         self._highest_ack = 0
 
@@ -220,17 +188,6 @@ class StatePipeline:
             # An administrator may have forbidden the question; whether events are taken, the acknowledgements tell.
             if not self._troubled:
                 _logger.warning("JetStream: cannot look after the stream %s: %s", self._stream.name, error)
-
-    def _drop(self, record: _Record, cause: str) -> None:
-        self.counts.drop(cause, 1)
-        if record.tell:
-            self._losses.add(cause, 1, record.seq, record.seq)
-        self._release(record)
-
-    def _release(self, record: _Record) -> None:
-        self._bytes -= len(record.payload) + _OVERHEAD
-        if not self.in_flight:
-            self._empty.set()
 
 
 def _refusal(message: Msg) -> str:

@@ -11,6 +11,12 @@ from vicibridge.natsserver import find_nats_server
 
 
 @pytest.fixture(autouse=True)
+def _own_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What one test leaves undelivered is not for the next."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+
+
+@pytest.fixture(autouse=True)
 def _no_http(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bridges of several tests would all listen on the default port."""
     monkeypatch.setenv("VICIBRIDGE_HTTP__LISTEN", "")

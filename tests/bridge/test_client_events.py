@@ -142,6 +142,19 @@ def test_what_the_bridge_told() -> None:
     assert str(whole.gaps()[0]) == "gw1: 4 of class log are missing, the first is 1: full"
 
 
+def test_what_a_bridge_tells_of_the_one_before_it() -> None:
+    whole = Completeness(from_start=True)
+    whole.add(an(1))
+    whole.add(an(1, "status", boot="b2", bridge="starting", previous={"boot": "b1", "last_seq": 3, "clean": False}))
+    assert whole.gaps() == [Gap("gw1", "b1", "state", 2, 3)]
+    killed = {"class": "state", "cause": "killed", "count": None, "first_seq": 2, "last_seq": None, "boot": "b1"}
+    whole.add(Envelope("gw1", "b2", 2, 0, "gap", killed, ""))
+    assert whole.gaps() == [Gap("gw1", "b1", "state", 2, 3, "killed")]
+    whole.add(an(2))
+    whole.add(an(3))
+    assert whole.gaps() == []
+
+
 def test_completeness_in_any_order_and_with_any_loss() -> None:
     dice = random.Random(7)
     for _ in range(200):

@@ -74,7 +74,10 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
     ("text", "problem"),
     [
         ("[log]\nlingerms = 3", "log.lingerms: unknown key; did you mean linger_ms?"),
-        ("[foo]\nx = 1", "foo: unknown key; known here: nats, gateway, events, log, mirror, commands, http, logging"),
+        (
+            "[foo]\nx = 1",
+            "foo: unknown key; known here: nats, gateway, events, log, mirror, spool, commands, http, logging",
+        ),
         ("[htttp]\nx = 1", "htttp: unknown key; did you mean http?"),
         ('[http]\nlisten = "9273"', "http.listen: '9273' is no address to listen on: write host:port"),
         ('[[gateway]]\nnod = "a"', "gateway.0.nod: unknown key; did you mean node?"),

@@ -53,7 +53,9 @@ async def bridge(lab: Lab, nodes: Iterable[str], codec: str = "msgpack") -> Asyn
     config = lab.directory / "bridge.toml"
     gateways = [f'[[gateway]]\nnode = "{node}"\nvici = "{getattr(lab, node).address}"' for node in nodes]
     bus = f'[nats]\nservers = ["{lab.nats.url}"]\nprobe_interval = 0.3\n[mirror]\nenabled = false'
-    config.write_text("\n".join([bus, *gateways, *(f'[{name}]\ncodec = "{codec}"' for name in ("events", "log"))]))
+    spool = f'[spool]\npath = "{lab.directory / "spool"}"'
+    codecs = [f'[{name}]\ncodec = "{codec}"' for name in ("events", "log")]
+    config.write_text("\n".join([bus, spool, *gateways, *codecs]))
     log = lab.directory / "bridge.log"
     argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
     with log.open("wb") as stderr:

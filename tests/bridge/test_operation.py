@@ -66,7 +66,7 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
             charon.emit("ike-updown", {"up": "yes", "a hostile.name": SA})
             for _ in range(10):
                 charon.emit("log", LOG)
-            await until(lambda: gateway.log.counts.published == 10 and not gateway.state.in_flight and gateway.events)
+            await until(lambda: gateway.log.counts.published == 10 and not gateway.state.waiting and gateway.events)
             gateway.log.lost("the bridge fell behind charon", 11, 13)
             values = await scraped(bridge)
             state = {"node": "gw1", "class": "state"}

@@ -324,7 +324,7 @@ def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: Nat
                     await charon.drain()
                     await nats_server.up()
                 await charon.drain()
-                await until(lambda: state.counts.received >= sent and not state.in_flight)
+                await until(lambda: state.counts.received >= sent and not state.waiting)
             kept = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
             ids = [int(e["data"]["gw"]["uniqueid"]) for e in kept if e["event"] == "ike-updown"]
             assert ids == list(range(1, sent + 1))
@@ -350,7 +350,7 @@ def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
                 await until(lambda: gateway.log.counts.received == 20_000)
                 assert gateway.log.counts.published < 20_000
                 nats_server.resume()
-                await until(lambda: gateway.log.counts.published == 20_000 and not gateway.state.in_flight)
+                await until(lambda: gateway.log.counts.published == 20_000 and not gateway.state.waiting)
                 await someone.sees(".event.")
 
     run(test())
@@ -377,6 +377,7 @@ def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
                     "count": log.counts.dropped,
                     "first_seq": 1,
                     "last_seq": log.counts.dropped,
+                    "boot": bridge.gateways[0].boot,
                 }
                 assert log.counts.published + log.counts.dropped == 8000
 
@@ -496,7 +497,7 @@ def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, numb
     run(test())
 
 
-def test_stop_without_nats_tells_what_is_lost(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_stop_without_nats_keeps_events_for_the_next_start(nats_server: NatsServer, tmp_path: Path) -> None:
     async def test() -> None:
         async with FakeCharon() as charon:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
@@ -504,7 +505,18 @@ def test_stop_without_nats_tells_what_is_lost(nats_server: NatsServer, tmp_path:
             bridge.send_signal(signal.SIGTERM)
             _, stderr = await asyncio.wait_for(bridge.communicate(), 10)
             assert bridge.returncode == 0
-            assert "events have not reached NATS and are lost" in stderr.decode()
+            assert "gw1: 3 events are in the spool for the next start" in stderr.decode()
+            assert "lost" not in stderr.decode()
+            await nats_server.up()
+            bridge = await start_process(tmp_path, nats_server.url, charon.address)
+            async with witness(nats_server.url) as someone:
+                await someone.sees("bridge.status", 2)
+                await charon.registered("log")
+            bridge.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(bridge.communicate(), 10)
+        statuses = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
+        assert [e["data"]["bridge"] for e in statuses] == ["starting", "running", "stopping"] * 2
+        assert statuses[3]["data"]["previous"] == {"boot": statuses[2]["boot"], "last_seq": 3, "clean": True}
 
     run(test())
 

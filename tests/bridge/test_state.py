@@ -12,6 +12,7 @@ import nats
 import pytest
 from harness import NatsServer, run, settings, stored, until
 from vicibridge.accounting import Loss
+from vicibridge.backlog import Backlog
 from vicibridge.bus import Bus
 from vicibridge.provision import Stream
 from vicibridge.state import StatePipeline
@@ -27,9 +28,8 @@ class Feed:
         self.bus = bus
         self.losses: list[Loss] = []
         self.count = 0
-        self.pipeline = StatePipeline(
-            bus, STREAM, "gw1.b", max_bytes, self.losses.append, ack_timeout=ack_timeout, retry_delay=0.1
-        )
+        backlog = Backlog("gw1", "b", max_bytes, self.losses.append, None)
+        self.pipeline = StatePipeline(bus, STREAM, backlog, ack_timeout=ack_timeout, delay=0.1)
 
     def put(self, count: int, subject: str = "vici.gw1.event.x", size: int = 1) -> None:
         for _ in range(count):

@@ -43,6 +43,9 @@ vici = "{left}"
 node = "right"
 vici = "{right}"
 
+[spool]
+path = "{spool}"
+
 [commands]
 allow = ["@read", "@operate"]
 
@@ -134,7 +137,7 @@ def _introduce(console: Console, lab: Lab, nats: bool) -> None:
     if nats:
         places.add_row("nats", lab.nats.url)
         config = lab.directory / "bridge.toml"
-        config.write_text(_BRIDGE.format(url=lab.nats.url, left=left, right=right))
+        config.write_text(_BRIDGE.format(url=lab.nats.url, left=left, right=right, spool=lab.directory / "spool"))
         commands.append(f"{_program('vicibridge')} run --config {config}")
     places.add_row("logs", str(lab.directory))
     console.print(places, soft_wrap=True)

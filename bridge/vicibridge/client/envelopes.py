@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -107,17 +108,26 @@ class Completeness:
         """Take notice of an envelope."""
         kind = envelope.kind
         key = envelope.node, envelope.boot, kind
-        track = self._tracks.get(key)
-        if track is None:
-            track = self._tracks[key] = _Track(0 if self._is_whole(*key) else envelope.seq - 1)
-        filled = track.add(envelope.seq)
+        filled = self._track(key, envelope.seq).add(envelope.seq)
         if filled is not None:
             self.duplicates += not filled
             self.disordered += filled and kind == "state"
-        if envelope.event == "gap" and envelope.data.get("first_seq") is not None:
-            data = envelope.data
-            gap = Gap(*key[:2], data["class"], data["first_seq"], data["last_seq"], str(data["cause"]))
-            self._told.append(gap)
+        data = envelope.data
+        if envelope.event == "gap" and data.get("first_seq") is not None:
+            boot, last = data.get("boot", envelope.boot), data["last_seq"]
+            kind, cause = data["class"], str(data["cause"])
+            self._told.append(
+                Gap(envelope.node, boot, kind, data["first_seq"], sys.maxsize if last is None else last, cause)
+            )
+        if envelope.event == "status" and (previous := data.get("previous")):
+            last = previous["last_seq"]
+            self._track((envelope.node, previous["boot"], "state"), last + 1).expect(last)
+
+    def _track(self, key: tuple[str, str, Kind], seq: int) -> _Track:
+        track = self._tracks.get(key)
+        if track is None:
+            track = self._tracks[key] = _Track(0 if self._is_whole(*key) else seq - 1)
+        return track
 
     def gaps(self) -> list[Gap]:
         """Return what is missing at the moment, and what the bridge said why."""
@@ -155,6 +165,12 @@ class _Track:
             self._highest = seq
             return None
         return None if seq <= self._joined else self._fill(seq)
+
+    def expect(self, last: int) -> None:
+        """Note that there were numbers up to `last`."""
+        if last > self._highest:
+            self.missing.append((self._highest + 1, last))
+            self._highest = last
 
     def _fill(self, seq: int) -> bool:
         at = bisect.bisect_right(self.missing, (seq, self._highest)) - 1
