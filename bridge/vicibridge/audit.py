@@ -8,6 +8,7 @@ counted by command and code, and told once a second.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ Tell = Callable[[str, Mapping[str, object]], None]
 
 HIDDEN = "**********"
 _NEVER_SHOWN = frozenset({"pin", *(key for command in COMMANDS.values() for key in command.blob)})
+_PRINTABLE = re.compile(r"[ -~]{4,}")
 _MOST = 4096  # characters of arguments in one envelope
 _LONGEST = 256  # of one text
 _SUM_EVERY = 1.0  # seconds
@@ -152,12 +154,13 @@ def scrub(text: str, command: str, arguments: Mapping[str, object]) -> str:
 
 
 def _secrets(command: str, section: Mapping[str, object], hidden: bool = False) -> list[str]:
-    """Return every value that `show` would hide, the longest first."""
+    """Return the text in every value that `show` would hide, the longest first."""
     found: list[str] = []
     for name, value in section.items():
         hide = hidden or is_secret(command) or name.lower() in _NEVER_SHOWN
         if isinstance(value, Mapping):
             found += _secrets(command, value, hide)
         elif hide:
-            found += [str(item) for item in (value if isinstance(value, list) else [value])]
-    return sorted((secret for secret in found if len(secret) > 3), key=len, reverse=True)
+            for item in value if isinstance(value, list) else [value]:
+                found += _PRINTABLE.findall(str(item))
+    return sorted(found, key=len, reverse=True)

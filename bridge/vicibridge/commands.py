@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 
 from nats.aio.msg import Msg
@@ -208,7 +209,8 @@ class Commands:
             self._policy.admit(request.command)
         except Refusal:
             if len(message.data) <= _SMALL:
-                request.arguments = requests.decode_request(message.data)
+                with suppress(Refusal):
+                    request.arguments = requests.decode_request(message.data)
             raise
         options = requests.read_options(message.data, request.headers, self._settings.timeout)
         answer.begin(options)
@@ -291,7 +293,7 @@ def _refusal(error: Exception) -> Refusal:
     """Return what the caller may know about an error; everything else goes to the log."""
     match error:
         case EncodeError():
-            return Refusal(requests.BAD_REQUEST, str(error))
+            return Refusal(requests.BAD_REQUEST, str(error).partition(", not ")[0])  # what follows is a value
         case UnknownCommand() | UnknownEvent():
             return Refusal(requests.UNKNOWN, str(error))
         case CommandError():

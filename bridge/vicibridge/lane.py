@@ -34,13 +34,11 @@ class Lane:
         try:
             async with asyncio.timeout(seconds):
                 await turn
-        except BaseException as error:
-            if turn in self._queue:
-                self._queue.remove(turn)
-            else:
-                self.leave()  # its turn had just come
-            if isinstance(error, TimeoutError):
-                raise Refusal(BUSY, "the requests before this one took too long; try again later") from None
+        except TimeoutError:
+            self._give_up(turn)
+            raise Refusal(BUSY, "the requests before this one took too long; try again later") from None
+        except asyncio.CancelledError:
+            self._give_up(turn)
             raise
 
     def leave(self) -> None:
@@ -48,5 +46,12 @@ class Lane:
         self.running -= 1
         while self._queue and self.running < self.limit:
             turn = self._queue.popleft()
-            self.running += 1
-            turn.set_result(None)
+            if not turn.cancelled():
+                self.running += 1
+                turn.set_result(None)
+
+    def _give_up(self, turn: asyncio.Future[None]) -> None:
+        if turn in self._queue:
+            self._queue.remove(turn)
+        elif not turn.cancelled():
+            self.leave()  # the turn had come in the same moment

@@ -95,4 +95,8 @@ def test_the_other_subjects() -> None:
     subjects = Subjects("acme.vpn", "gw 1")
     assert subjects.bridge("gap") == "acme.vpn.gw=201.bridge.gap"
     assert subjects.commands() == ("acme.vpn.gw=201.cmd.*", "acme.vpn.all.cmd.*")
+    assert [subjects.takes_reply(f"{first}.x") for first in ("_INBOX", "_INBOX_ann", "_R_", "_GR_.a.b._INBOX")] == [
+        True
+    ] * 4
+    assert not Subjects("_vici", "gw").takes_reply("_vici.gw.event.x")
     assert stream_subjects("acme.vpn") == ["acme.vpn.*.event.>", "acme.vpn.*.bridge.>"]
