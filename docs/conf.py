@@ -23,15 +23,6 @@ copybutton_prompt_is_regexp = True
 
 default_role = "plain"
 nitpicky = True
-# What is not ours, and there is no inventory of offline; and names that stand for types.
-nitpick_ignore_regex = [
-    (r"py:.*", r"(asyncio|click|collections|datetime|enum|nats|os|pathlib|socket|typing|typing_extensions|types)\..*"),
-    (r"py:.*", r"(Iterable|Iterator|Mapping|Literal|PathLike|ReadableBuffer|TracebackType|Generator|Coroutine)"),
-    (
-        r"py:.*",
-        r"(.*\.)?(_\w+|[A-Z]|ReplyT|StreamT|Section|Values|Body|Side|Base\w+|\w+Caller|vicibridge\.config\.Nats)",
-    ),
-]
 
 # The new autodoc cannot take the signature of a class from a handler where it finds none (Sphinx 9.0).
 autodoc_use_legacy_class_based = True

@@ -19,6 +19,7 @@ import vicifast
 
 STUB = Path(vicifast.__file__).with_name("_wire.pyi")
 
+HOMES = ("vicifast", "vicifast.errors", "vicifast.results", "vicifast.methods.Commands", "vicibridge.client")
 MADE_BY_SESSIONS = {"Stream", "Listener", "BusSession", "Everyone", "Answers", "Events"}
 
 _CODE = re.compile(r"(`[^`]*`)")
@@ -47,11 +48,14 @@ def find(app: Sphinx, env: Any, link: addnodes.pending_xref, content: nodes.Elem
     """Find what a name means without its module, or with that of the extension; what means nothing in prose is code."""
     python = env.domains.python_domain
     name = link.get("reftarget", "").removeprefix("vicifast._wire.")
-    for module in ("vicifast", "vicifast.errors", "vicifast.results", "vicifast.methods.Commands", "vicibridge.client"):
-        target = f"{module}.{name}"
-        if target in python.objects:
+    shell = "vicifast.aio" if link.get("py:class") == "AsyncSession" else "vicifast.client"
+    for module in (*HOMES, shell):
+        found = python.objects.get(f"{module}.{name}")
+        if found is not None and found.objtype != "module":
+            target = f"{module}.{name}"
             return python.resolve_xref(env, link["refdoc"], app.builder, "obj", target, link, content)  # type: ignore[no-any-return]
-    return content if link.get("may_be_code") else None
+    # In signatures, where no role was written, stand names from everywhere.
+    return content if link.get("may_be_code") or "refwarn" not in link else None
 
 
 def read_prose(app: Sphinx, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
@@ -74,8 +78,11 @@ def _fields(kind: Any) -> list[str]:
     """The fields of a dataclass, those of one type together."""
     by_type: dict[str, list[str]] = {}
     for item in dataclasses.fields(kind):
-        by_type.setdefault(str(item.type).removesuffix(" | None"), []).append(f"`{item.name}`")
-    return ["", *(text for kind, names in by_type.items() for text in (f"{kind}:", f"  {', '.join(names)}", ""))]
+        name = str(item.type).removesuffix(" | None")
+        by_type.setdefault({"SectionName": "str", "Extra": "dict[str, Any]"}.get(name, name), []).append(
+            f"`{item.name}`"
+        )
+    return ["", *(text for kind, names in by_type.items() for text in (f"* {kind}: {', '.join(names)}",))]
 
 
 def _language(rest: list[str]) -> str:

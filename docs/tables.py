@@ -9,19 +9,20 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 import vicibridge.cli
 from docutils import nodes
-from pydantic import BaseModel, SecretStr
-from pydantic_core import PydanticUndefined
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from vicibridge import subjects
-from vicibridge.config import ENV_PREFIX, Config
+from vicibridge.config import ENV_PREFIX, LIVE, Config
 from vicibridge.metrics import METRICS
 
 import vicifast.cli
@@ -98,7 +99,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _plain(prose: str) -> str:
-    return prose.replace("*", "\\*")
+    return re.sub(r"([*<{\[])", r"\\\1", prose)
 
 
 def kinds() -> str:
@@ -126,10 +127,12 @@ def events() -> str:
 def event_subjects() -> str:
     """The subjects of events; words in angle brackets come from the message."""
     own = subjects.Subjects("vici", "NODE")
+    bridge = own.bridge("KIND").replace("NODE", "<node>").replace("KIND", "<kind>")
     rows = []
     for name, (fixed, tokens) in subjects._EVENTS.items():
         words = ".".join(_word(token) for token in tokens)
         rows.append((_code(f"vici.<node>.{fixed}.{words}"), _code(name), "log" if name == "log" else "state"))
+    rows.append((_code(bridge), "what the bridge tells of itself", "state"))
     for subject in own.commands():
         rows.append((_code(subject.replace("NODE", "<node>").replace("*", "<command>")), "requests", ""))
     return _table(("subject", "event", "class"), rows)
@@ -151,38 +154,50 @@ def configuration() -> str:
     comments = dict(_comments())
     parts = []
     for name, field in Config.model_fields.items():
-        inner = get_args(field.annotation)
-        model: type[BaseModel] = inner[0] if inner else field.annotation  # type: ignore[assignment]
-        parts.append(f"## {_code(f'[[{name}]]' if inner else f'[{name}]')}\n\n{_plain(model.__doc__ or '').strip()}\n")
-        rows = []
-        for key, item in model.model_fields.items():
-            text = _plain(item.description or comments.get((name, key), ""))
-            variable = "" if inner else _code(f"{ENV_PREFIX}{name}__{key}".upper())
-            rows.append((_code(key), _default(item), text, variable))
-        parts.append(_table(("key", "default", "meaning", "variable"), rows))
-    return "\n".join(parts)
+        several = get_args(field.annotation)
+        model = several[0] if several else field.annotation
+        parts += _settings(f"[[{name}]]" if several else f"[{name}]", name, model, comments)
+    return "\n\n".join(parts)
+
+
+def _settings(title: str, path: str, model: Any, comments: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    """A section for one table, and for those in it."""
+    yield f"## {_code(title)}"
+    yield _plain(inspect.cleandoc(model.__doc__ or ""))
+    inner = []
+    for key, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inner.append((f"{path}.{key}", field.annotation))
+            continue
+        facts = [f"default {_default(field)}", _code(f"{ENV_PREFIX}{path}__{key}".upper().replace(".", "__"))]
+        facts = facts[:1] if title.startswith("[[") else facts
+        facts += ["SIGHUP changes it"] * (LIVE in field.metadata)
+        text = comments.get((path, key), "")
+        yield f"{_code(key)}\n: {_plain(f'{text}. ' if text else '')}{_sentence(facts)}"
+    for deeper, annotation in inner:
+        yield from _settings(f"[{deeper}]", deeper, annotation, comments)
+
+
+def _sentence(facts: Iterable[str]) -> str:
+    text = ", ".join(facts)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _comments() -> Iterator[tuple[tuple[str, str], str]]:
     """What the example says of each key."""
     section = ""
     for line in EXAMPLE.read_text("utf-8").splitlines():
-        if head := re.match(r"\[+(\w+)\]+", line):
+        if head := re.match(r"\[+([\w.]+)\]+", line):
             section = head[1]
         elif found := re.match(r"(?:# )?(\w+) = .*?\s# (.*)", line):
             yield (section, found[1]), found[2]
 
 
-def _default(field: Any) -> str:
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "the name of the host"
     value = field.default
-    if field.is_required():
-        return "needed"
-    if value is PydanticUndefined:
-        value = field.get_default(call_default_factory=True)
-        return "made when the bridge starts" if field.default_factory.__module__ != "socket" else "the host's name"
-    if value is None:
-        return "none"
-    return _code(json.dumps(value, default=str) if not isinstance(value, SecretStr) else "hidden")
+    return "none" if value is None else _code(json.dumps(value, default=str))
 
 
 def vicifast_line() -> str:
@@ -194,23 +209,45 @@ def vicibridge_line() -> str:
 
 
 def _command_line(group: click.Group, name: str) -> str:
+    """A section for each command; options that most of them have stand at the head."""
     context = click.Context(group, info_name=name)
+    commands = {word: group.commands[word] for word in group.list_commands(context) if not group.commands[word].hidden}
+    records = {word: _options(command, context) for word, command in commands.items()}
+    users = Counter(record for own in records.values() for record in own)
+    common = [record for record, count in users.items() if count > max(2, len(commands) / 2)]
     parts = []
-    for word in group.list_commands(context):
-        command = group.get_command(context, word)
-        if command is None or command.hidden:
-            continue
-        own = click.Context(command, parent=context, info_name=word)
-        parts.append(_one_command(command, own))
-    return "\n".join(parts)
+    if common:
+        parts = [
+            "## Common options",
+            "Those of the commands that are marked with a star.",
+            _table(("option", "meaning"), map(_option, common)),
+        ]
+    for word, command in commands.items():
+        star = " \\*" * any(record in common for record in records[word])
+        usage = " ".join(command.collect_usage_pieces(click.Context(command)))
+        own = [_option(record) for record in records[word] if record not in common]
+        parts += [f"## {name} {word}{star}", _fenced(f"{name} {word} {usage}"), _help(command.help or "")]
+        parts += [_table(("option", "meaning"), own)] * bool(own)
+    return "\n\n".join(parts)
 
 
-def _one_command(command: click.Command, context: click.Context) -> str:
-    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    text = re.sub(r"\x08\n", "", command.help or "")
-    rows = [record for param in command.get_params(context) if (record := param.get_help_record(context))]
-    options = _table(("option", "meaning"), ((_code(option), _plain(help)) for option, help in rows))
-    return f"## {context.command_path}\n\n```text\n{usage}\n```\n\n{_plain(inspect.cleandoc(text))}\n\n{options}"
+def _options(command: click.Command, context: click.Context) -> list[tuple[str, str]]:
+    own = click.Context(command, parent=context)
+    return [record for param in command.params if (record := param.get_help_record(own)) and record[1]]
+
+
+def _option(record: tuple[str, str]) -> tuple[str, str]:
+    return _code(record[0]), _plain(record[1])
+
+
+def _help(text: str) -> str:
+    """The paragraphs of a help text; one that click is told to leave as it is stays so."""
+    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text))
+    return "\n\n".join(_fenced(p.removeprefix("\b\n")) if p.startswith("\b") else _plain(p) for p in paragraphs)
+
+
+def _fenced(text: str) -> str:
+    return f"```text\n{inspect.cleandoc(text)}\n```"
 
 
 def metrics() -> str:
