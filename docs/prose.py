@@ -100,6 +100,9 @@ def _last_is_bullet(prose: list[str]) -> bool:
 
 
 def _escape(line: str) -> str:
+    bullet = _BULLET.match(line)
+    if bullet:
+        return bullet[0] + _escape(line[bullet.end() :])
     parts = _CODE.split(line)
     return "".join(part if part.startswith("`") else _MARKUP.sub(r"\\\g<0>", part) for part in parts)
 

@@ -9,6 +9,14 @@ import pytest
 from harness import NatsServer, run, service, settings, witness
 from pages import NATS, Block, blocks, each, recorded_charon, tell_events
 
+from vicifast.testing import FakeCharon
+
+
+async def tell_again_and_again(charon: FakeCharon) -> None:
+    """Not once: a program hears only what comes after it has subscribed."""
+    while True:
+        await tell_events(charon)
+
 
 @each([block for block in blocks("python") if NATS in block.text])
 def test_program(block: Block, nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,7 +24,7 @@ def test_program(block: Block, nats_server: NatsServer, capsys: pytest.CaptureFi
         async with recorded_charon() as charon, service(settings(nats_server.url, charon.address)):
             async with witness(nats_server.url) as someone:
                 await someone.ask("vici.gw1.cmd.version")
-                telling = asyncio.create_task(tell_events(charon))
+                telling = asyncio.create_task(tell_again_and_again(charon))
                 await someone.sees("child-updown", count=10)
                 source = block.text.replace(NATS, nats_server.url).replace("asyncio.run(main())", "")
                 names: dict[str, object] = {"__name__": "__main__"}
