@@ -19,6 +19,7 @@ import vicibridge.cli
 from docutils import nodes
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from vicibridge import subjects
@@ -278,4 +279,5 @@ class FromCode(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("from-code", FromCode)
+    app.add_lexer("nats", TextLexer)  # pygments has none for the configuration of nats-server
     return {"parallel_read_safe": True, "parallel_write_safe": True}
