@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import doctest
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -67,11 +68,15 @@ def test_configuration_of_a_server(block: Block, tmp_path: Path) -> None:
 
 
 def lines_of_command() -> Iterator[tuple[str, list[str]]]:
-    for block in blocks("console"):
-        for line in block.text.splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True) if line.startswith("$ ") else []
-            if words[:1] in (["vicifast"], ["vicibridge"]) and len(words) > 1 and not words[1].startswith("-"):
-                yield block.where, words[: words.index("|") if "|" in words else None]
+    """Every command line of ours: in console examples after the prompt, in prose between backticks."""
+    found = [(b.where, line.removeprefix("$ ")) for b in blocks("console") for line in b.text.splitlines()]
+    for page in PAGES:
+        for line in re.findall(r"`((?:vicifast|vicibridge) [a-z][^`\n]*)`", page.read_text("utf-8")):
+            found.append((str(page.relative_to(ROOT)), line))
+    for where, line in found:
+        words = shlex.split(line, comments=True)
+        if words and words[0] in ("vicifast", "vicibridge"):
+            yield where, words
 
 
 LINES = list(lines_of_command())
