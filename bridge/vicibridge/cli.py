@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -22,10 +23,26 @@ _config_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# Those for the fleet need more, such as rich, than a bridge that runs; each is loaded when it is asked for.
+_FLEET = {"call": "call", "nodes": "inventory", "sas": "inventory", "tail": "tail", "top": "top"}
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_FLEET])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _FLEET:
+            return super().get_command(ctx, cmd_name)
+        module = import_module(f".console.{_FLEET[cmd_name]}", __package__)
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vicifast")
 def cli() -> None:
-    """Carry charon's events to NATS, and commands from NATS to charon."""
+    """Carry charon's events to NATS, and commands from NATS to charon: for one gateway, and for a fleet."""
 
 
 @cli.command()

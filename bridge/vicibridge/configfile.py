@@ -37,7 +37,7 @@ def load(path: Path | None) -> Config:
     try:
         return Config(**values)
     except ValidationError as error:
-        raise SettingsProblem([f"{path or 'environment'}: {_explain(problem)}" for problem in error.errors()]) from None
+        raise SettingsProblem([f"{path or 'environment'}: {explain(problem)}" for problem in error.errors()]) from None
     except SettingsError as error:
         raise SettingsProblem([f"environment: {error}; lists are written as JSON"]) from None
 
@@ -102,7 +102,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
+def explain(problem: Mapping[str, Any]) -> str:
     """Return one line that names the key and what to do; the value itself never, as it may be a secret."""
     location = problem["loc"]
     text = str(problem["msg"]).removeprefix("Value error, ")

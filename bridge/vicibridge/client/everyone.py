@@ -99,6 +99,11 @@ class Answers(Generic[M]):
         self._asking: asyncio.Task[None] | None = None
 
     @property
+    def answered(self) -> list[str]:
+        """The gateways that have answered to the end so far."""
+        return sorted(self._answered)
+
+    @property
     def missing(self) -> list[str]:
         """The gateways that are known to be there, or began to answer, and have not answered to the end."""
         return sorted(({*self._answering} | (self.expected or set())) - self._answered)

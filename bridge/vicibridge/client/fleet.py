@@ -156,6 +156,7 @@ class Fleet:
         nodes: Sequence[str] = (),
         events: Sequence[str] = (),
         ike: str | None = None,
+        log: bool = False,
         queue: str = "",
         durable: str | None = None,
         start: Start | None = None,
@@ -164,7 +165,8 @@ class Fleet:
         """Return the events of all gateways, or of `nodes`, as they come; see `Events`.
 
         `events` are names, of charon's events and the bridges' own; none means all but `log`, all the state class.
-        `ike` leaves the events of one connection. Of the programs in one `queue` each gets a part of the messages.
+        `ike` leaves the events of one connection. `log` adds the log to all that. Of the programs in one `queue` each
+        gets a part of the messages.
 
         With `durable`, the name of a consumer, or `start`, events of the state class are read from JetStream: from a
         sequence number of its stream, a time, the `first`, or those that are `new`. A durable consumer goes on where
@@ -172,12 +174,14 @@ class Fleet:
         """
         kept = None
         if durable is not None or start is not None:
-            if "log" in events:
+            if log or "log" in events:
                 raise ValueError("JetStream does not keep the log: subscribe to it without durable and start")
             if queue and queue != durable:
                 raise ValueError("the queue of a durable consumer has the consumer's name")
             kept = Kept(self._settings.stream, durable, "first" if start is None else start)
         subjects = filters(self.prefix, nodes, events, ike)
+        if log:
+            subjects += filters(self.prefix, nodes, ["log"])
         opened = Events(self.client, subjects, queue, kept, limit)
         self._events.add(opened)
         return opened

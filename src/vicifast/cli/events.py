@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
+from .. import _wire
 from .._wire import Message
 from ..commands import EVENTS
 from ..errors import UnknownEvent
@@ -35,12 +38,12 @@ def follow(client: Client, names: tuple[str, ...], named: bool) -> None:
                 client.output.packet(Packet(message, name), named)
 
 
-def told(name: str, message: Message) -> list[str]:
+def told(name: str, message: Mapping[str, Any] | Message) -> list[str]:
     """An event as lines for people."""
     try:
         event = parse_event(name, message)
     except ValueError:
-        return [f"{name} {shown(message.to_json().decode())}"]
+        return [f"{name} {shown(_wire.to_json(_wire.encode(message)).decode())}"]
     match event:
         case LogLine():
             return log_lines(event)

@@ -47,7 +47,12 @@ def _size(count: int | None) -> str:
 def _since(time: timedelta | None) -> str:
     if time is None:
         return ""
-    minutes, seconds = divmod(int(time.total_seconds()), 60)
+    return since(int(time.total_seconds()))
+
+
+def since(seconds: int) -> str:
+    """A time in its two largest units."""
+    minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     parts = ((days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s"))

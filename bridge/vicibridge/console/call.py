@@ -1,0 +1,111 @@
+"""`vicibridge call`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+
+import click
+
+from vicifast._wire import Message
+from vicifast.cli.common import NO_DAEMON, results
+from vicifast.cli.output import FORMATS, Output, Packet, lines, shown
+from vicifast.cli.queries import complete_command, parse_arguments
+from vicifast.commands import COMMANDS
+
+from ..client import Answer, Fleet
+from ..subjects import ALL_NODES
+from .common import EPILOG, Reach, code_of, reaches
+
+
+def formats(function: click.decorators.FC) -> click.decorators.FC:
+    for name, form in reversed(FORMATS.items()):
+        function = click.option(f"--{name}", "form", flag_value=name, default=None, help=form.help)(function)
+    return function
+
+
+@click.command(epilog=EPILOG)
+@click.argument("node")
+@click.argument("command", shell_complete=complete_command)
+@click.argument("request", nargs=-1, metavar="[KEY=VALUE | KEY@FILE | JSON]...", callback=parse_arguments)
+@click.option(
+    "--stall",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With all: longest wait for one more answer.",
+)
+@formats
+@reaches
+def call(reach: Reach, node: str, command: str, request: dict[str, object], stall: float, form: str | None) -> None:
+    """Run any command on the gateway NODE, or on `all`: its messages, and then its reply.
+
+    A KEY that comes again makes a list, KEY@FILE takes the bytes of a file. One JSON object can hold everything.
+
+    \b
+    vicibridge call gw1 list-sas ike=site-001
+    vicibridge call gw1 initiate child=lan
+    vicibridge call all version --json
+    """
+    output = Output(form, results)
+    if node != ALL_NODES:
+        reach.run(lambda fleet: call_one(fleet, output, node, command, request))
+    elif form in (None, "json"):
+        sys.exit(reach.run(lambda fleet: call_all(fleet, output, command, request, stall)))
+    else:
+        raise click.UsageError(f"--{form} goes with one node only")
+
+
+async def call_one(fleet: Fleet, output: Output, node: str, command: str, request: Mapping[str, object]) -> None:
+    """Write what one gateway answers, as it comes."""
+    session = fleet.node(node, values=Message)
+    known = COMMANDS.get(command)
+    if known is None or known.event is None:
+        output.packet(Packet(await session.call(command, request)))
+        return
+    stream = session.stream(command, request)
+    async for message in stream:
+        output.packet(Packet(message, known.event))
+    if stream.response:
+        output.packet(Packet(stream.response))
+
+
+async def call_all(fleet: Fleet, output: Output, command: str, request: Mapping[str, object], stall: float) -> int:
+    """Write what each gateway answers, when it has; return the exit code: that of the last error, if there is one."""
+    code = 0
+    answers = fleet.everyone(stall=stall, values=Message).call(command, request)
+    async for answer in answers:
+        write_answer(output, answer)
+        code = code_of(answer.error) if answer.error is not None else code
+    for node in answers.missing:
+        if output.for_people:
+            click.echo(f"{shown(node)}: no answer", err=True)
+        else:
+            click.echo(json.dumps({"node": node, "error": "no answer"}))
+    if answers.missing or not answers.answered:
+        code = code or NO_DAEMON
+    if not answers.missing and not answers.answered:
+        click.echo("Error: no bridge answers", err=True)
+    return code
+
+
+def write_answer(output: Output, answer: Answer[Message]) -> None:
+    if not output.for_people:
+        click.echo(as_json(answer))
+        return
+    if answer.error is not None:
+        click.echo(shown(answer.error), err=True)
+        return
+    output.text(f"{shown(answer.node)}:")
+    for message in (*answer.parts, answer.response):
+        for line in lines(message.to_dict() if message else {}, "  "):
+            output.text(line)
+
+
+def as_json(answer: Answer[Message]) -> str:
+    parts = ",".join(part.to_json().decode() for part in answer.parts)
+    response = "null" if answer.response is None else answer.response.to_json().decode()
+    error = json.dumps(None if answer.error is None else str(answer.error))
+    return f'{{"node":{json.dumps(answer.node)},"error":{error},"parts":[{parts}],"response":{response}}}'

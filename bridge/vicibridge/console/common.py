@@ -1,0 +1,187 @@
+"""What the commands for the fleet share: how to reach NATS, exit codes, and how a command ends."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import getpass
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from vicifast.cli.common import EXIT_CODES, FAILED, NO_DAEMON, NoDaemon, WrongUse, failure
+from vicifast.cli.output import shown
+from vicifast.errors import ViciError
+
+from ..client import Busy, Denied, Fleet, Unavailable
+from ..config import Nats
+from ..configfile import SettingsProblem, explain, load
+
+DENIED = 4
+CODES = {
+    **EXIT_CODES,
+    FAILED: "charon or a bridge said no, or something else failed",
+    NO_DAEMON: "no connection to NATS, no bridge or no charon there, or no answer in time",
+    DENIED: "not allowed by the bridge or by NATS",
+}
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in CODES.items())
+
+T = TypeVar("T")
+
+_CONTEXT = {  # what the contexts of NATS's own command line call our keys
+    "creds": "creds",
+    "nkey": "nkey",
+    "user": "user",
+    "password": "password",
+    "token": "token",
+    "ca": "tls_ca",
+    "cert": "tls_cert",
+    "key": "tls_key",
+    "inbox_prefix": "inbox_prefix",
+}
+
+
+class NotAllowed(click.ClickException):
+    """The bridge or NATS does not let us."""
+
+    exit_code = DENIED
+
+
+def code_of(error: ViciError) -> int:
+    """Return the exit code for an error."""
+    return ended(error).exit_code
+
+
+def ended(error: ViciError) -> click.ClickException:
+    """Return what ends the program with the line and the exit code of an error."""
+    match error:
+        case Denied():
+            return NotAllowed(shown(error))
+        case Unavailable() | Busy():
+            return NoDaemon(shown(error))
+    return failure(error)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The common options of one run: which NATS, and how long to wait."""
+
+    nats: Nats
+    timeout: float
+
+    def run(self, work: Callable[[Fleet], Awaitable[T]]) -> T:
+        """Do something with the fleet; its errors end the program."""
+
+        async def connected() -> T:
+            async with Fleet(self.nats, timeout=self.timeout, user=_user()) as fleet:
+                return await work(fleet)
+
+        try:
+            return asyncio.run(connected())
+        except ViciError as error:
+            raise ended(error) from error
+
+
+def _user() -> str | None:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # this user has no name
+        return None
+    return name if name.isascii() and name.isprintable() else None
+
+
+_OPTIONS = [
+    click.option(
+        "--server", "servers", multiple=True, envvar="NATS_URL", show_envvar=True, metavar="URL", help="Where NATS is."
+    ),
+    click.option(
+        "--context",
+        envvar="NATS_CONTEXT",
+        show_envvar=True,
+        metavar="NAME",
+        help="A context of NATS's own command line.",
+    ),
+    click.option(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="A bridge's configuration, of which [nats] counts.",
+    ),
+    click.option("--creds", envvar="NATS_CREDS", show_envvar=True, metavar="FILE", help="Credentials."),
+    click.option("--nkey", envvar="NATS_NKEY", show_envvar=True, metavar="FILE", help="The seed of an nkey."),
+    click.option("--user", envvar="NATS_USER", show_envvar=True, help="A user of NATS."),
+    click.option("--password", envvar="NATS_PASSWORD", show_envvar=True, help="The user's; better in NATS_PASSWORD."),
+    click.option("--token", envvar="NATS_TOKEN", show_envvar=True, help="A token; better in NATS_TOKEN."),
+    click.option("--tls-ca", envvar="NATS_CA", show_envvar=True, metavar="FILE", help="Who may certify the server."),
+    click.option("--tls-cert", envvar="NATS_CERT", show_envvar=True, metavar="FILE", help="Our certificate."),
+    click.option("--tls-key", envvar="NATS_KEY", show_envvar=True, metavar="FILE", help="The key of that."),
+    click.option("--prefix", metavar="SUBJECT", help="What stands before every subject, if it is not vici."),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Longest wait for an answer.",
+    ),
+]
+
+
+def reaches(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the common options, as the `Reach` that is its first argument."""
+
+    @functools.wraps(function)
+    def run(servers: tuple[str, ...], context: str | None, config: Path | None, timeout: float, **others: Any) -> None:
+        given = {key: others.pop(key) for key in _KEYS}
+        given["servers"] = [url.strip() for text in servers for url in text.split(",")] or None
+        nats = find_nats({key: value for key, value in given.items() if value is not None}, context, config)
+        function(Reach(nats, timeout), **others)
+
+    for option in reversed(_OPTIONS):
+        run = option(run)
+    return run
+
+
+_KEYS = ("creds", "nkey", "user", "password", "token", "tls_ca", "tls_cert", "tls_key", "prefix")
+
+
+def find_nats(given: Mapping[str, object], context: str | None, config: Path | None) -> Nats:
+    """Return where NATS is: what was given, over a context, over the configuration and environment of a bridge.
+
+    An identity that is given replaces one that is configured.
+    """
+    try:
+        base = load(config).nats
+    except SettingsProblem as error:
+        raise WrongUse(str(error)) from None
+    over = {**(read_context(context) if context else {}), **given}
+    values = base.model_dump(exclude_unset=True, exclude={"own", "leaf"})
+    identity = {"user", "password", "token", "creds", "nkey"}
+    if identity.intersection(over):
+        values = {key: value for key, value in values.items() if key not in identity}
+    try:
+        return Nats(**{"servers": base.urls, **values, **over})
+    except ValidationError as error:
+        raise WrongUse("\n".join(map(explain, error.errors()))) from None
+
+
+def read_context(name: str) -> dict[str, object]:
+    """Return our keys from a context that NATS's command line keeps."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = home / "nats" / "context" / f"{name}.json"
+    try:
+        said = json.loads(path.read_text("utf-8"))
+        url = said.get("url") or ""
+    except (OSError, ValueError, AttributeError) as error:
+        raise WrongUse(f"no context {name}: {path}: {error}") from None
+    values: dict[str, object] = {ours: said[theirs] for theirs, ours in _CONTEXT.items() if said.get(theirs)}
+    for key in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
+        if key in values:
+            values[key] = Path(str(values[key])).expanduser()
+    return {**values, **({"servers": url.split(",")} if url else {})}

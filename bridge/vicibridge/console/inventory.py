@@ -1,0 +1,136 @@
+"""`vicibridge nodes` and `vicibridge sas`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+from rich.live import Live
+from rich.table import Table
+
+from vicifast._wire import Message, encode
+from vicifast.cli import tables
+from vicifast.cli.common import results, until_interrupted
+from vicifast.cli.output import Packet, shown
+
+from .. import values
+from ..client import Change, Fleet, Node, Watch
+from ..values import SaValue
+from .common import EPILOG, Reach, reaches
+
+_REFRESH = 0.25  # seconds between two pictures of a live table
+
+
+@click.command(epilog=EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, a line for each gateway.")
+@reaches
+def nodes(reach: Reach, as_json: bool) -> None:
+    """List the gateways whose bridges are there, and those that the mirror has."""
+    found = reach.run(lambda fleet: fleet.nodes())
+    if as_json:
+        for node in found:
+            click.echo(json.dumps(described(node)))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("node", "bridge", "charon", "version", "commands", "running for", "seen"):
+        table.add_column(column, overflow="fold")
+    for node in found:
+        table.add_row(*map(shown, _row(node)))
+    results.print(table)
+    results.print(f"{sum(node.alive for node in found)} of {len(found)} gateways are there")
+
+
+def described(node: Node) -> dict[str, object]:
+    return {
+        "node": node.name,
+        "alive": node.alive,
+        "answers": node.answers,
+        "bridge_version": node.bridge_version,
+        "charon": node.charon,
+        "charon_version": node.charon_version,
+        **({key: node.present[key] for key in ("boot", "started", "updated")} if node.present else {}),
+    }
+
+
+def _row(node: Node) -> tuple[object, ...]:
+    present = node.present
+    bridge = node.bridge_version if node.alive else f"{node.bridge_version or ''} gone".strip()
+    times = (_ago(present["started"]), f"{_ago(present['updated'])} ago") if present else ("", "")
+    return node.name, bridge, node.charon, node.charon_version, "yes" if node.answers else "no", *times
+
+
+def _ago(time_ns: int) -> str:
+    return tables.since(max(0, time.time_ns() - time_ns) // 1_000_000_000)
+
+
+@click.command(epilog=EPILOG)
+@click.option("--node", metavar="NAME", help="Only this gateway.")
+@click.option("--ike", metavar="NAME", help="Only this connection.")
+@click.option("--watch", is_flag=True, help="Follow the changes until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, a line for each SA, or for each change.")
+@reaches
+def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: bool) -> None:
+    """List the SAs of the fleet, as its bridges mirror them."""
+
+    async def work(fleet: Fleet) -> None:
+        async with fleet.watch_sas(node, ike) as mirror:
+            if as_json:
+                await _write(mirror, watch)
+            elif watch and results.is_terminal:
+                await _follow(mirror)
+            else:
+                results.print(listing(mirror.current.values()))
+
+    with until_interrupted():
+        reach.run(work)
+
+
+async def _write(mirror: Watch[SaValue], on: bool) -> None:
+    if not on:
+        for value in mirror.current.values():
+            click.echo(values.dump(value))
+        return
+    async for change in mirror:
+        click.echo(_line(change))
+
+
+def _line(change: Change[SaValue]) -> bytes:
+    return values.dump({"key": change.key, "value": change.value})
+
+
+async def _follow(mirror: Watch[SaValue]) -> None:
+    with Live(console=results, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(listing(mirror.current.values()).top(results.height), refresh=True)
+            await _pause(mirror)
+
+
+async def _pause(mirror: Watch[SaValue]) -> None:
+    """Wait for changes, at least as long as a picture is worth, at most a second, as ages grow without any."""
+    await asyncio.sleep(_REFRESH)
+    with contextlib.suppress(TimeoutError, ValueError):
+        async with asyncio.timeout(1 - _REFRESH):
+            await anext(mirror)
+
+
+def listing(found: Iterable[SaValue]) -> tables.Listing:
+    """Return the SAs as the table that `vicifast sas` shows, with the node before the name."""
+    ordered = sorted(found, key=lambda value: (value["node"], value["ike"], int(value["uniqueid"])))
+    return tables.sas([Packet(Message(encode(_message(value)))) for value in ordered])
+
+
+def _message(value: SaValue) -> dict[str, Any]:
+    """Return what list-sas would say now."""
+    seconds = (time.time_ns() - value["updated"]) // 1_000_000_000
+    children = {uid: _aged(child, "install-time", seconds) for uid, child in value["children"].items()}
+    return {f"{value['node']}/{value['ike']}": {**_aged(value["sa"], "established", seconds), "child-sas": children}}
+
+
+def _aged(section: Mapping[str, Any], key: str, seconds: int) -> dict[str, Any]:
+    age = str(section.get(key, ""))
+    return {**section, **({key: str(int(age) + max(0, seconds))} if age.isdecimal() else {})}

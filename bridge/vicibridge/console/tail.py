@@ -1,0 +1,169 @@
+"""`vicibridge tail`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from vicifast.cli.common import until_interrupted
+from vicifast.cli.events import told
+from vicifast.cli.output import shown
+from vicifast.errors import ViciError
+
+from .. import values
+from ..client import Completeness, Envelope, Events, Fleet, Gap, SlowConsumer
+from .common import EPILOG, Reach, reaches
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_COLOURS = {"alert": "red", "gap": "red", "status": "yellow", "resync": "yellow", "audit": "magenta"}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which envelopes to show."""
+
+    groups: tuple[str, ...]
+    level: int | None
+    pattern: re.Pattern[str] | None
+
+    def lines(self, envelope: Envelope) -> list[str]:
+        """Return the lines of an envelope that are to be shown."""
+        if envelope.event == "log":
+            if self.groups and str(envelope.data.get("group", "")).upper() not in self.groups:
+                return []
+            if self.level is not None and int(str(envelope.data.get("level", "0"))) > self.level:
+                return []
+        lines = text_of(envelope)
+        return [line for line in lines if self.pattern.search(line)] if self.pattern else lines
+
+
+def text_of(envelope: Envelope) -> list[str]:
+    """Return an envelope as lines for people."""
+    with contextlib.suppress(ViciError):  # what a bridge tells of itself has numbers, and nothing, too
+        return told(envelope.event, envelope.data)
+    return [shown(f"{envelope.event} {values.dump(envelope.data).decode()}")]
+
+
+def coloured(envelope: Envelope, lines: Sequence[str]) -> str:
+    """Return lines of an envelope with its time, node and colours."""
+    clock = datetime.fromtimestamp(envelope.time // 1_000_000 / 1000).strftime("%H:%M:%S.%f")[:-3]
+    head = f"{click.style(clock, dim=True)} {click.style(shown(envelope.node), fg='cyan')} "
+    if envelope.event == "log":
+        return "".join(f"{head}{click.style(line, dim=True)}\n" for line in lines)
+    colour = _COLOURS.get(envelope.event)
+    if envelope.event.endswith("-updown"):
+        colour = "green" if envelope.subject.endswith(".up") else "red"
+    return "".join(f"{head}{click.style(line, fg=colour)}\n" for line in lines)
+
+
+def parse_since(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)([smhd])", value)
+    if found:
+        return datetime.now(UTC) - timedelta(**{_UNITS[found[2]]: int(found[1])})
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is neither like 90s, 10m, 2h or 7d nor a time like 2026-01-31T12:00"
+        ) from None
+
+
+def parse_pattern(ctx: click.Context, param: click.Parameter, value: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if value is None else re.compile(value)
+    except re.error as error:
+        raise click.BadParameter(f"no regular expression: {error}") from None
+
+
+@click.command(epilog=EPILOG)
+@click.option("--node", "nodes", multiple=True, metavar="NAME", help="Only this gateway.")
+@click.option("--event", "events", multiple=True, metavar="NAME", help="Only this: ike-updown, log, gap, ...")
+@click.option("--ike", metavar="NAME", help="Only events of this connection; not the log.")
+@click.option("--group", "groups", multiple=True, metavar="GROUP", help="Of the log only this group: IKE, NET, ...")
+@click.option("--level", type=click.IntRange(-1, 4), help="Of the log nothing above this level.")
+@click.option("--pattern", callback=parse_pattern, metavar="REGEX", help="Only lines in which this is found.")
+@click.option("--since", callback=parse_since, metavar="TIME", help="What JetStream has since then (10m, 2h), and on.")
+@click.option("--count", type=click.IntRange(1), help="End after so many.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, a line for each envelope.")
+@reaches
+def tail(
+    reach: Reach,
+    nodes: tuple[str, ...],
+    events: tuple[str, ...],
+    ike: str | None,
+    groups: tuple[str, ...],
+    level: int | None,
+    pattern: re.Pattern[str] | None,
+    since: datetime | None,
+    count: int | None,
+    as_json: bool,
+) -> None:
+    """Follow events and log of the fleet until Ctrl-C.
+
+    --since reads events from JetStream, which does not keep the log. What was lost is told on standard error, where the
+    numbers of the envelopes show it.
+
+    \b
+    vicibridge tail --event child-updown --event ike-updown
+    vicibridge tail --node gw1 --event log --group IKE --level 1 --pattern 'retransmit|timeout'
+    vicibridge tail --since 2h --ike site-001 --json
+    """
+    if since is not None and "log" in events:
+        raise click.UsageError("--since goes without --event log: JetStream does not keep the log")
+    wanted = Filter(tuple(group.upper() for group in groups), level, pattern)
+    if not events and ike is None:
+        events = ("log",) if groups or level is not None else ()
+
+    async def follow(fleet: Fleet) -> None:
+        log = since is None and not events and ike is None
+        async with fleet.subscribe(nodes=nodes, events=events, ike=ike, log=log, start=since) as source:
+            await write(source, wanted, count, as_json, whole=not events and ike is None)
+
+    try:
+        with until_interrupted():
+            reach.run(follow)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+async def write(source: Events, wanted: Filter, count: int | None, as_json: bool, whole: bool) -> None:
+    """Write what comes, until `count` of it was written; what of the `whole` state class is missing is told."""
+    check = Completeness()
+    missing: set[Gap] = set()
+    async for batch in batches(source):
+        text = ""
+        for envelope in batch:
+            if whole and envelope.kind == "state":
+                check.add(envelope)
+            lines = wanted.lines(envelope)
+            if not lines:
+                continue
+            text += values.dump(envelope._asdict()).decode() + "\n" if as_json else coloured(envelope, lines)
+            if count is not None and (count := count - 1) == 0:
+                break
+        click.echo(text, nl=False)
+        for gap in set(check.gaps()) - missing:
+            warn(str(gap))
+            missing.add(gap)
+        if count == 0:
+            return
+
+
+async def batches(source: Events) -> AsyncIterator[list[Envelope]]:
+    """Yield what has come, and tell what is no envelope or was dropped."""
+    while True:
+        try:
+            yield await source.batch()
+        except (SlowConsumer, ValueError) as error:
+            warn(str(error))
+
+
+def warn(text: str) -> None:
+    click.echo(click.style(shown(text), fg="yellow"), err=True)

@@ -1,0 +1,191 @@
+"""The commands for those who use the fleet, each as a process of its own on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import NatsServer, run
+from test_client import SAS, a_fleet
+from vicibridge.client import Fleet, JetStreamError
+
+pytest.importorskip("rich", reason="the command line needs rich")
+
+from vicibridge.console.common import find_nats  # noqa: E402
+
+SA = {"uniqueid": "7", "state": "ESTABLISHED", "local-host": "192.0.2.1", "remote-host": "192.0.2.2"}
+LINE = {"group": "IKE", "level": "1", "thread": "3", "msg": "retransmit"}
+
+
+@asynccontextmanager
+async def program(server: NatsServer, *args: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    pipe = asyncio.subprocess.PIPE
+    environment = {"COLUMNS": "160", "PATH": os.environ["PATH"], "NATS_URL": server.url, "PYTHONWARNINGS": "error"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vicibridge", *args), stdout=pipe, stderr=pipe, env=environment
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def outcome(server: NatsServer, *args: str) -> tuple[int | None, str, str]:
+    async with program(server, *args) as process:
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+
+async def mirrored(fleet: Fleet) -> None:
+    """Wait until an SA is in the mirror, which the bridge may still have to create."""
+    while True:
+        with suppress(JetStreamError):
+            async with fleet.watch_sas() as mirror:
+                if mirror.current:
+                    return
+        await asyncio.sleep(0.02)
+
+
+def test_call(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw1", "gw2") as (_, charons):
+            charons[0].on("get-pools", {"success": "no", "errmsg": "no such pool"})
+            results = await asyncio.gather(
+                outcome(nats_server, "call", "gw1", "version"),
+                outcome(nats_server, "call", "gw1", "list-sas", "ike=gw", "noblock=yes", "--json"),
+                outcome(nats_server, "call", "gw1", "terminate", "ike=gw"),
+                outcome(nats_server, "call", "gw1", "get-pools", "name=x"),
+                outcome(nats_server, "call", "gw9", "version"),
+                outcome(nats_server, "call", "all", "version"),
+                outcome(nats_server, "call", "all", "get-pools", "--json", "--stall", "1"),
+                outcome(nats_server, "call", "gw1", "list-sas", "nonsense"),
+            )
+            assert results[0] == (0, "daemon: charon\non: gw1\n", "")
+            assert [json.loads(line) for line in results[1][1].splitlines()] == [message for _, message in SAS]
+            assert ("list-sas", {"ike": "gw", "noblock": "yes"}) in charons[0].requests
+            assert results[2][0] == 4 and 'add "terminate" or "@operate" to allow' in results[2][2]
+            assert results[3][0] == 1 and results[3][2] == "Error: get-pools: no such pool\n"
+            assert results[4][0] == 3 and results[4][2] == "Error: gw9: version: no bridge serves it\n"
+            assert results[5][0] == 0 and sorted(results[5][1].splitlines()) == [
+                *(["  daemon: charon"] * 2),
+                *("  on: gw1", "  on: gw2", "gw1:", "gw2:"),
+            ]
+            assert results[6][0] == 1
+            told = {answer["node"]: answer for answer in map(json.loads, results[6][1].splitlines())}
+            assert told["gw1"]["error"] == "get-pools: no such pool" and "does not know" in told["gw2"]["error"]
+            assert results[7][0] == 2 and "'nonsense' is neither KEY=VALUE nor" in results[7][2]
+
+    run(test())
+
+
+def test_tail(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw1") as (fleet, [charon]):
+            await charon.registered("ike-updown")
+            async with (
+                program(nats_server, "tail", "--count", "3") as all_of_it,
+                program(nats_server, "tail", "--json", "--group", "ike", "--level", "1", "--pattern", "^03") as lines,
+                program(nats_server, "tail", "--ike", "gw") as of_one,
+            ):
+                # Nobody says when the programs listen, so they are told until they have heard.
+                out = asyncio.create_task(all_of_it.communicate())
+                first = asyncio.create_task(lines.stdout.readline())  # type: ignore[union-attr]
+                other = asyncio.create_task(of_one.stdout.readline())  # type: ignore[union-attr]
+                while not (out.done() and first.done() and other.done()):
+                    charon.emit("log", {**LINE, "level": "2"})
+                    charon.emit("log", {**LINE, "group": "NET"})
+                    charon.emit("log", LINE)
+                    charon.emit("ike-updown", {"up": "yes", "gw": SA})
+                    await asyncio.sleep(0.05)
+                text = (await out)[0].decode()
+                assert len(text.splitlines()) == 3 and " gw1 " in text
+                envelope = json.loads(await first)
+                assert (envelope["node"], envelope["event"], envelope["data"]) == ("gw1", "log", LINE)
+                assert envelope["subject"] == "vici.gw1.log.IKE.1"
+                assert (await other).decode().rstrip().endswith("ike-updown up gw #7 192.0.2.1[] === 192.0.2.2[]")
+                of_one.send_signal(signal.SIGINT)
+                _, err = await of_one.communicate()
+                assert (of_one.returncode, err) == (0, b"")
+            code, text, _ = await outcome(nats_server, "tail", "--since", "1h", "--count", "2", "--json")
+            assert code == 0 and [json.loads(line)["seq"] for line in text.splitlines()] == [1, 2]
+
+    run(test())
+
+
+def test_nodes_and_sas(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw 1", mirror={"enabled": True}) as (fleet, [charon]):
+            child = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
+            charon.on("list-sas", {}, stream=[("list-sa", {"site": {**SA, "child-sas": {"net-3": child}}})])
+            charon.on("list-conns", {})
+            await charon.registered("ike-updown")
+            charon.emit("child-updown", {"up": "yes", "site": {**SA, "child-sas": {"net-3": child}}})
+            await mirrored(fleet)
+            results = await asyncio.gather(
+                outcome(nats_server, "nodes"),
+                outcome(nats_server, "nodes", "--json"),
+                outcome(nats_server, "sas"),
+                outcome(nats_server, "sas", "--json", "--node", "gw 1"),
+                outcome(nats_server, "sas", "--node", "gw2"),
+                outcome(nats_server, "top", "--count", "2", "--interval", "0.5"),
+            )
+            assert [code for code, _, _ in results] == [0] * 6, results
+            assert "gw 1" in results[0][1] and "1 of 1 gateways are there" in results[0][1]
+            node = json.loads(results[1][1])
+            assert (node["node"], node["alive"], node["answers"]) == ("gw 1", True, True)
+            assert "gw 1/site #7" in results[2][1] and "1 IKE_SAs, 1 CHILD_SAs" in results[2][1]
+            assert json.loads(results[3][1])["sa"]["remote-host"] == "192.0.2.2"
+            assert "0 IKE_SAs" in results[4][1]
+            assert "events/s" in results[5][1]
+
+    run(test())
+
+
+def test_no_nats(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        code, _, err = await outcome(nats_server, "nodes")
+        assert code == 3 and f"cannot connect to {nats_server.url}" in err and "Traceback" not in err
+        code, _, err = await outcome(nats_server, "tail", "--event", "log", "--since", "1h")
+        assert code == 2 and "JetStream does not keep the log" in err
+
+    run(test())
+
+
+def test_where_nats_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    contexts = tmp_path / "nats" / "context"
+    contexts.mkdir(parents=True)
+    (contexts / "prod.json").write_text('{"url": "nats://a:1,nats://b:2", "user": "u", "password": "p", "ca": ""}')
+    config = tmp_path / "bridge.toml"
+    config.write_text('[nats]\nservers = ["nats://c:3"]\nprefix = "p"\ntoken = "t"\n')
+
+    def found(given: dict[str, object], context: str | None = None, path: Path | None = None) -> Any:
+        nats = find_nats(given, context, path)
+        return nats.urls, nats.user, nats.token and nats.token.get_secret_value(), nats.prefix
+
+    assert found({}) == (["nats://127.0.0.1:4222"], None, None, "vici")
+    assert found({"servers": ["nats://x:1"], "user": "me"}) == (["nats://x:1"], "me", None, "vici")
+    assert found({}, "prod") == (["nats://a:1", "nats://b:2"], "u", None, "vici")
+    assert found({"servers": ["nats://x:1"]}, "prod") == (["nats://x:1"], "u", None, "vici")
+    assert found({}, None, config) == (["nats://c:3"], None, "t", "p")
+    assert found({"user": "me"}, None, config) == (["nats://c:3"], "me", None, "p")  # in place of the token
+    for given, context, path, says in [
+        ({}, "none", None, "no context none"),
+        ({}, None, tmp_path / "none.toml", "none.toml"),
+        ({"servers": ["ftp://x"]}, None, None, "is no server address"),
+        ({"creds": tmp_path / "none.creds"}, None, None, "none.creds"),
+        ({"user": "u", "token": "t"}, None, None, "exclude each other"),
+    ]:
+        with pytest.raises(Exception, match=says) as wrong:
+            find_nats(given, context, path)  # type: ignore[arg-type]
+        assert wrong.value.exit_code == 2  # type: ignore[attr-defined]
