@@ -212,7 +212,8 @@ def vicibridge_line() -> str:
 def _command_line(group: click.Group, name: str) -> str:
     """A section for each command; options that most of them have stand at the head."""
     context = click.Context(group, info_name=name)
-    commands = {word: group.commands[word] for word in group.list_commands(context) if not group.commands[word].hidden}
+    words = {word: group.get_command(context, word) for word in group.list_commands(context)}
+    commands = {word: command for word, command in words.items() if command is not None and not command.hidden}
     records = {word: _options(command, context) for word, command in commands.items()}
     users = Counter(record for own in records.values() for record in own)
     common = [record for record, count in users.items() if count > max(2, len(commands) / 2)]
