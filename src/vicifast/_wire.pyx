@@ -74,6 +74,7 @@ cdef enum:
     LIST_END = 6
 
 cdef enum:
+    CHUNK = 16  # bytes that are copied at once; nearly all names and most values fit in one
     KNOWN_NAMES = 512  # slots of a decoder's cache of names; charon's own vocabulary is about 200
     KNOWN_SHAPES = 64  # sections with the same names in the same order
     KNOWN_KEYS = 64  # of such a section
@@ -255,6 +256,36 @@ cdef inline bint copy_printable(uint8_t* to, const uint8_t* text, Py_ssize_t siz
     eight = eight_at(text + size - 8)
     memcpy(to + size - 8, &eight, 8)
     return not (odd | odd_in(eight))
+
+
+cdef struct Chunk:
+    # A text of up to `CHUNK` bytes; the other lanes hold "@", which no test of ours finds.
+    uint64_t low
+    uint64_t high
+
+
+cdef inline bint has_chunk(Walk* walk, const uint8_t* text, Py_ssize_t size) noexcept:
+    """Whether a text fits in a chunk and a whole one can be read there without leaving the message."""
+    return size <= CHUNK and walk.end - text >= CHUNK
+
+
+cdef inline Chunk copy_chunk(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
+    """Copy `CHUNK` bytes, of which `size` are the text, and return those: no branch depends on the size."""
+    cdef const char* masks = b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff" \
+        b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+    cdef const uint8_t* mask = <const uint8_t*>masks + CHUNK - size
+    cdef Chunk chunk
+    chunk.low = eight_at(text)
+    chunk.high = eight_at(text + 8)
+    memcpy(to, &chunk.low, 8)
+    memcpy(to + 8, &chunk.high, 8)
+    chunk.low = filled(chunk.low, eight_at(mask))
+    chunk.high = filled(chunk.high, eight_at(mask + 8))
+    return chunk
+
+
+cdef inline uint64_t filled(uint64_t eight, uint64_t mask) noexcept:
+    return (eight & mask) | (0x4040404040404040ULL & ~mask)
 
 
 cdef inline bint is_same(const uint8_t* one, const uint8_t* other, Py_ssize_t size) noexcept:
@@ -928,88 +959,127 @@ cdef inline void add_u16(Writer* out, Py_ssize_t number) noexcept:
 # --- messages to msgpack ----------------------------------------------------------------------------------------------
 
 
-cdef inline void msgpack_text(Writer* out, const uint8_t* text, Py_ssize_t size) noexcept:
+cdef struct Container:
+    # A map or array that is being written: where its header goes, and how many elements it has so far.
+    uint8_t* header
+    Py_ssize_t count
+
+
+cdef inline uint8_t* msgpack_text(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
+    """Write a text whose bytes are checked, for which there must be room; return where the next thing goes."""
     if size < 32:
-        add_byte(out, <uint8_t>(0xA0 | size))
+        to[0] = <uint8_t>(0xA0 | size)
+        to += 1
     elif size < 256:
-        add_byte(out, 0xD9)
-        add_byte(out, <uint8_t>size)
+        to[0] = 0xD9
+        to[1] = <uint8_t>size
+        to += 2
     else:
-        add_byte(out, 0xDA)
-        add_u16(out, size)
-    add_bytes(out, text, size)
+        to[0] = 0xDA
+        to[1] = <uint8_t>(size >> 8)
+        to[2] = <uint8_t>size
+        to += 3
+    copy(to, text, size)
+    return to + size
 
 
-cdef inline void msgpack_binary(Writer* out, const uint8_t* data, Py_ssize_t size) noexcept:
+cdef inline uint8_t* msgpack_binary(uint8_t* to, const uint8_t* data, Py_ssize_t size) noexcept:
     if size < 256:
-        add_byte(out, 0xC4)
-        add_byte(out, <uint8_t>size)
+        to[0] = 0xC4
+        to[1] = <uint8_t>size
+        to += 2
     else:
-        add_byte(out, 0xC5)
-        add_u16(out, size)
-    add_bytes(out, data, size)
+        to[0] = 0xC5
+        to[1] = <uint8_t>(size >> 8)
+        to[2] = <uint8_t>size
+        to += 3
+    copy(to, data, size)
+    return to + size
 
 
-cdef inline void msgpack_value(Writer* out, Element* element, bint blob) noexcept:
-    if blob or not is_utf8(element.value, element.value_size):
-        msgpack_binary(out, element.value, element.value_size)
-    else:
-        msgpack_text(out, element.value, element.value_size)
+cdef inline uint8_t* msgpack_name(uint8_t* to, Walk* walk, Element* element) except NULL:
+    """Check a name and write it."""
+    cdef Py_ssize_t size = element.name_size
+    cdef Chunk chunk
+    if has_chunk(walk, element.name, size):
+        to[0] = <uint8_t>(0xA0 | size)
+        chunk = copy_chunk(to + 1, element.name, size)
+        if not odd_in(chunk.low) | odd_in(chunk.high):
+            return to + 1 + size
+    check_name(walk, element)
+    return msgpack_text(to, element.name, size)
 
 
-cdef inline void msgpack_close(Writer* out, Py_ssize_t header, Py_ssize_t count, bint is_map) noexcept:
+cdef inline uint8_t* msgpack_value(uint8_t* to, Walk* walk, Element* element, bint blob) noexcept:
+    cdef Py_ssize_t size = element.value_size
+    cdef Chunk chunk
+    if not blob and has_chunk(walk, element.value, size):
+        to[0] = <uint8_t>(0xA0 | size)
+        chunk = copy_chunk(to + 1, element.value, size)
+        if not (chunk.low | chunk.high) & 0x8080808080808080ULL:
+            return to + 1 + size
+    if blob or not is_utf8(element.value, size):
+        return msgpack_binary(to, element.value, size)
+    return msgpack_text(to, element.value, size)
+
+
+cdef inline uint8_t* msgpack_open(uint8_t* to, Container* container) noexcept:
+    container.header = to
+    container.count = 0
+    return to + 1
+
+
+cdef inline uint8_t* msgpack_close(uint8_t* to, Container* container, bint is_map) noexcept:
     """Write the header of a container, for which one byte was left; a longer one moves the content."""
-    cdef uint8_t* at = out.data + header
+    cdef uint8_t* header = container.header
+    cdef Py_ssize_t count = container.count
     cdef Py_ssize_t more = 0 if count < 16 else 2 if count < 65536 else 4
     if not more:
-        at[0] = <uint8_t>((0x80 if is_map else 0x90) | count)
-        return
-    memmove(at + 1 + more, at + 1, out.used - header - 1)
-    out.used += more
-    at[0] = <uint8_t>((0xDE if is_map else 0xDC) + (more == 4))
+        header[0] = <uint8_t>((0x80 if is_map else 0x90) | count)
+        return to
+    memmove(header + 1 + more, header + 1, to - header - 1)
+    header[0] = <uint8_t>((0xDE if is_map else 0xDC) + (more == 4))
     if more == 4:
-        at[1] = <uint8_t>(count >> 24)
-        at[2] = <uint8_t>(count >> 16)
-    at[more - 1] = <uint8_t>(count >> 8)
-    at[more] = <uint8_t>count
+        header[1] = <uint8_t>(count >> 24)
+        header[2] = <uint8_t>(count >> 16)
+    header[more - 1] = <uint8_t>(count >> 8)
+    header[more] = <uint8_t>count
+    return to + more
 
 
 cdef int write_msgpack(Writer* out, const uint8_t* data, Py_ssize_t size, tuple binary) except -1:
     cdef Walk walk
     cdef Element element
-    cdef Py_ssize_t[MAX_DEPTH + 2] headers, counts
+    cdef Container[MAX_DEPTH + 2] opened
+    cdef uint8_t* to
     cdef int top = 0, kind
-    cdef bint blob, list_blob = False
+    cdef bint has_binary = bool(binary), blob = False, list_blob = False
     begin(&walk, data, size)
     # msgpack is longer than VICI only where lengths reach 32 or 256, or a container 16 elements.
-    reserve(out, size + size // 8 + 64)
-    headers[0] = out.used
-    counts[0] = 0
-    add_byte(out, 0)
+    reserve(out, size + size // 8 + 64 + CHUNK)
+    to = msgpack_open(out.data + out.used, &opened[0])
     while True:
         kind = next_element(&walk, &element)
         if kind == SECTION_END or kind == LIST_END:
-            msgpack_close(out, headers[top], counts[top], kind == SECTION_END)
+            to = msgpack_close(to, &opened[top], kind == SECTION_END)
             top -= 1
             continue
         if kind == END:
-            msgpack_close(out, headers[0], counts[0], True)
+            out.used = msgpack_close(to, &opened[0], True) - out.data
             return 0
-        counts[top] += 1
+        opened[top].count += 1
         if kind == LIST_ITEM:
-            msgpack_value(out, &element, list_blob)
+            to = msgpack_value(to, &walk, &element, list_blob)
             continue
-        check_name(&walk, &element)
-        msgpack_text(out, element.name, element.name_size)
-        blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
+        to = msgpack_name(to, &walk, &element)
+        if has_binary:
+            blob = not walk.depth and is_one_of(binary, element.name, element.name_size)
         if kind == KEY_VALUE:
-            msgpack_value(out, &element, blob)
+            to = msgpack_value(to, &walk, &element, blob)
         else:
             list_blob = blob
             top += 1
-            headers[top] = out.used
-            counts[top] = 0
-            add_byte(out, 0)
+            to = msgpack_open(to, &opened[top])
 
 
 # --- messages to JSON -------------------------------------------------------------------------------------------------
@@ -1025,103 +1095,139 @@ cdef inline bint needs_escape(uint64_t eight) noexcept:
     return (found & 0x8080808080808080ULL) != 0
 
 
-cdef inline void json_byte(Writer* out, uint8_t byte) noexcept:
+cdef uint8_t* json_byte(uint8_t* to, uint8_t byte) noexcept:
     cdef const char* control = b"btn-fr"  # from 8 on; JSON has no short form of 11
     cdef const char* digits = b"0123456789abcdef"
     cdef uint8_t short = 0
     if byte >= 0x20 and byte != 0x22 and byte != 0x5C:
-        add_byte(out, byte)
-        return
+        to[0] = byte
+        return to + 1
     if byte == 0x22 or byte == 0x5C:
         short = byte
     elif byte >= 8 and byte <= 13 and byte != 11:
         short = <uint8_t>control[byte - 8]
-    add_byte(out, 0x5C)
+    to[0] = 0x5C
     if short:
-        add_byte(out, short)
-    else:
-        add_bytes(out, b"u00", 3)
-        add_byte(out, digits[byte >> 4])
-        add_byte(out, digits[byte & 15])
+        to[1] = short
+        return to + 2
+    memcpy(to + 1, b"u00", 3)
+    to[4] = digits[byte >> 4]
+    to[5] = digits[byte & 15]
+    return to + 6
 
 
-cdef inline void json_text(Writer* out, const uint8_t* text, Py_ssize_t size) noexcept:
+cdef inline uint8_t* json_text(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
+    """Write a text that is UTF-8, for which there must be room: six times its size, and its quotes."""
     cdef uint64_t eight
     cdef Py_ssize_t i = 0, stop
-    add_byte(out, 0x22)
+    to[0] = 0x22
+    to += 1
     while i < size:
         stop = size
         if size - i >= 8:
-            memcpy(&eight, text + i, 8)
+            eight = eight_at(text + i)
             stop = i + 8
             if not needs_escape(eight):
-                add_bytes(out, &eight, 8)
+                memcpy(to, &eight, 8)
+                to += 8
                 i = stop
         while i < stop:
-            json_byte(out, text[i])
+            to = json_byte(to, text[i])
             i += 1
-    add_byte(out, 0x22)
+    to[0] = 0x22
+    return to + 1
 
 
-cdef void json_base64(Writer* out, const uint8_t* data, Py_ssize_t size) noexcept:
+cdef uint8_t* json_base64(uint8_t* to, const uint8_t* data, Py_ssize_t size) noexcept:
     cdef const char* digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     cdef Py_ssize_t i = 0, left
     cdef uint32_t three
-    add_bytes(out, b'{"$base64":"', 12)
+    memcpy(to, b'{"$base64":"', 12)
+    to += 12
     while i < size:
         left = size - i
         three = data[i] << 16 | (data[i + 1] << 8 if left > 1 else 0) | (data[i + 2] if left > 2 else 0)
-        add_byte(out, digits[three >> 18])
-        add_byte(out, digits[three >> 12 & 63])
-        add_byte(out, digits[three >> 6 & 63] if left > 1 else 0x3D)
-        add_byte(out, digits[three & 63] if left > 2 else 0x3D)
+        to[0] = digits[three >> 18]
+        to[1] = digits[three >> 12 & 63]
+        to[2] = digits[three >> 6 & 63] if left > 1 else 0x3D
+        to[3] = digits[three & 63] if left > 2 else 0x3D
+        to += 4
         i += 3
-    add_bytes(out, b'"}', 2)
+    memcpy(to, b'"}', 2)
+    return to + 2
 
 
-cdef inline void json_value(Writer* out, Element* element, bint blob) noexcept:
-    if blob or not is_utf8(element.value, element.value_size):
-        json_base64(out, element.value, element.value_size)
-    else:
-        json_text(out, element.value, element.value_size)
+cdef inline uint8_t* json_name(uint8_t* to, Walk* walk, Element* element) except NULL:
+    """Check a name and write it."""
+    cdef Py_ssize_t size = element.name_size
+    cdef Chunk chunk
+    if has_chunk(walk, element.name, size):
+        to[0] = 0x22
+        chunk = copy_chunk(to + 1, element.name, size)
+        if not (odd_in(chunk.low) | odd_in(chunk.high) or needs_escape(chunk.low) or needs_escape(chunk.high)):
+            to[size + 1] = 0x22
+            return to + size + 2
+    check_name(walk, element)
+    return json_text(to, element.name, size)
 
 
-cdef inline void json_close(Writer* out, uint8_t bracket) noexcept:
+cdef inline uint8_t* json_value(uint8_t* to, Walk* walk, Element* element, bint blob) noexcept:
+    cdef Py_ssize_t size = element.value_size
+    cdef Chunk chunk
+    if not blob and has_chunk(walk, element.value, size):
+        to[0] = 0x22
+        chunk = copy_chunk(to + 1, element.value, size)
+        if not ((chunk.low | chunk.high) & 0x8080808080808080ULL or needs_escape(chunk.low) or needs_escape(chunk.high)):
+            to[size + 1] = 0x22
+            return to + size + 2
+    if blob or not is_utf8(element.value, size):
+        return json_base64(to, element.value, size)
+    return json_text(to, element.value, size)
+
+
+cdef inline uint8_t* json_close(uint8_t* to, uint8_t bracket) noexcept:
     """End a container; the comma after its last element, when it has one, gives way to the bracket."""
-    if out.data[out.used - 1] == 0x2C:
-        out.used -= 1
-    add_byte(out, bracket)
+    if to[-1] == 0x2C:
+        to -= 1
+    to[0] = bracket
+    return to + 1
 
 
 cdef int write_json(Writer* out, const uint8_t* data, Py_ssize_t size, tuple binary) except -1:
     cdef Walk walk
     cdef Element element
+    cdef uint8_t* to
     cdef int kind
-    cdef bint blob, list_blob = False
+    cdef bint has_binary = bool(binary), blob = False, list_blob = False
     begin(&walk, data, size)
     # The worst are control characters, six bytes each, and base64 of one byte, 22 for a key and value of 5.
-    reserve(out, 6 * size + 64)
-    add_byte(out, 0x7B)
+    reserve(out, 6 * size + 64 + CHUNK)
+    to = out.data + out.used
+    to[0] = 0x7B
+    to += 1
     while True:
         kind = next_element(&walk, &element)
         if kind == END:
-            json_close(out, 0x7D)
+            out.used = json_close(to, 0x7D) - out.data
             return 0
         if kind == SECTION_END or kind == LIST_END:
-            json_close(out, 0x7D if kind == SECTION_END else 0x5D)
+            to = json_close(to, 0x7D if kind == SECTION_END else 0x5D)
         elif kind == LIST_ITEM:
-            json_value(out, &element, list_blob)
+            to = json_value(to, &walk, &element, list_blob)
         else:
-            check_name(&walk, &element)
-            json_text(out, element.name, element.name_size)
-            add_byte(out, 0x3A)
-            blob = binary and not walk.depth and is_one_of(binary, element.name, element.name_size)
+            to = json_name(to, &walk, &element)
+            to[0] = 0x3A
+            to += 1
+            if has_binary:
+                blob = not walk.depth and is_one_of(binary, element.name, element.name_size)
             if kind != KEY_VALUE:
                 list_blob = blob
-                add_byte(out, 0x7B if kind == SECTION_START else 0x5B)
+                to[0] = 0x7B if kind == SECTION_START else 0x5B
+                to += 1
                 continue
-            json_value(out, &element, blob)
-        add_byte(out, 0x2C)
+            to = json_value(to, &walk, &element, blob)
+        to[0] = 0x2C
+        to += 1
 
 
 cdef void add_u64(Writer* out, uint64_t number) noexcept:
@@ -1144,10 +1250,10 @@ cdef void add_decimal(Writer* out, uint64_t number) noexcept:
 
 
 cdef void add_string(Writer* out, bint json, bytes text) noexcept:
-    if json:
-        json_text(out, <const uint8_t*>PyBytes_AS_STRING(<PyObject*>text), PyBytes_GET_SIZE(<PyObject*>text))
-    else:
-        msgpack_text(out, <const uint8_t*>PyBytes_AS_STRING(<PyObject*>text), PyBytes_GET_SIZE(<PyObject*>text))
+    cdef uint8_t* to = out.data + out.used
+    cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>text)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(<PyObject*>text)
+    out.used = (json_text(to, data, size) if json else msgpack_text(to, data, size)) - out.data
 
 
 cdef bint is_json(format) except -1:
