@@ -48,6 +48,82 @@ cdef extern from "Python.h":
     bint PyLong_Check(object value)
     long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
+cdef extern from *:
+    """
+    /* Chunks: 16 bytes, in which nearly all names and most values fit, copied and looked at without a branch on their
+       size. The questions are asked of the first `size` bytes, 1 to 16. */
+    #define CHUNK 16
+    #if (defined(__SSE2__) || defined(_M_X64)) && !defined(VICIFAST_PORTABLE)
+    #include <emmintrin.h>
+    typedef __m128i Chunk;
+
+    static inline Chunk load_chunk(const uint8_t *text) { return _mm_loadu_si128((const __m128i *)text); }
+    static inline void store_chunk(uint8_t *to, Chunk chunk) { _mm_storeu_si128((__m128i *)to, chunk); }
+    /* Of bytes in which the sign bit says whether they are wanted: are those of the text? */
+    static inline int are_signed(__m128i bytes, size_t size) {
+        return !((~(unsigned)_mm_movemask_epi8(bytes) & 0xffff) << (16 - size) & 0xffff);
+    }
+    static inline int is_ascii_chunk(Chunk chunk, size_t size) {
+        return !((unsigned)_mm_movemask_epi8(chunk) << (16 - size) & 0xffff);
+    }
+    static inline int is_printable_chunk(Chunk chunk, size_t size) {  /* 0x20 to 0x7e */
+        __m128i next = _mm_add_epi8(chunk, _mm_set1_epi8(1));
+        return are_signed(_mm_cmpgt_epi8(next, _mm_set1_epi8(0x20)), size);
+    }
+    static inline int is_plain_chunk(Chunk chunk, size_t size) {  /* ASCII that JSON does not escape */
+        __m128i escaped = _mm_or_si128(_mm_cmpeq_epi8(chunk, _mm_set1_epi8('"')),
+                                       _mm_cmpeq_epi8(chunk, _mm_set1_epi8('\\\\')));
+        return are_signed(_mm_andnot_si128(escaped, _mm_cmpgt_epi8(chunk, _mm_set1_epi8(0x1f))), size);
+    }
+    #else
+    typedef struct { uint64_t low, high; } Chunk;
+
+    static inline Chunk load_chunk(const uint8_t *text) {
+        Chunk chunk;
+        memcpy(&chunk, text, CHUNK);
+        return chunk;
+    }
+    static inline void store_chunk(uint8_t *to, Chunk chunk) { memcpy(to, &chunk, CHUNK); }
+    /* The text alone: "@" for all that is behind it. */
+    static inline Chunk text_of_chunk(Chunk chunk, size_t size) {
+        static const uint8_t masks[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+        const uint64_t fill = 0x4040404040404040u;
+        Chunk mask = load_chunk(masks + CHUNK - size);
+        chunk.low = (chunk.low & mask.low) | (fill & ~mask.low);
+        chunk.high = (chunk.high & mask.high) | (fill & ~mask.high);
+        return chunk;
+    }
+    static inline uint64_t below(uint64_t eight, uint64_t limit) { return eight - limit & ~eight; }
+    static inline uint64_t not_printable(uint64_t x) {
+        return x | (x + 0x0101010101010101u) | below(x, 0x2020202020202020u);
+    }
+    static inline uint64_t not_plain(uint64_t x) {
+        const uint64_t one = 0x0101010101010101u;
+        return x | below(x, 0x20 * one) | below(x ^ 0x22 * one, one) | below(x ^ 0x5c * one, one);
+    }
+    static inline int is_ascii_chunk(Chunk chunk, size_t size) {
+        chunk = text_of_chunk(chunk, size);
+        return !((chunk.low | chunk.high) & 0x8080808080808080u);
+    }
+    static inline int is_printable_chunk(Chunk chunk, size_t size) {
+        chunk = text_of_chunk(chunk, size);
+        return !((not_printable(chunk.low) | not_printable(chunk.high)) & 0x8080808080808080u);
+    }
+    static inline int is_plain_chunk(Chunk chunk, size_t size) {
+        chunk = text_of_chunk(chunk, size);
+        return !((not_plain(chunk.low) | not_plain(chunk.high)) & 0x8080808080808080u);
+    }
+    #endif
+    """
+    enum: CHUNK
+    ctypedef struct Chunk:
+        pass
+    Chunk load_chunk(const uint8_t* text) noexcept
+    void store_chunk(uint8_t* to, Chunk chunk) noexcept
+    bint is_ascii_chunk(Chunk chunk, size_t size) noexcept
+    bint is_printable_chunk(Chunk chunk, size_t size) noexcept
+    bint is_plain_chunk(Chunk chunk, size_t size) noexcept
+
 cpdef enum:
     MAX_PACKET = 524288  # VICI_MESSAGE_SIZE_MAX: charon closes on a longer one, and drops its own silently
     MAX_NAME = 255
@@ -74,7 +150,6 @@ cdef enum:
     LIST_END = 6
 
 cdef enum:
-    CHUNK = 16  # bytes that are copied at once; nearly all names and most values fit in one
     KNOWN_NAMES = 512  # slots of a decoder's cache of names; charon's own vocabulary is about 200
     KNOWN_SHAPES = 64  # sections with the same names in the same order
     KNOWN_KEYS = 64  # of such a section
@@ -258,34 +333,9 @@ cdef inline bint copy_printable(uint8_t* to, const uint8_t* text, Py_ssize_t siz
     return not (odd | odd_in(eight))
 
 
-cdef struct Chunk:
-    # A text of up to `CHUNK` bytes; the other lanes hold "@", which no test of ours finds.
-    uint64_t low
-    uint64_t high
-
-
 cdef inline bint has_chunk(Walk* walk, const uint8_t* text, Py_ssize_t size) noexcept:
     """Whether a text fits in a chunk and a whole one can be read there without leaving the message."""
     return size <= CHUNK and walk.end - text >= CHUNK
-
-
-cdef inline Chunk copy_chunk(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
-    """Copy `CHUNK` bytes, of which `size` are the text, and return those: no branch depends on the size."""
-    cdef const char* masks = b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff" \
-        b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
-    cdef const uint8_t* mask = <const uint8_t*>masks + CHUNK - size
-    cdef Chunk chunk
-    chunk.low = eight_at(text)
-    chunk.high = eight_at(text + 8)
-    memcpy(to, &chunk.low, 8)
-    memcpy(to + 8, &chunk.high, 8)
-    chunk.low = filled(chunk.low, eight_at(mask))
-    chunk.high = filled(chunk.high, eight_at(mask + 8))
-    return chunk
-
-
-cdef inline uint64_t filled(uint64_t eight, uint64_t mask) noexcept:
-    return (eight & mask) | (0x4040404040404040ULL & ~mask)
 
 
 cdef inline bint is_same(const uint8_t* one, const uint8_t* other, Py_ssize_t size) noexcept:
@@ -1002,9 +1052,10 @@ cdef inline uint8_t* msgpack_name(uint8_t* to, Walk* walk, Element* element) exc
     cdef Py_ssize_t size = element.name_size
     cdef Chunk chunk
     if has_chunk(walk, element.name, size):
+        chunk = load_chunk(element.name)
         to[0] = <uint8_t>(0xA0 | size)
-        chunk = copy_chunk(to + 1, element.name, size)
-        if not odd_in(chunk.low) | odd_in(chunk.high):
+        store_chunk(to + 1, chunk)
+        if is_printable_chunk(chunk, size):
             return to + 1 + size
     check_name(walk, element)
     return msgpack_text(to, element.name, size)
@@ -1014,9 +1065,10 @@ cdef inline uint8_t* msgpack_value(uint8_t* to, Walk* walk, Element* element, bi
     cdef Py_ssize_t size = element.value_size
     cdef Chunk chunk
     if not blob and has_chunk(walk, element.value, size):
+        chunk = load_chunk(element.value)
         to[0] = <uint8_t>(0xA0 | size)
-        chunk = copy_chunk(to + 1, element.value, size)
-        if not (chunk.low | chunk.high) & 0x8080808080808080ULL:
+        store_chunk(to + 1, chunk)
+        if is_ascii_chunk(chunk, size):
             return to + 1 + size
     if blob or not is_utf8(element.value, size):
         return msgpack_binary(to, element.value, size)
@@ -1162,9 +1214,10 @@ cdef inline uint8_t* json_name(uint8_t* to, Walk* walk, Element* element) except
     cdef Py_ssize_t size = element.name_size
     cdef Chunk chunk
     if has_chunk(walk, element.name, size):
+        chunk = load_chunk(element.name)
         to[0] = 0x22
-        chunk = copy_chunk(to + 1, element.name, size)
-        if not (odd_in(chunk.low) | odd_in(chunk.high) or needs_escape(chunk.low) or needs_escape(chunk.high)):
+        store_chunk(to + 1, chunk)
+        if is_printable_chunk(chunk, size) and is_plain_chunk(chunk, size):
             to[size + 1] = 0x22
             return to + size + 2
     check_name(walk, element)
@@ -1175,9 +1228,10 @@ cdef inline uint8_t* json_value(uint8_t* to, Walk* walk, Element* element, bint 
     cdef Py_ssize_t size = element.value_size
     cdef Chunk chunk
     if not blob and has_chunk(walk, element.value, size):
+        chunk = load_chunk(element.value)
         to[0] = 0x22
-        chunk = copy_chunk(to + 1, element.value, size)
-        if not ((chunk.low | chunk.high) & 0x8080808080808080ULL or needs_escape(chunk.low) or needs_escape(chunk.high)):
+        store_chunk(to + 1, chunk)
+        if is_plain_chunk(chunk, size):
             to[size + 1] = 0x22
             return to + size + 2
     if blob or not is_utf8(element.value, size):
