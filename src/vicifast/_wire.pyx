@@ -228,24 +228,35 @@ cdef int unfinished(Walk* walk) except -1:
     return fail(walk, walk.end, f"the message ends inside a {'list' if walk.in_list else 'section'}")
 
 
+cdef inline const uint8_t* next_key(const uint8_t* here, const uint8_t* end, Element* element) noexcept:
+    """Read a key and value and return what follows; NULL when there is none, or something is odd: see `next_element`.
+
+    Most elements are keys, in runs: whoever reads a run keeps `here` in a register, which a `Walk` is not.
+    """
+    cdef Py_ssize_t left = end - here
+    cdef Py_ssize_t size
+    if left < 4 or here[0] != KEY_VALUE:
+        return NULL
+    size = here[1]
+    if left < size + 4:
+        return NULL
+    element.name = here + 2
+    element.name_size = size
+    here += size + 2
+    element.value_size = (here[0] << 8) | here[1]
+    if left - size - 4 < element.value_size:
+        return NULL
+    element.value = here + 2
+    return here + 2 + element.value_size
+
+
 cdef inline int next_element(Walk* walk, Element* element) except -1:
     """Read one element and check that it may stand here; END at the end. Names are left to `check_name`."""
-    # Most elements are keys; they are taken in two checks here, and left to `any_element` when anything is odd.
-    cdef const uint8_t* here = walk.pos
-    cdef Py_ssize_t left = walk.end - here
-    cdef Py_ssize_t size
-    if left >= 4 and here[0] == KEY_VALUE and not walk.in_list:
-        size = here[1]
-        if left >= size + 4:
-            element.name = here + 2
-            element.name_size = size
-            here += size + 2
-            element.value_size = (here[0] << 8) | here[1]
-            if left - size - 4 >= element.value_size:
-                element.value = here + 2
-                walk.pos = here + 2 + element.value_size
-                return KEY_VALUE
-    return any_element(walk, element)
+    cdef const uint8_t* after = next_key(walk.pos, walk.end, element)
+    if not after or walk.in_list:
+        return any_element(walk, element)
+    walk.pos = after
+    return KEY_VALUE
 
 
 cdef int any_element(Walk* walk, Element* element) except -1:
@@ -1061,6 +1072,23 @@ cdef inline uint8_t* msgpack_name(uint8_t* to, Walk* walk, Element* element) exc
     return msgpack_text(to, element.name, size)
 
 
+cdef uint8_t* msgpack_keys(uint8_t* to, Walk* walk, Py_ssize_t* count) except NULL:
+    """Write the keys that come next."""
+    cdef Element element
+    cdef const uint8_t* here = walk.pos
+    cdef const uint8_t* after = next_key(here, walk.end, &element)
+    cdef Py_ssize_t seen = 0
+    while after:
+        to = msgpack_name(to, walk, &element)
+        to = msgpack_value(to, walk, &element, False)
+        seen += 1
+        here = after
+        after = next_key(here, walk.end, &element)
+    walk.pos = here
+    count[0] += seen
+    return to
+
+
 cdef inline uint8_t* msgpack_value(uint8_t* to, Walk* walk, Element* element, bint blob) noexcept:
     cdef Py_ssize_t size = element.value_size
     cdef Chunk chunk
@@ -1111,7 +1139,9 @@ cdef int write_msgpack(Writer* out, const uint8_t* data, Py_ssize_t size, tuple 
     reserve(out, size + size // 8 + 64 + CHUNK)
     to = msgpack_open(out.data + out.used, &opened[0])
     while True:
-        kind = next_element(&walk, &element)
+        if not walk.in_list and (walk.depth or not has_binary):
+            to = msgpack_keys(to, &walk, &opened[top].count)
+        kind = any_element(&walk, &element)
         if kind == SECTION_END or kind == LIST_END:
             to = msgpack_close(to, &opened[top], kind == SECTION_END)
             top -= 1
@@ -1239,9 +1269,26 @@ cdef inline uint8_t* json_value(uint8_t* to, Walk* walk, Element* element, bint 
     return json_text(to, element.value, size)
 
 
+cdef uint8_t* json_keys(uint8_t* to, Walk* walk) except NULL:
+    """Write the keys that come next, each with a comma behind it."""
+    cdef Element element
+    cdef const uint8_t* here = walk.pos
+    cdef const uint8_t* after = next_key(here, walk.end, &element)
+    while after:
+        to = json_name(to, walk, &element)
+        to[0] = 0x3A
+        to = json_value(to + 1, walk, &element, False)
+        to[0] = 0x2C
+        to += 1
+        here = after
+        after = next_key(here, walk.end, &element)
+    walk.pos = here
+    return to
+
+
 cdef inline uint8_t* json_close(uint8_t* to, uint8_t bracket) noexcept:
     """End a container; the comma after its last element, when it has one, gives way to the bracket."""
-    if to[-1] == 0x2C:
+    if (to - 1)[0] == 0x2C:
         to -= 1
     to[0] = bracket
     return to + 1
@@ -1260,7 +1307,9 @@ cdef int write_json(Writer* out, const uint8_t* data, Py_ssize_t size, tuple bin
     to[0] = 0x7B
     to += 1
     while True:
-        kind = next_element(&walk, &element)
+        if not walk.in_list and (walk.depth or not has_binary):
+            to = json_keys(to, &walk)
+        kind = any_element(&walk, &element)
         if kind == END:
             out.used = json_close(to, 0x7D) - out.data
             return 0
