@@ -9,6 +9,7 @@ import base64
 import json
 import random
 import string
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,8 +58,11 @@ class Traffic:
 
     @cached_property
     def lookups(self) -> list[tuple[bytes | Path, ...]]:
-        """Each message with the paths of five values, from its first to its last; fewer values, absent paths."""
-        return [(m, *_five(tree)) for m, tree in zip(self.messages, self.dicts, strict=True)]
+        """Each message with the paths of five values, from its first to its last; fewer values, absent paths.
+
+        A name is one object wherever it stands, as names in the text of a program are.
+        """
+        return [(m, *map(_interned, _five(tree))) for m, tree in zip(self.messages, self.dicts, strict=True)]
 
     @cached_property
     def fields(self) -> list[list[Any]]:
@@ -128,6 +132,10 @@ def _leaves(tree: dict[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]
             yield from _leaves(value, (*above, name))
         else:
             yield (*above, name), value
+
+
+def _interned(path: Path) -> Path:
+    return tuple(map(sys.intern, path))
 
 
 def _five(tree: dict[str, Any]) -> list[Path]:

@@ -124,6 +124,9 @@ cdef extern from *:
     bint is_printable_chunk(Chunk chunk, size_t size) noexcept
     bint is_plain_chunk(Chunk chunk, size_t size) noexcept
 
+cdef extern from *:
+    bint unlikely(bint condition) noexcept  # Cython's own
+
 cpdef enum:
     MAX_PACKET = 524288  # VICI_MESSAGE_SIZE_MAX: charon closes on a longer one, and drops its own silently
     MAX_NAME = 255
@@ -383,6 +386,9 @@ cdef inline void copy(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcep
 
 
 cdef inline int check_name(Walk* walk, Element* element) except -1:
+    if has_chunk(walk, element.name, element.name_size):
+        if is_printable_chunk(load_chunk(element.name), element.name_size):
+            return 0
     if not is_printable(element.name, element.name_size):
         fail(walk, element.name, "a name is not printable ASCII")
     return 0
@@ -2065,8 +2071,8 @@ def from_json(data):
 
 
 cdef struct Node:
-    # A key, list or section of a message: where it begins, for a section where its content ends, which node comes after
-    # it and all that is in it, and a tag that differs for most names.
+    # A key, list or section of a message: where it begins, a tag that differs for most names, and for a section where its
+    # content ends and which node comes after all that is in it. `after` is 0 for the others, after which the next comes.
     uint32_t first
     uint32_t end
     uint32_t after
@@ -2097,13 +2103,28 @@ cdef int grow_nodes(Nodes* nodes) except -1:
 
 
 cdef inline int add_node(Nodes* nodes, Walk* walk, const uint8_t* first, Element* element) except -1:
+    """Check the name of an element and note it."""
+    check_name(walk, element)
     if nodes.used == nodes.size:
         grow_nodes(nodes)
     cdef Node* node = &nodes.data[nodes.used]
     node.first = <uint32_t>(first - walk.start)
     node.tag = tag_of(element.name, element.name_size)
+    node.after = 0
     nodes.used += 1
-    node.after = <uint32_t>nodes.used
+    return 0
+
+
+cdef int add_keys(Nodes* nodes, Walk* walk) except -1:
+    """Note the keys that come next."""
+    cdef Element element
+    cdef const uint8_t* here = walk.pos
+    cdef const uint8_t* after = next_key(here, walk.end, &element)
+    while after:
+        add_node(nodes, walk, here, &element)
+        here = after
+        after = next_key(here, walk.end, &element)
+    walk.pos = here
     return 0
 
 
@@ -2138,10 +2159,11 @@ cdef int index_message(Nodes* nodes, const uint8_t* data, Py_ssize_t size) excep
     cdef int kind
     begin(&walk, data, size)
     while True:
+        if not walk.in_list:
+            add_keys(nodes, &walk)
         first = walk.pos
-        kind = next_element(&walk, &element)
-        if kind == KEY_VALUE or kind == SECTION_START or kind == LIST_START:
-            check_name(&walk, &element)
+        kind = any_element(&walk, &element)
+        if kind == SECTION_START or kind == LIST_START:
             add_node(nodes, &walk, first, &element)
             if kind == SECTION_START:
                 opened[walk.depth] = nodes.used - 1
@@ -2241,8 +2263,13 @@ cdef class Message:
         while node < to_node:
             if self.nodes[node].tag == tag and self.is_named(node, text, size):
                 found = node
-            node = self.nodes[node].after
+            node = self.next(node)
         return found
+
+    cdef inline uint32_t next(self, uint32_t node) noexcept:
+        """The node after this one in the same section."""
+        # A branch that is guessed, where the compiler would make the next load wait for this one.
+        return self.nodes[node].after if unlikely(self.nodes[node].after) else node + 1
 
     cdef bint is_named(self, uint32_t node, const uint8_t* text, Py_ssize_t size) noexcept:
         cdef const uint8_t* at = self.at(self.nodes[node].first)
@@ -2322,7 +2349,7 @@ cdef class Message:
         cdef list members = []
         while node < self.to_node:
             members.append(node)
-            node = self.nodes[node].after
+            node = self.next(node)
         return members
 
     def keys(self):
