@@ -624,6 +624,26 @@ cdef class Decoder(Reader):
             clear_work(&self.work)
             self.busy = False
 
+    cdef Slot* keys(self, Walk* walk, Slot* last) except NULL:
+        """Read the keys that come next into the message's entries; return the slot of the last name."""
+        cdef Work* work = &self.work
+        cdef Element element
+        cdef Entry* entry
+        cdef const uint8_t* here = walk.pos
+        cdef const uint8_t* after = next_key(here, walk.end, &element)
+        while after:
+            if work.used == work.size or work.owned_used + OWNED_PER_ELEMENT > work.owned_size:
+                grow_work(work)
+            entry = &work.entries[work.used]
+            last = self.known(walk, &element, last)
+            entry.name = last.name.made
+            entry.value = self.value(&element, last)
+            work.used += 1
+            here = after
+            after = next_key(here, walk.end, &element)
+        walk.pos = here
+        return last
+
     cdef inline Slot* known(self, Walk* walk, Element* element, Slot* last) except NULL:
         """The slot of a name; most often it is the one that followed last time, and no hash is needed."""
         cdef Slot* slot = last.next
@@ -633,7 +653,8 @@ cdef class Decoder(Reader):
         return slot
 
     cdef Slot* find(self, Walk* walk, Element* element) except NULL:
-        cdef uint64_t place = hash_name(element.name, element.name_size) % KNOWN_NAMES
+        # An IKE_SA and its CHILD_SAs have keys of the same names, and values and followers of their own.
+        cdef uint64_t place = (hash_name(element.name, element.name_size) + 37 * walk.depth) % KNOWN_NAMES
         cdef Slot* slot = &self.slots[place]
         if is_known(&slot.name, element.name, element.name_size):
             return slot
@@ -891,6 +912,8 @@ cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssiz
     begin(&walk, data, size)
     firsts[0] = 0
     while True:
+        if cache is not None and not walk.in_list and (walk.depth or not has_binary):
+            last = cache.keys(&walk, last)
         if work.used == work.size or work.owned_used + OWNED_PER_ELEMENT > work.owned_size:
             grow_work(work)
         entry = &work.entries[work.used]
