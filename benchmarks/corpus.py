@@ -58,11 +58,8 @@ class Traffic:
 
     @cached_property
     def lookups(self) -> list[tuple[bytes | Path, ...]]:
-        """Each message with the paths of five values, from its first to its last; fewer values, absent paths.
-
-        A name is one object wherever it stands, as names in the text of a program are.
-        """
-        return [(m, *map(_interned, _five(tree))) for m, tree in zip(self.messages, self.dicts, strict=True)]
+        """Each message with the paths of five values, from its first to its last; fewer values, absent paths."""
+        return [(m, *_five(tree)) for m, tree in zip(self.messages, self.dicts, strict=True)]
 
     @cached_property
     def fields(self) -> list[list[Any]]:
@@ -97,9 +94,12 @@ def traffics() -> list[Traffic]:
 
 
 def plain(value: Any) -> Any:
-    """Whatever a decoder gave, with dict, list, str, and bytes where it is not UTF-8."""
+    """Whatever a decoder gave, with dict, list, str, and bytes where it is not UTF-8.
+
+    A name is one object wherever it stands, as the names in the text of a program are.
+    """
     if isinstance(value, dict):
-        return {name: plain(child) for name, child in value.items()}
+        return {sys.intern(name): plain(child) for name, child in value.items()}
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, str):
@@ -132,10 +132,6 @@ def _leaves(tree: dict[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]
             yield from _leaves(value, (*above, name))
         else:
             yield (*above, name), value
-
-
-def _interned(path: Path) -> Path:
-    return tuple(map(sys.intern, path))
 
 
 def _five(tree: dict[str, Any]) -> list[Path]:

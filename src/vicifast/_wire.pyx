@@ -33,6 +33,9 @@ cdef extern from "Python.h":
     int PyDict_Next(PyObject* section, Py_ssize_t* position, PyObject** key, PyObject** value)
     bint PyDict_CheckExact(object value)
     PyObject* PyList_New(Py_ssize_t size) except NULL
+    bint PyList_CheckExact(object value)
+    Py_ssize_t PyList_GET_SIZE(object items)
+    PyObject* PyList_GET_ITEM(object items, Py_ssize_t index)  # borrowed
     void PyList_SET_ITEM(PyObject* items, Py_ssize_t index, PyObject* item)  # takes over the reference
     PyObject* PyUnicode_New(Py_ssize_t size, Py_UCS4 maximum) except NULL
     PyObject* PyUnicode_DecodeUTF8(const char* text, Py_ssize_t size, const char* errors) except NULL
@@ -332,11 +335,17 @@ cdef inline bint is_printable(const uint8_t* text, Py_ssize_t size) noexcept:
 
 cdef inline bint copy_printable(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
     """Copy a name and say whether it is printable, in one pass."""
-    cdef uint64_t eight, odd = 0
+    cdef uint64_t eight, last, odd = 0
     cdef Py_ssize_t i = 0
     if size < 8:
         copy(to, text, size)
         return not size or not odd_in(some_at(text, size))
+    if size <= 16:
+        eight = eight_at(text)
+        last = eight_at(text + size - 8)
+        memcpy(to, &eight, 8)
+        memcpy(to + size - 8, &last, 8)
+        return not (odd_in(eight) | odd_in(last))
     while i < size - 8:
         eight = eight_at(text + i)
         odd |= odd_in(eight)
@@ -371,10 +380,13 @@ cdef inline void copy(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcep
     cdef Py_ssize_t i = 0
     if size > 64:
         memcpy(to, text, size)
-    elif size >= 8:
+    elif size > 16:
         while i < size - 8:
             memcpy(to + i, text + i, 8)
             i += 8
+        memcpy(to + size - 8, text + size - 8, 8)
+    elif size >= 8:
+        memcpy(to, text, 8)
         memcpy(to + size - 8, text + size - 8, 8)
     elif size >= 4:
         memcpy(to, text, 4)
@@ -1028,7 +1040,7 @@ cdef inline void free_writer(Writer* out) noexcept:
 
 
 cdef inline int reserve(Writer* out, Py_ssize_t more) except -1:
-    return grow(out, more) if out.size - out.used < more else 0
+    return grow(out, more) if unlikely(out.size - out.used < more) else 0
 
 
 cdef inline void add_byte(Writer* out, uint8_t byte) noexcept:
@@ -1660,23 +1672,45 @@ cdef inline int put_value(Writer* out, object value) except -1:
 
 cdef inline bint put_plain(Writer* out, object name, object value) except -1:
     """Write a key and value when both are plain str and within bounds; else nothing, and the slow way says why."""
-    if not is_plain(name) or not is_plain(value):
+    if unlikely(not is_plain(name) or not is_plain(value)):
         return False
     cdef const uint8_t* text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
     cdef Py_ssize_t name_size = PyUnicode_GET_LENGTH(<PyObject*>name)
     cdef Py_ssize_t size = PyUnicode_GET_LENGTH(<PyObject*>value)
-    if name_size > MAX_NAME or size > MAX_VALUE:
+    if unlikely(name_size > MAX_NAME or size > MAX_VALUE):
         return False
     reserve(out, name_size + size + 4)
     cdef uint8_t* to = out.data + out.used
     to[0] = KEY_VALUE
     to[1] = <uint8_t>name_size
-    if not copy_printable(to + 2, text, name_size):
+    if unlikely(not copy_printable(to + 2, text, name_size)):
         return False
     to[name_size + 2] = <uint8_t>(size >> 8)
     to[name_size + 3] = <uint8_t>size
     copy(to + name_size + 4, <const uint8_t*>PyUnicode_DATA(<PyObject*>value), size)
     out.used += name_size + size + 4
+    return True
+
+
+cdef inline bint put_plain_list(Writer* out, object name, object items, Py_ssize_t limit) except -1:
+    """Write a list when its items are plain str and all is within bounds; else nothing, as `put_plain`."""
+    cdef Py_ssize_t start = out.used
+    cdef Py_ssize_t i, size
+    cdef PyObject* item
+    put_name(out, LIST_START, name)
+    with cython.critical_section(items):
+        for i in range(PyList_GET_SIZE(items)):
+            item = PyList_GET_ITEM(items, i)
+            size = PyUnicode_GET_LENGTH(item) if is_plain(<object>item) else MAX_VALUE + 1
+            if size > MAX_VALUE or out.used > limit:
+                out.used = start
+                return False
+            reserve(out, size + 3)
+            add_byte(out, LIST_ITEM)
+            add_u16(out, size)
+            add_bytes(out, PyUnicode_DATA(item), size)
+    reserve(out, 1)
+    add_byte(out, LIST_END)
     return True
 
 
@@ -1760,6 +1794,8 @@ cdef int put_sections(Writer* out, Frame* frames, int* depth, Place* place, Py_s
 cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
     name = <object>place.name
     value = <object>place.value
+    if PyList_CheckExact(value) and put_plain_list(out, name, value, limit):
+        return 0
     if not PyDict_CheckExact(value):
         if isinstance(value, (list, tuple)):
             return put_list(out, name, value, place, limit)
