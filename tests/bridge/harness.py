@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NoKeysError
 from vicibridge import natsserver
+from vicibridge.bus import Bus
 from vicibridge.config import Config, Gateway
 from vicibridge.service import Service
 
@@ -156,6 +157,18 @@ def settings(url: str, address: str = "/nowhere/charon.vici", **sections: Any) -
     """A configuration of one gateway, gw1, with a probe that is quick enough for tests, and without the mirror."""
     bus = {"servers": [url], "probe_interval": 0.3, "probe_timeout": 1} | sections.pop("nats", {})
     return Config(nats=bus, gateway=[Gateway(node="gw1", vici=address)], **{"mirror": {"enabled": False}} | sections)
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Bus]:
+    """Run a bus alone."""
+    bus = Bus(config.nats)
+    task = asyncio.create_task(bus.run())
+    try:
+        yield bus
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

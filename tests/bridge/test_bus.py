@@ -8,27 +8,13 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import NatsServer, run, settings, until, witness
-from vicibridge.bus import Bus
-from vicibridge.config import Config
+from harness import NatsServer, run, running, settings, until, witness
 from vicibridge.link import Disconnected, TooLarge
 from vicibridge.natsserver import free_port
-
-
-@asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Bus]:
-    bus = Bus(config.nats)
-    task = asyncio.create_task(bus.run())
-    try:
-        yield bus
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def test_server_that_comes_late_and_goes_and_comes(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,35 +156,6 @@ def test_fence_means_processed(nats_server: NatsServer) -> None:
                 assert len(someone.messages) == 10 * (number + 1)
 
     run(test())
-
-
-@pytest.mark.parametrize(
-    ("nats_options", "server_options"),
-    [
-        ({"user": "u", "password": "secret"}, 'authorization { user: "u", password: "secret" }'),
-        ({"token": "secret"}, 'authorization { token: "secret" }'),
-    ],
-)
-def test_authentication(
-    make_nats_server: Callable[..., NatsServer],
-    caplog: pytest.LogCaptureFixture,
-    nats_options: dict[str, Any],
-    server_options: str,
-) -> None:
-    server = make_nats_server(server_options)
-
-    async def test() -> None:
-        await server.up()
-        async with running(settings(server.url, nats=nats_options)) as bus:
-            await bus.link()
-        wrong = {**nats_options, list(nats_options)[-1]: "wrong"}
-        async with running(settings(server.url, nats=wrong)) as bus:
-            await until(lambda: "Authorization Violation" in caplog.text)
-            assert not bus.connected
-
-    run(test())
-    assert caplog.text.count("Authorization Violation") == 1
-    assert "secret" not in caplog.text and "wrong" not in caplog.text
 
 
 def test_nobody_there_at_all_costs_no_more_than_a_retry_now_and_then() -> None:
