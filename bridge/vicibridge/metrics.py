@@ -72,6 +72,19 @@ def _events(service: Service) -> Iterator[_Sample]:
             yield (gateway.node, event), count
 
 
+def _commands(service: Service) -> Iterator[_Sample]:
+    for gateway, commands in zip(service.gateways, service.commands, strict=True):
+        for command, tally in commands.stats.items():
+            for code, count in tally.codes.items():
+                yield (gateway.node, command or "unknown", str(code)), count
+
+
+def _command_seconds(service: Service) -> Iterator[_Sample]:
+    for gateway, commands in zip(service.gateways, service.commands, strict=True):
+        for command, tally in commands.stats.items():
+            yield (gateway.node, command or "unknown"), tally.nanoseconds / 1e9
+
+
 def _build(service: Service) -> Iterator[_Sample]:
     yield (version("vicifast"), platform.python_version(), version("nats-py")), 1
 
@@ -125,6 +138,18 @@ METRICS = (
         "Errors that NATS reported while connected, such as missing permissions.",
         (),
         lambda service: [((), service.bus.errors)],
+    ),
+    Metric(
+        "vicibridge_commands_total",
+        "Requests for commands, and the code each ended with; 200 is success.",
+        ("node", "command", "code"),
+        _commands,
+    ),
+    Metric(
+        "vicibridge_command_seconds_total",
+        "How long requests for commands took together.",
+        ("node", "command"),
+        _command_seconds,
     ),
     Metric(
         "vicibridge_loop_delay_seconds",

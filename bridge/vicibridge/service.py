@@ -38,7 +38,7 @@ class Service:
         self.bus: Bus = Bus(settings.nats)
         self.own = OwnServer(settings) if settings.nats.servers is None else None
         self.gateways: list[Gateway] = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
-        self.commands = [
+        self.commands: list[Commands] = [
             Commands(settings.commands, gateway.subjects, gateway.address, self.bus, gateway.tell)
             for gateway in self.gateways
         ]

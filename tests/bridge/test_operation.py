@@ -60,12 +60,19 @@ def value(values: Values, name: str, **labels: str) -> float:
 def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, service(settings(nats_server.url, charon.address)) as bridge:
+        async with (
+            FakeCharon() as charon,
+            witness(nats_server.url) as someone,
+            service(settings(nats_server.url, charon.address)) as bridge,
+        ):
             [gateway] = bridge.gateways
             await charon.registered("log")
             charon.emit("ike-updown", {"up": "yes", "a hostile.name": SA})
             for _ in range(10):
                 charon.emit("log", LOG)
+            charon.on("version", {"daemon": "charon"})
+            for command in ("version", "terminate", "no-such"):
+                await someone.ask(f"vici.gw1.cmd.{command}", b"{}")
             await until(lambda: gateway.log.counts.published == 10 and not gateway.state.waiting and gateway.events)
             gateway.log.lost("the bridge fell behind charon", 11, 13)
             values = await scraped(bridge)
@@ -80,6 +87,9 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
             assert value(values, "vicibridge_vici_events_total", node="gw1", event="ike-updown") == 1
             assert value(values, "vicibridge_charon_up", node="gw1") == 1
             assert value(values, "vicibridge_nats_up") == value(values, "vicibridge_nats_connects_total") == 1
+            for command, code in (("version", "200"), ("terminate", "403"), ("unknown", "404")):
+                assert value(values, "vicibridge_commands_total", node="gw1", command=command, code=code) >= 1
+            assert value(values, "vicibridge_command_seconds_total", node="gw1", command="version") > 0
             assert value(values, "process_resident_memory_bytes") > 0
             assert "hostile" not in str(values)
             for metric in METRICS:
@@ -95,6 +105,27 @@ def test_metrics_follow_the_conventions() -> None:
     for metric in METRICS:
         assert re.fullmatch(r"vicibridge(_[a-z]+)+", metric.name)
         assert metric.help.endswith(".")
+
+
+def test_dashboard_asks_only_for_what_there_is(nats_server: NatsServer) -> None:
+    dashboard = (Path(__file__).parents[2] / "bridge" / "grafana" / "vicibridge.json").read_text()
+    labels = {metric.name: {*metric.labels, "instance"} for metric in METRICS}
+
+    async def test() -> set[str]:
+        async with service(settings(nats_server.url)) as bridge:
+            await until(lambda: bridge.web.port)
+            return {name for name, _ in await scraped(bridge) if name.startswith("process_")}
+
+    process = run(test())
+    for panel in json.loads(dashboard)["panels"]:
+        for target in panel["targets"]:
+            names = set(re.findall(r"\b(?:vicibridge|process)_\w+", target["expr"]))
+            assert names and names <= labels.keys() | process, target["expr"]
+            known = set.intersection(*(labels.get(name, {"instance"}) for name in names))
+            used = re.findall(r"{{(\w+)}}", target["legendFormat"])
+            assert set(used) <= known | set(re.findall(r"by \(([^)]*)\)", target["expr"])), target
+    names = set(re.findall(r"\bvicibridge_\w+", dashboard))
+    assert names >= {name for name in labels if name.endswith("_total")}
 
 
 def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp_path: Path) -> None:
