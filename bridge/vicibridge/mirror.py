@@ -117,8 +117,8 @@ class Mirror:
         self.ikes: dict[str, Ike] = {}
         self.conns: dict[str, Conn] = {}
         self.window: Window | None = None
-        self.unknown_conn = False
-        """Whether there is a connection of which only events have told."""
+        self.doubtful = False
+        """Whether events have told something that only a snapshot can complete."""
         self.stale: list[tuple[Key, SaValue]] = []
         """SAs of a former run of charon that turned up as gone before a snapshot could tell."""
         self.counted: dict[tuple[str, str], Traffic] = {}
@@ -218,6 +218,8 @@ class Mirror:
                 continue
             self._note_child(old)
             self._note_child(new)
+            # When both sides rekey at once, there are two new ones, and charon closes one of them without an event.
+            self.doubtful |= child_key(old) in self.counted
             ike = self._told(time_ns, name, section)
             if ike is not None:
                 self.close_child(time_ns, ike.conn, old, ike)
@@ -232,7 +234,7 @@ class Mirror:
         if not (uniqueid := uniqueid_of(section)):
             return None
         if name not in self.conns:
-            self.unknown_conn = True
+            self.doubtful = True  # whether it is configured, no event tells
             if self.window:
                 self.window.conns.add(name)
         if self.window:

@@ -81,10 +81,10 @@ class Mirroring:
 
     def event(self, time_ns: int, event: str, raw: bytes) -> None:
         """Take an event of the state class, in the order in which they came."""
-        knew_all = not self.mirror.unknown_conn
+        doubted = self.mirror.doubtful
         self.mirror.event(time_ns, event, raw)
-        if knew_all and self.mirror.unknown_conn:
-            asyncio.get_running_loop().call_later(_SOON, self.lost)  # somebody has loaded a connection
+        if self.mirror.doubtful and not doubted:
+            asyncio.get_running_loop().call_later(_SOON, self.lost)
         self.buckets.wake()
 
     def connected(self, session: AsyncSession) -> None:

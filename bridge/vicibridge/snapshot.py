@@ -52,6 +52,7 @@ class Snapshot:
         self.unsettled = False
         self._mirror = mirror
         self._window = mirror.window = Window()
+        mirror.doubtful = False
         self._known_conns = set(mirror.conns)
         self._counted = set(mirror.counted)
         self._seen: set[str] = set()
@@ -206,7 +207,6 @@ class Snapshot:
         for key in self._counted - self._lingering:
             if key[0] not in self._window.children:
                 mirror.counted.pop(key, None)
-        mirror.unknown_conn = False
         mirror.window = None
         stale = [Difference("vanished", *key, value, None) for key, value in mirror.stale]
         mirror.stale = []

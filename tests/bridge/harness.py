@@ -6,15 +6,17 @@ import asyncio
 import io
 import json
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgpack
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.errors import BucketNotFoundError, KeyNotFoundError, NoKeysError
+from nats.js.errors import BucketNotFoundError
 from vicibridge import natsserver
 from vicibridge.bus import Bus
 from vicibridge.config import Config, Gateway
@@ -143,14 +145,17 @@ async def stored(url: str, stream: str = "VICI") -> list[Msg]:
         await client.close()
 
 
-async def bucket(client: Client, name: str) -> dict[str, Any]:
+async def bucket(client: Client, name: str, keys: str = ">") -> dict[str, Any]:
     """Return every value in a key-value bucket; nothing while there is no such bucket."""
     try:
-        kv = await client.jetstream().key_value(name)
-        keys = await kv.keys()
-        return {key: json.loads((await kv.get(key)).value or b"") for key in keys}
-    except (BucketNotFoundError, KeyNotFoundError, NoKeysError):
+        watcher: Any = await (await client.jetstream().key_value(name)).watch(keys, ignore_deletes=True)
+    except BucketNotFoundError:
         return {}
+    found = {}
+    while (entry := await watcher.updates()) is not None:
+        found[entry.key] = json.loads(entry.value)
+    await watcher.stop()
+    return found
 
 
 def settings(url: str, address: str = "/nowhere/charon.vici", **sections: Any) -> Config:
@@ -182,3 +187,22 @@ async def service(config: Config) -> AsyncIterator[Service]:
     finally:
         stop.set()
         await running
+
+
+@asynccontextmanager
+async def bridge_process(config: Path) -> AsyncIterator[Path]:
+    """Run `vicibridge run` with a file and yield its log; it must end in order, without an error."""
+    log = config.with_suffix(".log")
+    argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
+    with log.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(*argv, stderr=stderr)
+    try:
+        yield log
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 15) == 0, log.read_text()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    text = log.read_text()
+    assert "Traceback" not in text and " ERROR " not in text and "are lost" not in text, text

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -18,7 +17,7 @@ from typing import Any
 import msgpack
 import nats
 import pytest
-from harness import envelopes, processed, run, stored, until, witness
+from harness import bridge_process, envelopes, processed, run, stored, until, witness
 from lab import Lab, sas
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
@@ -56,20 +55,8 @@ async def bridge(lab: Lab, nodes: Iterable[str], codec: str = "msgpack") -> Asyn
     spool = f'[spool]\npath = "{lab.directory / "spool"}"'
     codecs = [f'[{name}]\ncodec = "{codec}"' for name in ("events", "log")]
     config.write_text("\n".join([bus, spool, *gateways, *codecs]))
-    log = lab.directory / "bridge.log"
-    argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
-    with log.open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(*argv, stderr=stderr)
-    try:
+    async with bridge_process(config) as log:
         yield log
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 15) == 0, log.read_text()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    text = log.read_text()
-    assert "Traceback" not in text and " ERROR " not in text and "are lost" not in text, text
 
 
 @asynccontextmanager

@@ -1,0 +1,185 @@
+"""The mirror of real charons: at every quiet moment the buckets equal what they list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Witness, bridge_process, bucket, run, witness
+from lab import Lab, sas
+from lab.daemons import Charon
+from nats.aio.client import Client
+
+from vicifast import Message
+from vicifast.aio import AsyncSession
+
+pytestmark = pytest.mark.lab(nats=True)
+
+Section = dict[str, Any]
+
+NODES = ("left", "right")
+COUNT = 200
+TASKS = {"tasks-queued", "tasks-active", "tasks-passive"}
+RUNNING = {"established", "rekey-time", "reauth-time", "life-time", "install-time", "use-in", "use-out"}
+COUNTERS = {"bytes-in", "packets-in", "bytes-out", "packets-out"}
+
+
+@asynccontextmanager
+async def bridges(lab: Lab, nodes: Iterable[str] = NODES) -> AsyncIterator[dict[str, Path]]:
+    """Run one bridge process for each node; they compare often, so that false differences would show."""
+    async with AsyncExitStack() as stack:
+        logs = {}
+        for node in nodes:
+            config = lab.directory / f"bridge-{node}.toml"
+            gateway = f'[[gateway]]\nnode = "{node}"\nvici = "{getattr(lab, node).address}"'
+            bus = f'[nats]\nservers = ["{lab.nats.url}"]\nprobe_interval = 0.3'
+            spool = f'[spool]\npath = "{lab.directory / f"spool-{node}"}"'
+            config.write_text("\n".join([bus, spool, gateway, "[mirror]\ninterval = 0.5", '[http]\nlisten = ""']))
+            logs[node] = await stack.enter_async_context(bridge_process(config))
+        yield logs
+
+
+async def listed(charon: Charon) -> tuple[dict[str, Section], dict[str, Section]]:
+    """What charon lists: IKE_SAs with the CHILD_SAs that are installed, and connections."""
+    async with AsyncSession(charon.address, values=Message) as session:
+        ikes = {}
+        async for message in session.stream("list-sas"):
+            [(name, section)] = message.to_dict().items()
+            assert isinstance(section, dict)
+            if section["state"] == "ESTABLISHED":
+                ikes[f"{charon.name}.{name}.{section['uniqueid']}"] = section
+        conns = {}
+        async for message in session.stream("list-conns"):
+            [(name, section)] = message.to_dict().items()
+            conns[f"{charon.name}.{name}"] = section
+    return ikes, conns
+
+
+def steady(section: Section, *without: set[str]) -> Section:
+    return {key: value for key, value in section.items() if key not in set().union(TASKS, RUNNING, *without)}
+
+
+async def mirrored(client: Client, node: str) -> tuple[dict[str, Section], dict[str, Section]]:
+    return await bucket(client, "VICI_SA", f"{node}.>"), await bucket(client, "VICI_CONN", f"{node}.>")
+
+
+async def difference(client: Client, charon: Charon, *, counters: bool = False) -> object:
+    """What the buckets and charon do not say alike; empty when they agree."""
+    without = set() if counters else COUNTERS
+    ikes, conns = await listed(charon)
+    sa_values, conn_values = await mirrored(client, charon.name)
+    up: Counter[str] = Counter()
+    children_up: Counter[str] = Counter()
+    wrong: list[object] = [("keys", sa_values.keys() ^ ikes.keys(), conn_values.keys() ^ conns.keys())]
+    for key, section in ikes.items():
+        installed = [child for child in section.pop("child-sas").values() if child["state"] == "INSTALLED"]
+        children = {child["uniqueid"]: steady(child, without) for child in installed}
+        up[section_name := key.split(".")[1]] += 1
+        children_up[section_name] += len(children)
+        value = sa_values.get(key, {"sa": {}, "children": {}})
+        shown = {uniqueid: steady(child, without) for uniqueid, child in value["children"].items()}
+        if (steady(value["sa"]), shown) != (steady(section), children):
+            wrong.append((key, steady(value["sa"]), shown, steady(section), children))
+    for key, config in conns.items():
+        value, name = conn_values.get(key, {}), key.split(".")[1]
+        told = (value.get("configured"), value.get("config"), value.get("ike_sas"), value.get("child_sas"))
+        if told != (True, config, up[name], {f"{name}-lan": children_up[name]}):
+            wrong.append((key, told, up[name], children_up[name]))
+    return wrong if len(wrong) > 1 or any(wrong[0][1:]) else None  # type: ignore[index]
+
+
+async def equal(lab: Lab, client: Client, *, counters: bool = False) -> None:
+    """Wait until the buckets equal both charons."""
+    for node in NODES:
+        try:
+            async with asyncio.timeout(15):
+                while await difference(client, getattr(lab, node), counters=counters):
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(await difference(client, getattr(lab, node), counters=counters)) from None
+
+
+def resyncs(someone: Witness, since: int) -> Counter[tuple[str, str, str]]:
+    """What was told, by kind and bucket; of what changed also where."""
+    told: Counter[tuple[str, str, str]] = Counter()
+    for _, envelope in someone.seen(".bridge.resync")[since:]:
+        data = envelope["data"]
+        where = "" if data["kind"] != "changed" else " ".join(sorted(_changed(data["before"], data["after"])))
+        told[data["kind"], data["bucket"], where] += 1
+    return told
+
+
+def _changed(before: Section, after: Section, path: str = "") -> list[str]:
+    paths = []
+    for key in before.keys() | after.keys():
+        one, other = before.get(key), after.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            paths += _changed(one, other, f"{path}{key}.")
+        elif one != other and key not in RUNNING:
+            paths.append(f"{path}{key}={one}>{other}")
+    return paths
+
+
+async def live(lab: Lab, someone: Witness) -> None:
+    """SAs come, carry traffic, are rekeyed, move, and go; nothing of it is a difference."""
+    client = someone.client
+    names = await sas.load(lab, COUNT)
+    await equal(lab, client)
+    told = len(someone.seen(".bridge.resync"))
+    assert resyncs(someone, 0) == {("appeared", "VICI_CONN", ""): 2 * COUNT}
+    await sas.initiate(lab, names)
+    await equal(lab, client)
+    await sas.send(lab, names)
+    await equal(lab, client, counters=True)
+    await sas.rekey_child(lab, names)
+    await equal(lab, client)
+    await sas.rekey_ike(lab, names)
+    await equal(lab, client)
+    sa_values, _ = await mirrored(client, "right")
+    totals = [value["totals"][f"{value['ike']}-lan"] for value in sa_values.values()]
+    assert totals == [{"bytes_in": 60, "packets_in": 1, "bytes_out": 40, "packets_out": 1}] * COUNT
+    assert not resyncs(someone, told)
+    await sas.update(lab, names)
+    await equal(lab, client)
+    await sas.terminate(lab, names[: COUNT // 2])
+    await equal(lab, client)
+    _, conn_values = await mirrored(client, "right")
+    assert {value["totals"][f"{value['conn']}-lan"]["bytes_in"] for value in conn_values.values()} == {60}
+    # Moving makes both sides rekey at once: of the two new CHILD_SAs one is closed, and no event tells that.
+    assert all("children." in where and where.count(">None") for _, _, where in resyncs(someone, told))
+
+
+async def lose_charon(lab: Lab, someone: Witness) -> None:
+    told = len(someone.seen(".bridge.resync"))
+    lab.right.kill()
+    lab.right.start()
+    await equal(lab, someone.client)
+    names = await sas.load(lab, COUNT)
+    await sas.initiate(lab, names[:5])
+    await equal(lab, someone.client)
+    assert resyncs(someone, told)["vanished", "VICI_SA", ""] == COUNT // 2
+
+
+async def lose_nats(lab: Lab, someone: Witness, names: list[str]) -> None:
+    lab.nats.kill()
+    await sas.rekey_child(lab, names)
+    await sas.rekey_ike(lab, names)
+    await sas.terminate(lab, names[:2])
+    lab.nats.start()
+    await equal(lab, someone.client)
+
+
+def test_the_buckets_equal_both_charons(lab: Lab) -> None:
+    async def test() -> None:
+        async with witness(lab.nats.url, "vici.*.bridge.>") as someone, bridges(lab):
+            await live(lab, someone)
+            await lose_charon(lab, someone)
+            await lose_nats(lab, someone, [f"site-{number:03}" for number in range(1, 6)])
+            assert (await bucket(someone.client, "VICI_NODE")).keys() == set(NODES)
+
+    run(test(), 120)
