@@ -22,6 +22,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from collections.abc import Mapping
+from time import time_ns
 
 from .errors import DecodeError, EncodeError, ProtocolError
 
@@ -165,6 +166,7 @@ cdef enum:
     READ_SIZE = 65536  # least room that a read is offered
     BUFFER_SIZE = 262144
     LENT_NODES = 128
+    KNOWN_TOPICS = 64  # charon has 18 groups of log, and two levels that it tells
     LENT_SIZE = 2048  # of the stack, for a message that is encoded; most fit
 
 
@@ -558,7 +560,10 @@ cdef bint are_bytes(values) except -1:
 
 
 cdef class Reader:
-    """How a `Framer` hands out the message of a packet: as objects, transcoded or as it came. Not made directly."""
+    """How a `Framer` hands out the message of a packet: as objects, transcoded or as it came. Not made directly.
+
+    A reader that keeps a message to itself gives None for it, and the framer goes on to the next packet.
+    """
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
         raise TypeError("use Raw, Decoder or Transcoder")
@@ -1535,6 +1540,242 @@ cdef class Transcoder(Reader):
             self.out.data = NULL
             self.out.size = 0
         return result
+
+
+cdef struct Topic:
+    # The messages that have the same two values, one envelope after the other, and under which name they are handed out:
+    # a str, or None for those nobody wants. All three objects are owned.
+    PyObject* one
+    PyObject* other
+    PyObject* name
+    Writer out
+    uint64_t count
+    uint64_t first
+    uint64_t last
+
+
+cdef struct Tally:
+    # Messages that were given a number and dropped.
+    uint64_t count
+    uint64_t first
+    uint64_t last
+
+
+@cython.final
+cdef class Gatherer(Reader):
+    """Puts the messages of an event that come in one read into envelopes, one after the other, sorted by two values.
+
+    `keys` names two root keys. `topic` is called with the values (bytes, empty when missing) that come for the first
+    time, and returns the name under which `take` hands out these messages, or None to leave them out. `limit` is the
+    most bytes that envelopes are gathered to. A read gives one packet with the gatherer itself as message, however many
+    came, so that there is no Python object per message.
+
+    `every` keeps one of so many messages of a topic; `rate` is the most to keep in a second, 0 for no limit; `wanted`,
+    when not None, is called with the value of `text_key` (bytes) and says whether to keep the message. What `topic` and
+    `wanted` leave out has no number; what the other two drop has one, and `dropped` tells.
+    """
+
+    cdef Envelope envelope
+    cdef bytes event
+    cdef tuple keys
+    cdef object topic
+    cdef Py_ssize_t limit
+    cdef Topic* topics
+    cdef list complete
+    cdef bint is_waiting
+    cdef uint64_t passed
+    cdef double tokens
+    cdef Tally sampled
+    cdef Tally limited
+    cdef readonly uint64_t left_out
+    cdef public uint64_t every
+    cdef public double rate
+    cdef public object wanted
+    cdef bytes text_key
+
+    def __cinit__(self):
+        self.topics = <Topic*>calloc(KNOWN_TOPICS, sizeof(Topic))
+        if not self.topics:
+            raise MemoryError
+        self.complete = []
+        self.every = 1
+
+    def __init__(self, Envelope envelope not None, event, keys, topic, *, Py_ssize_t limit=65536, text_key="msg"):
+        self.envelope = envelope
+        self.event = text_of(event, "event")
+        self.keys = root_names(keys)
+        if len(self.keys) != 2:
+            raise ValueError("two keys are needed")
+        self.topic = topic
+        self.limit = limit
+        self.text_key = text_of(text_key, "text_key")
+
+    def __dealloc__(self):
+        cdef int i
+        if self.topics:
+            for i in range(KNOWN_TOPICS):
+                forget_topic(&self.topics[i])
+                free(self.topics[i].out.data)
+            free(self.topics)
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        cdef Element one, other, text
+        cdef Topic* topic
+        cdef Py_ssize_t start
+        if not self.is_waiting:
+            self.begin_read()
+        root_value(data, size, <bytes>self.keys[0], &one)
+        root_value(data, size, <bytes>self.keys[1], &other)
+        topic = self.find(&one, &other)
+        if topic.name == <PyObject*>None or (self.wanted is not None and not self.is_wanted(data, size, &text)):
+            self.left_out += 1
+            return None
+        start = topic.out.used
+        self.write(topic, data, size)
+        if self.is_dropped():
+            topic.out.used = start
+            return self.waiting()
+        if start and topic.out.used > self.limit:
+            self.split(topic, start)
+        topic.last = self.envelope.last
+        if not topic.count:
+            topic.first = topic.last
+        topic.count += 1
+        return self.waiting()
+
+    cdef object waiting(self):
+        """The gatherer for the first message of a read, to be told of; None for those after."""
+        if self.is_waiting:
+            return None
+        self.is_waiting = True
+        return self
+
+    cdef int begin_read(self) except -1:
+        cdef uint64_t now = time_ns()
+        if self.rate:
+            self.tokens = min(self.rate, self.tokens + (now - self.envelope.now) * self.rate / 1e9)
+        self.envelope.now = now
+        return 0
+
+    cdef bint is_wanted(self, const uint8_t* data, Py_ssize_t size, Element* text) except -1:
+        root_value(data, size, self.text_key, text)
+        return self.wanted(text.value[:text.value_size])
+
+    cdef bint is_dropped(self) noexcept:
+        """Whether the message that has just been given a number goes no further."""
+        self.passed += 1
+        if self.every > 1 and self.passed % self.every:
+            tally(&self.sampled, self.envelope.last)
+            return True
+        if not self.rate:
+            return False
+        if self.tokens < 1:
+            tally(&self.limited, self.envelope.last)
+            return True
+        self.tokens -= 1
+        return False
+
+    cdef int write(self, Topic* topic, const uint8_t* data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t start = topic.out.used
+        try:
+            self.envelope.begin(&topic.out, self.event)
+            if self.envelope.json:
+                write_json(&topic.out, data, size, ())
+            else:
+                write_msgpack(&topic.out, data, size, ())
+            self.envelope.end(&topic.out)
+        except BaseException:
+            topic.out.used = start
+            raise
+        return 0
+
+    cdef Topic* find(self, Element* one, Element* other) except NULL:
+        cdef uint64_t place = hash_name(one.value, one.value_size) * 3 + hash_name(other.value, other.value_size)
+        cdef Topic* topic = &self.topics[place % KNOWN_TOPICS]
+        if topic.name and is_value(topic.one, one) and is_value(topic.other, other):
+            return topic
+        first = one.value[:one.value_size]
+        second = other.value[:other.value_size]
+        name = self.topic(first, second)
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"a topic's name must be a str, not {type(name).__name__}")
+        self.split(topic, topic.out.used)
+        forget_topic(topic)
+        Py_INCREF(first)
+        Py_INCREF(second)
+        Py_INCREF(name)
+        topic.one = <PyObject*>first
+        topic.other = <PyObject*>second
+        topic.name = <PyObject*>name
+        return topic
+
+    cdef int split(self, Topic* topic, Py_ssize_t size) except -1:
+        """Complete the first `size` bytes, all the messages counted so far; what is behind them stays."""
+        if topic.count:
+            self.complete.append((<object>topic.name, topic.out.data[:size], topic.count, topic.first, topic.last))
+            topic.count = 0
+            topic.out.used -= size
+            memmove(topic.out.data, topic.out.data + size, topic.out.used)
+        return 0
+
+    @cython.critical_section
+    def take(self):
+        """Return what was gathered since the last call: (name, envelopes, count, first and last number), in order."""
+        cdef int i
+        cdef list complete
+        for i in range(KNOWN_TOPICS):
+            self.split(&self.topics[i], self.topics[i].out.used)
+        complete, self.complete = self.complete, []
+        self.is_waiting = False
+        return complete
+
+    @cython.critical_section
+    def dropped(self):
+        """Return (why, count, first and last number) of what `every` and `rate` dropped since the last call."""
+        cdef list told = []
+        if self.sampled.count:
+            told.append(("sampled", self.sampled.count, self.sampled.first, self.sampled.last))
+        if self.limited.count:
+            told.append(("over the rate limit", self.limited.count, self.limited.first, self.limited.last))
+        self.sampled.count = self.limited.count = 0
+        return told
+
+    @cython.critical_section
+    def forget(self):
+        """Ask `topic` again for every name, as its answers have changed."""
+        cdef int i
+        for i in range(KNOWN_TOPICS):
+            self.split(&self.topics[i], self.topics[i].out.used)
+            forget_topic(&self.topics[i])
+
+
+cdef inline bint is_value(PyObject* known, Element* element) noexcept:
+    return same_bytes(known, element.value, element.value_size)
+
+
+cdef void forget_topic(Topic* topic) noexcept:
+    replace(&topic.one, NULL)
+    replace(&topic.other, NULL)
+    replace(&topic.name, NULL)
+
+
+cdef void tally(Tally* dropped, uint64_t number) noexcept:
+    if not dropped.count:
+        dropped.first = number
+    dropped.last = number
+    dropped.count += 1
+
+
+cdef void root_value(const uint8_t* data, Py_ssize_t size, bytes name, Element* element) noexcept:
+    """The value of the first such key before any section or list, empty when there is none."""
+    cdef const uint8_t* end = data + size
+    cdef const uint8_t* here = next_key(data, end, element)
+    while here:
+        if same_bytes(<PyObject*>name, element.name, element.name_size):
+            return
+        here = next_key(here, end, element)
+    element.value = data
+    element.value_size = 0
 
 
 def to_msgpack(data, *, binary=()):
@@ -2597,7 +2838,9 @@ cdef class Framer:
             if self.last - self.first - 4 < length:
                 break
             try:
-                found.append(self.cut(head + 4, length))
+                packet = self.cut(head + 4, length)
+                if packet is not None:
+                    found.append(packet)
             except ProtocolError as error:
                 self.error = error
                 break
@@ -2612,7 +2855,8 @@ cdef class Framer:
             if size < 2 or size - 2 < name_size:
                 raise ProtocolError("an event whose name is longer than its packet")
             self.recall(data + 2, name_size)
-            return (kind, self.event, self.message(self.event_reader, data + 2 + name_size, size - 2 - name_size))
+            message = self.message(self.event_reader, data + 2 + name_size, size - 2 - name_size)
+            return None if message is None else (kind, self.event, message)
         if kind == CMD_RESPONSE:
             return (kind, None, self.message(self.default, data + 1, size - 1))
         if kind != CMD_UNKNOWN and kind != EVENT_CONFIRM and kind != EVENT_UNKNOWN:
