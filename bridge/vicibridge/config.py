@@ -51,6 +51,14 @@ def _server(url: str) -> str:
     return url
 
 
+def _pattern(pattern: str | None) -> str | None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern
+
+
 def _readable(path: Path) -> Path:
     if not os.access(path, os.R_OK):
         raise ValueError(f"{str(path)!r} is missing or may not be read")
@@ -224,10 +232,20 @@ class Events(_Section):
 
 
 class Log(_Section):
-    """The log class: gathered for `linger_ms` or 64 KiB; `max_bytes` bounds what waits, the oldest goes first."""
+    """The log class: gathered for `linger_ms` or 64 KiB; `max_bytes` bounds what waits, the oldest goes first.
+
+    `groups` (none named: all), `levels` and `pattern`, a regular expression to be found in the text, choose what is
+    published; what they leave out has no number. `every` keeps one line of so many, `rate` so many in a second (0 is no
+    limit); what they drop is told as a gap.
+    """
 
     codec: Codec = "msgpack"
     linger_ms: Annotated[int, Field(ge=0, le=10_000), LIVE] = 20
+    groups: Annotated[list[str], LIVE] = []
+    levels: Annotated[list[Annotated[int, Field(ge=-1, le=4)]], LIVE] = [0, 1]
+    pattern: Annotated[str | None, AfterValidator(_pattern), LIVE] = None
+    every: Annotated[int, Field(ge=1), LIVE] = 1
+    rate: Annotated[float, Field(ge=0), LIVE] = 0
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgpack
@@ -57,6 +57,10 @@ class Envelopes:
             packed: bytes = msgpack.packb(data)
             return empty.removesuffix(b"\x80") + packed
         return empty.removesuffix(b"{}}\n") + json.dumps(data, separators=(",", ":")).encode() + b"}\n"
+
+    def gatherer(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> _wire.Gatherer:
+        """Return the reader that puts the messages of `event` into envelopes of this node and class as they come."""
+        return _wire.Gatherer(self._envelope, event, keys, topic)
 
     def skip(self, count: int) -> tuple[int, int]:
         """Give the next `count` numbers to events that will have no envelope; return the first and the last."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from vicifast._wire import Raw
+from vicifast._wire import Raw, Reader
 from vicifast.aio import AsyncSession, Listener
 from vicifast.commands import EVENTS
 from vicifast.errors import DecodeError, UnknownEvent, ViciError
@@ -44,6 +45,8 @@ class Gateway:
         self.boot = boot = new_boot()
         self._events = Envelopes(settings.events.codec, gateway.node, boot)
         self._lines = Envelopes(settings.log.codec, gateway.node, boot)
+        self._gatherer = self._lines.gatherer("log", ("group", "level"), self._log_subject)
+        self._filter(settings.log)
         stream = Stream(
             settings.nats.stream,
             stream_subjects(settings.nats.prefix),
@@ -106,6 +109,7 @@ class Gateway:
             return
         self._stopping.set()
         if self._session is not None:
+            self._gatherer.silent = True  # what comes until charon confirms is taken when the session has ended
             await self._session.close()
             if late := self._session.late_events:
                 self._tell_gap("all", "the bridge stopped", late, None, None)
@@ -115,8 +119,29 @@ class Gateway:
         """Take over what may change at run time."""
         self.state.configure(settings.events.max_bytes)
         self.log.configure(settings.log.linger_ms / 1000, settings.log.max_bytes)
+        self._filter(settings.log)
         if self.mirroring:
             self.mirroring.reload(settings.mirror)
+
+    @property
+    def left_out(self) -> int:
+        """Log events that the configuration does not want."""
+        return self._gatherer.left_out
+
+    def _filter(self, log: config.Log) -> None:
+        self._groups = frozenset(name.encode() for name in log.groups)
+        self._levels = frozenset(str(level).encode() for level in log.levels)
+        pattern = re.compile(log.pattern.encode()) if log.pattern else None
+        self._gatherer.wanted = pattern.search if pattern else None
+        self._gatherer.every = log.every
+        self._gatherer.rate = log.rate
+        self._gatherer.forget()
+
+    def _log_subject(self, group: bytes, level: bytes) -> str | None:
+        # What has no group or level is not filtered: it may be malformed, and that has to be told.
+        if (group and self._groups and group not in self._groups) or (level and level not in self._levels):
+            return None
+        return self.subjects.log(group, level)
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -125,7 +150,8 @@ class Gateway:
             pass
 
     async def _read(self) -> None:
-        session = AsyncSession(self.address, timeout=_TIMEOUT, readers={name: Raw() for name in _STANDALONE})
+        readers: dict[str, Reader] = {name: Raw() for name in _STATE}
+        session = AsyncSession(self.address, timeout=_TIMEOUT, readers={**readers, "log": self._gatherer})
         self._session = session
         try:
             await session.connect()
@@ -139,6 +165,7 @@ class Gateway:
             await asyncio.gather(*(self._follow(listener) for listener in listeners))
         finally:
             await session.close()
+            self._gather(asyncio.get_running_loop().time())
 
     async def _ready(self, listener: Listener) -> None:
         try:
@@ -165,6 +192,9 @@ class Gateway:
         time_ns = time.time_ns()
         now = asyncio.get_running_loop().time()
         for event, raw in batch:
+            if raw is self._gatherer:
+                self._gather(now)
+                continue
             is_log = event == "log"
             envelopes = self._lines if is_log else self._events
             try:
@@ -176,13 +206,17 @@ class Gateway:
                 pipeline = self.log if is_log else self.state
                 pipeline.lost("malformed message from charon", *envelopes.skip(1))
                 continue
-            if is_log:
-                self.log.put(envelopes.seq, subject, envelope, now)
-            else:
-                self.events[event] += 1
-                self.state.put(envelopes.seq, subject, envelope)
-                if self.mirroring:
-                    self.mirroring.event(time_ns, event, raw)
+            self.events[event] += 1
+            self.state.put(envelopes.seq, subject, envelope)
+            if self.mirroring:
+                self.mirroring.event(time_ns, event, raw)
+
+    def _gather(self, now: float) -> None:
+        """Hand over the log events that the framer has put into envelopes already."""
+        for subject, payload, count, first, last in self._gatherer.take():
+            self.log.put(subject, payload, count, first, last, now)
+        for cause, count, first, last in self._gatherer.dropped():
+            self.log.lost(cause, first, last, count)
 
     def _came_up(self, session: AsyncSession) -> None:
         if self._up is False and self._down_since:

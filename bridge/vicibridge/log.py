@@ -59,29 +59,29 @@ class LogPipeline:
     def in_flight(self) -> int:
         return self.counts.received - self.counts.published - self.counts.dropped
 
-    def put(self, seq: int, subject: str, payload: bytes, now: float) -> None:
-        """Take over one envelope; `now` is the time of the loop, read once for all that came together."""
-        self.counts.received += 1
+    def put(self, subject: str, payload: bytes, count: int, first_seq: int, last_seq: int, now: float) -> None:
+        """Take over `count` envelopes; `now` is the time of the loop, read once for all that came together."""
+        self.counts.received += count
         batch = self._open.get(subject)
         if batch is None:
-            batch = self._open[subject] = _Batch(subject, seq, now + self._linger)
+            batch = self._open[subject] = _Batch(subject, first_seq, now + self._linger)
             self._empty.clear()
             self._wake.set()
         elif len(batch.payload) + len(payload) > self._limit:
             self._ready.append(batch)
             del self._open[subject]
-            batch = self._open[subject] = _Batch(subject, seq, now + self._linger)
+            batch = self._open[subject] = _Batch(subject, first_seq, now + self._linger)
             self._wake.set()
         batch.payload += payload
-        batch.count += 1
-        batch.last_seq = seq
+        batch.count += count
+        batch.last_seq = last_seq
         self._bytes += len(payload)
         if self._bytes > self._max_bytes:
             self._shed()
 
-    def lost(self, cause: str, first_seq: int, last_seq: int) -> None:
-        """Count events that never became envelopes."""
-        count = last_seq - first_seq + 1
+    def lost(self, cause: str, first_seq: int, last_seq: int, count: int | None = None) -> None:
+        """Count events that never became envelopes: all from the first to the last, or `count` of them."""
+        count = last_seq - first_seq + 1 if count is None else count
         self.counts.received += count
         self.counts.drop(cause, count)
         self._losses.add(cause, count, first_seq, last_seq)

@@ -104,6 +104,12 @@ class Subjects:
         message = _wire.Message(raw)
         return ".".join([self._base + fixed, *(escape(token(message)) for token in tokens)])
 
+    def log(self, group: bytes, level: bytes) -> str:
+        """Return the subject of the log lines of a group and level."""
+        fixed, _ = _EVENTS["log"]
+        names = (token.decode("utf-8", "surrogateescape") for token in (group, level))
+        return ".".join([self._base + fixed, *map(escape, names)])
+
     def bridge(self, kind: str) -> str:
         """Return the subject of the bridge's own envelopes: status, gap, resync."""
         return f"{self._base}bridge.{kind}"

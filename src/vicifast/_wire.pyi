@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, TypeAlias, final
 
 from _typeshed import ReadableBuffer
@@ -7,7 +7,7 @@ from .errors import DecodeError, ProtocolError
 
 _Scalar: TypeAlias = str | bytes
 _Section: TypeAlias = dict[str, "_Scalar | list[_Scalar] | _Section"]
-_Body: TypeAlias = "_Section | Message | bytes | DecodeError | None"
+_Body: TypeAlias = "_Section | Message | bytes | Gatherer | DecodeError | None"
 _Value: TypeAlias = "_Scalar | list[_Scalar] | Message"
 _Values: TypeAlias = type[str] | type[bytes]
 
@@ -90,6 +90,28 @@ class Transcoder(Reader):
         event: str = ...,
     ) -> None: ...
     def transcode(self, data: ReadableBuffer) -> bytes: ...
+
+@final
+class Gatherer(Reader):
+    every: int
+    rate: float
+    wanted: Callable[[bytes], object] | None
+    silent: bool
+    def __init__(
+        self,
+        envelope: Envelope,
+        event: str,
+        keys: Sequence[str],
+        topic: Callable[[bytes, bytes], str | None],
+        *,
+        limit: int = ...,
+        text_key: str = ...,
+    ) -> None: ...
+    @property
+    def left_out(self) -> int: ...
+    def take(self) -> list[tuple[str, bytes, int, int, int]]: ...
+    def dropped(self) -> list[tuple[str, int, int, int]]: ...
+    def forget(self) -> None: ...
 
 @final
 class Framer:

@@ -1572,7 +1572,8 @@ cdef class Gatherer(Reader):
 
     `every` keeps one of so many messages of a topic; `rate` is the most to keep in a second, 0 for no limit; `wanted`,
     when not None, is called with the value of `text_key` (bytes) and says whether to keep the message. What `topic` and
-    `wanted` leave out has no number; what the other two drop has one, and `dropped` tells.
+    `wanted` leave out has no number; what the other two drop has one, and `dropped` tells. While it is `silent` a read
+    gives no packet at all.
     """
 
     cdef Envelope envelope
@@ -1591,6 +1592,7 @@ cdef class Gatherer(Reader):
     cdef public uint64_t every
     cdef public double rate
     cdef public object wanted
+    cdef public bint silent
     cdef bytes text_key
 
     def __cinit__(self):
@@ -1645,7 +1647,7 @@ cdef class Gatherer(Reader):
 
     cdef object waiting(self):
         """The gatherer for the first message of a read, to be told of; None for those after."""
-        if self.is_waiting:
+        if self.is_waiting or self.silent:
             return None
         self.is_waiting = True
         return self
@@ -1716,6 +1718,10 @@ cdef class Gatherer(Reader):
             topic.count = 0
             topic.out.used -= size
             memmove(topic.out.data, topic.out.data + size, topic.out.used)
+        if not topic.out.used and topic.out.size > BUFFER_SIZE:
+            free(topic.out.data)
+            topic.out.data = NULL
+            topic.out.size = 0
         return 0
 
     @cython.critical_section

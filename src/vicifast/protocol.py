@@ -28,7 +28,7 @@ from .errors import (
 )
 
 Section: TypeAlias = dict[str, "str | bytes | list[str | bytes] | Section"]
-Body: TypeAlias = "Section | _wire.Message | bytes | ViciError"
+Body: TypeAlias = "Section | _wire.Message | bytes | _wire.Gatherer | ViciError"
 Values: TypeAlias = type[str] | type[bytes] | type[_wire.Message]
 
 # A listener that nobody reads keeps this many events, then loses the oldest: charon must not be the one who waits.

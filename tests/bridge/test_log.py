@@ -26,7 +26,7 @@ class Feed:
         now = asyncio.get_running_loop().time()
         for _ in range(count):
             self.count += 1
-            self.pipeline.put(self.count, subject, b"%d\n".rjust(size) % self.count, now)
+            self.pipeline.put(subject, b"%d\n".rjust(size) % self.count, 1, self.count, self.count, now)
 
     async def flush(self) -> None:
         await asyncio.wait_for(self.pipeline.flush(), 15)
