@@ -1,44 +1,127 @@
-"""The programs in the documentation that talk to NATS, with the bridge of a recorded daemon on the other side."""
+"""The examples do what they say, on a real nats-server and a bridge."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import os
+import sqlite3
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
-import pytest
-from harness import NatsServer, run, service, settings, witness
-from pages import NATS, Block, blocks, each, recorded_charon, tell_events
+from harness import NatsServer, run
+from test_client import a_fleet
+from test_console import LINE, SA, mirrored
+from vicibridge.natsserver import free_port
 
-from vicifast.testing import FakeCharon
-
-
-async def tell_again_and_again(charon: FakeCharon) -> None:
-    """Not once: a program hears only what comes after it has subscribed."""
-    while True:
-        await tell_events(charon)
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CHILD = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
+SITE = {**SA, "child-sas": {"net-3": CHILD}}
 
 
-@each([block for block in blocks("python") if NATS in block.text])
-def test_program(block: Block, nats_server: NatsServer, capsys: pytest.CaptureFixture[str]) -> None:
-    async def test() -> str:
-        async with recorded_charon() as charon, service(settings(nats_server.url, charon.address)):
-            async with witness(nats_server.url) as someone:
-                await someone.ask("vici.gw1.cmd.version")
-                telling = asyncio.create_task(tell_again_and_again(charon))
-                await someone.sees("child-updown", count=10)
-                source = block.text.replace(NATS, nats_server.url).replace("asyncio.run(main())", "")
-                names: dict[str, object] = {"__name__": "__main__"}
-                exec(compile(source, block.where, "exec"), names)
-                main = asyncio.create_task(names["main"]())  # type: ignore[operator]
-                printed = ""
-                while not printed and not main.done():
-                    await asyncio.sleep(0.01)
-                    printed += capsys.readouterr().out
-                telling.cancel()
-                main.cancel()
-                with suppress(asyncio.CancelledError):
-                    await main
-                return printed + capsys.readouterr().out
+@asynccontextmanager
+async def example(name: str, *args: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, args)),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"]},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
 
-    nats_server.start()
-    assert run(test(), 20)
+
+async def line(process: asyncio.subprocess.Process, emit: Callable[[], object]) -> str:
+    """Return the first line it writes; what it waits for happens until it has heard of it."""
+    assert process.stdout
+    reading = asyncio.create_task(process.stdout.readline())
+    while not reading.done():
+        emit()
+        await asyncio.wait([reading], timeout=0.1)
+    return (await reading).decode()
+
+
+def test_alarm_and_worker(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw1") as (_, [charon]):
+            await charon.registered("child-updown")
+            async with example("alarm", nats_server.url) as alarm, example("worker", nats_server.url) as worker:
+                told = await line(alarm, lambda: charon.emit("child-updown", {"site": SITE}))
+                assert told == "ALARM gw1: site is down\n"
+                assert (await line(worker, lambda: None)).startswith("gw1 ")
+
+    run(test())
+
+
+def test_log_shipper(nats_server: NatsServer, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw 1") as (_, [charon]), example("log_shipper", nats_server.url, tmp_path):
+            await charon.registered("log")
+            file = tmp_path / "gw=201.log"
+            while not file.exists() or not rows(tmp_path / "log.db"):
+                charon.emit("log", LINE)
+                await asyncio.sleep(0.1)
+            assert file.read_text("utf-8").endswith(" [IKE] retransmit\n")
+            assert rows(tmp_path / "log.db")[0] == ("gw 1", "IKE", "1", "retransmit")
+
+    run(test())
+
+
+def rows(path: Path) -> list[tuple[str, ...]]:
+    database = sqlite3.connect(path)
+    try:
+        return database.execute("select node, grp, level, msg from log").fetchall()
+    finally:
+        database.close()
+
+
+def test_inventory_and_reinitiate(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        allow = {"allow": ["@read", "@operate"]}
+        async with a_fleet(nats_server, "gw1", "gw2", commands=allow) as (_, charons):
+            charons[0].on("stats", {"uptime": {"running": "2 days"}, "ikesas": {"total": "7"}})
+            for charon in charons:
+                charon.on("terminate", {"success": "no", "errmsg": "no matching SAs to terminate found"})
+                charon.on("initiate", {"success": "yes"})
+            charons[0].on("list-sas", {}, stream=[("list-sa", {"site": SITE})])
+            charons[1].on("list-sas", {})
+            async with example("inventory", nats_server.url) as inventory:
+                told = (await inventory.communicate())[0].decode().splitlines()
+                assert sorted(told)[0] == "gw1: running 2 days, SAs 7" and sorted(told)[1].startswith(
+                    "gw2: charon does"
+                )
+            async with example("reinitiate", nats_server.url, "net", "gw1", "gw2") as renewing:
+                out = (await renewing.communicate())[0].decode()
+                assert "gw1: net is up" in out and "stopped: gw2: net is not installed" in out
+                assert renewing.returncode == 1
+
+    run(test())
+
+
+def test_exporter(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        port = free_port()
+        async with a_fleet(nats_server, "gw1", mirror={"enabled": True}) as (fleet, [charon]):
+            charon.on("list-conns", {})
+            await charon.registered("child-updown")
+            charon.emit("child-updown", {"up": "yes", "site": SITE})
+            await mirrored(fleet)
+            async with example("exporter", nats_server.url, port):
+                seen: list[str] = []
+
+                def fetch() -> str:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                        return str(answer.read().decode())
+
+                while not any('child="net"' in text for text in seen):
+                    with suppress(OSError):
+                        seen.append(await asyncio.to_thread(fetch))
+                    await asyncio.sleep(0.05)
+                assert 'tunnel_bytes_total{child="net",conn="site",direction="in",node="gw1"} 2048.0' in seen[-1]
+
+    run(test())

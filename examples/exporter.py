@@ -1,0 +1,42 @@
+"""Traffic of every tunnel of the fleet for Prometheus; rekeying does not set the counters back, as the mirror adds up.
+
+python examples/exporter.py nats://127.0.0.1:4222 9200
+curl http://127.0.0.1:9200/metrics
+"""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, Metric
+from vicibridge.client import Fleet, Watch
+from vicibridge.values import ConnValue
+
+
+class Tunnels:
+    """Reads the mirror whenever Prometheus asks."""
+
+    def __init__(self, watch: Watch[ConnValue]) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterator[Metric]:
+        traffic = CounterMetricFamily("tunnel_bytes", "Bytes", labels=["node", "conn", "child", "direction"])
+        for value in list(self._watch.current.values()):
+            for child, totals in value["totals"].items():
+                traffic.add_metric([value["node"], value["conn"], child, "in"], totals["bytes_in"])
+                traffic.add_metric([value["node"], value["conn"], child, "out"], totals["bytes_out"])
+        yield traffic
+
+
+async def main(url: str, port: int) -> None:
+    async with Fleet(url) as fleet, fleet.watch_conns() as watch:
+        registry = CollectorRegistry()
+        registry.register(Tunnels(watch))
+        start_http_server(port, "127.0.0.1", registry)
+        async for _ in watch:  # takes the changes, of which the last are in watch.current
+            pass
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

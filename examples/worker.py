@@ -1,0 +1,20 @@
+"""One of several workers: each event goes to one of them, and to another when it dies before it has done its work.
+
+python examples/worker.py nats://127.0.0.1:4222 &
+python examples/worker.py nats://127.0.0.1:4222 &
+"""
+
+import asyncio
+import sys
+
+from vicibridge.client import Fleet
+
+
+async def main(url: str) -> None:
+    async with Fleet(url) as fleet, fleet.subscribe(durable="workers", queue="workers") as events:
+        async for envelope in events:
+            print(f"{envelope.node} {envelope.boot} {envelope.seq} {envelope.event}", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
