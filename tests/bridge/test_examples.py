@@ -108,6 +108,7 @@ def test_exporter(nats_server: NatsServer) -> None:
         port = free_port()
         async with a_fleet(nats_server, "gw1", mirror={"enabled": True}) as (fleet, [charon]):
             charon.on("list-conns", {})
+            charon.on("list-sas", {}, stream=[("list-sa", {"site": SITE})])
             await charon.registered("child-updown")
             charon.emit("child-updown", {"up": "yes", "site": SITE})
             await mirrored(fleet)
