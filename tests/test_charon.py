@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from lab import Lab, certificates, sas
+from onloop import Kit
 
-from vicifast import _wire
+from vicifast import Session, _wire
 from vicifast.aio import AsyncSession
 from vicifast.errors import (
     CommandError,
@@ -24,7 +27,7 @@ from vicifast.errors import (
 
 pytestmark = pytest.mark.lab(nats=True)
 
-CLIENTS = 100
+CLIENTS = 300
 TOO_MANY = 2200  # connections with names of 250 bytes: 250 * 2200 is more than charon's 512 KiB for a reply
 
 
@@ -137,6 +140,15 @@ def test_many_clients_at_once(lab: Lab) -> None:
     run(test())
 
 
+def test_many_blocking_clients_at_once(lab: Lab) -> None:
+    def client(_: int) -> str:
+        with Session(lab.left.address) as session:
+            return str(session.version()["daemon"])
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        assert list(pool.map(client, range(CLIENTS))) == ["charon"] * CLIENTS
+
+
 def test_event_that_an_old_charon_does_not_have(lab: Lab) -> None:
     async def test() -> None:
         async with AsyncSession(lab.right.address) as session:
@@ -224,21 +236,39 @@ def test_closing_listeners_of_the_log_makes_no_burst(lab: Lab) -> None:
     run(test())
 
 
-def test_reply_that_charon_drops(lab: Lab) -> None:
-    async def test() -> None:
-        await load_connections(lab.left.address, [f"{number:0250}" for number in range(TOO_MANY)])
-        async with AsyncSession(lab.left.address) as session:
-            began = asyncio.get_running_loop().time()
-            with pytest.raises(RequestTimeout, match="get-conns: nothing came for 0.5 s.*longer than 512 KiB"):
-                await session.call("get-conns", timeout=0.5)
-            assert asyncio.get_running_loop().time() - began < 5
-            assert session.closed
-            with pytest.raises(ConnectionClosed, match="get-conns: nothing came.*512 KiB"):
-                await session.call("version")
-            await session.connect()
-            assert len([message async for message in session.stream("list-conns")]) == TOO_MANY
+def test_reply_that_charon_drops(kit: Kit, lab: Lab) -> None:
+    asyncio.run(load_connections(lab.left.address, [f"{number:0250}" for number in range(TOO_MANY)]))
+    with kit.session(lab.left.address) as session:
+        began = time.monotonic()
+        with pytest.raises(RequestTimeout, match="get-conns: nothing came for 0.5 s.*longer than 512 KiB"):
+            session.get_conns(timeout=0.5)
+        assert time.monotonic() - began < 5
+        assert session.closed
+        with pytest.raises(ConnectionClosed, match="get-conns: nothing came.*512 KiB"):
+            session.version()
+        session.connect()
+        assert len(list(session.list_conns())) == TOO_MANY
 
-    run(test())
+
+def test_a_charon_that_is_killed_in_the_middle_of_a_stream(kit: Kit, lab: Lab) -> None:
+    children = {"lan": {"local_ts": ["10.1.0.1/32"], "remote_ts": ["10.128.0.1/32"]}}
+    nowhere = {"remote_addrs": ["10.99.0.77"], "local": {"auth": "psk"}, "remote": {"auth": "psk"}}
+    with kit.session(lab.left.address) as session, session.listen("ike-updown", timeout=10) as listener:
+        session.load_conn("nowhere", {**nowhere, "children": children})
+        stream = session.initiate(child="lan", timeout=20)
+        assert next(stream)["msg"]
+        lab.left.kill()
+        with pytest.raises(ConnectionClosed, match="charon closed the connection|the connection broke"):
+            list(stream)
+        with pytest.raises(ConnectionClosed):
+            next(listener)
+        with pytest.raises(ConnectionClosed):
+            session.version()
+        with pytest.raises(ConnectionClosed, match="cannot connect"):
+            session.connect()
+        lab.left.start()
+        session.connect()
+        assert session.version()["daemon"] == "charon"
 
 
 def test_last_events_of_a_charon_that_stops(lab: Lab) -> None:
