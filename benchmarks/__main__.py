@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .measure import Table
 
 # Each part is a module with `tables(settings)`; what it needs installed is imported with it.
-PARTS = {"codec": "codec", "stream": "stream", "import": "imports", "charon": "charon"}
-ON_REQUEST = {"charon"}  # it needs root, strongSwan and minutes
+PARTS = {"codec": "codec", "stream": "stream", "import": "imports", "charon": "charon", "bridge": "bridge"}
+ON_REQUEST = {"charon", "bridge"}  # they need minutes, the one root and strongSwan, the other a nats-server
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> None:
     report.show_machine(console, described, machine.busy())
     tables: list[Table] = []
     with console.status("") as status:
-        settings = Settings(options.quick, status.update, options.sas, options.charon)
+        settings = Settings(options.quick, status.update, options.sas, options.charon, options.flood)
         for part in [options.only] if options.only else [part for part in PARTS if part not in ON_REQUEST]:
             for table in importlib.import_module(f"benchmarks.{PARTS[part]}").tables(settings):
                 report.show_table(console, table)
@@ -72,6 +72,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="every row in less than 30 seconds, with few rounds")
     parser.add_argument("--only", choices=PARTS, help=f"one part of it; only so: {', '.join(ON_REQUEST)}")
+    parser.add_argument("--flood", metavar="SECONDS", type=float, default=5, help="how long the bridge is flooded")
     parser.add_argument("--sas", metavar="N", type=int, default=5000, help="how many SAs the real charon is given")
     parser.add_argument("--charon", metavar="ADDRESS", help="measure on a charon that runs already, and has SAs")
     parser.add_argument("--json", metavar="FILE", help="write all figures to a file, or with - to standard output")

@@ -88,7 +88,7 @@ def traffics() -> list[Traffic]:
     """The three kinds, the same in every run."""
     return [
         Traffic("uniform", "300 recorded list-sa events, then variations of them", _uniform(UNIFORM_COUNT)),
-        Traffic("mixed", "every message of tests/data that a daemon sent, in order", _recorded("*")),
+        Traffic("mixed", "every message of tests/data that a daemon sent, in order", recorded("*")),
         Traffic("adversarial", "no name and no value occurs twice, no value is ASCII", _adversarial(ADVERSARIAL_COUNT)),
     ]
 
@@ -141,7 +141,8 @@ def _five(tree: dict[str, Any]) -> list[Path]:
     return [paths[(len(paths) - 1) * quarter // 4] for quarter in range(5)]
 
 
-def _recorded(pattern: str, event: str | None = None) -> list[bytes]:
+def recorded(pattern: str, event: str | None = None) -> list[bytes]:
+    """The messages in the recordings of this name, or those of one event."""
     from vicifast.recording import Recording  # brings asyncio, which the many processes that measure memory need not
 
     files = sorted(DATA.glob(f"{pattern}.recording"))
@@ -150,11 +151,11 @@ def _recorded(pattern: str, event: str | None = None) -> list[bytes]:
 
 
 def _uniform(count: int) -> list[bytes]:
-    recorded = _recorded("list-sas", "list-sa")
+    messages = recorded("list-sas", "list-sa")
     rng = random.Random(SEED)
-    made = recorded[:count]
+    made = messages[:count]
     while len(made) < count:
-        tree = plain(vicifast.decode(recorded[len(made) % len(recorded)]))
+        tree = plain(vicifast.decode(messages[len(made) % len(messages)]))
         made.append(vicifast.encode(_varied(tree, len(made), rng)))
     return made
 

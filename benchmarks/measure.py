@@ -15,13 +15,15 @@ Sample = TypeVar("Sample")
 class Settings(NamedTuple):
     """How long to measure: `quick` gives every row, few rounds each. `report` is told what is being measured.
 
-    `charon` is the address of a running one with SAs to list; without it one is started, for `sas` SAs.
+    `charon` is the address of a running one with SAs to list; without it one is started, for `sas` SAs. The bridge is
+    flooded for `flood` seconds.
     """
 
     quick: bool
     report: Callable[[str], None]
     sas: int = 5000
     charon: str | None = None
+    flood: float = 5
 
 
 class Cell(NamedTuple):
@@ -63,7 +65,7 @@ class Table:
 
 
 def is_ours(contestant: str) -> bool:
-    return contestant.startswith("vicifast")
+    return contestant.startswith(("vicifast", "vicibridge"))
 
 
 def interleave(rounds: int, runs: Mapping[str, Callable[[], Sample]]) -> dict[str, list[Sample]]:

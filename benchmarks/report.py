@@ -47,9 +47,9 @@ def show_verdicts(console: Console, verdicts: list[Verdict]) -> None:
     for heading in ("what", "case", "to reach", "measured", ""):
         grid.add_column(heading)
     for target, value, reached in verdicts:
-        wanted = f"{target.at_least:g}x {target.peer}" if target.peer else f"{target.at_most:g} ms at most"
+        wanted = f"{target.at_least:g}x {target.peer}" if target.peer else f"{target.at_most:.3g} {target.unit} at most"
         state = "not measured" if value is None else "reached" if reached else "[red]not reached[/red]"
-        measured = "" if value is None else f"{value:.3g}{'x' if target.peer else ' ms'}"
+        measured = "" if value is None else f"{value:.3g}{'x' if target.peer else f' {target.unit}'}"
         grid.add_row(f"{target.what} ({target.ours})", target.case, wanted, measured, state)
     console.print()
     console.print(grid)

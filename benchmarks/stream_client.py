@@ -16,10 +16,10 @@ from vicifast import _wire
 from .corpus import plain
 
 
-class _Clock:
+class Clock:
     """CPU and wall time of a part of the program."""
 
-    def __enter__(self) -> _Clock:
+    def __enter__(self) -> Clock:
         self.cpu, self.wall = time.process_time(), time.perf_counter()
         return self
 
@@ -34,43 +34,43 @@ def _digest(messages: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _python_vici(path: str, count: int) -> tuple[_Clock, int, str]:
+def _python_vici(path: str, count: int) -> tuple[Clock, int, str]:
     import vici  # type: ignore[import-untyped]
 
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)
         session = vici.Session(sock)
         digest, got = _digest(session.list_sas()), 0
-        with _Clock() as clock:
+        with Clock() as clock:
             for _ in session.list_sas():
                 got += 1
     return clock, got, digest
 
 
-def _session(path: str, count: int) -> tuple[_Clock, int, str]:
+def _session(path: str, count: int) -> tuple[Clock, int, str]:
     import vicifast
 
     connect: Any = vicifast.Session
     with connect(path) as session:
         digest, got = _digest(session.stream("list-sas")), 0
-        with _Clock() as clock:
+        with Clock() as clock:
             for _ in session.stream("list-sas"):
                 got += 1
     return clock, got, digest
 
 
-async def _async_session(path: str) -> tuple[_Clock, int, str]:
+async def _async_session(path: str) -> tuple[Clock, int, str]:
     from vicifast.aio import AsyncSession
 
     async with AsyncSession(path) as session:
         digest, got = _digest([message async for message in session.stream("list-sas")]), 0
-        with _Clock() as clock:
+        with Clock() as clock:
             async for _ in session.stream("list-sas"):
                 got += 1
     return clock, got, digest
 
 
-def _discard(path: str, count: int) -> tuple[_Clock, int, str]:
+def _discard(path: str, count: int) -> tuple[Clock, int, str]:
     """The floor: how much of the others' time is the kernel's."""
     request = b"".join(
         _wire.packet(kind, name)
@@ -90,7 +90,7 @@ def _discard(path: str, count: int) -> tuple[_Clock, int, str]:
             size += len(data)
             framer.feed(data)
             answers += sum(kind != _wire.EVENT for kind, _, _ in framer.packets())
-        with _Clock() as clock:
+        with Clock() as clock:
             sock.sendall(request)
             while size > 0:
                 size -= sock.recv_into(buffer)

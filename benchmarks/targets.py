@@ -17,6 +17,7 @@ class Target(NamedTuple):
     peer: str = ""
     at_least: float = 0.0
     at_most: float = 0.0
+    unit: str = "ms"
 
 
 class Verdict(NamedTuple):
@@ -38,6 +39,9 @@ TARGETS = [
     Target("list-sas, asyncio", "stream", "packets, CPU", "vicifast AsyncSession", "python vici", 10),
     Target("list-sas of a real charon", "charon", "CPU", "vicifast Session", "python vici", 5),
     Target("list-sas of a real charon", "charon", "CPU", "vicifast AsyncSession", "python vici", 5),
+    Target("bridge, log", "bridge-log", "CPU", "vicibridge, msgpack", "python vici, msgpack, nats-py", 15),
+    Target("bridge, log, 150,000/s", "bridge-log", "wall", "vicibridge, msgpack", at_most=1e6 / 150_000, unit="µs"),
+    Target("bridge, state, 15,000/s", "bridge-state", "wall", "vicibridge, msgpack", at_most=1e6 / 15_000, unit="µs"),
     Target("import", "import", "CPU", "vicifast", at_most=25),
 ]
 
