@@ -9,11 +9,12 @@ ASAN := $(VENV)-asan
 FUZZ := $(VENV)-fuzz
 WHEEL := $(VENV)-wheel
 
-.PHONY: help demo test test-wheel test-asan fuzz lint build dist docs bench bench-instructions clean tools
+.PHONY: help demo test test-faults test-wheel test-asan fuzz lint build dist docs bench bench-instructions clean tools
 
 help:
 	@echo "make demo [CHARON=real]  the bridge at work, on recorded traffic or on two real charons (root)"
 	@echo "make test                the test-suite; real-daemon tests where charon is installed and we are root"
+	@echo "make test-faults         NATS and the bridge broken in many ways under traffic; what arrived is held against it"
 	@echo "make test-wheel          the test-suite against the wheel built from the sdist, in a clean environment"
 	@echo "make test-asan           the codec's tests under the address and undefined-behaviour sanitizers"
 	@echo "make fuzz [SECONDS=60]   bytes that look for what the codec gets wrong, under the same sanitizers (clang)"
@@ -57,6 +58,9 @@ endif
 
 test: build
 	$(BIN)/python -m pytest
+
+test-faults: build
+	$(BIN)/python -m pytest -m faults tests/bridge/faults
 
 $(VENV)/lint: $(VENV)/made
 	$(BIN)/python -m pip install --quiet --group lint
