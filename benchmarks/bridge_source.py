@@ -30,7 +30,8 @@ def _writes(event: str, messages: list[bytes], count: int, rate: int) -> Iterato
     block = b"".join(itertools.islice(itertools.cycle(framed), at_once))
     for _ in range(count // at_once):
         yield block
-    yield b"".join(itertools.islice(itertools.cycle(framed), count % at_once))
+    if count % at_once:
+        yield b"".join(itertools.islice(itertools.cycle(framed), count % at_once))
 
 
 class _Source:

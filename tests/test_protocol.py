@@ -19,7 +19,7 @@ from vicifast import (
     packet,
 )
 from vicifast import _wire as wire
-from vicifast.protocol import LISTENER_LIMIT, Call, Protocol, Subscription
+from vicifast.protocol import LISTENER_LIMIT, Call, Protocol, Subscription, Trickle
 
 CONFIRM = packet(wire.EVENT_CONFIRM)
 EVENT_UNKNOWN = packet(wire.EVENT_UNKNOWN)
@@ -373,3 +373,21 @@ def test_random_conversations_stay_in_step() -> None:
         for call, number, count in calls:
             assert call.response == {"n": number}
             assert list(call.items) == [{"of": number, "at": str(at)} for at in range(count)]
+
+
+def test_only_a_long_slow_stream_is_left_to_gather() -> None:
+    def pauses(gap: float, size: int, streaming: bool = True, count: int = 2000) -> list[float]:
+        trickle = Trickle()
+        return [trickle.pause(100 + number * gap, size, streaming) for number in range(count)]
+
+    slow = pauses(0.0005, 850)
+    assert slow[:20] == [0.0] * 20 and 0 < slow[30] < 0.001 and slow[-1] == 0.03
+    assert not any(pauses(0.00005, 850))  # comes fast
+    assert not any(pauses(0.0005, 850, streaming=False))  # events are wanted as they happen
+
+
+def test_each_stream_is_judged_by_itself() -> None:
+    trickle = Trickle()
+    assert [trickle.pause(now, 850, True) > 0 for now in (100, 101)] == [False, True]
+    trickle.pause(102, 850, False)
+    assert [trickle.pause(now, 850, True) > 0 for now in (103, 103.005, 104)] == [False, False, True]

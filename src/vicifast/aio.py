@@ -18,6 +18,7 @@ from .protocol import (
     Protocol,
     Section,
     Subscription,
+    Trickle,
     Values,
     content,
     overdue,
@@ -268,7 +269,9 @@ class _Connection(asyncio.BufferedProtocol):
         self.protocol = protocol
         self._transport: asyncio.Transport | None = None
         self._idle: asyncio.Future[None] | None = None
-        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._trickle = Trickle()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -283,6 +286,14 @@ class _Connection(asyncio.BufferedProtocol):
         self.flush()
         if self.protocol.closed is not None:
             self._abort()
+        elif pause := self._trickle.pause(self._loop.time(), nbytes, self.protocol.streaming):
+            assert self._transport is not None
+            self._transport.pause_reading()
+            self._loop.call_later(pause, self._resume)
+
+    def _resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         self._wake(self.protocol.receive_eof())

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from .address import RETRY_DELAYS, Address, Tcp, parse_address
 from .errors import ConnectionClosed, ViciError
-from .protocol import CLOSE_TIMEOUT, Call, Protocol, Subscription, overdue, unanswered
+from .protocol import CLOSE_TIMEOUT, Call, Protocol, Subscription, Trickle, overdue, unanswered
 
 _LONGEST_POLL = 3600.0  # poll counts milliseconds in 31 bits
 
@@ -41,6 +41,8 @@ class Connection:
         self._sock = sock
         self._unsent = b""
         self._wait_ready = _poller(sock)
+        self._trickle = Trickle()
+        self._pause = 0.0
 
     def finish(self, call: Call, timeout: float | None) -> None:
         while not call.done:
@@ -106,6 +108,9 @@ class Connection:
             if deadline is not None:
                 wait = min(wait, deadline - time.monotonic())
                 expired = wait <= 0  # what has come by now still counts
+            if self._pause and not expired:
+                time.sleep(min(self._pause, wait))
+                self._pause = 0.0
             if self._wait_ready(max(wait, 0), bool(self._unsent)):
                 self._guarded(self._read_and_write)
         return True
@@ -130,6 +135,7 @@ class Connection:
         if count:
             self.protocol.framer.received(count)
             self.protocol.receive()
+            self._pause = self._trickle.pause(time.monotonic(), count, self.protocol.streaming)
             self._write()
         else:
             self.protocol.receive_eof()

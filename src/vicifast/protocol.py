@@ -31,6 +31,11 @@ Section: TypeAlias = dict[str, "str | bytes | list[str | bytes] | Section"]
 Body: TypeAlias = "Section | _wire.Message | bytes | _wire.Gatherer | ViciError"
 Values: TypeAlias = type[str] | type[bytes] | type[_wire.Message]
 
+# Below so many bytes a second, to be woken for each message of a stream costs more than to read it (charon with the
+# kernel's IPsec needs half a millisecond for an SA). Then messages are left to gather, for a part of the time that the
+# stream has taken so far and at most so many seconds; a short stream is not held up.
+_SLOW, _SHORT, _PART, _LONGEST_PAUSE = 4e6, 0.01, 0.05, 0.03
+
 # A listener that nobody reads keeps this many events, then loses the oldest: charon must not be the one who waits.
 LISTENER_LIMIT = 100_000
 
@@ -109,6 +114,29 @@ class _Registration:
         self.waiting: list[Call | Subscription] = []
 
 
+class Trickle:
+    """Says when it is better to let the messages of a slow stream gather before they are read."""
+
+    __slots__ = ("_began", "_bytes")
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._bytes = 0
+
+    def pause(self, now: float, size: int, streaming: bool) -> float:
+        """Return how many seconds to wait after a read of `size` bytes at the time `now`, mostly 0."""
+        if not streaming:
+            self._began = 0.0
+            return 0.0
+        if not self._began:
+            self._began, self._bytes = now, 0
+        self._bytes += size
+        elapsed = now - self._began
+        if elapsed < _SHORT or self._bytes > _SLOW * elapsed:
+            return 0.0
+        return min(_LONGEST_PAUSE, _PART * elapsed)
+
+
 class Protocol:
     """The state of one connection. Any exception but `ViciError` out of it is a bug."""
 
@@ -127,6 +155,12 @@ class Protocol:
     def idle(self) -> bool:
         """Whether everything asked has been answered."""
         return not self._asked and not self._waiting
+
+    @property
+    def streaming(self) -> bool:
+        """Whether charon is at work on a command that streams."""
+        asked = self._asked[0] if self._asked else None
+        return isinstance(asked, Call) and asked.event is not None
 
     def data_to_send(self) -> bytes:
         """Return the bytes that must be written next, and forget them."""
