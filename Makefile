@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 CHARON ?= recorded
 SANITIZERS := address,undefined
 SECONDS ?= 60
+PORTABLE ?=
 ASAN := $(VENV)-asan
 FUZZ := $(VENV)-fuzz
 WHEEL := $(VENV)-wheel
@@ -109,7 +110,7 @@ fuzz: tools
 	$(PYTHON) -m venv $(FUZZ)
 	$(FUZZ)/bin/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=80" "Cython>=3.3.1,<4"
 	$(FUZZ)/bin/python -m pip install --quiet --group fuzz
-	CC=clang VICIFAST_SANITIZE=fuzzer-no-link,$(SANITIZERS) \
+	CC=clang VICIFAST_PORTABLE=$(PORTABLE) VICIFAST_SANITIZE=fuzzer-no-link,$(SANITIZERS) \
 	    $(FUZZ)/bin/python -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	$(FUZZ)/bin/python tests/fuzz --seconds $(SECONDS)
 

@@ -5,6 +5,7 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+PORTABLE = os.environ.get("VICIFAST_PORTABLE")  # "1": what other processors run, on this one
 SANITIZE = os.environ.get("VICIFAST_SANITIZE", "")  # such as "address,undefined"
 
 # Objects of different builds must not be mixed up.
@@ -20,7 +21,11 @@ setup(
             Extension(
                 "vicifast._wire",
                 ["src/vicifast/_wire.pyx"],
-                define_macros=[("CYTHON_USE_MODULE_STATE", "1"), ("CYTHON_USE_TYPE_SPECS", "1")],
+                define_macros=[
+                    ("CYTHON_USE_MODULE_STATE", "1"),
+                    ("CYTHON_USE_TYPE_SPECS", "1"),
+                    *([("VICIFAST_PORTABLE", "1")] if PORTABLE == "1" else []),
+                ],
                 extra_compile_args=flags if os.name == "posix" else [],
             )
         ],

@@ -22,6 +22,7 @@ from vicifast import (
     Decoder,
     Envelope,
     Framer,
+    Gatherer,
     Message,
     MessageReader,
     Raw,
@@ -35,6 +36,7 @@ from vicifast import (
     to_json,
     to_msgpack,
 )
+from vicifast._wire import EVENT
 from vicifast.errors import DecodeError, EncodeError
 
 BINARY = ("data", "", "name")  # the first is that of list-certs
@@ -67,11 +69,13 @@ def check_message(data: bytes) -> None:
         tree = reference.parse(data)
     except reference.Malformed as malformed:
         check_refusal(data, malformed)
+        check_gather(data)
         return
     check_decode(data, tree)
     check_caches(data, tree)
     check_transcode(data, tree)
     check_envelope(data, tree)
+    check_gather(data)
     check_encode(data, tree)
     check_view(data, tree)
 
@@ -204,6 +208,29 @@ def check_envelope(data: bytes, tree: reference.Tree) -> None:
             else:
                 head = b'{"v":1,"node":"gw-1","boot":"b\\"1","seq":%d,"time":%d,"event":"ike-updown","data":'
                 assert out == head % (seq, len(data)) + packed + b"}\n"
+
+
+def check_gather(data: bytes) -> None:
+    """What is gathered is what a transcoder makes of each message; a malformed one leaves nothing behind."""
+    good = attempt(decode, data)
+    events = [packet(EVENT, "log", {"group": "IKE"}), *[event_of(data)] * 2, packet(EVENT, "log", {"level": "1"})]
+    for format, transcode in (("msgpack", to_msgpack), ("json", to_json)):
+        envelope = Envelope(format, "gw1", "b")
+        gatherer = Gatherer(envelope, "log", ("group", "level"), lambda *values: str(values), limit=64)
+        framer = Framer(Raw(), {"log": gatherer})
+        framer.feed(b"".join(events))
+        errors = [message for _, _, message in framer.packets() if message is not gatherer]
+        batches = gatherer.take()
+        assert sum(batch[2] for batch in batches) + len(errors) == len(events)
+        if isinstance(good, dict):
+            assert not errors and b"".join(batch[1] for batch in batches).count(transcode(data)) >= 2
+        else:
+            assert [told(error) for error in errors] == [good] * 2
+
+
+def event_of(data: bytes) -> bytes:
+    body = bytes([EVENT, 3]) + b"log" + data
+    return len(body).to_bytes(4, "big") + body
 
 
 def check_encode(data: bytes, tree: reference.Tree) -> None:
