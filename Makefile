@@ -102,7 +102,7 @@ test-asan: tools
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
 	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    $(ASAN)/bin/python -m pytest -s -q -p no:cacheprovider tests/fuzz \
-	    $(addprefix tests/test_,$(addsuffix .py,wire wire_envelope message framer transcode from isolation))
+	    $(addprefix tests/test_,$(addsuffix .py,wire wire_envelope message framer gatherer transcode from isolation))
 
 # atheris brings the runtime of clang's sanitizers, so that clang itself is all that is needed here.
 fuzz: tools

@@ -9,7 +9,8 @@ PORTABLE = os.environ.get("VICIFAST_PORTABLE")  # "1": what other processors run
 SANITIZE = os.environ.get("VICIFAST_SANITIZE", "")  # such as "address,undefined"
 
 # Objects of different builds must not be mixed up.
-BUILD = f"build/{SANITIZE.replace(',', '-')}" if SANITIZE else "build"
+NAME = "-".join(filter(None, [SANITIZE.replace(",", "-"), "portable" if PORTABLE == "1" else ""]))
+BUILD = f"build/{NAME}" if NAME else "build"
 
 # The sanitizers' runtimes are not linked: they have to be loaded before Python is, so the Makefile preloads them.
 # CPython's own flags contain -g, which makes wheels four times larger.

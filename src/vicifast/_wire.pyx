@@ -2376,12 +2376,14 @@ def from_json(data):
 # --- messages read lazily ---------------------------------------------------------------------------------------------
 
 
+cdef enum:
+    IS_SECTION = 0x80000000  # in `first` of a node; offsets have 20 bits
+
+
 cdef struct Node:
-    # A key, list or section of a message: where it begins, a tag that differs for most names, and for a section where its
-    # content ends and which node comes after all that is in it. `after` is 0 for the others, after which the next comes.
+    # A key, list or section of a message: where it begins, and a tag that differs for most names. A section has a second
+    # node: where its content ends, and in `tag` which node comes after all that is in it.
     uint32_t first
-    uint32_t end
-    uint32_t after
     uint32_t tag
 
 
@@ -2416,7 +2418,6 @@ cdef inline int add_node(Nodes* nodes, Walk* walk, const uint8_t* first, Element
     cdef Node* node = &nodes.data[nodes.used]
     node.first = <uint32_t>(first - walk.start)
     node.tag = tag_of(element.name, element.name_size)
-    node.after = 0
     nodes.used += 1
     return 0
 
@@ -2472,10 +2473,14 @@ cdef int index_message(Nodes* nodes, const uint8_t* data, Py_ssize_t size) excep
         if kind == SECTION_START or kind == LIST_START:
             add_node(nodes, &walk, first, &element)
             if kind == SECTION_START:
-                opened[walk.depth] = nodes.used - 1
+                nodes.data[nodes.used - 1].first |= IS_SECTION
+                opened[walk.depth] = nodes.used
+                if nodes.used == nodes.size:
+                    grow_nodes(nodes)
+                nodes.used += 1
         elif kind == SECTION_END:
-            nodes.data[opened[walk.depth + 1]].end = <uint32_t>(first - data)
-            nodes.data[opened[walk.depth + 1]].after = <uint32_t>nodes.used
+            nodes.data[opened[walk.depth + 1]].first = <uint32_t>(first - data)
+            nodes.data[opened[walk.depth + 1]].tag = <uint32_t>nodes.used
         elif kind == END:
             return 0
 
@@ -2530,10 +2535,11 @@ cdef class Message:
         while node < self.to_node:
             while depth and node >= ends[depth]:
                 depth -= 1
-            if self.at(self.nodes[node].first)[0] == SECTION_START:
+            if self.is_section(node):
                 depth += 1
-                ends[depth] = self.nodes[node].after
+                ends[depth] = self.next(node)
                 deepest = max(deepest, depth)
+                node += 1
             node += 1
         return deepest
 
@@ -2542,14 +2548,14 @@ cdef class Message:
 
     cdef Message section(self, uint32_t node):
         cdef Message made = Message.__new__(Message)
-        cdef Node* found = &self.nodes[node]
+        cdef const uint8_t* at = self.element(node)
         made.whole = self if self.whole is None else self.whole
         made.data = self.data
         made.nodes = self.nodes
-        made.first = found.first + 2 + self.at(found.first)[1]
-        made.end = found.end
-        made.from_node = node + 1
-        made.to_node = found.after
+        made.first = <uint32_t>(at - self.at(0)) + 2 + at[1]
+        made.end = self.nodes[node + 1].first
+        made.from_node = node + 2
+        made.to_node = self.nodes[node + 1].tag
         made.as_bytes = self.as_bytes
         return made
 
@@ -2575,10 +2581,16 @@ cdef class Message:
     cdef inline uint32_t next(self, uint32_t node) noexcept:
         """The node after this one in the same section."""
         # A branch that is guessed, where the compiler would make the next load wait for this one.
-        return self.nodes[node].after if unlikely(self.nodes[node].after) else node + 1
+        return self.nodes[node + 1].tag if unlikely(self.is_section(node)) else node + 1
+
+    cdef inline bint is_section(self, uint32_t node) noexcept:
+        return self.nodes[node].first & IS_SECTION != 0
+
+    cdef inline const uint8_t* element(self, uint32_t node) noexcept:
+        return self.at(self.nodes[node].first & ~<uint32_t>IS_SECTION)
 
     cdef bint is_named(self, uint32_t node, const uint8_t* text, Py_ssize_t size) noexcept:
-        cdef const uint8_t* at = self.at(self.nodes[node].first)
+        cdef const uint8_t* at = self.element(node)
         return at[1] == size and is_same(at + 2, text, size)
 
     cdef object text(self, const uint8_t* size, bint blob):
@@ -2590,7 +2602,7 @@ cdef class Message:
         return made
 
     cdef object value(self, uint32_t node, tuple binary):
-        cdef const uint8_t* at = self.at(self.nodes[node].first)
+        cdef const uint8_t* at = self.element(node)
         if at[0] == SECTION_START:
             return self.section(node)
         cdef bint blob = binary is not None and is_one_of(binary, at + 2, at[1])
@@ -2604,7 +2616,7 @@ cdef class Message:
         return items
 
     cdef str name(self, uint32_t node):
-        cdef const uint8_t* at = self.at(self.nodes[node].first)
+        cdef const uint8_t* at = self.element(node)
         return at[2:2 + at[1]].decode("ascii")
 
     @cython.binding(False)  # else Cython's function object makes another tuple of the path at every call
@@ -2622,10 +2634,10 @@ cdef class Message:
             if found < 0:
                 return default
             if i < last:
-                if self.at(self.nodes[found].first)[0] != SECTION_START:
+                if not self.is_section(<uint32_t>found):
                     return default
-                node = <uint32_t>found + 1
-                to_node = self.nodes[found].after
+                node = <uint32_t>found + 2
+                to_node = self.nodes[found + 1].tag
         return self.value(<uint32_t>found, self.binary if not last else None)
 
     def get_all(self, name):
