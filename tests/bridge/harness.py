@@ -189,6 +189,11 @@ async def service(config: Config) -> AsyncIterator[Service]:
         await running
 
 
+async def up(bridge: Service) -> None:
+    """Wait until every charon is connected and all its events are registered, one after the other."""
+    await until(lambda: all(gateway.up for gateway in bridge.gateways))
+
+
 @asynccontextmanager
 async def bridge_process(config: Path) -> AsyncIterator[Path]:
     """Run `vicibridge run` with a file and yield its log; it must end in order, without an error."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import nats
 import pytest
-from harness import NatsServer, run, service, settings, until
+from harness import NatsServer, run, service, settings, until, up
 from vicibridge.client import BusError, Denied, Fleet, Unavailable
 from vicibridge.config import Config, Gateway, Nats
 
@@ -33,7 +33,8 @@ async def a_fleet(server: NatsServer, *nodes: str, **sections: Any) -> AsyncIter
             charon.on("list-sas", {}, stream=SAS)
             config = settings(server.url, charon.address, **sections)
             alone = Config(**{**dict(config), "gateway": [Gateway(node=node, vici=charon.address)]})
-            await stack.enter_async_context(service(alone))
+            bridge = await stack.enter_async_context(service(alone))
+            await up(bridge)
         fleet = await stack.enter_async_context(Fleet(server.url))
         for node in nodes:
             await served(fleet, node)

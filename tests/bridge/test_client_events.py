@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import nats
 import pytest
-from harness import NatsServer, run, service, settings, until
+from harness import NatsServer, run, service, settings, until, up
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import KeyValueConfig
@@ -176,8 +176,8 @@ def test_events_of_a_bridge(nats_server: NatsServer, codec: str) -> None:
         async with FakeCharon() as charon, Fleet(nats_server.url) as fleet:
             config = settings(nats_server.url, charon.address, events={"codec": codec}, log={"codec": codec})
             events = fleet.subscribe(events=["ike-updown", "log", "status"])
-            async with events, fleet.subscribe(ike="gw") as of_one, service(config):
-                await charon.registered("log")
+            async with events, fleet.subscribe(ike="gw") as of_one, service(config) as bridge:
+                await up(bridge)
                 charon.emit("ike-updown", {"other": SA})
                 charon.emit("ike-updown", {"up": "yes", "gw": SA})
                 for number in range(100):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, Witness, run, service, settings, until, witness
+from harness import NatsServer, Witness, run, service, settings, until, up, witness
 from nats.aio.msg import Msg
 from nats.micro.service import SEMVER_REGEX, ServiceInfo, ServicePing, ServiceStats
 from vicibridge.accounting import Tally
@@ -43,7 +43,7 @@ async def bridged(
         charon.on("stats", {"workers": {"total": "8"}})
         charon.on("list-sas", {}, stream=SAS)
         async with service(settings(server.url, charon.address, commands=commands)) as bridge:
-            await charon.registered("log")
+            await up(bridge)
             yield charon, someone, bridge
 
 

@@ -91,7 +91,6 @@ def test_call(nats_server: NatsServer) -> None:
 def test_tail(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with a_fleet(nats_server, "gw1") as (fleet, [charon]):
-            await charon.registered("ike-updown")
             async with (
                 program(nats_server, "tail", "--count", "3") as all_of_it,
                 program(nats_server, "tail", "--json", "--group", "ike", "--level", "1", "--pattern", "^03") as lines,
@@ -128,7 +127,6 @@ def test_nodes_and_sas(nats_server: NatsServer) -> None:
             child = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
             charon.on("list-sas", {}, stream=[("list-sa", {"site": {**SA, "child-sas": {"net-3": child}}})])
             charon.on("list-conns", {})
-            await charon.registered("ike-updown")
             charon.emit("child-updown", {"up": "yes", "site": {**SA, "child-sas": {"net-3": child}}})
             await mirrored(fleet)
             results = await asyncio.gather(

@@ -49,7 +49,6 @@ async def line(process: asyncio.subprocess.Process, emit: Callable[[], object]) 
 def test_alarm_and_worker(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with a_fleet(nats_server, "gw1") as (_, [charon]):
-            await charon.registered("child-updown")
             async with example("alarm", nats_server.url) as alarm, example("worker", nats_server.url) as worker:
                 told = await line(alarm, lambda: charon.emit("child-updown", {"site": SITE}))
                 assert told == "ALARM gw1: site is down\n"
@@ -61,7 +60,6 @@ def test_alarm_and_worker(nats_server: NatsServer) -> None:
 def test_log_shipper(nats_server: NatsServer, tmp_path: Path) -> None:
     async def test() -> None:
         async with a_fleet(nats_server, "gw 1") as (_, [charon]), example("log_shipper", nats_server.url, tmp_path):
-            await charon.registered("log")
             file = tmp_path / "gw=201.log"
             while not file.exists() or not rows(tmp_path / "log.db"):
                 charon.emit("log", LINE)
@@ -109,7 +107,6 @@ def test_exporter(nats_server: NatsServer) -> None:
         async with a_fleet(nats_server, "gw1", mirror={"enabled": True}) as (fleet, [charon]):
             charon.on("list-conns", {})
             charon.on("list-sas", {}, stream=[("list-sa", {"site": SITE})])
-            await charon.registered("child-updown")
             charon.emit("child-updown", {"up": "yes", "site": SITE})
             await mirrored(fleet)
             async with example("exporter", nats_server.url, port):

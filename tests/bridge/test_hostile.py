@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, Witness, run, service, settings, until, witness
+from harness import NatsServer, Witness, run, service, settings, until, up, witness
 from prometheus_client import generate_latest
 from test_commands import EVERYTHING, bridged, code, discover, ended, text
 from vicibridge.metrics import registry
@@ -285,7 +285,7 @@ def test_secrets_never_come_out(nats_server: NatsServer, caplog: pytest.LogCaptu
                 charon.on(command, _repeats)
             config = settings(nats_server.url, charon.address, commands={"allow": allow, **limits})
             async with service(config) as bridge:
-                await charon.registered("log")
+                await up(bridge)
                 audit = bridge.commands[0]._audit
                 audit._changes._rate = audit._others._rate = 1e6  # each shall have its own envelope
                 await someone.ask("vici.gw1.cmd.no-such-command")

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from harness import NatsServer, run, service, settings, until, witness
+from harness import NatsServer, run, service, settings, until, up, witness
 from vicibridge.bus import Bus
 from vicibridge.link import TooLarge
 
@@ -21,7 +21,7 @@ def test_subjects_that_are_too_long_are_told_and_block_nothing(nats_server: Nats
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address)) as bridge:
-                await charon.registered("log")
+                await up(bridge)
                 for kind in (LONG, "ok"):
                     charon.emit("alert", {"type": kind})
                     charon.emit("log", {"group": kind, "level": "1", "msg": "x"})

@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness import NatsServer, run, service, settings, until, witness
+from harness import NatsServer, run, service, settings, until, up, witness
 from prometheus_client.parser import text_string_to_metric_families
 from vicibridge import journal
 from vicibridge.accounting import Counts
@@ -66,7 +66,7 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
             service(settings(nats_server.url, charon.address)) as bridge,
         ):
             [gateway] = bridge.gateways
-            await charon.registered("log")
+            await up(bridge)
             charon.emit("ike-updown", {"up": "yes", "a hostile.name": SA})
             for _ in range(10):
                 charon.emit("log", LOG)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, envelopes, run, service, settings, stored, until, witness
+from harness import NatsServer, envelopes, run, service, settings, stored, until, up, witness
 from nats.aio.msg import Msg
 
 from vicifast import protocol
@@ -52,8 +52,8 @@ def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             config = settings(nats_server.url, charon.address, events={"codec": codec}, log={"codec": codec})
-            async with service(config):
-                await charon.registered("log")
+            async with service(config) as bridge:
+                await up(bridge)
                 for event, message, _ in ONE_OF_EACH:
                     charon.emit(event, message)
                 state = await someone.sees(".event.", len(ONE_OF_EACH) - 1)
@@ -146,7 +146,7 @@ def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -
             config = settings(nats_server.url, charon.address, commands=commands)
             async with service(config) as bridge:
                 await until(lambda: bridge.bus.connected)
-                await charon.registered("log")
+                await up(bridge)
                 slow = [asyncio.create_task(someone.ask("vici.gw1.cmd.stats")) for _ in range(30)]
                 replies = [code((await task)[0]) for task in slow]
                 assert set(replies) == {"504", "429"}
@@ -200,7 +200,7 @@ def test_requests_run_side_by_side_and_a_stop_answers_them(nats_server: NatsServ
             charon.mute("stats")
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await until(lambda: bridge.bus.connected)
-                await charon.registered("log")
+                await up(bridge)
                 hanging = asyncio.create_task(someone.ask("vici.gw1.cmd.stats"))
                 await charon.requested("stats")
                 [reply] = await someone.ask("vici.gw1.cmd.version")
@@ -211,41 +211,21 @@ def test_requests_run_side_by_side_and_a_stop_answers_them(nats_server: NatsServ
     run(test())
 
 
-def test_two_gateways_in_one_bridge(nats_server: NatsServer) -> None:
-    async def test() -> None:
-        await nats_server.up()
-        async with FakeCharon() as one, FakeCharon() as two, witness(nats_server.url) as someone:
-            one.on("version", {"daemon": "one"})
-            two.on("version", {"daemon": "two"})
-            config = settings(nats_server.url, one.address)
-            gateways = [*config.gateway, config.gateway[0].model_copy(update={"node": "gw 2", "vici": two.address})]
-            async with service(config.model_copy(update={"gateway": gateways})):
-                await one.registered("log")
-                await two.registered("log")
-                two.emit("ike-updown", {"gw": SA})
-                await someone.sees("vici.gw=202.event.ike-updown.gw.down")
-                replies = await someone.ask("vici.all.cmd.version", parts=2)
-                nodes = {(m.headers or {})["Vici-Node"]: json.loads(m.data)["daemon"] for m in replies}
-                assert nodes == {"gw1": "one", "gw=202": "two"}
-
-    run(test())
-
-
 def test_charon_gone_and_back(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "vicibridge.gateway")
 
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
-            async with service(settings(nats_server.url, charon.address)):
-                await charon.registered("log")
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await up(bridge)
                 charon.emit("ike-updown", {"up": "yes", "gw": SA})
                 await someone.sees(".event.", 1)
                 for _ in range(2):
                     await charon.stop()
                     await asyncio.sleep(0.4)  # more than one attempt
                     await charon.start()
-                    await charon.registered("log")
+                    await up(bridge)
                 charon.emit("ike-updown", {"gw": SA})
                 await someone.sees(".event.", 2)
                 assert charon.registrations("ike-updown") == 1
@@ -274,7 +254,7 @@ def test_started_before_either(nats_server: NatsServer, tmp_path: Path) -> None:
         async with service(settings(nats_server.url, charon.address)) as bridge:
             await asyncio.sleep(0.3)
             await charon.start()
-            await charon.registered("log")
+            await up(bridge)
             charon.emit("ike-updown", {"up": "yes", "gw": SA})
             await until(lambda: bridge.gateways[0].state.counts.received >= 4)
             await nats_server.up()
@@ -292,8 +272,8 @@ def test_charon_without_alert(nats_server: NatsServer, caplog: pytest.LogCapture
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon(events=set(EVENTS) - {"alert"}) as charon, witness(nats_server.url) as someone:
-            async with service(settings(nats_server.url, charon.address)):
-                await charon.registered("log")
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await up(bridge)
                 charon.emit("ike-updown", {"gw": SA})
                 await someone.sees(".event.")
 
@@ -306,7 +286,7 @@ def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: Nat
         await nats_server.up()
         async with FakeCharon() as charon:
             async with service(settings(nats_server.url, charon.address)) as bridge:
-                await charon.registered("log")
+                await up(bridge)
                 sent = 0
 
                 def emit(count: int) -> None:
@@ -339,7 +319,7 @@ def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address)) as bridge:
-                await charon.registered("log")
+                await up(bridge)
                 gateway = bridge.gateways[0]
                 nats_server.pause()
                 line = {"group": "IKE", "level": "1", "msg": "x" * 300}
@@ -362,7 +342,7 @@ def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
         async with FakeCharon() as charon:
             config = settings(nats_server.url, charon.address, log={"max_bytes": 1024 * 1024})
             async with service(config) as bridge:
-                await charon.registered("log")
+                await up(bridge)
                 for number in range(8000):
                     charon.emit("log", {"group": "NET", "level": "1", "msg": f"{number:0300}"})
                 log = bridge.gateways[0].log
@@ -389,8 +369,8 @@ def test_malformed_messages_are_told_and_do_no_harm(nats_server: NatsServer) -> 
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
-            async with service(settings(nats_server.url, charon.address)):
-                await charon.registered("log")
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await up(bridge)
                 charon.emit("ike-updown", b"\x03\x02u")
                 charon.emit("log", b"\x01")
                 charon.emit("ike-updown", {"gw": SA})
@@ -413,7 +393,7 @@ def test_falling_behind_loses_state_events_only_and_is_told(
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address)) as bridge:
-                await charon.registered("log")
+                await up(bridge)
                 [gateway] = bridge.gateways
                 await someone.sees("bridge.status", 2)
                 before = gateway.state.counts.received
@@ -438,8 +418,7 @@ def test_events_that_come_while_it_unregisters_are_told_as_a_gap(nats_server: Na
         async with FakeCharon() as charon:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 [gateway] = bridge.gateways
-                await charon.registered("log")
-                await until(lambda: gateway.up)
+                await up(bridge)
                 charon.pause_reading()
                 stopping = asyncio.create_task(gateway.stop())
                 await asyncio.sleep(0)  # it has unregistered, and charon does not know yet
@@ -463,9 +442,13 @@ def test_events_that_come_while_it_unregisters_are_told_as_a_gap(nats_server: Na
 async def start_process(tmp_path: Path, url: str, address: str) -> asyncio.subprocess.Process:
     config = tmp_path / "bridge.toml"
     config.write_text(f'[nats]\nservers = ["{url}"]\n[[gateway]]\nnode = "gw1"\nvici = "{address}"\n')
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "vicibridge", "run", "--config", str(config), stderr=asyncio.subprocess.PIPE
     )
+    assert process.stderr
+    while b"charon is up" not in await process.stderr.readline():
+        assert not process.stderr.at_eof()
+    return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -474,7 +457,6 @@ def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, numb
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
-            await charon.registered("log")
             await someone.sees("bridge.status", 2)
             for _ in range(5000):
                 charon.emit("log", {"group": "IKE", "level": "1", "msg": "x"})
@@ -501,17 +483,15 @@ def test_stop_without_nats_keeps_events_for_the_next_start(nats_server: NatsServ
     async def test() -> None:
         async with FakeCharon() as charon:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
-            await charon.registered("alert")
             bridge.send_signal(signal.SIGTERM)
             _, stderr = await asyncio.wait_for(bridge.communicate(), 10)
             assert bridge.returncode == 0
             assert "gw1: 3 events are in the spool for the next start" in stderr.decode()
             assert "lost" not in stderr.decode()
             await nats_server.up()
-            bridge = await start_process(tmp_path, nats_server.url, charon.address)
             async with witness(nats_server.url) as someone:
-                await someone.sees("bridge.status", 2)
-                await charon.registered("log")
+                bridge = await start_process(tmp_path, nats_server.url, charon.address)
+                await someone.sees("bridge.status", 5)
             bridge.send_signal(signal.SIGTERM)
             await asyncio.wait_for(bridge.communicate(), 10)
         statuses = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
@@ -526,7 +506,6 @@ def test_second_signal_ends_at_once(nats_server: NatsServer, tmp_path: Path) -> 
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
-            await charon.registered("log")
             await someone.sees("bridge.status", 2)
             charon.pause_reading()  # so that the end of the registrations is never confirmed
             bridge.send_signal(signal.SIGTERM)
@@ -555,7 +534,7 @@ def test_log_filters_hold_and_can_be_reloaded(nats_server: NatsServer) -> None:
         log = {"groups": ["IKE"], "levels": [1], "pattern": "peer"}
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address, log=log)) as bridge:
-                await charon.registered("log")
+                await up(bridge)
                 lines(charon)
                 [(subject, envelope)] = await someone.sees(".log.")
                 assert subject == "vici.gw1.log.IKE.1" and envelope["data"]["msg"] == "peer gone"
