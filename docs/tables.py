@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -170,8 +171,8 @@ def _settings(title: str, path: str, model: Any, comments: Mapping[tuple[str, st
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             inner.append((f"{path}.{key}", field.annotation))
             continue
-        facts = [f"default {_default(field)}", _code(f"{ENV_PREFIX}{path}__{key}".upper().replace(".", "__"))]
-        facts = facts[:1] if title.startswith("[[") else facts
+        facts = [f"default {default}"] if (default := _default(field)) else []
+        facts += [] if title.startswith("[[") else [_code(f"{ENV_PREFIX}{path}__{key}".upper().replace(".", "__"))]
         facts += ["SIGHUP changes it"] * (LIVE in field.metadata)
         text = comments.get((path, key), "")
         yield f"{_code(key)}\n: {_plain(f'{text}. ' if text else '')}{_sentence(facts)}"
@@ -195,8 +196,10 @@ def _comments() -> Iterator[tuple[tuple[str, str], str]]:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default_factory is not None:
+    if field.default_factory is socket.gethostname:
         return "the name of the host"
+    if field.default_factory is not None:
+        return ""  # stands in the comment
     value = field.default
     return "none" if value is None else _code(json.dumps(value, default=str))
 

@@ -129,7 +129,7 @@ class Own(_Section):
     """The nats-server that runs when no servers are named: on loopback, JetStream in `directory`, bounded."""
 
     port: Annotated[int, Field(ge=1, le=65535)] = 4222
-    directory: Path = Path("/var/lib/vicibridge/nats")
+    directory: Path = Field(default_factory=lambda: _state_directory() / "nats")
     max_bytes: _Bytes = 4 * 1024**3
 
 
@@ -152,7 +152,7 @@ class Nats(_Section):
     """
 
     servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] | None = None
-    own: Own = Own()
+    own: Own = Field(default_factory=Own)
     leaf: Leaf = Leaf()
     prefix: Annotated[str, AfterValidator(_prefix)] = "vici"
     stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "VICI"
@@ -304,7 +304,7 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    nats: Nats = Nats()
+    nats: Nats = Field(default_factory=Nats)
     gateway: Annotated[list[Gateway], Field(min_length=1, default_factory=lambda: [Gateway()])]
     events: Events = Events()
     log: Log = Log()

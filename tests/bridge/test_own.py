@@ -126,7 +126,7 @@ def test_check_says_what_it_would_do(tmp_path: Path) -> None:
     )
     output = CliRunner().invoke(cli, ["check", "--config", str(path)]).output
     assert "# starts /" in output and "s3cret" not in output
-    assert "data in /var/lib/vicibridge/nats, a leaf of tls://**********@hub in the domain gw_1" in output
+    assert f"data in {tmp_path}/state/nats, a leaf of tls://**********@hub in the domain gw_1" in output
     assert "# uses the stream VICI and the buckets that are there, and creates none" in output
     assert "# gw 1: reads unix:///var/run/charon.vici" in output
 
