@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from .values import CONN, NODE, SA
 
 if TYPE_CHECKING:
     from .accounting import Counts
@@ -85,6 +88,14 @@ def _command_seconds(service: Service) -> Iterator[_Sample]:
             yield (gateway.node, command or "unknown"), tally.nanoseconds / 1e9
 
 
+def _mirror_keys(service: Service) -> Iterator[_Sample]:
+    for gateway in service.gateways:
+        if gateway.mirroring:
+            buckets = Counter(bucket for bucket, _ in gateway.mirroring.keys())
+            for bucket in (CONN, NODE, SA):
+                yield (gateway.node, bucket), buckets[bucket]
+
+
 def _build(service: Service) -> Iterator[_Sample]:
     yield (version("vicifast"), platform.python_version(), version("nats-py")), 1
 
@@ -126,6 +137,7 @@ METRICS = (
         ("node",),
         lambda service: [((gateway.node,), gateway.connects) for gateway in service.gateways],
     ),
+    Metric("vicibridge_mirror_keys", "Keys in the mirror, by bucket.", ("node", "bucket"), _mirror_keys),
     Metric("vicibridge_nats_up", "1 while NATS is connected.", (), lambda service: [((), service.bus.connected)]),
     Metric(
         "vicibridge_nats_connects_total",
