@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 from . import requests
 from .link import Link, TooLarge
+from .raw import NODE
 from .requests import Options, Refusal
 
-NODE = "Vici-Node"
 COUNT = "Vici-Count"
 PART = "Vici-Part"
 

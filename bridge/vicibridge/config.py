@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from vicifast.address import parse_address
 from vicifast.commands import DEFAULT_ADDRESS, Danger
 
-from .envelope import Codec
+from .envelope import EventCodec
 from .subjects import ALL_NODES
 
 ENV_PREFIX = "VICIBRIDGE_"
@@ -71,8 +71,10 @@ def _address(address: str) -> str:
 
 
 def _node(node: str) -> str:
-    if not node or node == ALL_NODES or not node.isprintable() or len(node) > 63:
-        raise ValueError(f"{node!r} is no node name: 1 to 63 printable characters, and not {ALL_NODES!r}")
+    if not node or node == ALL_NODES or not node.isprintable() or len(node) > 63 or node != node.strip():
+        raise ValueError(
+            f"{node!r} is no node name: 1 to 63 printable characters, no blanks around them, and not {ALL_NODES!r}"
+        )
     return node
 
 
@@ -225,9 +227,12 @@ class Gateway(_Section):
 
 
 class Events(_Section):
-    """The state class: acknowledged by JetStream; `max_bytes` bounds what waits for it in memory."""
+    """The state class: acknowledged by JetStream; `max_bytes` bounds what waits for it in memory.
 
-    codec: Codec = "msgpack"
+    `codec` raw is the VICI messages as they came, the rest of the envelope in headers.
+    """
+
+    codec: EventCodec = "msgpack"
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
@@ -236,10 +241,10 @@ class Log(_Section):
 
     `groups` (none named: all), `levels` and `pattern`, a regular expression to be found in the text, choose what is
     published; what they leave out has no number. `every` keeps one line of so many, `rate` so many in a second (0 is no
-    limit); what they drop is told as a gap.
+    limit); what they drop is told as a gap. With `codec` raw each line is a message: that costs what gathering saves.
     """
 
-    codec: Codec = "msgpack"
+    codec: EventCodec = "msgpack"
     linger_ms: Annotated[int, Field(ge=0, le=10_000), LIVE] = 20
     groups: Annotated[list[str], LIVE] = []
     levels: Annotated[list[Annotated[int, Field(ge=-1, le=4)]], LIVE] = [0, 1]

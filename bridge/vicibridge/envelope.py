@@ -1,7 +1,7 @@
 """Envelopes: what the bridge puts around a VICI message on the bus.
 
 An envelope is the map `v, node, boot, seq, time, event, data`. A payload holds one or more of them, one after the
-other: msgpack maps, or JSON objects each on a line of its own.
+other: msgpack maps, or JSON objects each on a line of its own. The codec `raw` has a module of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import msgpack
 from vicifast import _wire
 from vicifast.commands import EVENTS
 
+from .raw import RawEnvelopes
+
 Codec = Literal["msgpack", "json"]
+EventCodec = Literal[Codec, "raw"]
 
 
 def new_boot() -> str:
@@ -70,3 +73,8 @@ class Envelopes:
 
     def _transcoder(self, event: str, binary: Iterable[str]) -> _wire.Transcoder:
         return _wire.Transcoder(self.codec, binary=binary, envelope=self._envelope, event=event)
+
+
+def new_envelopes(codec: EventCodec, node: str, boot: str) -> Envelopes | RawEnvelopes:
+    """Return what builds the envelopes of one node and class."""
+    return RawEnvelopes(node, boot) if codec == "raw" else Envelopes(codec, node, boot)

@@ -13,16 +13,17 @@ from collections.abc import Mapping, Sequence
 from vicifast._wire import Raw, Reader
 from vicifast.aio import AsyncSession, Listener
 from vicifast.commands import EVENTS
-from vicifast.errors import DecodeError, UnknownEvent, ViciError
+from vicifast.errors import DecodeError, EncodeError, UnknownEvent, ViciError
 
 from . import config
 from .accounting import Loss
 from .backlog import Backlog
 from .bus import Bus
-from .envelope import Envelopes, new_boot
+from .envelope import new_boot, new_envelopes
 from .log import LogPipeline
 from .mirroring import Mirroring
 from .provision import Stream
+from .raw import RawGatherer
 from .spool import Spool
 from .state import StatePipeline
 from .subjects import Subjects, stream_subjects
@@ -43,8 +44,8 @@ class Gateway:
         self.address = gateway.vici
         self.subjects = Subjects(settings.nats.prefix, gateway.node)
         self.boot = boot = new_boot()
-        self._events = Envelopes(settings.events.codec, gateway.node, boot)
-        self._lines = Envelopes(settings.log.codec, gateway.node, boot)
+        self._events = new_envelopes(settings.events.codec, gateway.node, boot)
+        self._lines = new_envelopes(settings.log.codec, gateway.node, boot)
         self._gatherer = self._lines.gatherer("log", ("group", "level"), self._log_subject)
         self._filter(settings.log)
         stream = Stream(
@@ -67,6 +68,7 @@ class Gateway:
             settings.log.linger_ms / 1000,
             settings.log.max_bytes,
             lambda loss: self._tell_loss("log", loss),
+            batch=0 if settings.log.codec == "raw" else LogPipeline.BATCH,
         )
         self.mirroring = (
             Mirroring(settings, self.subjects, gateway, boot, bus, self.tell) if settings.mirror.enabled else None
@@ -88,8 +90,8 @@ class Gateway:
     async def run(self) -> None:
         """Read events until `stop`; connect again for ever."""
         before = await self.state.backlog.open()
-        previous = {"boot": before.boot, "last_seq": before.seq, "clean": before.clean} if before else None
-        self._tell_status("starting", previous=previous)
+        known = {"boot": before.boot, "last_seq": before.seq, "clean": before.clean} if before else None
+        self._tell_status("starting", **{"previous": known} if known else {})
         delay = _FIRST_DELAY
         while not self._stopping.is_set():
             try:
@@ -151,7 +153,8 @@ class Gateway:
 
     async def _read(self) -> None:
         readers: dict[str, Reader] = {name: Raw() for name in _STATE}
-        session = AsyncSession(self.address, timeout=_TIMEOUT, readers={**readers, "log": self._gatherer})
+        readers["log"] = Raw() if isinstance(self._gatherer, RawGatherer) else self._gatherer
+        session = AsyncSession(self.address, timeout=_TIMEOUT, readers=readers)
         self._session = session
         try:
             await session.connect()
@@ -200,6 +203,9 @@ class Gateway:
             try:
                 if not isinstance(raw, bytes):
                     raise DecodeError("no message", 0)
+                if isinstance(self._gatherer, RawGatherer) and is_log:
+                    self._gatherer.add(time_ns, raw)
+                    continue
                 subject = self.subjects.event(event, raw)
                 envelope = envelopes.wrap(time_ns, event, raw)
             except DecodeError:
@@ -210,6 +216,8 @@ class Gateway:
             self.state.put(envelopes.seq, subject, envelope)
             if self.mirroring:
                 self.mirroring.event(time_ns, event, raw)
+        if isinstance(self._gatherer, RawGatherer):
+            self._gather(now)
 
     def _gather(self, now: float) -> None:
         """Hand over the log events that the framer has put into envelopes already."""
@@ -257,5 +265,9 @@ class Gateway:
 
     def tell(self, kind: str, data: Mapping[str, object]) -> None:
         """Publish an envelope of the bridge's own, as one of the state class."""
-        envelope = self._events.wrap_object(time.time_ns(), kind, data)
+        try:
+            envelope = self._events.wrap_object(time.time_ns(), kind, data)
+        except EncodeError:
+            self.state.lost("larger than VICI carries", *self._events.skip(1))
+            return
         self.state.put(self._events.seq, self.subjects.bridge(kind), envelope, tell=kind != "gap")

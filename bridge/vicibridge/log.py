@@ -9,6 +9,7 @@ from collections.abc import Callable
 from .accounting import Counts, Loss, Losses
 from .bus import Bus
 from .link import Disconnected, Link, TooLarge
+from .raw import opened
 
 
 class _Batch:
@@ -28,14 +29,17 @@ class LogPipeline:
     """Gathers envelopes per subject and publishes them as one message; bounded memory, the oldest is dropped first.
 
     A message counts as published when the server has processed it. One whose fate the end of a link left open is
-    sent again, so it may arrive twice; its `seq` tells.
+    sent again, so it may arrive twice; its `seq` tells. `batch` is the most bytes that are gathered to, 0 for envelopes
+    that have to stay alone.
     """
 
     BATCH = 64 * 1024  # bytes; a subject with that much waiting is published at once
     WINDOW = 1024 * 1024  # bytes published between two round trips
     FENCE_TIMEOUT = 5.0
 
-    def __init__(self, bus: Bus, linger: float, max_bytes: int, tell: Callable[[Loss], None]) -> None:
+    def __init__(
+        self, bus: Bus, linger: float, max_bytes: int, tell: Callable[[Loss], None], batch: int = BATCH
+    ) -> None:
         self.counts = Counts()
         self._bus = bus
         self._linger = linger
@@ -44,7 +48,7 @@ class LogPipeline:
         self._open: dict[str, _Batch] = {}  # in the order of their first envelope, so of their due time
         self._ready: deque[_Batch] = deque()
         self._bytes = 0
-        self._limit = self.BATCH
+        self._limit = self._batch = batch
         self._hurry = False
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
@@ -103,7 +107,7 @@ class LogPipeline:
             if not self._ready and self._losses.wait(loop.time()) != 0:
                 continue
             link = await self._bus.link()
-            self._limit = min(self.BATCH, link.max_payload)
+            self._limit = min(self._batch, link.max_payload)
             await self._send(link)
 
     async def _pause(self, now: float) -> None:
@@ -135,7 +139,8 @@ class LogPipeline:
             while self._ready and size < self.WINDOW:
                 batch = self._ready.popleft()
                 try:
-                    await link.publish(batch.subject, bytes(batch.payload))
+                    headers, payload = opened(bytes(batch.payload))
+                    await link.publish(batch.subject, payload, headers=headers)
                 except TooLarge:
                     self._drop(batch, "larger than the server accepts")
                 except Disconnected:

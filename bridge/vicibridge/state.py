@@ -15,6 +15,7 @@ from .backlog import Backlog
 from .bus import Bus
 from .link import Disconnected, Link, TooLarge
 from .provision import Stream
+from .raw import opened
 
 _logger = logging.getLogger(__name__)
 
@@ -108,9 +109,10 @@ class StatePipeline:
         now = asyncio.get_running_loop().time()
         while len(self._window) < self.WINDOW and not self._refused and (event := self.backlog.take()):
             event.sent = now
-            headers = {"Nats-Msg-Id": self.backlog.message_id(event)}
+            headers, payload = opened(event.payload)
+            headers["Nats-Msg-Id"] = self.backlog.message_id(event)
             try:
-                await link.publish(event.subject, event.payload, f"{inbox}.{event.number}", headers)
+                await link.publish(event.subject, payload, f"{inbox}.{event.number}", headers)
             except TooLarge:
                 self.backlog.drop(event, "larger than the server accepts")
 

@@ -7,7 +7,7 @@ import io
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ from vicibridge import natsserver
 from vicibridge.bus import Bus
 from vicibridge.config import Config, Gateway
 from vicibridge.service import Service
+
+import vicifast
 
 T = TypeVar("T")
 
@@ -54,8 +56,12 @@ class NatsServer(natsserver.NatsServer):
         self.process.send_signal(signal.SIGCONT)
 
 
-def envelopes(payload: bytes) -> list[dict[str, Any]]:
-    """Return the envelopes in a payload of either codec."""
+def envelopes(payload: bytes, headers: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Return the envelopes in a message of whatever codec."""
+    if headers and "Vici-Event" in headers:
+        numbers = {key: int(headers[f"Vici-{key.title()}"]) for key in ("seq", "time")}
+        own = {key: headers[f"Vici-{key.title()}"] for key in ("node", "boot", "event")}
+        return [{"v": 1, **own, **numbers, "data": vicifast.decode(payload)}]
     if payload[:1] == b"{":
         return [json.loads(line) for line in payload.splitlines()]
     return list(msgpack.Unpacker(io.BytesIO(payload)))
@@ -78,7 +84,7 @@ class Witness:
 
     def seen(self, subject: str = "") -> list[tuple[str, dict[str, Any]]]:
         """Return (subject, envelope) of everything whose subject contains `subject`."""
-        return [(m.subject, e) for m in self.messages if subject in m.subject for e in envelopes(m.data)]
+        return [(m.subject, e) for m in self.messages if subject in m.subject for e in envelopes(m.data, m.headers)]
 
     async def sees(self, subject: str, count: int = 1, timeout: float = 15.0) -> list[tuple[str, dict[str, Any]]]:
         """Wait until there are at least `count` of them."""

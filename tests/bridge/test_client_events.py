@@ -168,7 +168,7 @@ def test_completeness_in_any_order_and_with_any_loss() -> None:
         assert missing == set(range(1, max(kept, default=0) + 1)) - set(kept)
 
 
-@pytest.mark.parametrize("codec", ["msgpack", "json"])
+@pytest.mark.parametrize("codec", ["msgpack", "json", "raw"])
 def test_events_of_a_bridge(nats_server: NatsServer, codec: str) -> None:
     async def test() -> None:
         await nats_server.up()

@@ -46,7 +46,7 @@ def text(message: Msg) -> str:
     return (message.headers or {}).get("Nats-Service-Error", "")
 
 
-@pytest.mark.parametrize("codec", ["msgpack", "json"])
+@pytest.mark.parametrize("codec", ["msgpack", "json", "raw"])
 def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None:
     async def test() -> None:
         await nats_server.up()
@@ -65,7 +65,7 @@ def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None
         assert {(e["v"], e["node"]) for _, e in state} == {(1, "gw1")}
         assert len({e["boot"] for _, e in state + lines}) == 1
         # statuses count too, so seq has no holes for who reads the class from its start
-        kept = [e["seq"] for m in await stored(nats_server.url) for e in envelopes(m.data)]
+        kept = [e["seq"] for m in await stored(nats_server.url) for e in envelopes(m.data, m.headers)]
         assert kept == list(range(1, len(kept) + 1))
 
     run(test())

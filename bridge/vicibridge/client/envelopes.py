@@ -10,7 +10,10 @@ from typing import Any, Literal, NamedTuple
 import msgpack
 from nats.aio.msg import Msg
 
-from .. import values
+from vicifast import _wire
+
+from .. import raw, values
+from ..notices import NOTICES, from_vici
 
 Kind = Literal["state", "log"]
 
@@ -37,12 +40,22 @@ class Envelope(NamedTuple):
 
 def unpack(message: Msg) -> list[Envelope]:
     """Return the envelopes in a message, of whatever codec; ValueError when it holds something else."""
-    payload, subject = message.data, message.subject
+    payload, subject, headers = message.data, message.subject, message.headers or {}
     try:
+        if raw.EVENT in headers:
+            return [_raw(headers, payload, subject)]
         found = _json(payload) if payload[:1] == b"{" else _msgpack(payload)
         return [Envelope(e["node"], e["boot"], e["seq"], e["time"], e["event"], e["data"], subject) for e in found]
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise ValueError(f"{subject}: no envelope: {type(error).__name__} {error}") from None
+
+
+def _raw(headers: Mapping[str, str], payload: bytes, subject: str) -> Envelope:
+    node, boot, seq, time, event = (headers[name] for name in (raw.NODE, raw.BOOT, raw.SEQ, raw.TIME, raw.EVENT))
+    data: dict[str, Any] = _wire.decode(payload)
+    if event in NOTICES:
+        data = from_vici(event, data)
+    return Envelope(node, boot, int(seq), int(time), event, data, subject)
 
 
 def _json(payload: bytes) -> Iterator[Mapping[str, Any]]:

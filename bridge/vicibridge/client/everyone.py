@@ -15,7 +15,7 @@ from vicifast.methods import DEFAULT, Commands
 from vicifast.protocol import Values
 from vicifast.session import M
 
-from ..answer import NODE
+from ..raw import NODE
 from ..subjects import ALL_NODES, command_subject, unescape
 from .calls import Calls, NodeCall, encode_request, news, request_headers
 
