@@ -90,7 +90,8 @@ cdef extern from *:
     static inline void store_chunk(uint8_t *to, Chunk chunk) { memcpy(to, &chunk, CHUNK); }
     /* The text alone: "@" for all that is behind it. */
     static inline Chunk text_of_chunk(Chunk chunk, size_t size) {
-        static const uint8_t masks[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+        static const uint8_t masks[2 * CHUNK] = {
+            255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
         const uint64_t fill = 0x4040404040404040u;
         Chunk mask = load_chunk(masks + CHUNK - size);
         chunk.low = (chunk.low & mask.low) | (fill & ~mask.low);
@@ -1543,8 +1544,8 @@ cdef class Transcoder(Reader):
 
 
 cdef struct Topic:
-    # The messages that have the same two values, one envelope after the other, and under which name they are handed out:
-    # a str, or None for those nobody wants. All three objects are owned.
+    # The messages that have the same two values, one envelope after the other, and under which name they are handed
+    # out: a str, or None for those nobody wants. All three objects are owned.
     PyObject* one
     PyObject* other
     PyObject* name
@@ -2381,8 +2382,8 @@ cdef enum:
 
 
 cdef struct Node:
-    # A key, list or section of a message: where it begins, and a tag that differs for most names. A section has a second
-    # node: where its content ends, and in `tag` which node comes after all that is in it.
+    # A key, list or section of a message: where it begins, and a tag that differs for most names. A section has a
+    # second node: where its content ends, and in `tag` which node comes after all that is in it.
     uint32_t first
     uint32_t tag
 
