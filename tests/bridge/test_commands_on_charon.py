@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from harness import Witness, run, service, settings, witness
 from lab import Lab, sas
-from test_commands import EVERYTHING, audits, code, discover, text
+from test_service_commands import EVERYTHING, audits, code, discover, text
 from vicibridge.service import Service
 
 from vicifast.aio import AsyncSession

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from harness import NatsServer, run
-from test_client import SAS, a_fleet
+from test_client_calls import SAS, a_fleet
 from vicibridge.client import Fleet, JetStreamError
 
 pytest.importorskip("rich", reason="the command line needs rich")

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from harness import NatsServer, run
-from test_client import a_fleet
+from test_client_calls import a_fleet
 from test_console import LINE, SA, mirrored
 from vicibridge.natsserver import free_port
 

@@ -12,7 +12,7 @@ import msgpack
 import pytest
 from harness import NatsServer, Witness, run, service, settings, until, up, witness
 from prometheus_client import generate_latest
-from test_commands import EVERYTHING, bridged, code, discover, ended, text
+from test_service_commands import EVERYTHING, bridged, code, discover, ended, text
 from vicibridge.metrics import registry
 from vicibridge.service import Service
 
