@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, TypeAlias, final
 
 from _typeshed import ReadableBuffer
+from typing_extensions import disjoint_base
 
 from .errors import DecodeError, ProtocolError
 
@@ -52,6 +53,7 @@ class Message:
     def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
 
+@disjoint_base
 class Reader:
     def __init__(self) -> None: ...
 
