@@ -145,7 +145,8 @@ class Backlog:
         opened: asyncio.Future[Note | None] = asyncio.get_running_loop().create_future()
         self._keeper = asyncio.create_task(self._keep(opened))
         with suppress(TimeoutError):
-            return await asyncio.wait_for(opened, _OPENING)
+            async with asyncio.timeout(_OPENING):
+                return await opened
         self._report("the disk is slow")
         return None
 

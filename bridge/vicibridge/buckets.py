@@ -187,7 +187,8 @@ class Buckets:
             if not self._source.changed and not self._sent:
                 self._settled.set()
             try:
-                await asyncio.wait_for(self._wake.wait(), _ACK_TIMEOUT if self._sent else None)
+                async with asyncio.timeout(_ACK_TIMEOUT if self._sent else None):
+                    await self._wake.wait()
             except TimeoutError:
                 raise TimeoutError(f"no acknowledgement within {_ACK_TIMEOUT:g} seconds") from None
             if not link.alive:

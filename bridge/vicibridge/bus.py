@@ -100,7 +100,8 @@ class Bus:
             link.lose(reason_of(client.last_error) if client.last_error else "the connection was closed")
 
         try:
-            await asyncio.wait_for(self._open(client, url, closed), _CONNECT_TIMEOUT * 2)
+            async with asyncio.timeout(_CONNECT_TIMEOUT * 2):
+                await self._open(client, url, closed)
         except asyncio.CancelledError:
             await link.discard()
             raise

@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from vicifast._wire import Raw, Reader
 from vicifast.aio import AsyncSession, Listener
@@ -146,10 +147,9 @@ class Gateway:
         return self.subjects.log(group, level)
 
     async def _sleep(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     async def _read(self) -> None:
         readers: dict[str, Reader] = {name: Raw() for name in _STATE}

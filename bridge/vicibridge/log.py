@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from .accounting import Counts, Loss, Losses
 from .bus import Bus
@@ -118,10 +119,9 @@ class LogPipeline:
         waits = [wait for wait in (self._losses.wait(now),) if wait is not None]
         if self._open:
             waits.append(next(iter(self._open.values())).due - now)
-        try:
-            await asyncio.wait_for(self._wake.wait(), max(0.0, min(waits)) if waits else None)
-        except TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(waits)) if waits else None):
+                await self._wake.wait()
 
     def _close_due(self, now: float) -> None:
         while self._open:

@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterable, Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 
 from vicifast._wire import Raw, Reader
@@ -146,10 +147,9 @@ class Mirroring:
         await self.buckets.ready.wait()  # what an earlier start has left is what charon is compared with
         wait = self._settings.interval
         while True:
-            try:
-                await asyncio.wait_for(self._wanted.wait(), wait)
-            except TimeoutError:
-                pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wanted.wait()
             self._wanted.clear()
             wait = self._settings.interval * random.uniform(0.9, 1.1)
             session = self._session

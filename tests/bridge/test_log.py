@@ -151,3 +151,16 @@ def test_server_killed_and_hung_under_flood(nats_server: NatsServer) -> None:
             assert not feed.losses
 
     run(test())
+
+
+def test_cancelled_in_the_moment_in_which_something_comes() -> None:
+    """It must end: `asyncio.wait_for` takes no notice of the cancellation then, before Python 3.12."""
+
+    async def test() -> None:
+        async with feeding("nats://127.0.0.1:1", linger=3600) as feed:
+            feed.put(1)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            feed.put(1, "vici.gw1.log.CFG.1")
+
+    run(test(), 5)
