@@ -4,17 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 CHARON ?= recorded
 SANITIZERS := address,undefined
-SECONDS ?= 60
 PORTABLE ?=
 ASAN := $(VENV)-asan
 FUZZ := $(VENV)-fuzz
 
-.PHONY: help demo test test-faults test-versions test-asan fuzz lint build dist docs bench bench-instructions clean tools
+.PHONY: help demo test test-faults soak test-versions test-asan fuzz lint build dist docs bench bench-instructions clean tools
 
 help:
 	@echo "make demo [CHARON=real]  the bridge at work, on recorded traffic or on two real charons (root)"
 	@echo "make test                the test-suite; real-daemon tests where charon is installed and we are root"
 	@echo "make test-faults         NATS and the bridge broken in many ways under traffic; what arrived is held against it"
+	@echo "make soak [SECONDS=3600] mixed traffic while all around the bridge breaks at random; a table and soak.svg"
 	@echo "make test-versions       the sdist built, repaired, installed and tested on each CPython at hand, or on PYTHONS=..."
 	@echo "make test-asan           the codec's tests under the address and undefined-behaviour sanitizers"
 	@echo "make fuzz [SECONDS=60]   bytes that look for what the codec gets wrong, under the same sanitizers (clang)"
@@ -107,6 +107,7 @@ test-asan: tools
 	    $(ASAN)/bin/python -m pytest -s -q -p no:cacheprovider @tests/codec.txt
 
 # atheris brings the runtime of clang's sanitizers, so that clang itself is all that is needed here.
+fuzz: SECONDS ?= 60
 fuzz: tools
 	@command -v clang >/dev/null || { echo "needed: clang (Debian: apt-get install clang)" >&2; exit 1; }
 	$(PYTHON) -m venv $(FUZZ)
@@ -119,6 +120,10 @@ fuzz: tools
 $(VENV)/bench: $(VENV)/made
 	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
+
+soak: SECONDS ?= 3600
+soak: build $(VENV)/bench
+	@$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 bench: build $(VENV)/bench
 	@$(BIN)/python -m benchmarks $(ARGS)
