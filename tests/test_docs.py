@@ -69,7 +69,8 @@ def test_configuration_of_a_server(block: Block, tmp_path: Path) -> None:
 
 def lines_of_command() -> Iterator[tuple[str, list[str]]]:
     """Every command line of ours: in console examples after the prompt, in prose between backticks."""
-    found = [(b.where, line.removeprefix("$ ")) for b in blocks("console") for line in b.text.splitlines()]
+    lines = [(b.where, line) for b in blocks("console") for line in b.text.replace("\\\n", " ").splitlines()]
+    found = [(where, line.removeprefix("$ ")) for where, line in lines]
     for page in PAGES:
         for line in re.findall(r"`((?:vicifast|vicibridge) [a-z][^`\n]*)`", page.read_text("utf-8")):
             found.append((str(page.relative_to(ROOT)), line))

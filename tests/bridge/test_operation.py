@@ -22,12 +22,15 @@ from harness import NatsServer, run, service, settings, until, up, witness
 from prometheus_client.parser import text_string_to_metric_families
 from vicibridge import journal
 from vicibridge.accounting import Counts
+from vicibridge.configfile import load
 from vicibridge.metrics import METRICS
 from vicibridge.pulse import Lag
 from vicibridge.service import Service
 from vicibridge.systemd import Systemd
 
 from vicifast.testing import FakeCharon
+
+ROOT = Path(__file__).parents[2]
 
 LOG = {"group": "IKE", "level": "1", "thread": "3", "msg": "hello"}
 SA = {"uniqueid": "7", "state": "ESTABLISHED"}
@@ -107,8 +110,23 @@ def test_metrics_follow_the_conventions() -> None:
         assert metric.help.endswith(".")
 
 
+def test_alerts_ask_only_for_what_there_is() -> None:
+    rules = (ROOT / "bridge" / "grafana" / "alerts.yml").read_text()
+    names = set(re.findall(r"\bvicibridge_\w+", rules))
+    assert names and names <= {metric.name for metric in METRICS}
+
+
+def test_the_image_is_configured_by_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    containerfile = (ROOT / "bridge" / "Containerfile").read_text()
+    for name, value in re.findall(r"(\w+)=(/\S+|[\d.:]+)(?: \\)?$", containerfile, re.MULTILINE):
+        monkeypatch.setenv(name, value)
+    config = load(None)
+    assert (config.http.listen, str(config.spool.path)) == ("0.0.0.0:9273", "/var/lib/vicibridge")
+    assert "EXPOSE 9273" in containerfile and "127.0.0.1:9273/healthz" in containerfile
+
+
 def test_dashboard_asks_only_for_what_there_is(nats_server: NatsServer) -> None:
-    dashboard = (Path(__file__).parents[2] / "bridge" / "grafana" / "vicibridge.json").read_text()
+    dashboard = (ROOT / "bridge" / "grafana" / "vicibridge.json").read_text()
     labels = {metric.name: {*metric.labels, "instance"} for metric in METRICS}
 
     async def test() -> set[str]:
