@@ -1,0 +1,86 @@
+"""The bridge breaks, or the machine that it is on, while events flow."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness import NatsServer, run
+from traffic import Traffic, account, scene, verify_whole
+
+from vicifast.testing import FakeCharon
+
+pytestmark = pytest.mark.faults
+
+
+async def start(config: Path) -> asyncio.subprocess.Process:
+    argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
+    return await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.DEVNULL)
+
+
+def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path) -> None:
+    """With the server there, away, and coming back; what was lost is told for the start that lost it."""
+    dice = random.Random(6)
+    config = tmp_path / "bridge.toml"
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon:
+            config.write_text(
+                f'[nats]\nservers = ["{nats_server.url}"]\nprobe_interval = 0.3\n[mirror]\nenabled = false\n'
+                f'[[gateway]]\nnode = "gw1"\nvici = "{charon.address}"\n'
+            )
+            traffic = Traffic(charon)
+            async with traffic.flowing():
+                for turn in range(8):
+                    bridge = await start(config)
+                    await charon.registered("log")
+                    await asyncio.sleep(dice.uniform(0.05, 0.8))
+                    if turn % 3 == 1:
+                        nats_server.kill()
+                        await asyncio.sleep(dice.uniform(0.05, 0.5))
+                    bridge.kill()
+                    await bridge.wait()
+                    await charon.connected(0)
+                    if turn % 3 == 2:
+                        await nats_server.up()
+            if nats_server.process is None:
+                await nats_server.up()
+            bridge = await start(config)
+            await charon.registered("log")
+            await asyncio.sleep(2)
+            bridge.terminate()
+            assert await asyncio.wait_for(bridge.wait(), 20) == 0
+        found = await account(nats_server.url, traffic.sent)
+        assert set(found.dropped) <= {"the bridge was killed"}
+
+    run(test(), 90)
+
+
+def test_clock_stepped(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To and fro by hours while events flow, and back by an hour between two starts."""
+    real, step = time.time_ns, 0
+    monkeypatch.setattr(time, "time_ns", lambda: real() + step)
+
+    async def test() -> None:
+        nonlocal step
+        await nats_server.up()
+        async with scene(nats_server.url) as at:
+            async with at.flowing():
+                for hours in (1, -3, 24, 0):
+                    step = hours * 3600 * 10**9
+                    await asyncio.sleep(0.2)
+            await at.settled()
+        step = -3600 * 10**9
+        async with scene(nats_server.url) as later:
+            later.traffic.sent = at.traffic.sent
+            async with later.flowing():
+                pass
+            await later.settled(all_heard=False)
+        await verify_whole(nats_server.url, later.traffic.sent)
+
+    run(test(), 90)

@@ -1,0 +1,219 @@
+"""Traffic that flows while something breaks, and the account of it at a subscriber afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import nats
+from harness import processed, service, settings, stored, until
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+from vicibridge.client import Completeness, unpack
+from vicibridge.service import Service
+
+from vicifast.testing import FakeCharon
+
+
+class Traffic:
+    """A charon that sends numbered events and lines without end."""
+
+    def __init__(self, charon: FakeCharon, lines: int = 5) -> None:
+        self.charon = charon
+        self.lines = lines  # with each event
+        self.sent = 0
+        self.breaks: list[int] = []
+
+    @asynccontextmanager
+    async def flowing(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._flow())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def emit(self, **more: object) -> None:
+        self.sent += 1
+        self.charon.emit("ike-updown", {"gw": {"uniqueid": str(self.sent), **more}})
+
+    def breaks_here(self) -> None:
+        """Note that events about this one may be lost with the connection to charon."""
+        self.breaks.append(self.sent)
+
+    async def _flow(self) -> None:
+        while True:
+            for _ in range(5):
+                self.emit()
+                for _ in range(self.lines):
+                    self.charon.emit("log", {"group": "IKE", "level": "1", "msg": "x" * 200})
+            await asyncio.sleep(0.01)
+
+
+class Reader:
+    """Somebody who reads the log; what a connection of its own missed by ending is not the bridge's loss."""
+
+    def __init__(self) -> None:
+        self.of_connections = [Completeness()]
+        self.lines: set[tuple[str, int]] = set()  # one that comes twice after an outage counts once
+
+    async def again(self) -> None:
+        self.of_connections.append(Completeness())
+
+    async def take(self, message: Msg) -> None:
+        for envelope in unpack(message) if ".cmd." not in message.subject else ():
+            self.of_connections[-1].add(envelope)
+            if envelope.event == "log":
+                self.lines.add((envelope.boot, envelope.seq))
+
+    def check(self, bridge: Service | None) -> None:
+        """Nothing may be missing untold; over one connection every line came or was dropped and told."""
+        gaps = [gap for complete in self.of_connections for gap in complete.gaps() if gap.kind == "log"]
+        assert not [gap for gap in gaps if gap.cause is None], gaps
+        if bridge is not None and len(self.of_connections) == 1:
+            counts = bridge.gateways[0].log.counts
+            assert (len(self.lines), counts.received) == (counts.published, counts.published + counts.dropped)
+
+
+async def _ignore(error: Exception) -> None:
+    """The server is broken on purpose."""
+
+
+@asynccontextmanager
+async def reading(url: str) -> AsyncIterator[tuple[Reader, Subscription]]:
+    reader = Reader()
+    client = await nats.connect(
+        url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, reconnected_cb=reader.again, error_cb=_ignore
+    )
+    try:
+        limits = {"pending_msgs_limit": 10**6, "pending_bytes_limit": 2**30}
+        subscription = await client.subscribe("vici.>", cb=reader.take, **limits)
+        await processed(client)
+        yield reader, subscription
+    finally:
+        await client.close()
+
+
+@dataclass
+class Account:
+    """What the stream says of class state."""
+
+    dropped: Counter[str]  # by the cause that was told
+    absent: list[int]  # numbers of events that are not there
+    gone: int  # how often "charon was gone" was told
+
+
+async def account(url: str, sent: int) -> Account:
+    """Hold the stream against what was sent: nothing twice, in order, nothing missing by number untold."""
+    complete = Completeness(from_start=True)
+    numbers: list[int] = []
+    gone = 0
+    for message in await stored(url):
+        for envelope in unpack(message):
+            complete.add(envelope)
+            gone += envelope.event == "gap" and envelope.data["cause"] == "charon was gone"
+            if envelope.event == "ike-updown":
+                numbers.append(int(envelope.data["gw"]["uniqueid"]))
+    missing = [gap for gap in complete.gaps() if gap.kind == "state"]
+    assert not [gap for gap in missing if gap.cause is None], missing
+    assert (complete.duplicates, complete.disordered) == (0, 0)
+    assert numbers == sorted(set(numbers))
+    dropped: Counter[str] = Counter()
+    for gap in missing:
+        dropped[gap.cause or ""] += gap.last - gap.first + 1
+    return Account(dropped, sorted(set(range(1, sent + 1)) - set(numbers)), gone)
+
+
+async def verify_whole(url: str, sent: int) -> None:
+    """Nothing at all is missing."""
+    assert await account(url, sent) == Account(Counter(), [], 0)
+
+
+async def verify_but_breaks(url: str, traffic: Traffic) -> Account:
+    """Nothing is missing but around the ends of connections to charon, and those were told."""
+    found = await account(url, traffic.sent)
+    assert not found.dropped
+    for first, last in _runs(found.absent):
+        assert any(first - 1 <= number <= last for number in traffic.breaks), (first, last, traffic.breaks)
+    assert not found.absent or found.gone
+    return found
+
+
+def _runs(numbers: Collection[int]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+async def settled(bridge: Service, sent: int | None = None) -> None:
+    """Wait until all that was sent has arrived, was dropped, or is told; the accounts have to balance all the time."""
+    [gateway] = bridge.gateways
+    if sent is not None:
+        await until(lambda: gateway.events["ike-updown"] == sent, 30)
+    await until(lambda: not gateway.state.waiting and not gateway.state.backlog.losses.untold, 30)
+    await until(lambda: not gateway.log.in_flight and not gateway.log._losses.untold, 30)
+    await until(lambda: not gateway.state.waiting, 30)  # what the log has told meanwhile
+    balanced(bridge)
+
+
+def balanced(bridge: Service) -> None:
+    for gateway in bridge.gateways:
+        for pipeline, spooled in ((gateway.state, gateway.state.spooled), (gateway.log, 0)):
+            counts = pipeline.counts
+            assert counts.received == counts.published + counts.dropped + spooled + pipeline.in_flight
+
+
+@dataclass
+class Scene:
+    """A charon, a bridge, traffic and a reader, while something is about to break."""
+
+    bridge: Service
+    charon: FakeCharon
+    traffic: Traffic
+    reader: Reader
+    subscription: Subscription  # the reader's
+
+    @asynccontextmanager
+    async def flowing(self) -> AsyncIterator[None]:
+        async with self.traffic.flowing():
+            await asyncio.sleep(0.3)
+            yield
+            balanced(self.bridge)
+            await asyncio.sleep(0.3)
+
+    async def settled(self, *, all_heard: bool = True) -> None:
+        """Wait until everything is where it belongs, and check the log."""
+        await settled(self.bridge, self.traffic.sent if all_heard else None)
+        async with asyncio.timeout(15):
+            while not await _caught_up(self.subscription):
+                await asyncio.sleep(0.05)
+        self.reader.check(self.bridge if all_heard else None)
+
+
+async def _caught_up(subscription: Subscription) -> bool:
+    try:
+        await processed(subscription._conn)
+    except (NatsError, OSError, TimeoutError):
+        return False  # it connects again at the moment
+    return not subscription.pending_msgs
+
+
+@asynccontextmanager
+async def scene(
+    url: str, *, charon: FakeCharon | None = None, reader: str = "", **sections: Any
+) -> AsyncIterator[Scene]:
+    """A charon with a bridge to the server at `url`; `reader` is the URL for the reader, where it is another."""
+    async with charon or FakeCharon() as charon, reading(reader or url) as (someone, subscription):
+        async with service(settings(url, charon.address, **sections)) as bridge:
+            await charon.registered("ike-updown")
+            await until(lambda: bridge.bus.connected)
+            yield Scene(bridge, charon, Traffic(charon), someone, subscription)
