@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
-import runpy
 import signal
 import socket
 import sys
@@ -138,7 +138,7 @@ def test_without_click_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "click", None)
     monkeypatch.delitem(sys.modules, "vicifast.__main__", raising=False)
     with pytest.raises(SystemExit) as caught:
-        runpy.run_module("vicifast", run_name="__main__")
+        importlib.import_module("vicifast.__main__")
     assert caught.value.code == 2
     assert 'pip install "vicifast[cli]"' in capsys.readouterr().err
 
