@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from vicibridge import subjects
+from vicibridge import schema, subjects
 from vicibridge.config import ENV_PREFIX, LIVE, Config
 from vicibridge.metrics import METRICS
 
@@ -131,24 +131,13 @@ def event_subjects() -> str:
     own = subjects.Subjects("vici", "NODE")
     bridge = own.bridge("KIND").replace("NODE", "<node>").replace("KIND", "<kind>")
     rows = []
-    for name, (fixed, tokens) in subjects._EVENTS.items():
-        words = ".".join(_word(token) for token in tokens)
-        rows.append((_code(f"vici.<node>.{fixed}.{words}"), _code(name), "log" if name == "log" else "state"))
+    for name, pattern in subjects.patterns("vici").items():
+        subject = pattern.replace("{direction}", "up|down").replace("{", "<").replace("}", ">")
+        rows.append((_code(subject), _code(name), "log" if name == "log" else "state"))
     rows.append((_code(bridge), "what the bridge tells of itself", "state"))
     for subject in own.commands():
         rows.append((_code(subject.replace("NODE", "<node>").replace("*", "<command>")), "requests", ""))
     return _table(("subject", "event", "class"), rows)
-
-
-def _word(token: Callable[..., str]) -> str:
-    """What a token of a subject is called here."""
-    if token is subjects._direction:
-        return "up|down"
-    names = {subjects._ike: "ike", subjects._child: "child"}
-    if token in names:
-        return f"<{names[token]}>"
-    (key,) = (cell.cell_contents for cell in token.__closure__ or ())
-    return f"<{key}>"
 
 
 def configuration() -> str:
@@ -255,6 +244,22 @@ def _fenced(text: str) -> str:
     return f"```text\n{inspect.cleandoc(text)}\n```"
 
 
+def schemas() -> str:
+    """The names of the JSON Schemas: those of events and notices, and of values; commands have two each."""
+    told = [name for name in schema.schemas() if f"{name}.data" in schema.schemas()]
+    rows = [(_code(name), f"the envelope of `{name}`; its data is {_code(f'{name}.data')}") for name in told]
+    rows += [(_code(f"{e.name}.data"), f"a part of the stream `{e.name}`") for e in EVENTS.values() if not e.standalone]
+    rows += [(_code(name), f"a value in the bucket `{name}`") for name in schema.BUCKETS]
+    rows += [
+        ("`COMMAND.request`, `COMMAND.reply`", "what a command takes, and what charon says; such as `stats.reply`")
+    ]
+    return _table(("name", "what it describes"), rows)
+
+
+def schema_of(name: str) -> Callable[[], str]:
+    return lambda: f"```json\n{json.dumps(schema.document(name), indent=2)}\n```"
+
+
 def metrics() -> str:
     rows = ((_code(m.name), m.kind, _list(m.labels) or "none", _plain(m.help)) for m in METRICS)
     return _table(("metric", "kind", "labels", "meaning"), rows)
@@ -267,6 +272,8 @@ MAKERS = {
     "subjects": event_subjects,
     "configuration": configuration,
     "metrics": metrics,
+    "schemas": schemas,
+    "schema of gap": schema_of("gap"),
     "vicifast": vicifast_line,
     "vicibridge": vicibridge_line,
 }
@@ -276,6 +283,7 @@ class FromCode(SphinxDirective):
     """Puts in what one of the makers makes."""
 
     required_arguments = 1
+    final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes(MAKERS[self.arguments[0]](), allow_section_headings=True)

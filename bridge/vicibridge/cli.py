@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -11,7 +12,7 @@ from pathlib import Path
 import click
 
 from . import journal
-from .config import Config
+from .config import Config, Nats
 from .configfile import SettingsProblem, load, render
 from .own import plan
 
@@ -102,6 +103,39 @@ def demo(recordings: Path) -> None:
         asyncio.run(recorded_demo(Console(highlight=False), recordings))
     except (DemoError, NatsServerError, TimeoutError) as error:
         raise click.ClickException(str(error) or "nothing came in time") from None
+
+
+@cli.command()
+@click.option("--json-schema", "name", help="In its place the JSON Schema of that name, such as ike-updown or VICI_SA.")
+@click.option("--list", "names", is_flag=True, help="In its place the names of the JSON Schemas.")
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write asyncapi.json and a file for each JSON Schema there.",
+)
+@click.option("--prefix", default=Nats().prefix, show_default=True, help="What every subject begins with.")
+def schema(name: str | None, names: bool, directory: Path | None, prefix: str) -> None:
+    """Print an AsyncAPI document of all subjects and what is on them."""
+    from . import asyncapi
+    from . import schema as own
+
+    if names:
+        click.echo("\n".join(own.schemas()))
+    elif name is not None:
+        if name not in own.schemas():
+            raise click.ClickException(f"there is no schema {name}; vicibridge schema --list names them")
+        click.echo(_json(own.document(name)))
+    elif directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        files = {"asyncapi": asyncapi.document(prefix)} | {each: own.document(each) for each in own.schemas()}
+        for each, content in files.items():
+            (directory / f"{each}.json").write_text(f"{_json(content)}\n", "utf-8")
+    else:
+        click.echo(_json(asyncapi.document(prefix)))
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def _or_exit(read: Callable[[], Config]) -> Config:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import TypedDict, is_typeddict
 
 from vicifast import _wire
 
@@ -28,15 +30,12 @@ class Previous(TypedDict):
     """Whether it ended in order."""
 
 
-class _Status(TypedDict):
-    bridge: Literal["starting", "running", "stopping"]
-    charon: Literal["up", "down"]
-
-
-class Status(_Status, total=False):
+class Status(TypedDict):
     """The bridge started or stops, or charon came or went."""
 
-    previous: Previous
+    bridge: Literal["starting", "running", "stopping"]
+    charon: Literal["up", "down"]
+    previous: NotRequired[Previous]
     """When starting, if a start before is known."""
 
 
@@ -73,7 +72,9 @@ class Resync(TypedDict):
     after: SaValue | ConnValue | None
 
 
-class _Audit(TypedDict):
+class Audit(TypedDict):
+    """A request, and what became of it."""
+
     subject: str
     reply: str
     command: str
@@ -87,16 +88,11 @@ class _Audit(TypedDict):
     bytes: int
     began: int
     nanoseconds: int
-
-
-class Audit(_Audit, total=False):
-    """A request, and what became of it."""
-
-    user: str
+    user: NotRequired[str]
     """Header Vici-User: who asks, as the request itself says."""
-    id: str
+    id: NotRequired[str]
     """Header Vici-Request-Id."""
-    info: str
+    info: NotRequired[str]
     """Header Nats-Request-Info."""
 
 
@@ -151,7 +147,7 @@ def _typed(form: Any, value: Any) -> Any:
         form = None if value is None else _fitting(get_args(form), value)
     if is_typeddict(form):
         hints = _hints(form)
-        missing: dict[str, Any] = {key: None for key in form.__required_keys__ if key not in value}
+        missing = {key: None for key in _required(form) if key not in value}
         known = {key: _typed(hints.get(key), item) for key, item in value.items()}
         return known | {key: _typed(hints[key], None) for key in missing}
     if get_origin(form) is list:
@@ -169,9 +165,15 @@ def _fitting(forms: tuple[Any, ...], value: Any) -> Any:
     sections = [form for form in forms if is_typeddict(form)]
     for form in sections:
         optional = {key for key, hint in _hints(form).items() if type(None) in get_args(hint)}
-        if form.__required_keys__ - optional <= value.keys():
+        if _required(form) - optional <= value.keys():
             return form
     return next(form for form in forms if form is not type(None)) if not sections else None
+
+
+@lru_cache
+def _required(form: Any) -> frozenset[str]:
+    hints = get_type_hints(form, include_extras=True)
+    return frozenset(key for key in form.__required_keys__ if get_origin(hints[key]) is not NotRequired)
 
 
 @lru_cache

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import NamedTuple
 
 from vicifast import _wire
 
@@ -38,17 +38,19 @@ def unescape(token: str) -> str:
     return name
 
 
-_Token: TypeAlias = Callable[[_wire.Message], str]
+class _Token(NamedTuple):
+    """A token of a subject that comes from the message: what it is called, and how it is read."""
+
+    word: str
+    read: Callable[[_wire.Message], str]
 
 
 def _text(key: str) -> _Token:
-    """Return what reads the text at `key`."""
-
     def read(message: _wire.Message) -> str:
         value = message.get(key)
         return value if isinstance(value, str) else ""
 
-    return read
+    return _Token(key, read)
 
 
 def _direction(message: _wire.Message) -> str:
@@ -76,14 +78,16 @@ def section_of(message: _wire.Message) -> tuple[str, _wire.Message | None]:
     return "", None
 
 
+_IKE, _CHILD, _DIRECTION = _Token("ike", _ike), _Token("child", _child), _Token("direction", _direction)
+
 # What follows <prefix>.<node>. for each event: the fixed tokens, then those taken from the message.
 _EVENTS: Mapping[str, tuple[str, tuple[_Token, ...]]] = MappingProxyType(
     {
-        "ike-updown": ("event.ike-updown", (_ike, _direction)),
-        "ike-rekey": ("event.ike-rekey", (_ike,)),
-        "ike-update": ("event.ike-update", (_ike,)),
-        "child-updown": ("event.child-updown", (_ike, _child, _direction)),
-        "child-rekey": ("event.child-rekey", (_ike, _child)),
+        "ike-updown": ("event.ike-updown", (_IKE, _DIRECTION)),
+        "ike-rekey": ("event.ike-rekey", (_IKE,)),
+        "ike-update": ("event.ike-update", (_IKE,)),
+        "child-updown": ("event.child-updown", (_IKE, _CHILD, _DIRECTION)),
+        "child-rekey": ("event.child-rekey", (_IKE, _CHILD)),
         "alert": ("event.alert", (_text("type"),)),
         "log": ("log", (_text("group"), _text("level"))),
     }
@@ -102,7 +106,7 @@ class Subjects:
         """Return the subject of event `name` with message `raw`; DecodeError when that is no VICI message."""
         fixed, tokens = _EVENTS[name]
         message = _wire.Message(raw)
-        return ".".join([self._base + fixed, *(escape(token(message)) for token in tokens)])
+        return ".".join([self._base + fixed, *(escape(token.read(message)) for token in tokens)])
 
     def log(self, group: bytes, level: bytes) -> str:
         """Return the subject of the log lines of a group and level."""
@@ -145,7 +149,7 @@ def filters(prefix: str, nodes: Sequence[str] = (), events: Sequence[str] = (), 
     """
     tokens = [escape(node) for node in nodes] or ["*"]
     if ike is not None:
-        names = events or [name for name, (_, own) in _EVENTS.items() if _ike in own]
+        names = events or [name for name, (_, own) in _EVENTS.items() if _IKE in own]
         return [f"{prefix}.{token}.{_of_connection(name, escape(ike))}" for token in tokens for name in names]
     parts = [f"{_EVENTS[name][0]}.>" if name in _EVENTS else f"bridge.{escape(name)}" for name in events]
     return [f"{prefix}.{token}.{part}" for token in tokens for part in parts or ("event.>", "bridge.>")]
@@ -153,9 +157,17 @@ def filters(prefix: str, nodes: Sequence[str] = (), events: Sequence[str] = (), 
 
 def _of_connection(event: str, ike: str) -> str:
     fixed, tokens = _EVENTS.get(event, ("", ()))
-    if _ike not in tokens:
+    if _IKE not in tokens:
         raise ValueError(f"{event} is not of one connection: so it cannot be had for one alone")
-    return ".".join([fixed, *(ike if token is _ike else "*" for token in tokens)])
+    return ".".join([fixed, *(ike if token is _IKE else "*" for token in tokens)])
+
+
+def patterns(prefix: str) -> dict[str, str]:
+    """Return the subject of each of charon's events, with words in braces for what comes from the message."""
+    return {
+        name: ".".join([f"{prefix}.{{node}}.{fixed}", *(f"{{{token.word}}}" for token in tokens)])
+        for name, (fixed, tokens) in _EVENTS.items()
+    }
 
 
 def stream_subjects(prefix: str) -> list[str]:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 SA, CONN, NODE = "VICI_SA", "VICI_CONN", "VICI_NODE"
 
