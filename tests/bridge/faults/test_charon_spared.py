@@ -1,0 +1,152 @@
+"""charon itself is not hurt: its memory while NATS is away, and what the end of a bridge makes it log.
+
+That commands which block never take more than their share of its threads is in `test_commands_on_charon`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from harness import bridge_process, run, until
+from lab import Lab
+
+from vicifast.aio import AsyncSession
+
+pytestmark = [pytest.mark.faults, pytest.mark.lab(nats=True)]
+
+MB = 1e6
+CONN = {"version": 2, "remote_addrs": ["10.99.0.77"], "local": {"auth": "psk"}, "remote": {"auth": "psk"}}
+
+
+class Listener:
+    """Somebody else who listens to charon's log: how many lines there were, and how many nobody was there for."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.undeliverable = 0
+
+    @asynccontextmanager
+    async def listening(self, address: str) -> AsyncIterator[Listener]:
+        async with AsyncSession(address) as session:
+            listener = session.listen("log")
+            await listener.ready()
+            task = asyncio.create_task(self._listen(listener))
+            try:
+                yield self
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _listen(self, listener: object) -> None:
+        async for _, message in listener:  # type: ignore[attr-defined]
+            self.lines += 1
+            self.undeliverable += "vici connection" in message["msg"] and "unknown" in message["msg"]
+
+
+@asynccontextmanager
+async def flood(address: str, sessions: int = 4) -> AsyncIterator[None]:
+    """Have charon log as fast as it goes: each `load-conn` makes a line or two."""
+    async with AsyncExitStack() as stack:
+
+        async def load(session: AsyncSession, number: int) -> None:
+            while True:
+                await session.call("load-conn", {f"flood-{number}": CONN})
+
+        tasks = []
+        for number in range(sessions):
+            session = await stack.enter_async_context(AsyncSession(address))
+            tasks.append(asyncio.create_task(load(session, number)))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def used(address: str) -> float:
+    """Bytes that charon has from malloc."""
+    async with AsyncSession(address) as session:
+        memory = (await session.call("stats"))["mallinfo"]
+    assert isinstance(memory, dict)
+    return float(str(memory["used"])) + float(str(memory["mmap"]))
+
+
+async def grown(address: str, lines: int) -> float:
+    """Return by how many bytes charon has grown after so many lines, which must come through."""
+    before = await used(address)
+    listener = Listener()
+    async with listener.listening(address):
+        async with flood(address):
+            await until(lambda: listener.lines >= lines, 60)
+        await asyncio.sleep(0.2)  # the listener's own lines are on their way
+        return await used(address) - before
+
+
+def config(lab: Lab) -> Path:
+    path = lab.directory / "bridge.toml"
+    path.write_text(
+        f'[nats]\nservers = ["{lab.nats.url}"]\n[mirror]\nenabled = false\n[spool]\npath = "{lab.directory}/spool"\n'
+        f'[log]\nmax_bytes = 1048576\n[[gateway]]\nnode = "left"\nvici = "{lab.left.address}"\n'
+    )
+    return path
+
+
+def test_memory_of_charon_does_not_grow_while_nats_is_away(lab: Lab) -> None:
+    """Beside somebody who registers for the log and does not read, for whom it does."""
+
+    async def test() -> None:
+        address = lab.left.address
+        lab.nats.kill()
+        async with bridge_process(config(lab)) as log:
+            await until(lambda: "charon is up" in log.read_text())
+            await grown(address, 2000)
+            bridge = await grown(address, 15_000)
+            lab.nats.start()
+            await until(lambda: "NATS: connected" in log.read_text())
+        reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix://"), limit=1024)
+        writer.write(b"\0\0\0\x05\x03\x03log")
+        await reader.readexactly(5)
+        idler = await grown(address, 15_000)
+        writer.close()
+        print(f"{bridge / MB:.1f} MB with the bridge, {idler / MB:.1f} MB with one who does not read")
+        assert bridge < MB < 2 * MB < idler
+
+    run(test(), 150)
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_the_end_of_the_bridge_makes_no_burst_of_lines(lab: Lab, kill: bool) -> None:
+    """Of lines about events for a connection that is gone; after SIGKILL there may be a few, and nothing worse."""
+
+    path = config(lab)
+    log = path.with_suffix(".log")
+    listener = Listener()
+
+    async def more(lines: int) -> None:
+        before = listener.lines
+        await until(lambda: listener.lines > before + lines)
+
+    async def end_one() -> None:
+        with log.open("wb") as stderr:
+            argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(path)]
+            bridge = await asyncio.create_subprocess_exec(*argv, stderr=stderr)
+        await until(lambda: "charon is up" in log.read_text())
+        await more(500)
+        bridge.kill() if kill else bridge.terminate()
+        await asyncio.wait_for(bridge.wait(), 20)
+        await more(500)
+
+    async def test() -> None:
+        async with listener.listening(lab.left.address), flood(lab.left.address):
+            for _ in range(5):
+                await end_one()
+        print(f"{listener.undeliverable} of {listener.lines} lines are about connections that have gone")
+        assert listener.undeliverable <= (listener.lines / 10 if kill else 0)
+
+    run(test(), 150)
