@@ -186,6 +186,7 @@ def test_what_a_running_bridge_publishes(nats_server: NatsServer) -> None:
             config = config.model_copy(update={"gateway": [gateway]})
             async with witness(nats_server.url) as someone, service(config) as bridge:
                 await charon.registered("log")
+                await someone.sees(".resync")  # of the first snapshot
                 await charon.replay(RECORDINGS["events"])
                 charon.emit("ike-updown", b"\x03")
                 replies = [("version", await someone.ask("vici.gw1.cmd.version", b"{}"))]
@@ -193,7 +194,6 @@ def test_what_a_running_bridge_publishes(nats_server: NatsServer) -> None:
                     *parts, _ = await someone.ask(f"vici.gw1.cmd.{command}", b"{}", parts=5)
                     replies.append((event, [part for part in parts if part.data]))
                 await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "gw"}')
-                await someone.sees(".resync")
                 await someone.sees(".gap")
                 await someone.sees(".audit", 4)
                 await bridge.gateways[0].log.flush()
