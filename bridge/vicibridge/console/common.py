@@ -122,6 +122,7 @@ _OPTIONS = [
     click.option("--tls-cert", envvar="NATS_CERT", show_envvar=True, metavar="FILE", help="Our certificate."),
     click.option("--tls-key", envvar="NATS_KEY", show_envvar=True, metavar="FILE", help="The key of that."),
     click.option("--prefix", metavar="SUBJECT", help="What stands before every subject, if it is not vici."),
+    click.option("--inbox-prefix", metavar="SUBJECT", help="What stands before the subjects of answers to us."),
     click.option(
         "--timeout",
         type=click.FloatRange(0, min_open=True),
@@ -148,7 +149,7 @@ def reaches(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-_KEYS = ("creds", "nkey", "user", "password", "token", "tls_ca", "tls_cert", "tls_key", "prefix")
+_KEYS = ("creds", "nkey", "user", "password", "token", "tls_ca", "tls_cert", "tls_key", "prefix", "inbox_prefix")
 
 
 def find_nats(given: Mapping[str, object], context: str | None, config: Path | None) -> Nats:
