@@ -95,3 +95,13 @@ def test_command_line_is_one(words: list[str]) -> None:
     command = group.get_command(click.Context(group), words[1])
     assert command, f"{words[0]} has no command {words[1]}"
     command.make_context(words[1], words[2:])
+
+
+def test_tests_that_are_named_exist() -> None:
+    there = {
+        f"{path.stem}::{name}"
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+::test_\w+)`", page.read_text("utf-8"))}
+    assert named and named <= there, named - there
