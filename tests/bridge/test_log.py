@@ -92,6 +92,7 @@ def test_overflow_drops_the_oldest_and_tells(nats_server: NatsServer) -> None:
                 await feed.flush()
                 await until(lambda: feed.losses)
                 assert feed.losses == [Loss("the memory for log events is full", dropped, 1, dropped)]
+                await until(lambda: someone.messages and int(someone.messages[-1].data.split()[-1]) == 3001)
                 # the witness may have come after the first of them
                 data = b"".join(message.data for message in someone.messages)
                 seen = [int(n) for n in data.split()]

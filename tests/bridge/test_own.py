@@ -48,7 +48,7 @@ def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytes
             process = bridge.own._server.process
             assert process and process.poll() is None
         assert process.returncode is not None
-        assert "stopping" in caplog.text and "lost" not in caplog.text
+        assert "stopping" in caplog.text and "are lost" not in caplog.text
         with socket.create_server(("127.0.0.1", config.nats.own.port)):
             pass
 
