@@ -102,11 +102,13 @@ class Bus:
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT * 2):
                 await self._open(client, url, closed)
+            _notice_cancellation()
         except asyncio.CancelledError:
             await link.discard()
             raise
         except Exception as error:  # whatever is wrong with server, credentials or TLS, the next try may find it right
             await link.discard()
+            _notice_cancellation()
             self._report_down(reason_of(self._last_error or error))
             return None
         self._keep(client, url)
@@ -173,6 +175,13 @@ class Bus:
         if reason not in self._told:
             self._told.add(reason)
             _logger.warning("NATS: not connected: %s; trying again", reason)
+
+
+def _notice_cancellation() -> None:
+    """Raise CancelledError if that was asked for: nats-py waits by `asyncio.wait_for`, which may take no notice."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _host(netloc: str) -> str:
