@@ -31,7 +31,7 @@ LINE = {"group": "IKE", "level": "1", "msg": "hello"}
 @pytest.fixture
 def guarded(make_nats_server: Callable[..., NatsServer], monkeypatch: pytest.MonkeyPatch) -> NatsServer:
     """A server with the users of the templates; their names are their passwords."""
-    for user in USERS:
+    for user in ("admin", *USERS):
         monkeypatch.setenv(f"VICI_{user.upper()}", user)
     server = make_nats_server('include "accounts.conf"')
     for template in TEMPLATES.glob("*.conf"):
