@@ -131,6 +131,23 @@ def test_forget_asks_again_and_loses_nothing() -> None:
     assert texts(batch) == [(1, "a")] and len(log.asked) == 2
 
 
+@pytest.mark.parametrize("begun", [[], ["0"]])
+def test_forget_while_wanted_is_asked(begun: list[str]) -> None:
+    log = Log()
+    log.read(*(line("IKE", 1, text) for text in begun))
+
+    def wanted(text: bytes) -> bool:
+        log.unwanted = b"IKE" if text == b"c" else None
+        log.gatherer.forget()
+        return text != b"b"
+
+    log.gatherer.wanted = wanted
+    log.read(*(line("IKE", 1, text) for text in "abcd"))
+    taken = [text for batch in log.gatherer.take() for _, text in texts(batch)]
+    assert taken == [*begun, "a"]
+    assert log.gatherer.left_out == 3
+
+
 def test_more_topics_than_are_remembered() -> None:
     log = Log()
     log.read(*(line(f"G{number}", number % 2, str(number)) for number in range(1000)))

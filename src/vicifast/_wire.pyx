@@ -1625,12 +1625,16 @@ cdef class Gatherer(Reader):
         cdef Element one, other, text
         cdef Topic* topic
         cdef Py_ssize_t start
+        cdef bint is_wanted = True
         if not self.is_waiting:
             self.begin_read()
         root_value(data, size, <bytes>self.keys[0], &one)
         root_value(data, size, <bytes>self.keys[1], &other)
         topic = self.find(&one, &other)
-        if topic.name == <PyObject*>None or (self.wanted is not None and not self.is_wanted(data, size, &text)):
+        if self.wanted is not None and topic.name != <PyObject*>None:
+            is_wanted = self.is_wanted(data, size, &text)
+            topic = self.find(&one, &other)  # again, as `wanted` may have called `forget`
+        if not is_wanted or topic.name == <PyObject*>None:
             self.left_out += 1
             return None
         start = topic.out.used
