@@ -29,20 +29,28 @@ pytestmark = pytest.mark.lab(nats=True)
 
 CLIENTS = 300
 TOO_MANY = 2200  # connections with names of 250 bytes: 250 * 2200 is more than charon's 512 KiB for a reply
+COUNTED = 1300  # connections with counters, 466 bytes for each, which is more too
 
 
 def run(test: Coroutine[Any, Any, None], timeout: float = 30.0) -> None:
     asyncio.run(asyncio.wait_for(test, timeout))
 
 
-async def load_connections(address: str, names: list[str]) -> None:
-    """Load connections with nothing in them, some at a time."""
+async def load_connections(address: str, names: list[str], *, initiate: bool = False) -> None:
+    """Load connections with little in them, some at a time; `initiate` begins each, towards nobody."""
     remaining = iter(names)
+
+    def config(name: str) -> dict[str, object]:
+        # Without an identity of its own each would be found in the IKE_SA of the first.
+        ends = {"local": {"auth": "psk", "id": name}, "remote": {"auth": "psk"}}
+        return {"remote_addrs": ["10.99.0.77"], **ends} if initiate else {}
 
     async def worker() -> None:
         async with AsyncSession(address) as session:
             for name in remaining:
-                await session.call("load-conn", {name: {}})
+                await session.call("load-conn", {name: config(name)})
+                if initiate:
+                    await session.call("initiate", {"ike": name, "timeout": -1})
 
     async with asyncio.TaskGroup() as group:
         for _ in range(8):
@@ -248,6 +256,17 @@ def test_reply_that_charon_drops(kit: Kit, lab: Lab) -> None:
             session.version()
         session.connect()
         assert len(list(session.list_conns())) == TOO_MANY
+
+
+def test_counters_that_charon_drops(kit: Kit, lab: Lab) -> None:
+    names = [f"site-{number:04}" for number in range(COUNTED)]
+    asyncio.run(load_connections(lab.left.address, names, initiate=True))
+    with kit.session(lab.left.address) as session:
+        with pytest.raises(RequestTimeout, match="get-counters: nothing came for 0.5 s.*longer than 512 KiB"):
+            session.get_counters(all=True, timeout=0.5)
+        session.connect()
+        counters = session.get_counters(names[-1])["counters"]
+        assert counters[names[-1]]["ike-init-out-req"] == "1" and len(counters[names[-1]]) == 21
 
 
 def test_a_charon_that_is_killed_in_the_middle_of_a_stream(kit: Kit, lab: Lab) -> None:
