@@ -215,6 +215,13 @@ def _nonsense(client: nats.NATS) -> Any:
     return answer
 
 
+async def refusal(url: str) -> str:
+    """Why NATS refuses us; it may close before its reason has been read, and then does not tell."""
+    with pytest.raises(ConnectionClosed) as refused:
+        await Fleet(url).connect()
+    return str(refused.value).lower()
+
+
 def test_connecting(nats_server: NatsServer, make_nats_server: Any) -> None:
     async def test() -> None:
         with pytest.raises(ConnectionClosed, match="not connected"):
@@ -223,8 +230,8 @@ def test_connecting(nats_server: NatsServer, make_nats_server: Any) -> None:
             await Fleet(nats_server.url).connect()
         guarded = make_nats_server('authorization { user: "me", password: "secret" }')
         await guarded.up()
-        with pytest.raises(ConnectionClosed, match="(?i)authorization"):
-            await Fleet(guarded.url).connect()
+        while "authorization" not in await refusal(guarded.url):
+            pass
         async with Fleet(
             Nats(servers=[nats_server.url, guarded.url], user="me", password="secret"), user="tester"
         ) as fleet:
