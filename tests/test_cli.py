@@ -421,6 +421,21 @@ def test_tables_fit_eighty_columns(command: list[str], recording: str, rows: lis
     run(scenario)
 
 
+def test_long_tables_have_a_line_for_each_row_however_wide() -> None:
+    async def scenario() -> None:
+        async with FakeCharon() as charon:
+            charon.on("list-sas", {}, stream=[("list-sa", SA)] * 600)
+            result = await invoke(charon, "sas")
+        head, ike, child, *others, foot = result.stdout.splitlines()
+        assert head.split() == ["SA", "state", "local", "remote", "for", "in", "out"]
+        assert ike.split() == ["gw", "#7", "ESTABLISHED", "a.example,", "192.0.2.1", "b.example,", "192.0.2.2", "1h1m"]
+        assert child.split()[3:] == ["10.0.0.0/24", "10.1.0.0/24,", "10.2.0.0/24", "59s", "1.2", "kB", "5", "B"]
+        assert len(head) == len(child) and head.index("local") == child.index("10.0.0.0/24")
+        assert others == [ike, child] * 599 and foot == "600 IKE_SAs, 600 CHILD_SAs"
+
+    run(scenario)
+
+
 def test_sas_with_their_children() -> None:
     async def scenario() -> None:
         async with FakeCharon() as charon:

@@ -251,7 +251,7 @@ async def record_clients(file: Path, uri: Unix | Tcp, listen: Unix | Tcp, second
 
     with listen_at(listen, BACKLOG) as listener, removing(listen):
         proxying = asyncio.create_task(proxy(listener, lambda: connect(uri), new_writer))
-        notes.print(f"recording the clients of {address_of(listener, listen)}; Ctrl-C ends")
+        notes.print(f"recording the clients of {address_of(listener, listen)}; Ctrl-C ends", soft_wrap=True)
         with progress(lambda: f"{len(writers)} clients, {decimal(sum(w.size for w in writers.values()))}"):
             try:
                 await stop.wait(proxying, timeout=seconds)
@@ -280,7 +280,7 @@ async def serve(files: tuple[Path, ...], listen: Unix | Tcp, speed: float | None
                 going_on = endless
 
         sending = asyncio.create_task(send())
-        notes.print(f"serving {', '.join(map(str, files))} at {charon.address}; Ctrl-C ends")
+        notes.print(f"serving {', '.join(map(str, files))} at {charon.address}; Ctrl-C ends", soft_wrap=True)
         with progress(lambda: f"commands: {len(charon.requests)}, events sent: {sent}"):
             try:
                 await stop.wait(sending)

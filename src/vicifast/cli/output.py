@@ -82,7 +82,8 @@ class Output:
         self.console.print(*line, soft_wrap=True)
 
     def show(self, what: RenderableType) -> None:
-        self.console.print(what)
+        """Write a table, or text broken at the width of the terminal."""
+        self.console.print(what, crop=False)
 
 
 def shown(value: object) -> str:

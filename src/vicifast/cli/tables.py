@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeAlias
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.filesize import decimal
+from rich.segment import Segment
 from rich.table import Table
 
 from ..results import ChildSa, IkeSa
@@ -16,6 +18,7 @@ from .output import Packet, lines, shown
 
 Row: TypeAlias = tuple[object, ...]
 _NUMBERS = frozenset(("in", "out", "size", "online", "offline", "count"))
+_FITTED = 1000  # more rows than that are not fitted to the terminal, which takes a millisecond for each
 View: TypeAlias = Callable[[list[Packet]], "Listing | str"]
 
 
@@ -143,7 +146,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[Row], foot: str = "") -> Lis
 
 
 class Listing:
-    """A table and its sum; making rows costs time, so a live view makes only those it shows."""
+    """A table and its sum; fitting rows costs time: a live view fits only those it shows, and long ones are plain."""
 
     def __init__(self, columns: tuple[str, ...], rows: list[Row], foot: str) -> None:
         self._columns = columns
@@ -155,9 +158,15 @@ class Listing:
         return Group(self._foot, self._filled(self._rows[:height]))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._filled(self._rows)
+        yield self._filled(self._rows) if len(self._rows) <= _FITTED else Segment(self._plain())
         if self._foot:
             yield self._foot
+
+    def _plain(self) -> str:
+        """A line for each row, as wide as it is."""
+        cells = [self._columns, *([shown(value) for value in row] for row in self._rows)]
+        widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+        return "".join("  ".join(map(_padded, row, widths, self._columns)).rstrip() + "\n" for row in cells)
 
     def _filled(self, rows: list[Row]) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -173,3 +182,8 @@ def _cell(value: object) -> str:
     if isinstance(value, list | tuple):  # one below the other, for narrow terminals
         return "\n".join(map(shown, value))
     return shown(value)
+
+
+def _padded(text: str, width: int, column: str) -> str:
+    padding = " " * (width - cell_len(text))
+    return padding + text if column in _NUMBERS else text + padding
