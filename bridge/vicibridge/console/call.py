@@ -10,9 +10,11 @@ import click
 
 from vicifast._wire import Message
 from vicifast.cli.common import NO_DAEMON, results
+from vicifast.cli.events import log_lines
 from vicifast.cli.output import FORMATS, Output, Packet, lines, shown
 from vicifast.cli.queries import complete_command, parse_arguments
 from vicifast.commands import COMMANDS
+from vicifast.results import LogLine
 
 from ..client import Answer, Fleet
 from ..subjects import ALL_NODES
@@ -67,7 +69,11 @@ async def call_one(fleet: Fleet, output: Output, node: str, command: str, reques
         return
     stream = session.stream(command, request)
     async for message in stream:
-        output.packet(Packet(message, known.event))
+        if output.for_people and known.event == "control-log":
+            for line in log_lines(LogLine.from_message(message)):
+                output.text(line)
+        else:
+            output.packet(Packet(message, known.event))
     if stream.response:
         output.packet(Packet(stream.response))
 
