@@ -27,13 +27,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from rich.console import Console
 from rich.table import Table
-from vicibridge.client import Completeness, unpack
+from vicibridge.client import Completeness, Gap, unpack
 from vicibridge.natsserver import NatsServer
 
 from vicifast.testing import FakeCharon
 
 _LINES, _EVENTS, _REQUESTS = 10_000, 100, 10  # in a second
 _TICK = 0.01
+_JOINING = 2000  # lines
 _LOST_WITH_BRIDGE = ("the bridge was killed", "the bridge stopped")
 _CONFIG = """\
 [nats]
@@ -112,17 +113,25 @@ class Bridge:
             raise RuntimeError(f"the bridge ended with {status}:\n{self._log.read_text()[-2000:]}")
 
 
+class Connection:
+    """What came over one connection of the subscriber."""
+
+    def __init__(self) -> None:
+        self.complete = Completeness()
+        self.first: dict[str, int] = {}  # number of a line, by the start of the bridge
+
+
 class Subscriber:
     """Somebody on the bus who counts; what a connection of its own missed by ending is not the bridge's loss."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
-        self.of_connections = [Completeness()]
+        self.connections = [Connection()]
         self.client: Client | None = None
 
     async def connect(self, url: str) -> None:
         async def again() -> None:
-            self.of_connections.append(Completeness())
+            self.connections.append(Connection())
 
         async def ignore(error: Exception) -> None:
             """The server is broken on purpose."""
@@ -137,22 +146,32 @@ class Subscriber:
     async def _note(self, message: Msg) -> None:
         kind = {"event": "state", "log": "log"}.get(message.subject.split(".")[2])
         envelopes = unpack(message) if kind or ".bridge." in message.subject else []
-        complete = self.of_connections[-1]
+        connection = self.connections[-1]
         for envelope in envelopes:
-            complete.add(envelope)
+            connection.complete.add(envelope)
+        if kind == "log":
+            connection.first.setdefault(envelopes[0].boot, envelopes[0].seq)
         if kind:
             self._notes.arrived[kind] += len(envelopes)
             now = time.time()
             data = envelopes[0].data
             self._notes.lags[kind].append((now - self._notes.began, now - float(data["sent"])))
 
-    def untold(self) -> int:
-        gaps = [gap for complete in self.of_connections for gap in complete.gaps()]
-        return sum(gap.last - gap.first + 1 for gap in gaps if gap.kind == "log" and gap.cause is None)
+    def gaps(self) -> list[Gap]:
+        """Return what is missing of the log, but for the lines around those that a connection got first.
 
-    def told(self) -> int:
-        gaps = [gap for complete in self.of_connections for gap in complete.gaps()]
-        return sum(gap.last - gap.first + 1 for gap in gaps if gap.kind == "log" and gap.cause is not None)
+        The log is published by subject: what was on its way when somebody joins may be before and after the first.
+        """
+        firsts = [{key: first + _JOINING for key, first in connection.first.items()} for connection in self.connections]
+        return [
+            gap
+            for connection, first in zip(self.connections, firsts, strict=True)
+            for gap in connection.complete.gaps()
+            if gap.kind == "log" and gap.first > first[gap.boot]
+        ]
+
+    def missing(self, *, told: bool) -> int:
+        return sum(gap.last - gap.first + 1 for gap in self.gaps() if (gap.cause is not None) is told)
 
 
 class Soak:
@@ -326,12 +345,12 @@ async def account(soak: Soak) -> Result:
     unexplained = [n for n in missing if not explained(notes, notes.emitted[n - 1])]
     told = sum(gap.last - gap.first + 1 for gap in complete.gaps() if gap.cause not in (None, *_LOST_WITH_BRIDGE))
     untold = sum(gap.last - gap.first + 1 for gap in complete.gaps() if gap.cause is None)
-    untold_lines = soak.subscriber.untold()
+    untold_lines = soak.subscriber.missing(told=False)
     rows = result.rows
     rows.append(("sent with a listener", f"{notes.sent['state']:,}", f"{notes.sent['log']:,}"))
     rows.append(("sent while there was none", f"{notes.unheard['state']:,}", f"{notes.unheard['log']:,}"))
     rows.append(("arrived", f"{len(numbers):,}", f"{notes.arrived['log']:,}"))
-    told_lines = soak.subscriber.told()
+    told_lines = soak.subscriber.missing(told=True)
     rest = notes.sent["log"] - notes.arrived["log"] - told_lines - untold_lines
     rows.append(("dropped and told by number", f"{told:,}", f"{told_lines:,}"))
     rows.append(("lost as a connection or the bridge ended, told", f"{len(missing) - told:,}", f"{rest:,}"))
@@ -382,7 +401,7 @@ def draw(notes: Notes, path: Path) -> None:
     figure = Figure(figsize=(12, 9), layout="constrained")
     lag, memory, descriptors = figure.subplots(3, 1, sharex=True)
     for kind, color in (("log", "#6b93c4"), ("state", "#e8702a")):
-        points = notes.lags[kind][:: max(1, len(notes.lags[kind]) // 20_000)]
+        points = notes.lags[kind][:: max(1, len(notes.lags[kind]) // 4_000)]
         lag.plot([t for t, _ in points], [max(v, 1e-4) for _, v in points], ".", ms=1, color=color, label=kind)
     lag.set_yscale("log")
     lag.set_ylabel("seconds from charon to a subscriber")
@@ -433,6 +452,8 @@ async def main(seconds: float, seed: int, plot: Path) -> int:
     report(soak, result, console)
     draw(soak.notes, plot)
     console.print(f"plot: {plot}")
+    for gap in soak.subscriber.gaps() if result.problems else []:
+        console.print(f"{gap}, from {gap.first}")
     for problem in result.problems:
         console.print(f"[red]{problem}")
     return 1 if result.problems else 0
