@@ -133,6 +133,7 @@ class Link:
             raise Disconnected(reason_of(error)) from None
         finally:
             task.cancel()
+            task.add_done_callback(_heard)  # nats-py may end with an error of its own all the same
 
     def lose(self, reason: str) -> None:
         if not self._lost.done():
@@ -159,6 +160,12 @@ class Link:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """Take notice of how a task ended that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _abort(client: Client) -> None:
