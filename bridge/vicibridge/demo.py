@@ -32,7 +32,7 @@ from .natsserver import NatsServer
 
 NODE = "gw1"
 FLOOD = 50_000  # log events in one go
-_SHOWN_LINES = 4  # of the log; all of them would bury the events
+_SHOWN = {"log": 4, "resync": 2}  # so many of each; all of them would bury the others
 _SHOWN_SAS = 3
 _QUIET = 0.4  # seconds without a message after which nothing more is expected
 _TIMEOUT = 20.0
@@ -57,7 +57,6 @@ class Subscriber:
         self._check = Completeness(from_start=True)
         self._per_second: dict[str, Counter[int]] = {}
         self._last_message = 0.0
-        self._lines = 0
 
     async def take(self, message: Msg) -> None:
         self._last_message = time.monotonic()
@@ -100,20 +99,24 @@ class Subscriber:
     def _show(self, envelope: Envelope) -> None:
         clock = time.strftime("%H:%M:%S", time.localtime(envelope.time / 1e9))
         thousandths = envelope.time // 1_000_000 % 1000
-        if envelope.event == "log":
-            self._lines += 1
-            if self._lines > _SHOWN_LINES:
-                return
-            text, style = envelope.data["msg"] + (" ..." if self._lines == _SHOWN_LINES else ""), "dim"
-        else:
-            text, style = _summary(envelope.event, envelope.data), "none"
+        left = _SHOWN.get(envelope.event, self.events[envelope.event]) - self.events[envelope.event]
+        if left < 0:
+            return
+        text = _summary(envelope.event, envelope.data) + (" ..." if envelope.event in _SHOWN and not left else "")
+        style = "dim" if envelope.event in _SHOWN else "none"
         self._console.print(f"[dim]{clock}.{thousandths:03}[/] [cyan]{envelope.subject}[/]  ", end="")
         self._console.print(text, style=style, markup=False, soft_wrap=True)
 
 
 def _summary(event: str, data: Mapping[str, Any]) -> str:
+    if event == "log":
+        return str(data["msg"])
     if event == "status":
         return f"bridge {data['bridge']}, charon {data['charon']}"
+    if event == "resync":
+        return f"{data['key']} {data['kind']} in {data['bucket']}"
+    if event == "audit":
+        return f"{data['command']}: {data['code']} {data['text']}"
     sections = [section for section in data.values() if isinstance(section, dict)]
     if not sections:
         return str(data)

