@@ -153,13 +153,25 @@ async def stored(url: str, stream: str = "VICI") -> list[Msg]:
 
 async def bucket(client: Client, name: str, keys: str = ">") -> dict[str, Any]:
     """Return every value in a key-value bucket; nothing while there is no such bucket."""
+    jetstream = client.jetstream()
     try:
-        watcher: Any = await (await client.jetstream().key_value(name)).watch(keys, ignore_deletes=True)
+        kv = await jetstream.key_value(name)
     except BucketNotFoundError:
         return {}
-    found = {}
-    while (entry := await watcher.updates()) is not None:
-        found[entry.key] = json.loads(entry.value)
+    # The mark by which nats-py says that all have come may come before them; so they are counted.
+    state = (await jetstream.stream_info(f"KV_{name}", subjects_filter=f"$KV.{name}.{keys}")).state
+    watcher: Any = await kv.watch(keys)
+    found: dict[str, Any] = {}
+    seen: set[str] = set()
+    while len(seen) < len(state.subjects or ()):
+        entry = await watcher.updates()
+        if entry is None:
+            continue
+        seen.add(entry.key)
+        if entry.operation is None:
+            found[entry.key] = json.loads(entry.value)
+        else:
+            found.pop(entry.key, None)
     await watcher.stop()
     return found
 

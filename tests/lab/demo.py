@@ -30,7 +30,7 @@ async def _demo(console: Console, lab: Lab) -> None:
         await sas.terminate(lab, names[STAYING:])
 
     updown = COUNT + COUNT - STAYING
-    expected = {"ike-updown": updown, "child-updown": updown, "ike-rekey": COUNT, "ike-update": COUNT}
+    expected = {"ike-updown": updown, "child-updown": updown, "ike-update": COUNT}  # both sides may rekey
     await run_demo(console, lab.right.address, drive, expected)
 
 
