@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
-from nats.js.kv import KeyValue
 
 from .bus import Bus
 from .config import Provision
 from .link import Disconnected, Link, TooLarge
+from .listing import Listing
 from .mirror import Key
 from .provision import ensure
 from .values import CONN, HEARTBEATS, NODE, SA
@@ -119,12 +118,12 @@ class Buckets:
     async def _prepare(self, link: Link) -> None:
         """See that the buckets are there, and hold them against what we left in them."""
         for bucket in (NODE, CONN, SA):
-            kv = await self._ensure(link, bucket)
+            await self._ensure(link, bucket)
             if bucket != NODE:
-                await link.unless_lost(self._compare(bucket, kv))
+                await link.unless_lost(self._compare(link, bucket))
         self.ready.set()
 
-    async def _ensure(self, link: Link, bucket: str) -> KeyValue:
+    async def _ensure(self, link: Link, bucket: str) -> None:
         jetstream = link.jetstream
         wanted = StreamConfig(
             name=f"KV_{bucket}",
@@ -144,25 +143,24 @@ class Buckets:
         await ensure(link, wanted, self._provision)
         stream = await link.unless_lost(jetstream.stream_info(f"KV_{bucket}"))
         self._expires[bucket] = bool(stream.config.allow_msg_ttl)
-        return await link.unless_lost(jetstream.key_value(bucket))
 
-    async def _compare(self, bucket: str, kv: KeyValue) -> None:
+    async def _compare(self, link: Link, bucket: str) -> None:
         """Restore what an earlier start left; later, find what is not the revision that was acknowledged to us."""
         first = not self.ready.is_set()
         changed = self._source.changed
         listed: set[Key] = set()
-        async for entry in _entries(kv, f"{self._node}.>", values=first):
-            key, revision = (bucket, entry.key), entry.revision or 0
-            if entry.operation is not None:
+
+        def take(key: Key, revision: int, value: bytes | None) -> None:
+            if value is None:
                 self._note_deleted(key, revision)
-                continue
+                return
             listed.add(key)
-            if first and self._source.restore(key, entry.value or b""):
+            if first and self._source.restore(key, value):
                 self._revisions[key] = revision
             if self._revisions.get(key) != revision:
                 changed[key] = None
-            if not len(listed) % _BATCH:
-                await asyncio.sleep(0)
+
+        await Listing(bucket, take).run(link, self._node, values=first)
         changed.update((key, None) for key in self._source.keys() if key[0] == bucket and key not in listed)
 
     def _note_deleted(self, key: Key, revision: int) -> None:
@@ -256,14 +254,6 @@ class Buckets:
         if not self._troubled:
             self._troubled = True
             _logger.warning("JetStream: the mirror cannot be written: %s; trying again", reason)
-
-
-async def _entries(kv: KeyValue, keys: str, *, values: bool) -> AsyncIterator[KeyValue.Entry]:
-    """Yield what is in a bucket, with one consumer, not one request per key."""
-    watcher: Any = await kv.watch(keys, meta_only=not values)
-    while (entry := await watcher.updates(timeout=_ACK_TIMEOUT)) is not None:
-        yield entry
-    await watcher.stop()
 
 
 def _reason(message: Msg) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,37 @@ def test_what_an_earlier_start_left(nats_server: NatsServer) -> None:
                 await settled(bridge)
                 assert (await kv.get("gw1.gw.1")).revision == revision
             assert len(resyncs(someone)) == told + 3
+
+    run(test())
+
+
+def test_marks_of_deleted_keys_take_no_memory(nats_server: NatsServer) -> None:
+    marks = 10_000
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            listed(charon, [("gw", sa("1"))])
+            async with service(mirrored(nats_server.url, charon)) as bridge:
+                await settled(bridge)
+                purge = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
+                for number in range(marks):
+                    await someone.client.publish(f"$KV.VICI_SA.gw1.gone.{number}", b"", headers=purge)
+                await someone.client.publish("$KV.VICI_SA.gw1.gw.1", b"{}")  # after them, and not ours
+                await someone.client.flush()
+                jetstream = someone.client.jetstream()
+                while (await jetstream.stream_info("KV_VICI_SA")).state.messages < marks + 1:
+                    await asyncio.sleep(0.05)
+                tracemalloc.start()
+                try:
+                    (await bridge.bus.link()).lose("a test")
+                    async with asyncio.timeout(30):
+                        while (await bucket(someone.client, "VICI_SA", "gw1.gw.1"))["gw1.gw.1"] == {}:
+                            await asyncio.sleep(0.05)
+                    peak = tracemalloc.get_traced_memory()[1]
+                finally:
+                    tracemalloc.stop()
+                assert peak < marks * 500
 
     run(test())
 
