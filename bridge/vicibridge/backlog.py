@@ -225,7 +225,6 @@ class Backlog:
                         opened.set_result(before)
                 if await self._cycle():
                     continue
-                await self._in_thread(self._spool.close)
             except SpoolError as error:
                 self._report(str(error))
                 if error.damaged:
@@ -233,6 +232,7 @@ class Backlog:
             if not opened.done():
                 opened.set_result(None)
             if self._closing:
+                await self._in_thread(self._spool.close)
                 return
             await self._starve(_RETRY)
             self._work.set()

@@ -365,6 +365,18 @@ def test_two_bridges_on_one_spool(path: Path, caplog: pytest.LogCaptureFixture) 
     assert caplog.text.count("another bridge uses it; events are kept in memory only") == 1
 
 
+def test_spool_of_another_is_closed_at_the_end(path: Path) -> None:
+    async def test() -> None:
+        first, second = Boot(path, "a"), Boot(path, "b")
+        await first.backlog.open()
+        assert await second.backlog.open() is None
+        await second.backlog.close()
+        assert second.backlog._spool and second.backlog._spool._database is None
+        await first.backlog.close()
+
+    run(test())
+
+
 @contextmanager
 def mounted(directory: Path, options: str) -> Iterator[None]:
     directory.mkdir()
