@@ -176,10 +176,10 @@ async def bucket(client: Client, name: str, keys: str = ">") -> dict[str, Any]:
     return found
 
 
-def settings(url: str, address: str = "/nowhere/charon.vici", **sections: Any) -> Config:
-    """A configuration of one gateway, gw1, with a probe that is quick enough for tests, and without the mirror."""
+def settings(url: str, address: str = "/nowhere/charon.vici", node: str = "gw1", **sections: Any) -> Config:
+    """A configuration of one gateway, with a probe that is quick enough for tests, and without the mirror."""
     bus = {"servers": [url], "probe_interval": 0.3, "probe_timeout": 1} | sections.pop("nats", {})
-    return Config(nats=bus, gateway=[Gateway(node="gw1", vici=address)], **{"mirror": {"enabled": False}} | sections)
+    return Config(nats=bus, gateway=[Gateway(node=node, vici=address)], **{"mirror": {"enabled": False}} | sections)
 
 
 @asynccontextmanager

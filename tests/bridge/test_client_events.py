@@ -155,6 +155,15 @@ def test_what_a_bridge_tells_of_the_one_before_it() -> None:
     assert whole.gaps() == []
 
 
+def test_who_joins_after_a_start_for_which_the_clock_was_set_back_misses_nothing_before() -> None:
+    joined = Completeness()
+    joined.add(an(1, "status", boot="b1", bridge="starting", previous={"boot": "b2", "last_seq": 9, "clean": False}))
+    joined.add(an(8, boot="b2"))
+    joined.add(an(1, "status", boot="b0", bridge="starting", previous={"boot": "b1", "last_seq": 4, "clean": True}))
+    joined.add(an(5, boot="b0"))
+    assert joined.gaps() == [Gap("gw1", "b1", "state", 2, 4), Gap("gw1", "b0", "state", 2, 4)]
+
+
 def test_completeness_in_any_order_and_with_any_loss() -> None:
     dice = random.Random(7)
     for _ in range(200):

@@ -116,6 +116,7 @@ class Completeness:
         self._from_start = from_start
         self._tracks: dict[tuple[str, str, Kind], _Track] = {}
         self._told: list[Gap] = []
+        self._next: dict[tuple[str, str], str] = {}  # the start that named one as its previous
 
     def add(self, envelope: Envelope) -> None:
         """Take notice of an envelope."""
@@ -134,6 +135,7 @@ class Completeness:
             )
         if envelope.event == "status" and (previous := data.get("previous")):
             last = previous["last_seq"]
+            self._next[envelope.node, previous["boot"]] = envelope.boot
             self._track((envelope.node, previous["boot"], "state"), last + 1).expect(last)
 
     def _track(self, key: tuple[str, str, Kind], seq: int) -> _Track:
@@ -151,8 +153,13 @@ class Completeness:
         ]
 
     def _is_whole(self, node: str, boot: str, kind: Kind) -> bool:
-        # Names of starts sort by time: one after another start that was seen has been seen from its beginning.
-        return self._from_start or any(key[0] == node and key[2] == kind and key[1] < boot for key in self._tracks)
+        # Names of starts sort by time: one after another start that was seen has been seen from its beginning. When the
+        # clock was set back between two, the later has the lower name, but it tells which was the previous.
+        later, start = set(), boot
+        while (start := self._next.get((node, start), "")) and start not in later:
+            later.add(start)
+        earlier = (key[1] for key in self._tracks if (key[0], key[2]) == (node, kind))
+        return self._from_start or any(start < boot and start not in later for start in earlier)
 
     def _cause(self, key: tuple[str, str, Kind], first: int, last: int) -> str | None:
         for told in self._told:

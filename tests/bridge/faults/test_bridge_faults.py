@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import NatsServer, run
-from traffic import Traffic, account, scene, verify_whole
+from traffic import Traffic, account, heard, scene, verify_absent, verify_whole
 
 from vicifast.testing import FakeCharon
 
@@ -35,15 +35,17 @@ def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path
                 f'[[gateway]]\nnode = "gw1"\nvici = "{charon.address}"\n'
             )
             traffic = Traffic(charon)
+            traffic.breaks_here()  # nobody listens yet
             async with traffic.flowing():
                 for turn in range(8):
                     bridge = await start(config)
-                    await charon.registered("log")
+                    await heard(charon)
                     await asyncio.sleep(dice.uniform(0.05, 0.8))
                     if turn % 3 == 1:
                         nats_server.kill()
                         await asyncio.sleep(dice.uniform(0.05, 0.5))
                     bridge.kill()
+                    traffic.breaks_here()
                     await bridge.wait()
                     await charon.connected(0)
                     if turn % 3 == 2:
@@ -51,12 +53,12 @@ def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path
             if nats_server.process is None:
                 await nats_server.up()
             bridge = await start(config)
-            await charon.registered("log")
-            await asyncio.sleep(2)
+            await heard(charon)
             bridge.terminate()
             assert await asyncio.wait_for(bridge.wait(), 20) == 0
         found = await account(nats_server.url, traffic.sent)
         assert set(found.dropped) <= {"the bridge was killed"}
+        verify_absent(found, traffic)
 
     run(test(), 90)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import NatsServer, bucket, run, stored, until
-from traffic import Scene, account, reading, scene, verify_but_breaks, verify_whole
+from traffic import account, heard, reading, scene, verify_but_breaks, verify_whole
 
 from vicifast import _wire
 from vicifast.commands import EVENTS
@@ -19,13 +19,6 @@ from vicifast.testing import FakeCharon
 pytestmark = pytest.mark.faults
 
 SAS = 10_000
-
-
-async def heard(at: Scene) -> None:
-    """Wait until charon's events are registered."""
-    await at.charon.registered("log")
-    await at.charon.registered("ike-updown")
-    await until(lambda: at.bridge.gateways[0].up)
 
 
 @pytest.mark.parametrize("times", [1, 12])
@@ -38,7 +31,7 @@ def test_charon_gone_and_back(nats_server: NatsServer, times: int) -> None:
                     await at.charon.stop()
                     at.traffic.breaks_here()
                     await at.charon.start()
-                    await heard(at)
+                    await at.heard()
                     await asyncio.sleep(0.1)
             await at.settled(all_heard=False)
         found = await verify_but_breaks(nats_server.url, at.traffic)
@@ -56,7 +49,7 @@ def test_connection_cut(nats_server: NatsServer) -> None:
                     at.charon.drop()
                     at.traffic.breaks_here()
                     await asyncio.sleep(0.02)
-                    await heard(at)
+                    await at.heard()
             await at.settled(all_heard=False)
         await verify_but_breaks(nats_server.url, at.traffic)
 
@@ -77,7 +70,7 @@ def test_socket_replaced(nats_server: NatsServer, tmp_path: Path) -> None:
                     assert not new.registrations("log")
                     at.charon.drop()
                     at.traffic.breaks_here()
-                    await new.registered("log")
+                    await heard(new)
                     at.traffic.charon = new
                     await asyncio.sleep(0.3)
                     at.traffic.breaks_here()
@@ -115,7 +108,7 @@ def test_backlog_full(nats_server: NatsServer) -> None:
                     await asyncio.sleep(1)
                     assert not at.bridge.gateways[0].up
                 at.charon.resume_accepting()
-                await heard(at)
+                await at.heard()
             await at.settled(all_heard=False)
         found = await verify_but_breaks(nats_server.url, at.traffic)
         assert found.gone == 1
@@ -180,7 +173,7 @@ def test_packets_that_are_none(nats_server: NatsServer, noise: bytes) -> None:
                 at.charon.send(noise)
                 at.traffic.breaks_here()
                 await until(lambda: at.bridge.gateways[0].connects == 2)
-                await heard(at)
+                await at.heard()
             await at.settled(all_heard=False)
         found = await verify_but_breaks(nats_server.url, at.traffic)
         assert found.gone == 1
@@ -241,7 +234,7 @@ def test_charon_goes_in_the_middle_of_a_list(nats_server: NatsServer) -> None:
                 at.charon.drop()
                 at.traffic.breaks_here()
                 many_sas(charon)
-                await heard(at)
+                await at.heard()
                 [mirroring] = at.bridge.mirrorings
                 await until(lambda: mirroring.snapshots, 30)
             await asyncio.wait_for(mirroring.buckets.settled(), 30)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -13,7 +14,7 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 import nats
 import pytest
 from harness import NatsServer, run, stored, until
-from traffic import account, scene, settled, verify_whole
+from traffic import account, scene, settled, verify_but_breaks, verify_numbers, verify_whole
 from vicibridge.client import unpack
 
 pytestmark = pytest.mark.faults
@@ -144,6 +145,30 @@ def test_black_hole_is_left_for_the_next_server_within_ten_seconds(nats_server: 
     run(test(), 90)
 
 
+def test_server_killed_and_the_next_one_used(make_nats_server: Callable[..., NatsServer]) -> None:
+    """Each has a stream of its own: the two together have everything, once but for what had not been acknowledged."""
+
+    async def test() -> None:
+        first, second = make_nats_server(), make_nats_server()
+        await first.up()
+        await second.up()
+        async with scene(first.url, reader=second.url, nats={"servers": [first.url, second.url]}) as at:
+            async with at.flowing():
+                await until(lambda: at.bridge.bus.connected)
+                first.kill()
+                await until(lambda: at.bridge.bus.connects == 2)
+            await settled(at.bridge, at.traffic.sent)
+        await first.up()
+        messages = [message for server in (first, second) for message in await stored(server.url)]
+        envelopes = [envelope for message in messages for envelope in unpack(message)]
+        assert not verify_numbers(envelopes, again=True)
+        numbers = {int(one.data["gw"]["uniqueid"]) for one in envelopes if one.event == "ike-updown"}
+        assert numbers == set(range(1, at.traffic.sent + 1))
+        assert len(envelopes) > len(await stored(second.url)) > 0
+
+    run(test(), 90)
+
+
 def test_stream_deleted(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
@@ -232,7 +257,7 @@ def test_one_subject_forbidden(make_nats_server: Callable[..., NatsServer]) -> N
                     await asyncio.sleep(0.2)
                 await until(lambda: at.bridge.gateways[0].state.counts.dropped == 3)
             at.traffic.sent += 3
-            await settled(at.bridge, at.traffic.sent)
+            await at.settled()
             at.traffic.sent -= 3
         found = await account(as_admin, at.traffic.sent)
         assert (found.dropped, found.absent) == ({"refused by the server": 3}, [])
@@ -294,6 +319,31 @@ def test_the_connection_ends_again_and_again(nats_server: NatsServer) -> None:
             assert wire.connections > 5
 
     run(test(), 90)
+
+
+def test_everything_ends_every_few_seconds_for_a_minute(nats_server: NatsServer) -> None:
+    """The connections to charon and to NATS; nothing of them is left over."""
+
+    async def test() -> None:
+        await nats_server.up()
+        wire = Wire(nats_server.port)
+        async with wire.laid() as url, scene(url, reader=nats_server.url) as at:
+            at.traffic.lines = 1
+            resources = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+            async with at.flowing():
+                for _ in range(20):
+                    wire.cut()
+                    await asyncio.sleep(1.5)
+                    at.charon.drop()
+                    at.traffic.breaks_here()
+                    await at.heard()
+                    await asyncio.sleep(1.5)
+            await until(lambda: (len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))) <= resources)
+            await at.settled(all_heard=False)
+            assert (at.bridge.gateways[0].connects, at.bridge.bus.connects) == (21, 21)
+        assert (await verify_but_breaks(nats_server.url, at.traffic)).gone == 20
+
+    run(test(), 150)
 
 
 def test_subscriber_ten_times_slower_than_the_traffic(nats_server: NatsServer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,10 @@ from harness import processed, service, settings, stored, until
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from vicibridge.client import Completeness, unpack
+from vicibridge.client import Completeness, Envelope, Gap, unpack
 from vicibridge.service import Service
 
+from vicifast.commands import EVENTS
 from vicifast.testing import FakeCharon
 
 
@@ -27,6 +28,7 @@ class Traffic:
         self.charon = charon
         self.lines = lines  # with each event
         self.sent = 0
+        self.logged = 0
         self.breaks: list[int] = []
 
     @asynccontextmanager
@@ -51,8 +53,16 @@ class Traffic:
             for _ in range(5):
                 self.emit()
                 for _ in range(self.lines):
-                    self.charon.emit("log", {"group": "IKE", "level": "1", "msg": "x" * 200})
+                    self.logged += 1
+                    self.charon.emit("log", {"group": "IKE", "level": "1", "msg": f"{self.logged:0200}"})
             await asyncio.sleep(0.01)
+
+
+async def heard(charon: FakeCharon) -> None:
+    """Wait until a bridge has registered everything; it does so event by event."""
+    for event in EVENTS.values():
+        if event.standalone and event.name in charon.events:
+            await charon.registered(event.name)
 
 
 class Reader:
@@ -60,24 +70,38 @@ class Reader:
 
     def __init__(self) -> None:
         self.of_connections = [Completeness()]
-        self.lines: set[tuple[str, int]] = set()  # one that comes twice after an outage counts once
+        self.lines: Counter[int] = Counter()  # by the numbers that charon gave them
 
-    async def again(self) -> None:
+    async def disconnected(self, subscription: Subscription) -> None:
+        """Begin again, after what the old connection has brought: the client connects anew when this returns."""
+        while subscription.pending_msgs and not subscription._conn.is_closed:
+            await asyncio.sleep(0)
         self.of_connections.append(Completeness())
 
     async def take(self, message: Msg) -> None:
         for envelope in unpack(message) if ".cmd." not in message.subject else ():
             self.of_connections[-1].add(envelope)
             if envelope.event == "log":
-                self.lines.add((envelope.boot, envelope.seq))
+                self.lines[int(envelope.data["msg"])] += 1
 
-    def check(self, bridge: Service | None) -> None:
-        """Nothing may be missing untold; over one connection every line came or was dropped and told."""
-        gaps = [gap for complete in self.of_connections for gap in complete.gaps() if gap.kind == "log"]
+    def check(self, bridge: Service, traffic: Traffic, *, all_heard: bool) -> None:
+        """Nothing may be missing untold; over one connection every line came or was dropped and told.
+
+        `all_heard` is whether charon has never been without the bridge. A line that comes twice counts once: that may
+        be after an outage of NATS.
+        """
+        gaps = [gap for complete in self.of_connections for gap in complete.gaps()]
         assert not [gap for gap in gaps if gap.cause is None], gaps
-        if bridge is not None and len(self.of_connections) == 1:
-            counts = bridge.gateways[0].log.counts
-            assert (len(self.lines), counts.received) == (counts.published, counts.published + counts.dropped)
+        assert set(self.lines) <= set(range(1, traffic.logged + 1))
+        if len(self.of_connections) > 1:
+            return
+        counts = bridge.gateways[0].log.counts
+        assert counts.received == counts.published + counts.dropped
+        assert len(self.lines) == counts.published
+        if bridge.bus.connects == 1:
+            assert self.lines.total() == len(self.lines)
+        if all_heard:
+            assert counts.received == traffic.logged + counts.causes["malformed message from charon"]
 
 
 async def _ignore(error: Exception) -> None:
@@ -87,12 +111,16 @@ async def _ignore(error: Exception) -> None:
 @asynccontextmanager
 async def reading(url: str) -> AsyncIterator[tuple[Reader, Subscription]]:
     reader = Reader()
+
+    async def disconnected() -> None:
+        await reader.disconnected(subscription)
+
     client = await nats.connect(
-        url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, reconnected_cb=reader.again, error_cb=_ignore
+        url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, disconnected_cb=disconnected, error_cb=_ignore
     )
+    limits = {"pending_msgs_limit": 10**6, "pending_bytes_limit": 2**30}
+    subscription = await client.subscribe("vici.>", cb=reader.take, **limits)
     try:
-        limits = {"pending_msgs_limit": 10**6, "pending_bytes_limit": 2**30}
-        subscription = await client.subscribe("vici.>", cb=reader.take, **limits)
         await processed(client)
         yield reader, subscription
     finally:
@@ -110,23 +138,26 @@ class Account:
 
 async def account(url: str, sent: int) -> Account:
     """Hold the stream against what was sent: nothing twice, in order, nothing missing by number untold."""
-    complete = Completeness(from_start=True)
-    numbers: list[int] = []
-    gone = 0
-    for message in await stored(url):
-        for envelope in unpack(message):
-            complete.add(envelope)
-            gone += envelope.event == "gap" and envelope.data["cause"] == "charon was gone"
-            if envelope.event == "ike-updown":
-                numbers.append(int(envelope.data["gw"]["uniqueid"]))
-    missing = [gap for gap in complete.gaps() if gap.kind == "state"]
-    assert not [gap for gap in missing if gap.cause is None], missing
-    assert (complete.duplicates, complete.disordered) == (0, 0)
+    envelopes = [envelope for message in await stored(url) for envelope in unpack(message)]
+    missing = verify_numbers(envelopes)
+    numbers = [int(envelope.data["gw"]["uniqueid"]) for envelope in envelopes if envelope.event == "ike-updown"]
     assert numbers == sorted(set(numbers))
+    gone = sum(envelope.event == "gap" and envelope.data["cause"] == "charon was gone" for envelope in envelopes)
     dropped: Counter[str] = Counter()
     for gap in missing:
         dropped[gap.cause or ""] += gap.last - gap.first + 1
     return Account(dropped, sorted(set(range(1, sent + 1)) - set(numbers)), gone)
+
+
+def verify_numbers(envelopes: Iterable[Envelope], *, again: bool = False) -> list[Gap]:
+    """Return what is missing of class state, all of which is told; nothing came out of order, or but `again` twice."""
+    complete = Completeness(from_start=True)
+    for envelope in envelopes:
+        complete.add(envelope)
+    missing = [gap for gap in complete.gaps() if gap.kind == "state"]
+    assert not [gap for gap in missing if gap.cause is None], missing
+    assert not complete.disordered and (again or not complete.duplicates)
+    return missing
 
 
 async def verify_whole(url: str, sent: int) -> None:
@@ -138,10 +169,15 @@ async def verify_but_breaks(url: str, traffic: Traffic) -> Account:
     """Nothing is missing but around the ends of connections to charon, and those were told."""
     found = await account(url, traffic.sent)
     assert not found.dropped
-    for first, last in _runs(found.absent):
-        assert any(first - 1 <= number <= last for number in traffic.breaks), (first, last, traffic.breaks)
+    verify_absent(found, traffic)
     assert not found.absent or found.gone
     return found
+
+
+def verify_absent(found: Account, traffic: Traffic) -> None:
+    """Nothing is absent but around breaks."""
+    for first, last in _runs(found.absent):
+        assert any(first - 1 <= number <= last for number in traffic.breaks), (first, last, traffic.breaks)
 
 
 def _runs(numbers: Collection[int]) -> list[tuple[int, int]]:
@@ -190,13 +226,18 @@ class Scene:
             balanced(self.bridge)
             await asyncio.sleep(0.3)
 
+    async def heard(self) -> None:
+        """Wait until the bridge has registered everything, and knows it."""
+        await heard(self.charon)
+        await until(lambda: self.bridge.gateways[0].up)
+
     async def settled(self, *, all_heard: bool = True) -> None:
         """Wait until everything is where it belongs, and check the log."""
         await settled(self.bridge, self.traffic.sent if all_heard else None)
         async with asyncio.timeout(15):
             while not await _caught_up(self.subscription):
                 await asyncio.sleep(0.05)
-        self.reader.check(self.bridge if all_heard else None)
+        self.reader.check(self.bridge, self.traffic, all_heard=all_heard)
 
 
 async def _caught_up(subscription: Subscription) -> bool:
@@ -214,6 +255,7 @@ async def scene(
     """A charon with a bridge to the server at `url`; `reader` is the URL for the reader, where it is another."""
     async with charon or FakeCharon() as charon, reading(reader or url) as (someone, subscription):
         async with service(settings(url, charon.address, **sections)) as bridge:
-            await charon.registered("ike-updown")
+            at = Scene(bridge, charon, Traffic(charon), someone, subscription)
+            await at.heard()
             await until(lambda: bridge.bus.connected)
-            yield Scene(bridge, charon, Traffic(charon), someone, subscription)
+            yield at
