@@ -51,4 +51,4 @@ def _group(axes: Axes, table: Table, case: str) -> None:
 def _label(table: Table, name: str, case: str) -> str:
     ratio = table.ratio(name, table.reference, case)
     value = f"{table.rows[name][case].minimum:.3g}"
-    return value if ratio is None or name == table.reference else f"{value}  ({ratio:.2g}x)"
+    return value if ratio is None or name == table.reference else f"{value}  ({float(f'{ratio:.2g}'):g}x)"

@@ -291,5 +291,6 @@ class FromCode(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("from-code", FromCode)
-    app.add_lexer("nats", TextLexer)  # pygments has none for the configuration of nats-server
+    for language in ("nats", "strongswan"):  # pygments has none for their configurations
+        app.add_lexer(language, TextLexer)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

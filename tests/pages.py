@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import textwrap
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,13 +16,18 @@ from vicifast.recording import Recording
 from vicifast.testing import FakeCharon
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
+]
 DATA = ROOT / "tests" / "data"
 ADDRESS = "unix:///var/run/charon.vici"
 NATS = "nats://127.0.0.1:4222"
 
 # A fence, and what it prints when a fence of text comes next.
-_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$(?:\n+```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```(\S*)(?: \S+)?\n(.*?)^```$(?:\n+```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+_INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 
 
 class Block(NamedTuple):
@@ -31,13 +37,20 @@ class Block(NamedTuple):
     prints: str | None
 
 
-def blocks(language: str) -> Iterator[Block]:
+def all_blocks() -> Iterator[Block]:
+    """Every block of every page. What is indented is for a shell, as fences of `console` are."""
     for page in PAGES:
         source = page.read_text("utf-8")
-        for fence in _FENCE.finditer(source):
-            if fence[1] == language:
-                line = source.count("\n", 0, fence.start()) + 1
-                yield Block(f"{page.relative_to(ROOT)}:{line}", language, fence[2], fence[3])
+        found = [(fence.start(), fence[1], fence[2], fence[3]) for fence in _FENCE.finditer(source)]
+        prose = _FENCE.sub(lambda fence: re.sub(r"[^\n]", "`", fence[0]), source)
+        found += [(match.start(), "console", textwrap.dedent(match[0]), None) for match in _INDENTED.finditer(prose)]
+        for start, language, text, prints in found:
+            line = source.count("\n", 0, start) + 1
+            yield Block(f"{page.relative_to(ROOT)}:{line}", language, text, prints)
+
+
+def blocks(language: str) -> Iterator[Block]:
+    return (block for block in all_blocks() if block.language == language)
 
 
 def each(found: list[Block]) -> pytest.MarkDecorator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import doctest
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pages import ADDRESS, NATS, PAGES, ROOT, Block, blocks, each, recorded_charon, tell_events
+from pages import ADDRESS, NATS, PAGES, ROOT, Block, all_blocks, blocks, each, recorded_charon, tell_events
 
+from vicifast.commands import COMMANDS
 from vicifast.errors import ConnectionClosed
 from vicifast.follow import BaseFollower
+from vicifast.settings import Settings
 
 PROGRAMS = [block for block in blocks("python") if ">>> " not in block.text and NATS not in block.text]
 
@@ -54,23 +57,96 @@ def test_configuration(block: Block, tmp_path: Path) -> None:
     assert config.load(tmp_path / "bridge.toml").gateway
 
 
-def lines_of_command() -> Iterator[tuple[str, list[str]]]:
-    """Every command line of ours: in console examples after the prompt, in prose between backticks."""
+def lines_of_command() -> Iterator[tuple[str, str, list[str]]]:
+    """Every command line: in console examples after the prompt, in prose, if it is ours, between backticks."""
     lines = [(b.where, line) for b in blocks("console") for line in b.text.replace("\\\n", " ").splitlines()]
-    found = [(where, line.removeprefix("$ ")) for where, line in lines]
+    found = [(where, line.removeprefix("$ ").removeprefix("# ")) for where, line in lines]
     for page in PAGES:
-        for line in re.findall(r"`((?:vicifast|vicibridge) [a-z][^`\n]*)`", page.read_text("utf-8")):
+        for line in re.findall(r"`((?:vicifast|vicibridge|make) [a-z][^`\n]*)`", page.read_text("utf-8")):
             found.append((str(page.relative_to(ROOT)), line))
     for where, line in found:
         words = shlex.split(line, comments=True)
-        if words and words[0] in ("vicifast", "vicibridge"):
-            yield where, words
+        while words and re.fullmatch(r"\w+=\S*", words[0]):
+            del words[0]
+        if words:
+            yield where, Path(words[0]).name, words
 
 
 LINES = list(lines_of_command())
 
+UNTRIED = {
+    "cd": "moves about in the source",
+    "tar": "unpacks the source",
+    "pip": "gets what is published; tests/versions.py installs a wheel with each extra",
+    "python3": "makes a virtual environment on the machine",
+    "podman": "an engine for containers is needed",
+    "install": "changes the machine",
+    "useradd": "changes the machine",
+    "systemctl": "changes the machine",
+}
 
-@pytest.mark.parametrize("words", [words for _, words in LINES], ids=[where for where, _ in LINES])
+
+def each_line(*programs: str) -> pytest.MarkDecorator:
+    found = [line for line in LINES if line[1] in programs]
+    return pytest.mark.parametrize("words", [line[2] for line in found], ids=[line[0] for line in found])
+
+
+def test_nothing_on_the_pages_is_untried() -> None:
+    tried = {"vicifast", "vicibridge", "make", "nats", "python"}
+    assert {program for _, program, _ in LINES} == tried | UNTRIED.keys()
+    others = {block.language for block in all_blocks() if not block.language.startswith("{")}
+    # What Prometheus, Grafana and systemd read is left out, and what has no language is a drawing.
+    assert others == {"python", "console", "toml", "text", "json", "strongswan", "yaml", "ini", ""}
+
+
+@each_line("make")
+def test_target_is_in_the_makefile(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = [word for word in words[1:] if "=" not in word]
+    assert targets and all(re.search(f"^{target}:", makefile, re.MULTILINE) for target in targets)
+    for word in words[1:]:
+        variable = word.partition("=")[0] if "=" in word else "MAKE"
+        assert re.search(rf"\$\({variable}\)", makefile), variable
+
+
+@each_line("nats")
+def test_what_is_asked_of_nats_is_there(words: list[str]) -> None:
+    """The subjects and buckets in lines for a program that is not at hand, NATS's own command line."""
+    schema = pytest.importorskip("vicibridge.schema", reason="needs the bridge extra")
+    if "req" in words:
+        subject, payload = words[words.index("req") + 1 :][:2]
+        command = re.fullmatch(r"vici\.gw1\.cmd\.([\w-]+)", subject)
+        assert command and command[1] in COMMANDS
+        assert json.loads(payload).keys() <= {key.name for key in COMMANDS[command[1]].keys}
+    elif "kv" in words:
+        assert words[-1] in schema.BUCKETS
+    else:
+        assert "sub" in words and words[-1].startswith("vici.*.")
+
+
+@each_line("python")
+def test_file_of_a_command_line_is_there(words: list[str]) -> None:
+    named = [word for word in words[1:] if word.endswith(".py")]
+    assert named and all((ROOT / word).is_file() for word in named)
+
+
+@each(list(blocks("strongswan")))
+def test_strongswan_conf(block: Block, tmp_path: Path) -> None:
+    """charon reads it with the grammar of swanctl.conf."""
+    (tmp_path / "strongswan.conf").write_text(block.text)
+    settings = Settings.read(tmp_path / "strongswan.conf")
+    assert settings.sections("charon") or settings.values("charon")
+
+
+@each(list(blocks("json")))
+def test_envelope(block: Block) -> None:
+    schema = pytest.importorskip("vicibridge.schema", reason="needs the bridge extra")
+    jsonschema = pytest.importorskip("jsonschema")
+    envelope = json.loads(block.text)
+    jsonschema.Draft202012Validator(schema.document(envelope["event"])).validate(envelope)
+
+
+@each_line("vicifast", "vicibridge")
 def test_command_line_is_one(words: list[str]) -> None:
     """That such a command is there, with these options."""
     click = pytest.importorskip("click", reason="needs the cli extra")
@@ -78,10 +154,17 @@ def test_command_line_is_one(words: list[str]) -> None:
 
     from vicifast.cli import main
 
-    group = {"vicifast": main, "vicibridge": cli}[words[0]]
+    group = {"vicifast": main, "vicibridge": cli}[Path(words[0]).name]
     command = group.get_command(click.Context(group), words[1])
     assert command, f"{words[0]} has no command {words[1]}"
     command.make_context(words[1], words[2:])
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_links_to_files_hold(page: Path) -> None:
+    """Those of the pages under docs are checked by Sphinx."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
 
 
 def test_tests_that_are_named_exist() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from pages import blocks
 from vicibridge.cli import cli
 from vicibridge.natsserver import find_nats_server
 
@@ -31,3 +32,7 @@ def test_recorded_traffic() -> None:
     assert "Everything arrived once and in order" in done.stdout
     for event in ("ike-updown", "child-rekey", "resync", "audit"):
         assert f" {event} " in done.stdout
+    shown = [
+        line for block in blocks("text") if block.where.startswith("docs/index") for line in block.text.splitlines()
+    ]
+    assert len(shown) > 4 and [line for line in shown if line not in done.stdout] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 import sys
 import urllib.request
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from harness import NatsServer, run
+from pages import NATS, Block, blocks, each
 from test_client_calls import a_fleet
 from test_console import LINE, SA, mirrored
 from vicibridge.natsserver import free_port
@@ -22,9 +24,9 @@ SITE = {**SA, "child-sas": {"net-3": CHILD}}
 
 
 @asynccontextmanager
-async def example(name: str, *args: object) -> AsyncIterator[asyncio.subprocess.Process]:
+async def example(name: str | Path, *args: object) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, args)),
+        *(sys.executable, str(EXAMPLES / name) + ".py", *map(str, args)),
         stdout=asyncio.subprocess.PIPE,
         env={"PATH": os.environ["PATH"]},
     )
@@ -123,3 +125,29 @@ def test_exporter(nats_server: NatsServer) -> None:
                 assert 'tunnel_bytes_total{child="net",conn="site",direction="in",node="gw1"} 2048.0' in seen[-1]
 
     run(test())
+
+
+@each([block for block in blocks("python") if NATS in block.text])
+def test_program_on_a_page(block: Block, nats_server: NatsServer, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(block.text.replace(NATS, nats_server.url))
+
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw1") as (_, [charon]):
+            charon.on("version", {"daemon": "charon"})
+            charon.on("stats", {"uptime": {"running": "2 days"}})
+            charon.on("list-sas", {}, stream=[("list-sa", {"site": SITE})])
+
+            def emit() -> None:
+                charon.emit("child-updown", {"site": SITE})
+                charon.emit("log", LINE)
+
+            async with example(tmp_path / "program") as program:
+                told = await line(program, emit)
+                assert "gw1" in told or "2 days" in told
+
+    run(test())
+
+
+def test_no_example_is_forgotten() -> None:
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert [path.name for path in EXAMPLES.glob("*.py") if not re.search(rf'"{path.stem}(\.py)?"', tests)] == []
