@@ -18,10 +18,10 @@ from vicifast.errors import DecodeError, EncodeError, UnknownEvent, ViciError
 
 from . import config
 from .accounting import Loss
-from .backlog import Backlog
+from .backlog import KILLED, Backlog
 from .bus import Bus
 from .envelope import new_boot, new_envelopes
-from .log import LogPipeline
+from .log import STOPPED, LogPipeline
 from .mirroring import Mirroring
 from .provision import Stream
 from .raw import RawGatherer
@@ -93,6 +93,8 @@ class Gateway:
         before = await self.state.backlog.open()
         known = {"boot": before.boot, "last_seq": before.seq, "clean": before.clean} if before else None
         self._tell_status("starting", **{"previous": known} if known else {})
+        if before and not before.clean:  # of state events the backlog tells more
+            self._tell_gap("log", KILLED, None, None, None, boot=before.boot)
         delay = _FIRST_DELAY
         while not self._stopping.is_set():
             try:
@@ -115,7 +117,7 @@ class Gateway:
             self._gatherer.silent = True  # what comes until charon confirms is taken when the session has ended
             await self._session.close()
             if late := self._session.late_events:
-                self._tell_gap("all", "the bridge stopped", late, None, None)
+                self._tell_gap("all", STOPPED, late, None, None)
         self._unregistered.set()
 
     def reload(self, settings: config.Config) -> None:

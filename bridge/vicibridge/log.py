@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +12,8 @@ from .accounting import Counts, Loss, Losses
 from .bus import Bus
 from .link import Disconnected, Link, TooLarge
 from .raw import opened
+
+STOPPED = "the bridge stopped"
 
 
 class _Batch:
@@ -48,6 +51,7 @@ class LogPipeline:
         self._losses = Losses(tell)
         self._open: dict[str, _Batch] = {}  # in the order of their first envelope, so of their due time
         self._ready: deque[_Batch] = deque()
+        self._sent: deque[_Batch] = deque()  # and not confirmed
         self._bytes = 0
         self._limit = self._batch = batch
         self._hurry = False
@@ -99,6 +103,14 @@ class LogPipeline:
         await self._empty.wait()
         self._hurry = False
 
+    def give_up(self) -> None:
+        """Drop what is left when the bridge stops, and tell; what was sent and not confirmed may have arrived."""
+        for batch in (*self._sent, *self._ready, *self._open.values()):
+            self._drop(batch, STOPPED)
+        for waiting in (self._sent, self._ready, self._open):
+            waiting.clear()
+        self._losses.tell(math.inf)
+
     async def run(self) -> None:
         """Publish until cancelled, over as many links as it takes."""
         loop = asyncio.get_running_loop()
@@ -133,7 +145,6 @@ class LogPipeline:
 
     async def _send(self, link: Link) -> None:
         """Publish what is ready, up to a window, and see it confirmed."""
-        window: deque[_Batch] = deque()
         size = 0
         try:
             while self._ready and size < self.WINDOW:
@@ -144,16 +155,18 @@ class LogPipeline:
                 except TooLarge:
                     self._drop(batch, "larger than the server accepts")
                 except Disconnected:
-                    window.append(batch)
+                    self._sent.append(batch)
                     raise
                 else:
-                    window.append(batch)
+                    self._sent.append(batch)
                     size += len(batch.payload)
             await link.fence(self.FENCE_TIMEOUT)
         except Disconnected:
-            self._ready.extendleft(reversed(window))
+            self._ready.extendleft(reversed(self._sent))
+            self._sent.clear()
             return
-        for batch in window:
+        while self._sent:
+            batch = self._sent.popleft()
             self.counts.published += batch.count
             self.counts.bytes += len(batch.payload)
             self._release(batch)

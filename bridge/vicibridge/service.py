@@ -122,10 +122,12 @@ class Service:
         await asyncio.wait(flushes, timeout=_FLUSH if self.bus.connected else 0)
         for flush in flushes:
             flush.cancel()
+        for gateway in self.gateways:
+            gateway.log.give_up()
         closes = [asyncio.create_task(gateway.state.backlog.close()) for gateway in self.gateways]
         await asyncio.wait(closes, timeout=_SAVE)
         for gateway in self.gateways:
-            if left := gateway.state.in_flight + gateway.log.in_flight:
+            if left := gateway.state.in_flight:
                 _logger.warning("%s: %d events have not reached NATS and are lost", gateway.node, left)
             if kept := gateway.state.spooled:
                 _logger.info("%s: %d events are in the spool for the next start", gateway.node, kept)

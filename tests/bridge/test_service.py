@@ -479,6 +479,44 @@ def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, numb
     run(test())
 
 
+def test_lines_that_a_start_has_not_brought_to_nats_are_told_by_the_next(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    def noted() -> bool:
+        log = tmp_path / "state" / "gw1.spool-wal"  # the bridge keeps the database to itself
+        return log.exists() and b'"seq": 2, "clean": false' in log.read_bytes()
+
+    async def life(charon: FakeCharon, end: signal.Signals) -> None:
+        bridge = await start_process(tmp_path, nats_server.url, charon.address)
+        await charon.registered("log")
+        for _ in range(5):
+            charon.emit("log", {"group": "IKE", "level": "1", "msg": "x"})
+        await until(noted)  # that it started and charon is up
+        bridge.send_signal(end)
+        await asyncio.wait_for(bridge.communicate(), 10)
+
+    async def test() -> None:
+        async with FakeCharon() as charon:
+            await life(charon, signal.SIGTERM)
+            await life(charon, signal.SIGKILL)
+            await nats_server.up()
+            async with witness(nats_server.url) as someone:
+                bridge = await start_process(tmp_path, nats_server.url, charon.address)
+                await someone.sees("bridge.status", 7)
+                told = [e["data"] for _, e in someone.seen(".bridge.gap") if e["data"]["class"] == "log"]
+                boots = dict.fromkeys(e["boot"] for _, e in someone.seen(".bridge.status"))
+            bridge.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(bridge.communicate(), 10)
+        counts = {"count": 5, "first_seq": 1, "last_seq": 5}, {"count": None, "first_seq": None, "last_seq": None}
+        causes = "the bridge stopped", "the bridge was killed"
+        assert told == [
+            {"class": "log", "cause": cause, **known, "boot": boot}
+            for cause, known, boot in zip(causes, counts, boots, strict=False)
+        ]
+
+    run(test())
+
+
 def test_stop_without_nats_keeps_events_for_the_next_start(nats_server: NatsServer, tmp_path: Path) -> None:
     async def test() -> None:
         async with FakeCharon() as charon:
