@@ -1,0 +1,107 @@
+"""The account of `make soak`: a loss that nobody tells is found, whatever else is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from soak.account import AS_SPAN, BY_NUMBER, UNTOLD, WITH_BRIDGE, WITH_SERVER, Account
+from soak.ledger import Told
+from soak.notes import Fault, Notes
+from vicibridge.backlog import KILLED
+from vicibridge.client import Envelope
+from vicibridge.log import STOPPED
+
+TOGETHER = 100  # lines in a moment, of which there is one in each second here
+
+
+def notes(moments: int, gone: Iterable[int] = (), later_boot: int | None = None, numbered: bool = True) -> Notes:
+    """What is seen when all lines arrive but those `gone`, which had numbers or not; one start follows another."""
+    seen, seq, boot = Notes(), 0, "b1"
+    lost = set(gone)
+    for number in range(1, moments * TOGETHER + 1):
+        now = float((number - 1) // TOGETHER)
+        seen.ledgers["log"].sent(now, True)
+        if number == later_boot:
+            seq, boot = 0, "b2"
+        seq += numbered or number not in lost
+        if number not in lost:
+            seen.ledgers["log"].took(number, Envelope("gw1", boot, seq, 0, "log", {}, ""), now)
+    return seen
+
+
+def told(**values: Any) -> Told:
+    unknown = dict.fromkeys(("count", "first", "last")) | dict.fromkeys(("since", "until"), float("nan"))
+    return Told(**{"kind": "log", "boot": "b1", "cause": "", **unknown, **values})
+
+
+def causes(seen: Notes) -> dict[str, int]:
+    return {cause: count for cause, count in Account("log", seen.ledgers["log"], seen).make().causes.items() if count}
+
+
+LOST = range(301, 351)
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [
+        ({"count": 50, "first": 301, "last": 350}, {BY_NUMBER: 50}),
+        ({"count": 50, "first": 250, "last": 900}, {BY_NUMBER: 50}),
+        ({"count": 40, "first": 301, "last": 340}, {BY_NUMBER: 40, UNTOLD: 10}),
+        ({"count": 49, "first": 250, "last": 900}, {UNTOLD: 50}),  # which 49 it means nobody can know
+        ({"count": 50, "first": 301, "last": 350, "boot": "b0"}, {UNTOLD: 50}),
+        ({"count": 50, "first": 301, "last": 350, "kind": "state"}, {UNTOLD: 50}),
+        ({"kind": "all", "since": 2.0, "until": 5.0}, {UNTOLD: 50}),  # they had numbers, so charon did not lose them
+    ],
+)
+def test_numbered(gap: dict[str, Any], expected: dict[str, int]) -> None:
+    seen = notes(10, LOST)
+    assert causes(seen) == {UNTOLD: 50}
+    seen.told.append(told(**gap))
+    assert causes(seen) == expected
+
+
+def test_without_numbers() -> None:
+    seen = notes(10, LOST, numbered=False)
+    assert causes(seen) == {UNTOLD: 50}
+    seen.told.append(told(count=50, first=301, last=350))
+    assert causes(seen) == {UNTOLD: 50}
+    seen.told.append(told(kind="all", since=5.5, until=6.0))  # too late
+    assert causes(seen) == {UNTOLD: 50}
+    seen.told.append(told(kind="all", since=4.5, until=5.0))
+    assert causes(seen) == {AS_SPAN: 50}
+
+
+def test_server_killed() -> None:
+    seen = notes(10, LOST)
+    seen.faults.append(Fault("nats killed", 7.0, 8.0))
+    assert causes(seen) == {UNTOLD: 50}
+    seen.faults.append(Fault("nats killed", 3.0, 8.0))
+    assert causes(seen) == {WITH_SERVER: 50}
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [
+        ({"cause": KILLED}, {WITH_BRIDGE: 50}),
+        ({"cause": KILLED, "boot": "b0"}, {UNTOLD: 50}),
+        ({"cause": KILLED, "first": 301}, {WITH_BRIDGE: 50}),
+        ({"cause": KILLED, "first": 302}, {UNTOLD: 50}),  # number 301 was safe, as it says
+        ({"cause": STOPPED, "kind": "all", "count": 60}, {WITH_BRIDGE: 50}),
+        ({"cause": STOPPED, "count": 20}, {WITH_BRIDGE: 20, UNTOLD: 30}),
+    ],
+)
+def test_bridge_ended(gap: dict[str, Any], expected: dict[str, int]) -> None:
+    seen = notes(10, LOST, later_boot=351)
+    assert causes(seen) == {UNTOLD: 50}
+    seen.told.append(told(**gap))
+    assert causes(seen) == expected
+
+
+def test_the_first_of_a_start_have_numbers() -> None:
+    seen = notes(10, LOST, later_boot=331)
+    seen.told.append(told(cause=KILLED))
+    assert causes(seen) == {WITH_BRIDGE: 30, UNTOLD: 20}
+    seen.told.append(told(boot="b2", count=20, first=1, last=20))
+    assert causes(seen) == {WITH_BRIDGE: 30, BY_NUMBER: 20}
