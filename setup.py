@@ -1,6 +1,7 @@
 """Builds the one extension module; everything static is in pyproject.toml."""
 
 import os
+import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -15,6 +16,11 @@ BUILD = f"build/{NAME}" if NAME else "build"
 # The sanitizers' runtimes are not linked: they have to be loaded before Python is, so the Makefile preloads them.
 # CPython's own flags contain -g, which makes wheels four times larger.
 flags = ["-Wall", "-Wsign-compare", *([f"-fsanitize={SANITIZE}", "-g", "-O1"] if SANITIZE else ["-g0", "-O3"])]
+if not SANITIZE:
+    # Nearly all texts are of a few bytes, on which vectorized loops lose: 3 % of decode, 4 % of a transcoding.
+    flags.append("-fno-tree-vectorize")
+    if sys.platform == "linux":
+        flags.append("-fno-plt")  # a call of CPython's functions is a jump less: 3 % of decode, 5 % of encode
 
 setup(
     ext_modules=cythonize(

@@ -49,6 +49,10 @@ cdef extern from "Python.h":
     char* PyBytes_AS_STRING(PyObject* data)
     Py_ssize_t PyBytes_GET_SIZE(PyObject* data)
     bint PyBytes_CheckExact(object value)
+    Py_ssize_t PyVectorcall_NARGS(size_t flagged)
+    ctypedef object (*vectorcallfunc)(PyObject*, PyObject* const*, size_t, PyObject*)
+    ctypedef struct PyTypeObject:
+        vectorcallfunc tp_vectorcall
     bint PyLong_Check(object value)
     long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
@@ -2099,13 +2103,14 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
     cdef Frame[MAX_DEPTH + 1] frames
     cdef Place place = Place(NULL, NULL, -1)
     cdef int depth = -1
-    if isinstance(message, Message):
-        put_whole(out, message)
-        return too_long() if out.used > limit else 0
-    if isinstance(message, Refused):
-        return refuse((<Refused>message).reason)
-    if not PyDict_CheckExact(message) and not isinstance(message, Mapping):
-        return refuse(f"a message must be a mapping, not {type(message).__name__}")
+    if not PyDict_CheckExact(message):
+        if isinstance(message, Message):
+            put_whole(out, message)
+            return too_long() if out.used > limit else 0
+        if isinstance(message, Refused):
+            return refuse((<Refused>message).reason)
+        if not isinstance(message, Mapping):
+            return refuse(f"a message must be a mapping, not {type(message).__name__}")
     try:
         open_frame(&frames[0], message, None)
         depth = 0
@@ -2382,7 +2387,7 @@ def from_json(data):
 
 
 cdef enum:
-    IS_SECTION = 0x80000000  # in `first` of a node; offsets have 20 bits
+    IS_SECTION = 0x80000000  # in the tag of a node
 
 
 cdef struct Node:
@@ -2478,7 +2483,7 @@ cdef int index_message(Nodes* nodes, const uint8_t* data, Py_ssize_t size) excep
         if kind == SECTION_START or kind == LIST_START:
             add_node(nodes, &walk, first, &element)
             if kind == SECTION_START:
-                nodes.data[nodes.used - 1].first |= IS_SECTION
+                nodes.data[nodes.used - 1].tag |= IS_SECTION
                 opened[walk.depth] = nodes.used
                 if nodes.used == nodes.size:
                     grow_nodes(nodes)
@@ -2566,22 +2571,33 @@ cdef class Message:
 
     cdef int64_t find(self, name, uint32_t node, uint32_t to_node) except -2:
         """The last node with this name from `node` to before `to_node`; -1 when there is none."""
-        cdef int64_t found = -1
         cdef const uint8_t* text
         cdef Py_ssize_t size
-        cdef uint32_t tag
         if not PyUnicode_Check(name):
             raise TypeError(f"a name is a str, not {type(name).__name__}")
         if not PyUnicode_IS_COMPACT_ASCII(<PyObject*>name):
             return self.find(str(name), node, to_node) if type(name) is not str and name.isascii() else -1
         text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
         size = PyUnicode_GET_LENGTH(<PyObject*>name)
-        tag = tag_of(text, size)
-        while node < to_node:
-            if self.nodes[node].tag == tag and self.is_named(node, text, size):
-                found = node
-            node = self.next(node)
-        return found
+        return self.last_named(text, size, node, to_node)
+
+    cdef inline int64_t last_named(
+        self, const uint8_t* text, Py_ssize_t size, uint32_t node, uint32_t to_node
+    ) noexcept:
+        cdef uint32_t tag = tag_of(text, size)
+        cdef const Node* at = self.nodes + node
+        cdef const Node* end = self.nodes + to_node
+        cdef const Node* found = NULL
+        while at < end:
+            if unlikely(at.tag & IS_SECTION):
+                if at.tag == tag | IS_SECTION and self.is_named(at, text, size):
+                    found = at
+                at = self.nodes + at[1].tag
+            else:
+                if unlikely(at.tag == tag) and self.is_named(at, text, size):
+                    found = at
+                at += 1
+        return found - self.nodes if found else -1
 
     cdef inline uint32_t next(self, uint32_t node) noexcept:
         """The node after this one in the same section."""
@@ -2589,13 +2605,13 @@ cdef class Message:
         return self.nodes[node + 1].tag if unlikely(self.is_section(node)) else node + 1
 
     cdef inline bint is_section(self, uint32_t node) noexcept:
-        return self.nodes[node].first & IS_SECTION != 0
+        return self.nodes[node].tag & IS_SECTION != 0
 
     cdef inline const uint8_t* element(self, uint32_t node) noexcept:
-        return self.at(self.nodes[node].first & ~<uint32_t>IS_SECTION)
+        return self.at(self.nodes[node].first)
 
-    cdef bint is_named(self, uint32_t node, const uint8_t* text, Py_ssize_t size) noexcept:
-        cdef const uint8_t* at = self.element(node)
+    cdef inline bint is_named(self, const Node* node, const uint8_t* text, Py_ssize_t size) noexcept:
+        cdef const uint8_t* at = self.at(node.first)
         return at[1] == size and is_same(at + 2, text, size)
 
     cdef object text(self, const uint8_t* size, bint blob):
@@ -2727,6 +2743,23 @@ cdef class Message:
 
 def _restore(data, values, binary):
     return Message(data, values=values, binary=binary)
+
+
+cdef object call_message(PyObject* kind, PyObject* const* arguments, size_t flagged, PyObject* names):
+    """`Message(...)`; of bytes and no more it is made without the tuple and the parsing that calls of classes need."""
+    cdef Py_ssize_t i
+    cdef Py_ssize_t count = PyVectorcall_NARGS(flagged)
+    cdef Message made
+    if count == 1 and not names and PyBytes_CheckExact(<object>arguments[0]):
+        made = Message.__new__(Message)
+        made.open(<bytes>arguments[0], False, None)
+        return made
+    given = [<object>arguments[i] for i in range(count)]
+    options = {name: <object>arguments[count + i] for i, name in enumerate(<tuple>names)} if names else {}
+    return type.__call__(<object>kind, *given, **options)
+
+
+(<PyTypeObject*>Message).tp_vectorcall = call_message
 
 
 @cython.final
