@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import gc
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
@@ -19,11 +19,12 @@ from vici.protocol import Message as PythonVici
 
 import vicifast
 
-from . import memory
+from . import contest, memory
 from .corpus import Traffic, follow, plain, traffics
-from .measure import Settings, Table, drop, interleave, keep
+from .measure import Settings, Table, interleave
 
 Function = Callable[[Any], Any]
+Files = dict[str, list[FilePath]]  # for each contestant one of each traffic
 
 
 class Contestant(NamedTuple):
@@ -47,52 +48,46 @@ def tables(settings: Settings) -> Iterator[Table]:
     for operation in operations():
         for traffic in corpora:
             verify(operation, traffic)
-    gc.collect()
-    gc.freeze()  # the corpora are no part of what the collector has to walk
-    for operation in operations():
-        yield _timed(operation, corpora, settings, notes)
-        if operation.name == "decode-keep":
-            yield _kept_memory(operation, corpora, settings)
-        notes = []
-    gc.unfreeze()
+    with tempfile.TemporaryDirectory() as directory:
+        for operation in operations():
+            files = {c.name: [_file(FilePath(directory), t, c.takes) for t in corpora] for c in operation.contestants}
+            yield _timed(operation, corpora, files, settings, notes)
+            if operation.name == "decode-keep":
+                yield _kept_memory(operation, corpora, files, settings)
+            notes = []
 
 
-def _timed(operation: Operation, corpora: list[Traffic], settings: Settings, notes: list[str]) -> Table:
+def _file(directory: FilePath, traffic: Traffic, form: str) -> FilePath:
+    file = directory / f"{traffic.name}.{form}"
+    if not file.exists():
+        contest.store(file, getattr(traffic, form))
+    return file
+
+
+def _timed(
+    operation: Operation, corpora: list[Traffic], files: Files, settings: Settings, notes: list[str]
+) -> Table:
     table = Table(operation.name, operation.title, "µs CPU per message", notes=notes)
-    loop = keep if operation.name == "decode-keep" else drop
-    for traffic in corpora:
-        settings.report(f"{operation.title}, {traffic.name}")
-        runs = {c.name: _run(loop, c.make(), getattr(traffic, c.takes)) for c in operation.contestants}
-        samples = interleave(5 if settings.quick else 51, runs)
-        table.add(traffic.name, samples, 1e6 / len(traffic.messages))
+    with contest.processes(operation.name, files) as processes:
+        for case, traffic in enumerate(corpora):
+            settings.report(f"{operation.title}, {traffic.name}")
+            runs = {name: partial(process.run, case) for name, process in processes.items()}
+            samples = interleave(5 if settings.quick else 51, runs)
+            table.add(traffic.name, samples, 1e6 / len(traffic.messages))
     return table
 
 
-def _run(loop: Callable[[Function, Any], float], function: Function, items: list[Any]) -> Callable[[], float]:
-    loop(function, items)
-    return lambda: loop(function, items)
-
-
-def _kept_memory(operation: Operation, corpora: list[Traffic], settings: Settings) -> Table:
+def _kept_memory(operation: Operation, corpora: list[Traffic], files: Files, settings: Settings) -> Table:
     table = Table("decode-memory", "memory of decoded messages that are kept", "kB of RSS per message")
     if not memory.SUPPORTED:
         table.notes = ["not measured: needs /proc of Linux"]
         return table
-    for traffic in corpora:
+    for case, traffic in enumerate(corpora):
         settings.report(f"{table.title}, {traffic.name}")
-        with tempfile.TemporaryDirectory() as directory:
-            files = {}
-            for form in {contestant.takes for contestant in operation.contestants}:
-                files[form] = FilePath(directory, form)
-                memory.store(files[form], getattr(traffic, form))
-            runs = {c.name: _memory_run(c, files[c.takes]) for c in operation.contestants}
-            samples = interleave(1 if settings.quick else 3, runs)
+        runs = {name: partial(memory.measured, name, of_it[case]) for name, of_it in files.items()}
+        samples = interleave(1 if settings.quick else 3, runs)
         table.add(traffic.name, samples, 1e-3 / len(traffic.messages))
     return table
-
-
-def _memory_run(contestant: Contestant, file: FilePath) -> Callable[[], float]:
-    return lambda: memory.measured(contestant.name, file)
 
 
 def verify(operation: Operation, traffic: Traffic) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import gc
-import marshal
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from .contest import stored
+
 _ROLLUP = Path("/proc/self/smaps_rollup")
 SUPPORTED = _ROLLUP.exists()
 
 _WARM_UP = 50  # messages, so that what a decoder needs once does not count
-
-
-def store(file: Path, items: list[bytes]) -> None:
-    file.write_bytes(marshal.dumps(items))
 
 
 def measured(contestant: str, file: Path) -> float:
@@ -36,7 +33,7 @@ def main() -> None:
     from .codec import operations
 
     name, file = sys.argv[1:]
-    items = marshal.loads(Path(file).read_bytes())
+    items = stored(file)
     decoders = next(operation.contestants for operation in operations() if operation.name == "decode-keep")
     decode = next(contestant for contestant in decoders if contestant.name == name).make()
     for item in items[:_WARM_UP]:

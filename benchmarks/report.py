@@ -14,8 +14,8 @@ from .targets import Verdict
 
 EXPLAINED = (
     "Each cell: the least of all rounds, the median, and how many times the least of our first row the least is. "
-    "Rounds are interleaved. CPU is process time. Python's garbage collector is on, as it is in programs, with the "
-    "corpora out of its sight."
+    "Each contestant has a process of its own; rounds are interleaved. CPU is process time. Python's garbage collector "
+    "is on, as it is in programs, with the corpora out of its sight."
 )
 
 

@@ -42,6 +42,8 @@ cdef extern from "Python.h":
     PyObject* PyUnicode_DecodeUTF8(const char* text, Py_ssize_t size, const char* errors) except NULL
     void* PyUnicode_DATA(PyObject* text)
     bint PyUnicode_IS_COMPACT_ASCII(PyObject* text)
+    ctypedef struct PyASCIIObject:
+        pass
     bint PyUnicode_Check(object value)
     bint PyUnicode_CheckExact(object value)
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject* text)
@@ -402,6 +404,25 @@ cdef inline void copy(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcep
         to[0] = text[0]
         to[size >> 1] = text[size >> 1]
         to[size - 1] = text[size - 1]
+
+
+cdef inline void copy_text(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
+    """Copy the text of a str to where there is room for `CHUNK` bytes.
+
+    Up to 16 bytes without a branch on the size, whose wrong guess would have to wait for the size to come from memory.
+    Of less than 8 bytes the end of the object's header, which stands before the text, is read too and shifted out.
+    """
+    cdef Py_ssize_t absent, behind
+    cdef uint64_t first, last
+    if unlikely(size > CHUNK):
+        copy(to, text, size)
+        return
+    absent = 8 - size if size < 8 else 0
+    behind = size - 8 if size > 8 else 0
+    first = eight_at(text - absent) >> 4 * absent >> 4 * absent
+    last = eight_at(text + size - 8) if size > 8 else first
+    memcpy(to, &first, 8)
+    memcpy(to + behind, &last, 8)
 
 
 cdef inline int check_name(Walk* walk, Element* element) except -1:
@@ -1918,6 +1939,11 @@ cdef inline bint is_plain(object value) noexcept:
     return PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(<PyObject*>value)
 
 
+cdef inline const uint8_t* plain_text(object text) noexcept:
+    """The bytes of a plain str, without the questions of PyUnicode_DATA."""
+    return <const uint8_t*>(<PyASCIIObject*><PyObject*>text + 1)
+
+
 cdef inline int put_value(Writer* out, object value) except -1:
     if is_plain(value):
         return put_bytes(out, PyUnicode_DATA(<PyObject*>value), PyUnicode_GET_LENGTH(<PyObject*>value))
@@ -1930,12 +1956,12 @@ cdef inline bint put_plain(Writer* out, object name, object value) except -1:
     """Write a key and value when both are plain str and within bounds; else nothing, and the slow way says why."""
     if unlikely(not is_plain(name) or not is_plain(value)):
         return False
-    cdef const uint8_t* text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
+    cdef const uint8_t* text = plain_text(name)
     cdef Py_ssize_t name_size = PyUnicode_GET_LENGTH(<PyObject*>name)
     cdef Py_ssize_t size = PyUnicode_GET_LENGTH(<PyObject*>value)
     if unlikely(name_size > MAX_NAME or size > MAX_VALUE):
         return False
-    reserve(out, name_size + size + 4)
+    reserve(out, name_size + size + 4 + CHUNK)
     cdef uint8_t* to = out.data + out.used
     to[0] = KEY_VALUE
     to[1] = <uint8_t>name_size
@@ -1943,7 +1969,7 @@ cdef inline bint put_plain(Writer* out, object name, object value) except -1:
         return False
     to[name_size + 2] = <uint8_t>(size >> 8)
     to[name_size + 3] = <uint8_t>size
-    copy(to + name_size + 4, <const uint8_t*>PyUnicode_DATA(<PyObject*>value), size)
+    copy_text(to + name_size + 4, plain_text(value), size)
     out.used += name_size + size + 4
     return True
 
@@ -1961,10 +1987,11 @@ cdef inline bint put_plain_list(Writer* out, object name, object items, Py_ssize
             if size > MAX_VALUE or out.used > limit:
                 out.used = start
                 return False
-            reserve(out, size + 3)
+            reserve(out, size + 3 + CHUNK)
             add_byte(out, LIST_ITEM)
             add_u16(out, size)
-            add_bytes(out, PyUnicode_DATA(item), size)
+            copy_text(out.data + out.used, plain_text(<object>item), size)
+            out.used += size
     reserve(out, 1)
     add_byte(out, LIST_END)
     return True
