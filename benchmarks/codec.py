@@ -64,9 +64,7 @@ def _file(directory: FilePath, traffic: Traffic, form: str) -> FilePath:
     return file
 
 
-def _timed(
-    operation: Operation, corpora: list[Traffic], files: Files, settings: Settings, notes: list[str]
-) -> Table:
+def _timed(operation: Operation, corpora: list[Traffic], files: Files, settings: Settings, notes: list[str]) -> Table:
     table = Table(operation.name, operation.title, "µs CPU per message", notes=notes)
     with contest.processes(operation.name, files) as processes:
         for case, traffic in enumerate(corpora):

@@ -380,6 +380,20 @@ def test_sections_outlive_the_message() -> None:
         assert section.get("lan", "ts") == [b"10.0.0.0/8", b""]
 
 
+def test_a_message_is_called_as_any_class() -> None:
+    assert Message(data=b"") == Message(b"") == Message(bytearray())
+    assert type(Message(b"")) is type(Message.__new__(Message)) is Message
+    call: Any = Message
+    for arguments, options in (
+        *(((), {}), ((b"", b""), {}), ((b"",), {"data": b""})),
+        *(((b"",), {"unknown": 1}), (("text",), {}), ((None,), {})),
+    ):
+        with pytest.raises(TypeError):
+            call(*arguments, **options)
+    with pytest.raises(DecodeError):
+        Message(b"\x09")
+
+
 def test_it_cannot_be_changed() -> None:
     message: Any = Message(packed(TREE))
     for name in ("a", "values", "get", "binary", "data", "__dict__", "__class__"):
