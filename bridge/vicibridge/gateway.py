@@ -114,8 +114,9 @@ class Gateway:
             return
         self._stopping.set()
         if self._session is not None:
-            self._gatherer.silent = True  # what comes until charon confirms is taken when the session has ended
+            self._gatherer.silent = True  # nobody listens any more to what comes until charon confirms
             await self._session.close()
+            self._gather(asyncio.get_running_loop().time())
             if late := self._session.late_events:
                 self._tell_gap("all", STOPPED, late, None, None)
         self._unregistered.set()

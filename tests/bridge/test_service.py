@@ -479,6 +479,26 @@ def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, numb
     run(test())
 
 
+def test_lines_that_come_while_it_unregisters_are_taken(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                [gateway] = bridge.gateways
+                await up(bridge)
+                charon.pause_reading()
+                stopping = asyncio.create_task(gateway.stop())
+                for number in range(30):  # turns of the loop, over which all that listened notices
+                    charon.emit("log", {"group": "IKE", "level": "1", "msg": str(number)})
+                    await asyncio.sleep(0)
+                charon.resume_reading()
+                await stopping
+            seen = await someone.sees(".log.IKE.1", 30)
+        assert [e["data"]["msg"] for _, e in seen] == [str(number) for number in range(30)]
+
+    run(test())
+
+
 def test_lines_that_a_start_has_not_brought_to_nats_are_told_by_the_next(
     nats_server: NatsServer, tmp_path: Path
 ) -> None:
