@@ -50,7 +50,8 @@ def judge(notes: Notes) -> Result:
     rows.append(("arrived", *(f"{ledger.arrived:,}" for ledger in ledgers)))
     for cause in (BY_NUMBER, AS_SPAN, WITH_BRIDGE, WITH_SERVER, UNTOLD):
         rows.append((cause, *(f"{account.causes[cause]:,}" for account in accounts)))
-    rows.append(("twice, out of order", *(f"{ledger.twice:,}, {ledger.disordered:,}" for ledger in ledgers)))
+    state = notes.ledgers["state"]
+    rows.append(("twice, out of order", f"{state.twice:,}, {state.disordered:,}", ""))
     for part, name in ((0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (1.0, "the longest")):
         rows.append((f"lag, {name}", *(f"{percentile(lags.values, part):,.3f} s" for lags in notes.lags.values())))
     for account in accounts:
@@ -58,7 +59,6 @@ def judge(notes: Notes) -> Result:
         result.problems += [f"{account.kind}: not told: {text}" for text in account.untold]
         lost = ledger.heard - ledger.arrived
         result.must(sum(account.causes.values()) == lost, f"{account.kind}: {lost} lost, and {account.causes}")
-    state = notes.ledgers["state"]
     result.must(not state.twice and not state.disordered, "state: events arrived twice or out of order")
     flat(notes, result)
     return result

@@ -17,7 +17,7 @@ _UNDER_WAY = 2.0  # seconds that an event may take from charon to the bridge
 BY_NUMBER = "dropped, told by number"
 AS_SPAN = "lost with charon's connection, told as a span of time"
 WITH_BRIDGE = "lost as the bridge ended, told"
-WITH_SERVER = "taken by a server that was killed"
+WITH_SERVER = "taken by a NATS server that ended"
 UNTOLD = "lost and not told"
 
 
@@ -85,11 +85,13 @@ class Account:
         until = hole.after[0] if hole.after else boot + "\x7f"
         told = 0
         for gap in self.notes.told:
+            if gap.kind not in ("all", self.kind):
+                continue
             if gap.cause == STOPPED and gap.boot == boot and gap.count is not None:
                 here = min(left - told, gap.count - self._spent[gap])
                 self._spent[gap] += here  # a count may be for both classes
                 told += here
-            elif gap.kind == self.kind and gap.cause == KILLED and boot <= gap.boot < until:
+            elif gap.cause == KILLED and boot <= gap.boot < until:
                 known = range(0) if gap.first is None or gap.boot != boot else range(seq + 1, gap.first)
                 if not self.ledger.seqs(boot, known.start, known.stop - 1):
                     told = left
@@ -104,5 +106,5 @@ class Account:
 
     def _server_ended(self, hole: Hole) -> bool:
         begin, end = self.ledger.stored(hole)
-        kills = [fault.begin for fault in self.notes.faults if fault.kind == "nats killed"]
-        return self.kind == "log" and any(begin - 1 <= kill <= end for kill in kills)
+        ends = [fault.begin for fault in self.notes.faults if fault.kind in ("nats killed", "nats stopped")]
+        return self.kind == "log" and any(begin - 1 <= when <= end for when in ends)

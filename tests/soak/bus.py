@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 
-import msgpack
 import nats
 import nats.errors
 from nats.aio.client import Client
@@ -17,7 +15,9 @@ from vicibridge.client import Envelope, unpack
 from .ledger import told
 from .notes import REQUESTS, Notes
 
-STREAMS = ("VICI", "SOAK")  # the second takes the log: who only subscribes misses what comes while not connected
+# The second takes the log. A line may arrive there or at the subscription: that misses what comes while not connected,
+# and a server that stops ends its streams first, and passes messages on for a moment more.
+STREAMS = ("VICI", "SOAK")
 _KEPT = 1024 * 1024 * 1024  # bytes
 
 
@@ -35,19 +35,20 @@ class Someone:
 
         await self.client.connect(url, max_reconnect_attempts=-1, error_cb=ignore)
         await self.client.jetstream().add_stream(StreamConfig(STREAMS[1], subjects=["vici.*.log.>"], max_bytes=_KEPT))
-        for kind, subject in (("state", "vici.*.event.>"), ("log", "vici.*.log.>")):
-            await self.client.subscribe(subject, cb=self._clock(kind), pending_msgs_limit=10**6)
+        for callback, subject in ((self._on_state, "vici.*.event.>"), (self._on_log, "vici.*.log.>")):
+            await self.client.subscribe(subject, cb=callback, pending_msgs_limit=10**6)
 
-    def _clock(self, kind: str) -> Callable[[Msg], Awaitable[None]]:
-        lags = self._notes.lags[kind]
+    async def _on_state(self, message: Msg) -> None:
+        self._clock("state", unpack(message))
 
-        async def note(message: Msg) -> None:
-            now = time.time()
-            first = msgpack.Unpacker(max_buffer_size=len(message.data))
-            first.feed(message.data)
-            lags.add(now - self._notes.began, now - float(next(first)["data"]["sent"]))
+    async def _on_log(self, message: Msg) -> None:
+        envelopes = unpack(message)
+        self._clock("log", envelopes)
+        self._take(envelopes, time.time() - self._notes.began)
 
-        return note
+    def _clock(self, kind: str, envelopes: list[Envelope]) -> None:
+        now = time.time()
+        self._notes.lags[kind].add(now - self._notes.began, now - float(envelopes[0].data["sent"]))
 
     async def read(self, stream: str) -> None:
         """Read a stream until cancelled, over as many connections as it takes."""
