@@ -7,6 +7,7 @@ import doctest
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -75,9 +76,6 @@ def lines_of_command() -> Iterator[tuple[str, str, list[str]]]:
 LINES = list(lines_of_command())
 
 UNTRIED = {
-    "cd": "moves about in the source",
-    "tar": "unpacks the source",
-    "pip": "gets what is published; tests/versions.py installs a wheel with each extra",
     "python3": "makes a virtual environment on the machine",
     "podman": "an engine for containers is needed",
     "install": "changes the machine",
@@ -92,7 +90,7 @@ def each_line(*programs: str) -> pytest.MarkDecorator:
 
 
 def test_nothing_on_the_pages_is_untried() -> None:
-    tried = {"vicifast", "vicibridge", "make", "nats", "python"}
+    tried = {"vicifast", "vicibridge", "make", "nats", "pip", "python"}
     assert {program for _, program, _ in LINES} == tried | UNTRIED.keys()
     others = {block.language for block in all_blocks() if not block.language.startswith("{")}
     # What Prometheus, Grafana and systemd read is left out, and what has no language is a drawing.
@@ -122,6 +120,15 @@ def test_what_is_asked_of_nats_is_there(words: list[str]) -> None:
         assert words[-1] in schema.BUCKETS
     else:
         assert "sub" in words and words[-1].startswith("vici.*.")
+
+
+@each_line("pip")
+def test_extra_is_one(words: list[str]) -> None:
+    """tests/versions.py installs with each."""
+    what = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[-1])
+    assert words[1] == "install" and what
+    there = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert set((what[1] or "cli").split(",")) <= there.keys()
 
 
 @each_line("python")

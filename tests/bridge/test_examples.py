@@ -28,7 +28,7 @@ async def example(name: str | Path, *args: object) -> AsyncIterator[asyncio.subp
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(EXAMPLES / name) + ".py", *map(str, args)),
         stdout=asyncio.subprocess.PIPE,
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"},
     )
     try:
         yield process
