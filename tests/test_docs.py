@@ -75,6 +75,9 @@ def lines_of_command() -> Iterator[tuple[str, str, list[str]]]:
 
 LINES = list(lines_of_command())
 
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+TARGETS = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
+
 UNTRIED = {
     "python3": "makes a virtual environment on the machine",
     "podman": "an engine for containers is needed",
@@ -99,12 +102,19 @@ def test_nothing_on_the_pages_is_untried() -> None:
 
 @each_line("make")
 def test_target_is_in_the_makefile(words: list[str]) -> None:
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = [word for word in words[1:] if "=" not in word]
-    assert targets and all(re.search(f"^{target}:", makefile, re.MULTILINE) for target in targets)
-    for word in words[1:]:
-        variable = word.partition("=")[0] if "=" in word else "MAKE"
-        assert re.search(rf"\$\({variable}\)", makefile), variable
+    targets = {word for word in words[1:] if "=" not in word}
+    assert targets and targets <= TARGETS
+    variables = [word.partition("=")[0] for word in words[1:] if "=" in word]
+    assert [variable for variable in variables if f"$({variable})" not in MAKEFILE] == []
+
+
+@pytest.mark.skipif(not (ROOT / ".github").is_dir(), reason="the workflows are not in the sdist")
+def test_workflows_call_what_is_there() -> None:
+    text = "".join(path.read_text("utf-8") for path in (ROOT / ".github" / "workflows").iterdir())
+    targets = set(re.findall(r"^ *(?:- )?(?:run: )?make ([\w-]+)", text, re.MULTILINE))
+    assert {"test", "dist"} <= targets <= TARGETS
+    files = re.findall(r"@(tests/[\w./]+)", text)
+    assert files and all((ROOT / file).is_file() for file in files)
 
 
 @each_line("nats")
