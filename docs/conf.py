@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = "vicifast"
 author = "The vicifast authors"
 copyright = author
+smartquotes = False  # help texts have options and JSON in their prose
 version = release = installed("vicifast")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "prose", "tables"]
