@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, Witness, run, service, settings, until, up, witness
+from harness import NatsServer, Witness, bucket, run, service, settings, until, up, witness
 from prometheus_client import generate_latest
 from test_service_commands import EVERYTHING, bridged, code, discover, ended, text
 from vicibridge.metrics import registry
 from vicibridge.service import Service
+from vicibridge.subjects import unescape
 
+from vicifast import encode
 from vicifast.commands import COMMANDS, Danger
 from vicifast.testing import FakeCharon
 
@@ -305,3 +308,81 @@ def test_secrets_never_come_out(nats_server: NatsServer, caplog: pytest.LogCaptu
         assert [told for told in out if SECRET[:12] in told] == []
 
     run(test(), 60)
+
+
+def _names() -> list[bytes]:
+    dice = random.Random(6)
+    odd = [
+        b"",
+        b"..",
+        b".>",
+        b"*.*",
+        b"$JS.API.STREAM.DELETE.VICI",
+        b"\r\nPUB x 0\r\n",
+        b"=",
+        b"=2E",
+        b"x" * 255,
+        b"\xc3\xa4",
+    ]
+    return [
+        *odd,
+        *(bytes([byte]) for byte in range(256)),
+        *(dice.randbytes(dice.randrange(2, 256)) for _ in range(100)),
+    ]
+
+
+def _emit_everywhere(charon: FakeCharon, name: bytes, number: int) -> None:
+    """Put a name wherever it becomes part of a subject or of a key."""
+    ids = {"uniqueid": name + b"%d" % number, "initiator-spi": str(number), "state": "ESTABLISHED"}
+    child = {"name": name, "uniqueid": str(number), "state": "INSTALLED", "spi-in": str(number)}
+    section = b"\x01%c%s%s\x02" % (len(name), name, encode({**ids, "child-sas": {"net": child}}))
+    charon.emit("ike-updown", encode({"up": "yes"}) + section)
+    charon.emit("child-updown", encode({"up": "yes"}) + section)
+    charon.emit("alert", {"type": name})
+    charon.emit("log", {"group": name, "level": "1", "msg": str(number)})
+
+
+def test_names_with_any_byte_never_leave_their_place(nats_server: NatsServer) -> None:
+    """Each is one token for the server, from which the name comes back; a name that VICI forbids is told as a gap."""
+    names = _names()
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url, ">") as someone:
+            charon.on("list-sas", {})
+            charon.on("list-conns", {})
+            config = settings(nats_server.url, charon.address, mirror={"enabled": True, "interval": 3600})
+            async with service(config) as bridge:
+                await up(bridge)
+                [mirroring] = bridge.mirrorings
+                await until(lambda: mirroring.snapshots)
+                for number, name in enumerate(names):
+                    _emit_everywhere(charon, name, number)
+                printable = [name for name in names if all(0x20 <= byte < 0x7F for byte in name)]
+                causes = bridge.gateways[0].state.counts.causes
+                await until(lambda: sum(causes.values()) == 2 * (len(names) - len(printable)))
+                await someone.sees(".event.alert.", len(names))
+                await someone.sees(".log.", len(names))
+                await asyncio.wait_for(mirroring.buckets.settled(), 15)
+                sas, conns = [await bucket(someone.client, name) for name in ("VICI_SA", "VICI_CONN")]
+            assert set(causes) == {"malformed message from charon"} and bridge.bus.connects == 1
+        seen = {place: [_names_in(subject) for subject, _ in someone.seen(f".{place}.")] for place in ("event", "log")}
+        wanted = [[b"alert", name] for name in names]
+        wanted += [[b"ike-updown", name, b"up"] for name in printable]
+        wanted += [[b"child-updown", name, name, b"up"] for name in printable]
+        assert sorted(seen["event"]) == sorted(wanted)
+        assert sorted(seen["log"]) == sorted([name, b"1"] for name in names)
+        assert {tuple(_tokens(key)) for key in conns} == {(b"gw1", name) for name in printable}
+        numbered = {(b"gw1", name, name + b"%d" % number) for number, name in enumerate(names) if name in printable}
+        assert {tuple(_tokens(key)) for key in sas} == numbered
+
+    run(test(), 60)
+
+
+def _tokens(subject: str) -> list[bytes]:
+    return [unescape(token).encode("utf-8", "surrogateescape") for token in subject.split(".")]
+
+
+def _names_in(subject: str) -> list[bytes]:
+    assert subject.startswith("vici.gw1.")
+    return _tokens(subject)[3:]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from harness import NatsServer, run
+from harness import NatsServer, run, until
+from test_spool import mounted, needs_root
 from traffic import Traffic, account, heard, scene, verify_absent, verify_whole
 
 from vicifast.testing import FakeCharon
@@ -61,6 +63,38 @@ def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path
         verify_absent(found, traffic)
 
     run(test(), 90)
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+def test_disk_of_the_spool_fails(nats_server: NatsServer, tmp_path: Path, kind: str) -> None:
+    """While the server is away and comes back, events go on from memory; on a disk that was full, there again."""
+    disk = tmp_path / "disk"
+
+    async def test() -> None:
+        await nats_server.up()
+        async with scene(nats_server.url, spool={"path": disk}) as at:
+            backlog = at.bridge.gateways[0].state.backlog
+            async with at.flowing():
+                nats_server.kill()
+                await until(lambda: backlog.spool_trouble)
+                await asyncio.sleep(1)
+                assert backlog.in_flight
+                await nats_server.up()
+                await until(lambda: not at.bridge.gateways[0].state.waiting, 60)
+                if kind == "full":
+                    (disk / "ballast").unlink()
+                    await until(lambda: not backlog.spool_trouble)
+            await at.settled()
+            assert not at.bridge.gateways[0].state.counts.dropped
+        await verify_whole(nats_server.url, at.traffic.sent)
+
+    with mounted(disk, "size=4m,mode=0700"):
+        if kind == "full":
+            (disk / "ballast").write_bytes(bytes(4 * 2**20 - 2**17))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        run(test(), 120)
 
 
 def test_clock_stepped(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from harness import Witness, run, service, settings, stored, until, up, witness
 from lab import Lab, LabError, sas
+from nats.aio.msg import Msg
 from test_mirror_on_charon import difference
 from test_on_charon import (
     STATE,
@@ -94,9 +95,9 @@ async def mirror_is_right(at: Scene) -> None:
             await asyncio.sleep(0.1)
 
 
-async def list_sas(at: Scene) -> str:
+async def list_sas(at: Scene) -> Msg:
     [reply] = await at.someone.ask("vici.left.cmd.list-sas", b"{}", {"Vici-Collect": "true"})
-    return code(reply)
+    return reply
 
 
 def test_charon_hangs(lab: Lab) -> None:
@@ -113,10 +114,10 @@ def test_charon_hangs(lab: Lab) -> None:
                     await until(lambda before=before: len(at.events) > before + COUNT, 60)
                     assert lab.left.pid
                     os.kill(lab.left.pid, signal.SIGSTOP)
-                    assert await list_sas(at) == "504"
+                    assert code(await list_sas(at)) in ("503", "504")  # the backlog may be full
                     os.kill(lab.left.pid, signal.SIGCONT)
             assert at.bridge.gateways[0].connects == 1
-            assert await list_sas(at) == "200"
+            assert code(await list_sas(at)) == "200"
             await at.verify(early)
             await mirror_is_right(at)
 
@@ -141,36 +142,40 @@ async def reload(lab: Lab, config: Path) -> None:
 
 
 def test_charon_is_reloaded_during_lists(lab: Lab) -> None:
-    """While SAs are rekeyed, connections come and go, and SAs are listed all the time: each list has them all."""
+    """While some SAs are rekeyed, connections come and go, and SAs are listed all the time: each list has the others.
+
+    Of an SA that is being rekeyed charon may have passed the place of the new one when it comes to that of the old.
+    """
     lists = 0
+    reloading = True  # what works meanwhile ends with its round: nats-py may swallow a cancellation
 
     async def listing(at: Scene, names: set[str]) -> None:
         nonlocal lists
-        while True:
-            [reply] = await at.someone.ask("vici.left.cmd.list-sas", b"{}", {"Vici-Collect": "true"})
-            assert code(reply) == "200" and all(name.encode() in reply.data for name in names)
+        while reloading:
+            reply = await list_sas(at)
+            assert code(reply) == "200"
+            assert not {name for name in names if name.encode() not in reply.data}
             lists += 1
 
     async def rekeying(names: Sequence[str]) -> None:
-        while True:
+        while reloading:
             await sas.rekey_ike(lab, names)
             await sas.rekey_child(lab, names)
 
     async def test() -> None:
+        nonlocal reloading
         async with scene(lab) as at:
             early = len(at.lines)
             names = await sas.up(lab, COUNT)
-            work = [asyncio.create_task(listing(at, set(names))), asyncio.create_task(rekeying(names[:3]))]
+            work = [asyncio.create_task(listing(at, set(names[3:]))), asyncio.create_task(rekeying(names[:3]))]
             for number in range(10):
                 config = lab.directory / "swanctl.conf"
                 config.write_text(swanctl_conf([*names, f"late-{number}"]))
                 before = lists
                 await reload(lab, config)
                 await until(lambda before=before: lists > before + 1 or any(task.done() for task in work), 60)
-            assert not any(task.done() for task in work), work
-            for task in work:
-                task.cancel()
-            await asyncio.wait(work)
+            reloading = False
+            await asyncio.gather(*work)
             assert at.bridge.gateways[0].connects == 1
             await at.verify(early)
             await mirror_is_right(at)
