@@ -116,6 +116,8 @@ async def main(seconds: float, seed: int, plot: Path) -> int:
     console.print(f"plot: {plot}")
     for problem in result.problems:
         console.print(f"[red]{problem}")
+    for fault in soak.notes.faults if result.problems else ():
+        console.print(f"{fault.begin:.3f} to {fault.end:.3f} s: {fault.kind}")
     return 1 if result.problems else 0
 
 
