@@ -19,7 +19,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from cpython.unicode cimport PyUnicode_AsEncodedString
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from collections.abc import Mapping
 from time import time_ns
@@ -2321,6 +2321,157 @@ cdef tuple unpack_one(Walk* walk):
     return take_scalar(walk, kind), -1
 
 
+cdef struct Token:
+    # The head of a plain msgpack object: text, or how many items a map or an array has.
+    int kind
+    const uint8_t* text
+    Py_ssize_t size
+
+
+cdef enum:
+    PLAIN_MAP = 1
+    PLAIN_ARRAY = 2
+    PLAIN_STRING = 3
+    PLAIN_BYTES = 4  # binary data, and what a bool stands for
+    PLAIN_NAMES = 64  # in a map, and a power of two
+    PLAIN_DEPTH = 8
+
+
+cdef const uint8_t* next_token(const uint8_t* at, const uint8_t* end, Token* token) noexcept:
+    """Read strings, binary data, bools and the heads of containers; NULL for all else, and where bytes are missing."""
+    cdef int kind
+    cdef Py_ssize_t wide = 0
+    if at == end:
+        return NULL
+    kind = at[0]
+    at += 1
+    token.size = 0
+    token.kind = PLAIN_STRING
+    if 0xA0 <= kind <= 0xBF:
+        token.size = kind & 31
+    elif 0x80 <= kind <= 0x9F:
+        token.kind = PLAIN_MAP if kind < 0x90 else PLAIN_ARRAY
+        token.size = kind & 15
+        return at
+    elif kind == 0xC2 or kind == 0xC3:
+        token.kind = PLAIN_BYTES
+        token.text = b"yes" if kind == 0xC3 else b"no"
+        token.size = 3 if kind == 0xC3 else 2
+        return at
+    elif kind == 0xD9 or kind == 0xDA:
+        wide = kind - 0xD8
+    elif kind == 0xC4 or kind == 0xC5:
+        token.kind = PLAIN_BYTES
+        wide = kind - 0xC3
+    elif kind == 0xDE or kind == 0xDC:
+        token.kind = PLAIN_MAP if kind == 0xDE else PLAIN_ARRAY
+        wide = 2
+    else:
+        return NULL
+    if end - at < wide:
+        return NULL
+    if wide:
+        token.size = at[0] if wide == 1 else at[0] << 8 | at[1]
+        at += wide
+    if token.kind < PLAIN_STRING:
+        return at
+    if end - at < token.size:
+        return NULL
+    token.text = at
+    return at + token.size
+
+
+cdef inline bint is_new_name(uint64_t* seen, Token* name) noexcept:
+    """Note a name; False when it or one with the same hash is there already."""
+    cdef uint64_t mixed = hash_name(name.text, name.size) | 1
+    cdef uint64_t place = mixed >> 32
+    while seen[place % (2 * PLAIN_NAMES)]:
+        if seen[place % (2 * PLAIN_NAMES)] == mixed:
+            return False
+        place += 1
+    seen[place % (2 * PLAIN_NAMES)] = mixed
+    return True
+
+
+cdef inline int put_token(Writer* out, int kind, Token* token, Py_ssize_t wide) except -1:
+    """Write the kind of an element and a text of it, whose length takes `wide` bytes."""
+    reserve(out, 3 + token.size)
+    add_byte(out, <uint8_t>kind)
+    if wide == 1:
+        add_byte(out, <uint8_t>token.size)
+    else:
+        add_u16(out, token.size)
+    add_bytes(out, token.text, token.size)
+    return 0
+
+
+cdef const uint8_t* put_plain_array(Writer* out, const uint8_t* at, const uint8_t* end, Py_ssize_t count) except? NULL:
+    """Write the items of a msgpack array as a list."""
+    cdef Token item
+    for _ in range(count):
+        at = next_token(at, end, &item)
+        if not at or item.kind < PLAIN_STRING or item.size > MAX_VALUE or out.used > MAX_PACKET:
+            return NULL
+        put_token(out, LIST_ITEM, &item, 2)
+    reserve(out, 1)
+    add_byte(out, LIST_END)
+    return at
+
+
+cdef const uint8_t* put_plain_map(
+    Writer* out, const uint8_t* at, const uint8_t* end, Py_ssize_t count, int depth
+) except? NULL:
+    """Write the items of a msgpack map when all is plain and within bounds; else NULL, and the slow way says why."""
+    cdef Token name, value
+    cdef uint64_t[2 * PLAIN_NAMES] seen
+    if count > PLAIN_NAMES or depth > PLAIN_DEPTH:
+        return NULL
+    memset(seen, 0, sizeof(seen))
+    for _ in range(count):
+        at = next_token(at, end, &name)
+        if not at or name.kind != PLAIN_STRING or not 0 < name.size <= MAX_NAME or out.used > MAX_PACKET:
+            return NULL
+        if not is_printable(name.text, name.size) or not is_new_name(seen, &name):
+            return NULL
+        at = next_token(at, end, &value)
+        if not at:
+            return NULL
+        if value.kind >= PLAIN_STRING:
+            if value.size > MAX_VALUE:
+                return NULL
+            put_token(out, KEY_VALUE, &name, 1)
+            reserve(out, 2 + value.size)
+            add_u16(out, value.size)
+            add_bytes(out, value.text, value.size)
+        elif value.kind == PLAIN_ARRAY:
+            put_token(out, LIST_START, &name, 1)
+            at = put_plain_array(out, at, end, value.size)
+        else:
+            put_token(out, SECTION_START, &name, 1)
+            at = put_plain_map(out, at, end, value.size, depth + 1)
+            reserve(out, 1)
+            add_byte(out, SECTION_END)
+        if not at:
+            return NULL
+    return at
+
+
+cdef bytes from_plain_msgpack(const uint8_t* at, const uint8_t* end):
+    """The message in msgpack of the kind that `to_msgpack` writes, rewritten in one pass; else None."""
+    cdef uint8_t[LENT_SIZE] lent
+    cdef Writer out
+    cdef Token root
+    lend(&out, &lent[0])
+    try:
+        at = next_token(at, end, &root)
+        if not at or root.kind != PLAIN_MAP:
+            return None
+        at = put_plain_map(&out, at, end, root.size, 0)
+        return <bytes>out.data[:out.used] if at == end and out.used <= MAX_PACKET else None
+    finally:
+        free_writer(&out)
+
+
 def from_msgpack(data):
     """Return the VICI bytes of a message in msgpack: map = section, array = list, all else as `encode` takes it.
 
@@ -2333,6 +2484,9 @@ def from_msgpack(data):
     walk.start = walk.pos = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>held)
     walk.end = walk.start + PyBytes_GET_SIZE(<PyObject*>held)
     walk.depth = walk.in_list = 0
+    cdef bytes plain = from_plain_msgpack(walk.pos, walk.end)
+    if plain is not None:
+        return plain
     message = unpack(&walk)
     if walk.pos != walk.end:
         fail_at(&walk, "more bytes after the message")
