@@ -649,7 +649,7 @@ cdef class Decoder(Reader):
             forget_slot(&self.sections[i])
 
     @cython.critical_section
-    def decode(self, data):
+    def decode(self, data, /):
         """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = text.
 
         Of keys that occur twice in a section the last counts, as in strongSwan's own module. Raises `DecodeError`.
@@ -1546,7 +1546,7 @@ cdef class Transcoder(Reader):
         free(self.out.data)
 
     @cython.critical_section
-    def transcode(self, data):
+    def transcode(self, data, /):
         """Return the message in `data`, a bytes-like object, in the other format. Raises `DecodeError`."""
         return read_buffer(self, data)
 
@@ -2154,7 +2154,7 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
     return 0
 
 
-def encode(message):
+def encode(message, /):
     """Return a message, a mapping, as the bytes of a VICI message.
 
     A mapping is a section, a list or tuple a list, all else a value: str (UTF-8, surrogateescape), bytes, bytearray,
@@ -2472,7 +2472,7 @@ cdef bytes from_plain_msgpack(const uint8_t* at, const uint8_t* end):
         free_writer(&out)
 
 
-def from_msgpack(data):
+def from_msgpack(data, /):
     """Return the VICI bytes of a message in msgpack: map = section, array = list, all else as `encode` takes it.
 
     `from_msgpack(to_msgpack(x)) == x` for every message without duplicates. Raises `DecodeError` with the offset for
@@ -2539,7 +2539,7 @@ cdef bytes bytes_of(data):
         PyBuffer_Release(&view)
 
 
-def from_json(data):
+def from_json(data, /):
     """Return the VICI bytes of a message in JSON: object = section, array = list, `{"$base64": "..."}` = any bytes.
 
     `data` is UTF-8 bytes or a str. `from_json(to_json(x)) == x` for every message without duplicates (and without a
@@ -2842,7 +2842,7 @@ cdef class Message:
                 to_node = self.nodes[found + 1].tag
         return self.value(<uint32_t>found, self.binary if not last else None)
 
-    def get_all(self, name):
+    def get_all(self, name, /):
         """Return the values of every element with this name, in order."""
         if self.find(name, self.from_node, self.to_node) < 0:
             return []
@@ -3027,7 +3027,7 @@ cdef class Framer:
         self.last += count
 
     @cython.critical_section
-    def feed(self, data):
+    def feed(self, data, /):
         """Take a copy of `data`, a bytes-like object; after an `error` nothing."""
         cdef Py_buffer view
         if self.views:
