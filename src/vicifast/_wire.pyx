@@ -27,6 +27,7 @@ from time import time_ns
 from .errors import DecodeError, EncodeError, ProtocolError
 
 cdef extern from "Python.h":
+    enum: PY_BIG_ENDIAN
     # Declared on PyObject* where Cython's own declarations would count references that we need not take.
     PyObject* PyDict_New() except NULL
     int PyDict_SetItem(PyObject* section, PyObject* key, PyObject* value) except -1
@@ -407,7 +408,7 @@ cdef inline void copy(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcep
 
 
 cdef inline void copy_text(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
-    """Copy the text of a str to where there is room for `CHUNK` bytes.
+    """Copy the text of a plain str to where there is room for `CHUNK` bytes.
 
     Up to 16 bytes without a branch on the size, whose wrong guess would have to wait for the size to come from memory.
     Of less than 8 bytes the end of the object's header, which stands before the text, is read too and shifted out.
@@ -419,7 +420,8 @@ cdef inline void copy_text(uint8_t* to, const uint8_t* text, Py_ssize_t size) no
         return
     absent = 8 - size if size < 8 else 0
     behind = size - 8 if size > 8 else 0
-    first = eight_at(text - absent) >> 4 * absent >> 4 * absent
+    first = eight_at(text - absent)
+    first = first << 4 * absent << 4 * absent if PY_BIG_ENDIAN else first >> 4 * absent >> 4 * absent
     last = eight_at(text + size - 8) if size > 8 else first
     memcpy(to, &first, 8)
     memcpy(to + behind, &last, 8)
