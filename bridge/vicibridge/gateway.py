@@ -108,13 +108,13 @@ class Gateway:
         self._tell_status("stopping")
 
     async def stop(self) -> None:
-        """Unregister and make `run` end; events that come before charon has confirmed that are told as a gap."""
+        """Unregister and make `run` end; what comes until charon confirms is a gap, but for gathered log lines."""
         if self._stopping.is_set():
             await self._unregistered.wait()
             return
         self._stopping.set()
         if self._session is not None:
-            self._gatherer.silent = True  # nobody listens any more to what comes until charon confirms
+            self._gatherer.silent = True  # nobody listens any more to be told of lines
             await self._session.close()
             self._gather(asyncio.get_running_loop().time())
             if late := self._session.late_events:

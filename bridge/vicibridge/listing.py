@@ -18,7 +18,7 @@ _INACTIVE = 300.0  # seconds after which the server forgets a listing that was b
 
 
 class Listing:
-    """What is in a bucket: `take` gets the key, the revision, the value and whether it is deleted, as each comes.
+    """What is in a bucket: `take` gets key, revision and value, None of a key that is deleted, as each entry comes.
 
     KeyValue.watch would gather all of it in memory first, with the marks of keys that were deleted within an hour.
     """
