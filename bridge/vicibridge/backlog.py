@@ -25,9 +25,8 @@ _T = TypeVar("_T")
 KILLED = "the bridge was killed"
 MEMORY_FULL = "the memory for unacknowledged events is full"
 
-_OVERHEAD = 200  # bytes that a waiting event takes beyond its payload
 _DELAY = 0.05  # seconds: what is acknowledged sooner never goes to the disk
-_BATCH = 256 * 1024  # bytes of payload in a row
+_BATCH = 256 * 1024  # bytes in memory of the events of a row
 _CHUNK = 1024 * 1024  # bytes that are read back at once
 _HUNGRY = 2048  # so few events in memory make it read
 _RETRY = 1.0  # seconds until a spool that failed is tried again
@@ -75,8 +74,8 @@ class Backlog:
         self.counts.received += 1
         self._seq = seq
         self.in_flight += 1
-        self._bytes += len(payload) + _OVERHEAD
         event = Event(self._boot, seq, subject, payload, tell)
+        self._bytes += event.size
         if self._open and not self.spool_trouble and self._bytes > self.max_bytes // 2:
             self._behind = True
         if not self._behind:
@@ -162,8 +161,13 @@ class Backlog:
     @property
     def _hungry(self) -> bool:
         """Whether the next events have to be read, and memory has room for them."""
-        room = self._bytes < self.max_bytes // 2 or not (self.window or self._queue)
+        room = self._room > self.max_bytes // 4 or not (self.window or self._queue)
         return self._behind and len(self._queue) < _HUNGRY and room
+
+    @property
+    def _room(self) -> int:
+        """Bytes that may be read back: the other half of the memory is for what comes and is not on disk yet."""
+        return self.max_bytes // 2 - self._bytes
 
     def _check_hunger(self) -> None:
         if self._behind and self._hungry:
@@ -178,7 +182,7 @@ class Backlog:
 
     def _release(self, event: Event) -> None:
         event.done = True
-        self._bytes -= len(event.payload) + _OVERHEAD
+        self._bytes -= event.size
         row = event.row
         if row is None:
             self.in_flight -= 1
@@ -302,7 +306,7 @@ class Backlog:
         note = Note(self._boot, safe, closing, self.losses.untold)
         if not saving and not finished and note == self._note and not self.spool_trouble:
             return
-        batches = list(_batches(event for event in saving if not event.done))
+        batches = list(_batches((event for event in saving if not event.done), min(_BATCH, self.max_bytes // 8)))
         try:
             stored = await self._in_thread(self._spool.store, batches, finished, note)
         except SpoolError:
@@ -334,7 +338,7 @@ class Backlog:
             row.left += 1
             event.row = row
             if not in_memory:
-                self._bytes -= len(event.payload) + _OVERHEAD
+                self._bytes -= event.size
         if not row.left:
             self._finish(row)
 
@@ -348,7 +352,7 @@ class Backlog:
             for event in events:
                 self.window.pop(event.number, None)
                 event.done = True
-                self._bytes -= len(event.payload) + _OVERHEAD
+                self._bytes -= event.size
         elif id <= self._last_row or id in self._known:
             self._finished = [row for row in self._finished if row.id != id]
             return
@@ -364,7 +368,7 @@ class Backlog:
     async def _read(self) -> None:
         """Bring the next events from the disk to memory; when there are none, what comes goes through memory again."""
         assert self._spool
-        rows = await self._in_thread(self._spool.read, self._last_row, min(_CHUNK, self.max_bytes // 4))
+        rows = await self._in_thread(self._spool.read, self._last_row, min(_CHUNK, self._room))
         for row in rows:
             if row.id in self._known:
                 self._known.remove(row.id)
@@ -382,7 +386,7 @@ class Backlog:
         row.left = len(row.events)
         for event in row.events:
             event.row = row
-            self._bytes += len(event.payload) + _OVERHEAD
+            self._bytes += event.size
             self._enqueue(event)
 
     def _catch_up(self) -> None:
@@ -419,15 +423,15 @@ class Backlog:
             _logger.error("spool: %s; events are kept in memory only", reason)
 
 
-def _batches(events: Iterable[Event]) -> Iterator[list[Event]]:
-    """Cut into rows: of one boot, all in memory or none, and not too large."""
+def _batches(events: Iterable[Event], max_bytes: int) -> Iterator[list[Event]]:
+    """Cut into rows: of one boot, all in memory or none, and of about `max_bytes`."""
     for _, group in itertools.groupby(events, lambda event: (event.boot, bool(event.number))):
         batch: list[Event] = []
         size = 0
         for event in group:
             batch.append(event)
-            size += len(event.payload)
-            if size >= _BATCH:
+            size += event.size
+            if size >= max_bytes:
                 yield batch
                 batch, size = [], 0
         if batch:

@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS batch (
 CREATE TABLE IF NOT EXISTS note (id INTEGER PRIMARY KEY, text TEXT);
 """
 _ROW = 100  # bytes that a row takes beyond its data
+_EVENT = 200  # bytes that an event takes in memory beyond its payload
 _REASONS = {
     "SQLITE_BUSY": "another bridge uses it",
     "SQLITE_FULL": "the disk is full",
@@ -62,6 +63,11 @@ class Event:
     done: bool = False  # published or dropped
     sent: float = 0.0
     refusals: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return len(self.payload) + _EVENT
 
 
 @dataclass(slots=True, eq=False)
@@ -151,20 +157,20 @@ class Spool:
         return Stored(rows, losses)
 
     def read(self, after: int, limit: int) -> list[Row]:
-        """Return the rows that follow row `after`, of about `limit` bytes."""
+        """Return the rows that follow row `after`: as many as take `limit` bytes in memory, and at least one."""
         rows: list[Row] = []
         query = "SELECT id, boot, first, last, count, size, crc, data FROM batch WHERE id > ? ORDER BY id"
         with self._guard() as database:
             for id, boot, first, last, count, size, crc, data in database.execute(query, (after,)):
-                limit -= size
+                limit -= size + count * _EVENT
+                if rows and limit < 0:
+                    break
                 row = Row(id, size, [])
                 if zlib.crc32(data) == crc:
                     row.events = [Event(boot, *fields) for fields in msgpack.unpackb(data)]
                 else:
                     row.loss = Loss(DAMAGED, count, first, last, boot)
                 rows.append(row)
-                if limit <= 0:
-                    break
         return rows
 
     def close(self) -> None:
