@@ -116,7 +116,7 @@ def _summary(event: str, data: Mapping[str, Any]) -> str:
     if event == "resync":
         return f"{data['key']} {data['kind']} in {data['bucket']}"
     if event == "audit":
-        return f"{data['command']}: {data['code']} {data['text']}"
+        return f"{data['command']}: {data['code']} {data['text']}".rstrip()
     sections = [section for section in data.values() if isinstance(section, dict)]
     if not sections:
         return str(data)

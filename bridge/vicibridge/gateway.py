@@ -93,8 +93,6 @@ class Gateway:
         before = await self.state.backlog.open()
         known = {"boot": before.boot, "last_seq": before.seq, "clean": before.clean} if before else None
         self._tell_status("starting", **{"previous": known} if known else {})
-        if before and not before.clean:  # of state events the backlog tells more
-            self._tell_gap("log", KILLED, None, None, None, boot=before.boot)
         delay = _FIRST_DELAY
         while not self._stopping.is_set():
             try:
@@ -258,6 +256,8 @@ class Gateway:
     def _tell_loss(self, kind: str, loss: Loss) -> None:
         boot = loss.boot or self.boot
         self._tell_gap(kind, loss.cause, loss.count, loss.first_seq, loss.last_seq, boot=boot)
+        if kind == "state" and loss.cause == KILLED:  # no log line was on disk
+            self._tell_gap("log", KILLED, None, None, None, boot=boot)
 
     def _tell_gap(
         self, kind: str, cause: str, count: int | None, first_seq: int | None, last_seq: int | None, **more: object

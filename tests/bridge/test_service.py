@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, envelopes, run, service, settings, stored, until, up, witness
+from harness import NatsServer, Witness, envelopes, run, service, settings, stored, until, up, witness
 from nats.aio.msg import Msg
 
 from vicifast import protocol
@@ -506,6 +506,9 @@ def test_lines_that_a_start_has_not_brought_to_nats_are_told_by_the_next(
         log = tmp_path / "state" / "gw1.spool-wal"  # the bridge keeps the database to itself
         return log.exists() and b'"seq": 2, "clean": false' in log.read_bytes()
 
+    def of_log(someone: Witness) -> list[dict[str, Any]]:
+        return [e["data"] for _, e in someone.seen(".bridge.gap") if e["data"]["class"] == "log"]
+
     async def life(charon: FakeCharon, end: signal.Signals) -> None:
         bridge = await start_process(tmp_path, nats_server.url, charon.address)
         await charon.registered("log")
@@ -523,7 +526,8 @@ def test_lines_that_a_start_has_not_brought_to_nats_are_told_by_the_next(
             async with witness(nats_server.url) as someone:
                 bridge = await start_process(tmp_path, nats_server.url, charon.address)
                 await someone.sees("bridge.status", 7)
-                told = [e["data"] for _, e in someone.seen(".bridge.gap") if e["data"]["class"] == "log"]
+                await until(lambda: len(of_log(someone)) == 2)
+                told = of_log(someone)
                 boots = dict.fromkeys(e["boot"] for _, e in someone.seen(".bridge.status"))
             bridge.send_signal(signal.SIGTERM)
             await asyncio.wait_for(bridge.communicate(), 10)
