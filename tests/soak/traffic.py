@@ -176,6 +176,7 @@ class Soak:
             await self.bridge.end(kill=False)
             await someone.read_all()
         finally:
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            while left := [task for task in others if not task.done()]:
+                for task in left:  # more than once, as asyncio's wait_for before Python 3.12 can lose a cancellation
+                    task.cancel()
+                await asyncio.wait(left, timeout=1)
