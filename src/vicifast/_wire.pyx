@@ -1855,6 +1855,15 @@ cdef int refuse(str reason) except -1:
     raise EncodeError(reason)
 
 
+cdef inline int add_name(Writer* out, int kind, const uint8_t* text, Py_ssize_t size) except -1:
+    """Write the kind of an element and its name, which has been checked."""
+    reserve(out, size + 2)
+    add_byte(out, <uint8_t>kind)
+    add_byte(out, <uint8_t>size)
+    add_bytes(out, text, size)
+    return 0
+
+
 cdef inline int put_name(Writer* out, int kind, object name) except -1:
     cdef Py_ssize_t size
     cdef const uint8_t* text
@@ -1871,11 +1880,7 @@ cdef inline int put_name(Writer* out, int kind, object name) except -1:
         return refuse("a name must be printable ASCII")
     if size > MAX_NAME:
         return refuse(f"a name of {size} bytes is longer than {MAX_NAME}")
-    reserve(out, size + 2)
-    add_byte(out, <uint8_t>kind)
-    add_byte(out, <uint8_t>size)
-    add_bytes(out, text, size)
-    return 0
+    return add_name(out, kind, text, size)
 
 
 cdef inline int put_bytes(Writer* out, const void* data, Py_ssize_t size) except -1:
@@ -2395,18 +2400,6 @@ cdef inline bint is_new_name(uint64_t* seen, Token* name) noexcept:
     return True
 
 
-cdef inline int put_token(Writer* out, int kind, Token* token, Py_ssize_t wide) except -1:
-    """Write the kind of an element and a text of it, whose length takes `wide` bytes."""
-    reserve(out, 3 + token.size)
-    add_byte(out, <uint8_t>kind)
-    if wide == 1:
-        add_byte(out, <uint8_t>token.size)
-    else:
-        add_u16(out, token.size)
-    add_bytes(out, token.text, token.size)
-    return 0
-
-
 cdef const uint8_t* put_plain_array(Writer* out, const uint8_t* at, const uint8_t* end, Py_ssize_t count) except? NULL:
     """Write the items of a msgpack array as a list."""
     cdef Token item
@@ -2414,7 +2407,9 @@ cdef const uint8_t* put_plain_array(Writer* out, const uint8_t* at, const uint8_
         at = next_token(at, end, &item)
         if not at or item.kind < PLAIN_STRING or item.size > MAX_VALUE or out.used > MAX_PACKET:
             return NULL
-        put_token(out, LIST_ITEM, &item, 2)
+        reserve(out, 1)
+        add_byte(out, LIST_ITEM)
+        put_bytes(out, item.text, item.size)
     reserve(out, 1)
     add_byte(out, LIST_END)
     return at
@@ -2441,15 +2436,13 @@ cdef const uint8_t* put_plain_map(
         if value.kind >= PLAIN_STRING:
             if value.size > MAX_VALUE:
                 return NULL
-            put_token(out, KEY_VALUE, &name, 1)
-            reserve(out, 2 + value.size)
-            add_u16(out, value.size)
-            add_bytes(out, value.text, value.size)
+            add_name(out, KEY_VALUE, name.text, name.size)
+            put_bytes(out, value.text, value.size)
         elif value.kind == PLAIN_ARRAY:
-            put_token(out, LIST_START, &name, 1)
+            add_name(out, LIST_START, name.text, name.size)
             at = put_plain_array(out, at, end, value.size)
         else:
-            put_token(out, SECTION_START, &name, 1)
+            add_name(out, SECTION_START, name.text, name.size)
             at = put_plain_map(out, at, end, value.size, depth + 1)
             reserve(out, 1)
             add_byte(out, SECTION_END)
