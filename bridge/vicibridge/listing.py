@@ -12,6 +12,7 @@ from nats.js.api import DeliverPolicy
 
 from .link import Link
 from .mirror import Key
+from .values import is_gone
 
 _TIMEOUT = 5.0  # seconds for the next entry
 _INACTIVE = 300.0  # seconds after which the server forgets a listing that was broken off
@@ -53,9 +54,8 @@ class Listing:
                 await subscription.unsubscribe()
 
     async def _on_entry(self, message: Msg) -> None:
-        metadata, headers = message.metadata, message.headers or {}
-        deleted = "KV-Operation" in headers or "Nats-Marker-Reason" in headers
+        metadata = message.metadata
         key = self._bucket, message.subject.removeprefix(f"$KV.{self._bucket}.")
-        self._take(key, metadata.sequence.stream, None if deleted else message.data)
+        self._take(key, metadata.sequence.stream, None if is_gone(message.headers) else message.data)
         self._left = metadata.num_pending
         self._moved.set()

@@ -20,6 +20,8 @@ from typing_extensions import TypedDict
 
 SA, CONN, NODE = "VICI_SA", "VICI_CONN", "VICI_NODE"
 
+_GONE = ("KV-Operation", "Nats-Marker-Reason")  # headers of what is no value: deleted, purged, or expired
+
 Section = dict[str, Any]
 """A section of a VICI message: texts, lists of texts, sections."""
 
@@ -109,6 +111,11 @@ def dump(value: Mapping[str, object]) -> bytes:
         return _json(value)
     except UnicodeEncodeError:
         return _json(tagged(value))
+
+
+def is_gone(headers: Mapping[str, str] | None) -> bool:
+    """Whether a message of a bucket with these headers says that there is no value any more."""
+    return any(name in (headers or ()) for name in _GONE)
 
 
 def load(data: bytes) -> Any:

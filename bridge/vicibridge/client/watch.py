@@ -24,7 +24,6 @@ from .errors import JetStreamError
 V = TypeVar("V", bound=Mapping[str, Any])
 
 HEARTBEAT = 1.0  # seconds; JetStream forgets ordered consumers when it restarts, and four without one tell
-_GONE = ("KV-Operation", "Nats-Marker-Reason")  # headers of what is no value: deleted, purged, or expired
 
 
 class Change(NamedTuple, Generic[V]):
@@ -92,7 +91,7 @@ class Watch(Generic[V]):
     async def _take(self, message: Msg) -> None:
         key = message.subject.removeprefix(self._prefix)
         problem: ValueError | None = None
-        if message.headers and any(name in message.headers for name in _GONE):
+        if values.is_gone(message.headers):
             self.current.pop(key, None)
         else:
             try:
