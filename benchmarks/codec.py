@@ -124,6 +124,11 @@ def operations() -> list[Operation]:
     ]
 
 
+def contestant_of(operation: str, name: str) -> Contestant:
+    contestants = next(one.contestants for one in operations() if one.name == operation)
+    return next(one for one in contestants if one.name == name)
+
+
 def _python_vici_decode(message: bytes) -> Any:
     return PythonVici.deserialize(FiniteStream(message))
 

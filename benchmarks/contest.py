@@ -51,10 +51,9 @@ def processes(operation: str, files: dict[str, list[Path]]) -> Iterator[dict[str
 
 
 def _serve(operation: str, name: str, files: list[str], orders: Iterable[str]) -> None:
-    from .codec import operations
+    from .codec import contestant_of
 
-    contestants = next(one.contestants for one in operations() if one.name == operation)
-    contestant = next(one for one in contestants if one.name == name)
+    contestant = contestant_of(operation, name)
     loop = keep if operation == "decode-keep" else drop
     cases = [(contestant.make(), stored(file)) for file in files]
     for function, items in cases:

@@ -30,12 +30,11 @@ def _resident() -> int:
 
 
 def main() -> None:
-    from .codec import operations
+    from .codec import contestant_of
 
     name, file = sys.argv[1:]
     items = stored(file)
-    decoders = next(operation.contestants for operation in operations() if operation.name == "decode-keep")
-    decode = next(contestant for contestant in decoders if contestant.name == name).make()
+    decode = contestant_of("decode-keep", name).make()
     for item in items[:_WARM_UP]:
         decode(item)
     gc.collect()

@@ -163,7 +163,8 @@ class Soak:
         await self.charon.registered("log")
         reading = [asyncio.create_task(someone.read(stream)) for stream in STREAMS]
         traffic = asyncio.create_task(self.traffic())
-        others = [traffic, asyncio.create_task(someone.ask()), asyncio.create_task(self.watch_process()), *reading]
+        watching = asyncio.create_task(self.watch_process())
+        others = [traffic, asyncio.create_task(someone.ask()), watching, *reading]
         try:
             breaking = asyncio.create_task(self.break_things(seconds))
             await asyncio.wait([breaking, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -172,7 +173,7 @@ class Soak:
                     task.result()
             traffic.cancel()
             await asyncio.sleep(10)  # what waits anywhere arrives
-            others.pop(2).cancel()
+            watching.cancel()
             await self.bridge.end(kill=False)
             await someone.read_all()
         finally:
