@@ -398,7 +398,7 @@ def test_the_bridge_outlives_charon_and_nats(lab: Lab) -> None:
                 lab.nats.start()
                 await until_kept(url, lambda seen: len(seen) > before + killed + 4 * COUNT)
             await events.complete()
-        seen = await until_kept(url, lambda seen: len(of("left", seen[before:], "event.")) >= len(events))
+            seen = await until_kept(url, lambda seen: len(of("left", seen[before:], "event.")) >= len(events))
         assert_same("left", events, of("left", seen[before:], "event."))
         assert not [envelope for _, envelope in seen[before:] if envelope["event"] == "gap"]
 

@@ -57,14 +57,19 @@ async def load(lab: Lab, count: int, *, one_responder: bool = False) -> list[str
 
 
 async def initiate(lab: Lab, names: Iterable[str], *, concurrency: int = 8, timeout: float = _TIMEOUT) -> None:
-    """Let `left` bring the SAs up, `concurrency` at a time, each within `timeout` seconds."""
+    """Let `left` bring the SAs up, `concurrency` at a time, each within `timeout` seconds.
+
+    charon answers initiate when a CHILD_SA is installed, which is before it raises child-updown for it.
+    """
     names = list(names)
     milliseconds = round(timeout * 1000)
 
     async def one(session: AsyncSession, name: str) -> None:
         await session.call("initiate", {"ike": name, "child": f"{name}-lan", "timeout": milliseconds})
 
-    await _each(lab.left, names, one, concurrency, timeout)
+    # `right` raises its event before it sends what lets `left` come up.
+    async with _on(lab.left, "child-updown", set(names), timeout):
+        await _each(lab.left, names, one, concurrency, timeout)
 
 
 async def up(lab: Lab, count: int, *, one_responder: bool = False) -> list[str]:
