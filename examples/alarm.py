@@ -1,6 +1,5 @@
 """Says when a tunnel goes down; a durable consumer, so that nothing is missed while this program is away.
 
-vicibridge run --config bridge.toml        # somewhere; then
 python examples/alarm.py nats://127.0.0.1:4222
 """
 
@@ -9,13 +8,15 @@ import sys
 
 from vicibridge.client import Fleet
 
+from vicifast.results import ChildUpDown, parse_event
+
 
 async def main(url: str) -> None:
     async with Fleet(url) as fleet, fleet.subscribe(events=["child-updown"], durable="alarm") as events:
         async for envelope in events:
-            if envelope.subject.endswith(".down"):
-                names = [name for name, value in envelope.data.items() if isinstance(value, dict)]
-                print(f"ALARM {envelope.node}: {', '.join(names)} is down", flush=True)
+            match parse_event(envelope.event, envelope.data):
+                case ChildUpDown(ike, child, up=False):
+                    print(f"ALARM {envelope.node}: {child.name} of {ike.name} is down", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def store(directory: Path, database: sqlite3.Connection, batch: list[Envelope]) 
 
 
 async def main(url: str, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(directory / "log.db")
     database.execute(
         "create table if not exists log (node, boot, seq, time, grp, level, msg, primary key (node, boot, seq))"

@@ -80,6 +80,7 @@ TARGETS = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
 
 UNTRIED = {
     "python3": "makes a virtual environment on the machine",
+    "source": "is a word of the shell",
     "podman": "an engine for containers is needed",
     "install": "changes the machine",
     "useradd": "changes the machine",

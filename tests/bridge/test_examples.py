@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import pytest
 from harness import NatsServer, run
 from pages import NATS, Block, blocks, each
 from test_client_calls import a_fleet
@@ -53,21 +54,23 @@ def test_alarm_and_worker(nats_server: NatsServer) -> None:
         async with a_fleet(nats_server, "gw1") as (_, [charon]):
             async with example("alarm", nats_server.url) as alarm, example("worker", nats_server.url) as worker:
                 told = await line(alarm, lambda: charon.emit("child-updown", {"site": SITE}))
-                assert told == "ALARM gw1: site is down\n"
+                assert told == "ALARM gw1: net of site is down\n"
                 assert (await line(worker, lambda: None)).startswith("gw1 ")
 
     run(test())
 
 
 def test_log_shipper(nats_server: NatsServer, tmp_path: Path) -> None:
+    directory = tmp_path / "new"
+
     async def test() -> None:
-        async with a_fleet(nats_server, "gw 1") as (_, [charon]), example("log_shipper", nats_server.url, tmp_path):
-            file = tmp_path / "gw=201.log"
-            while not file.exists() or not rows(tmp_path / "log.db"):
+        async with a_fleet(nats_server, "gw 1") as (_, [charon]), example("log_shipper", nats_server.url, directory):
+            file = directory / "gw=201.log"
+            while not file.exists() or not rows(directory / "log.db"):
                 charon.emit("log", LINE)
                 await asyncio.sleep(0.1)
             assert file.read_text("utf-8").endswith(" [IKE] retransmit\n")
-            assert rows(tmp_path / "log.db")[0] == ("gw 1", "IKE", "1", "retransmit")
+            assert rows(directory / "log.db")[0] == ("gw 1", "IKE", "1", "retransmit")
 
     run(test())
 
@@ -127,12 +130,25 @@ def test_exporter(nats_server: NatsServer) -> None:
     run(test())
 
 
-@each([block for block in blocks("python") if NATS in block.text])
-def test_program_on_a_page(block: Block, nats_server: NatsServer, tmp_path: Path) -> None:
+PROGRAMS = [block for block in blocks("python") if NATS in block.text]
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+@each([block for block in PROGRAMS if "stdout" not in block.text])
+def test_program_on_a_page(block: Block, codec: str, nats_server: NatsServer, tmp_path: Path) -> None:
+    a_program(block, codec, nats_server, tmp_path)
+
+
+@each([block for block in PROGRAMS if "stdout" in block.text])
+def test_program_that_passes_lines_on(block: Block, nats_server: NatsServer, tmp_path: Path) -> None:
+    a_program(block, "json", nats_server, tmp_path)
+
+
+def a_program(block: Block, codec: str, nats_server: NatsServer, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(block.text.replace(NATS, nats_server.url))
 
     async def test() -> None:
-        async with a_fleet(nats_server, "gw1") as (_, [charon]):
+        async with a_fleet(nats_server, "gw1", events={"codec": codec}, log={"codec": codec}) as (_, [charon]):
             charon.on("version", {"daemon": "charon"})
             charon.on("stats", {"uptime": {"running": "2 days"}})
             charon.on("list-sas", {}, stream=[("list-sa", {"site": SITE})])
