@@ -289,8 +289,9 @@ class Backlog:
             await self._save(until, closing)
         finally:  # a full disk can be read
             self._hunger.clear()
-            while self._hungry and not closing:
+            if self._hungry and not closing:
                 await self._read()
+                self._check_hunger()  # the next cycle reads on, when it has saved what has come meanwhile
         if self._unsaved:
             self._work.set()
         return not closing

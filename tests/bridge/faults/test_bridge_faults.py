@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import NatsServer, run, until
+from harness import NatsServer, run, service, settings, stored, until
 from test_spool import mounted, needs_root
 from traffic import Traffic, account, heard, scene, verify_absent, verify_whole
 
@@ -19,8 +19,20 @@ from vicifast.testing import FakeCharon
 pytestmark = pytest.mark.faults
 
 
-async def start(config: Path) -> asyncio.subprocess.Process:
-    argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
+# A bridge on a disk that takes a tenth of a second for each mebibyte that is read.
+SLOW = """
+import time
+from vicibridge.cli import cli
+from vicibridge.spool import Spool
+
+read = Spool.read
+Spool.read = lambda *arguments: (time.sleep(0.1), read(*arguments))[1]
+cli()
+"""
+
+
+async def start(config: Path, *program: str) -> asyncio.subprocess.Process:
+    argv = [sys.executable, *(program or ("-m", "vicibridge")), "run", "--config", str(config)]
     return await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.DEVNULL)
 
 
@@ -63,6 +75,49 @@ def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path
         verify_absent(found, traffic)
 
     run(test(), 90)
+
+
+def test_bridge_killed_while_the_spool_is_read_back(nats_server: NatsServer, tmp_path: Path) -> None:
+    """What comes meanwhile goes to the disk as soon as ever."""
+    config = tmp_path / "bridge.toml"
+
+    async def test() -> None:
+        async with FakeCharon() as charon:
+            traffic = Traffic(charon, lines=0)
+            spool = {"path": tmp_path / "spool"}
+            async with service(settings(nats_server.url, charon.address, spool=spool)) as bridge:
+                await heard(charon)
+                for _ in range(40):
+                    for _ in range(100):
+                        traffic.emit(pad="x" * 10_000)
+                    await until(lambda: bridge.gateways[0].events["ike-updown"] == traffic.sent)
+            traffic.breaks_here()
+            waiting = traffic.sent
+            config.write_text(
+                f'[nats]\nservers = ["{nats_server.url}"]\n[mirror]\nenabled = false\n'
+                f'[spool]\npath = "{tmp_path}/spool"\n[[gateway]]\nnode = "gw1"\nvici = "{charon.address}"\n'
+            )
+            await nats_server.up()
+            killed = await start(config, "-c", SLOW)
+            await heard(charon)
+            async with traffic.flowing():
+                await asyncio.sleep(1)
+                saved = traffic.sent
+                await asyncio.sleep(0.5)
+                killed.kill()
+                traffic.breaks_here()
+            await killed.wait()
+            assert 0 < len(await stored(nats_server.url)) < waiting  # it was in the middle
+            await charon.connected(0)
+            last = await start(config)
+            await heard(charon)
+            last.terminate()
+            assert await asyncio.wait_for(last.wait(), 20) == 0
+        found = await account(nats_server.url, traffic.sent)
+        assert not found.dropped
+        assert all(number > saved > waiting for number in found.absent)
+
+    run(test(), 60)
 
 
 @needs_root
