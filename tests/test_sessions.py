@@ -402,6 +402,23 @@ def test_tcp(kit: Kit) -> None:
             assert session.call("version") == {"daemon": "charon"}
 
 
+@pytest.mark.parametrize("lacking", ["", "TCP_KEEPIDLE", "TCP_USER_TIMEOUT"])
+def test_tcp_is_kept_alive(kit: Kit, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    """So that who only waits for events learns of a dead path; platforms lack some of the options."""
+    wanted = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+    numbers = {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
+    if lacking:
+        numbers.pop(getattr(socket, lacking, None), None)
+        monkeypatch.delattr(socket, lacking, raising=False)
+    with kit.charon("tcp://127.0.0.1:0") as charon, kit.session(charon.address) as session:
+        charon.on("version", {"daemon": "charon"})
+        assert session.call("version")
+        connection = session._connection
+        sock = connection._sock if hasattr(connection, "_sock") else connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert {number: sock.getsockopt(socket.IPPROTO_TCP, number) for number in numbers} == numbers
+
+
 def test_connected_socket(kit: Kit) -> None:
     with kit.charon() as charon:
         charon.on("version", {"daemon": "charon"})

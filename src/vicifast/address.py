@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
 from .commands import DEFAULT_ADDRESS
@@ -14,6 +15,15 @@ Address: TypeAlias = str | os.PathLike[str] | socket.socket | None
 # charon's listen backlog is 3: of many clients at once most see EAGAIN, and a connection is accepted within
 # milliseconds. The last delay, in seconds, is repeated.
 RETRY_DELAYS = (0.002, 0.005, 0.01, 0.02, 0.05)
+
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 30),  # seconds without a byte
+    (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 30),  # as macOS calls it
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 60_000),  # milliseconds; what holds while a request is not confirmed
+)
 
 
 class Unix(NamedTuple):
@@ -52,6 +62,13 @@ def parse_address(address: str | os.PathLike[str] | None, *, any_port: bool = Fa
         if host and port.isdecimal() and (0 if any_port else 1) <= int(port) < 65536:
             return Tcp(host.removeprefix("[").removesuffix("]"), int(port))
     raise ValueError(f"no VICI address: {text!r} (a path, unix://PATH or tcp://HOST:PORT)")
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Let the end of a TCP connection be known after a minute, also where nobody sends and no packet tells it."""
+    for level, name, value in _KEEPALIVE:
+        with suppress(AttributeError, OSError):  # platforms have not all of them
+            sock.setsockopt(level, getattr(socket, name), value)
 
 
 def describe(address: Address) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Generic, Self, cast, overload
 
 from . import _wire
-from .address import RETRY_DELAYS, Address, Tcp, no_connection, parse_address, unreachable
+from .address import RETRY_DELAYS, Address, Tcp, keep_alive, no_connection, parse_address, unreachable
 from .errors import ConnectionClosed, UnknownEvent, ViciError
 from .methods import DEFAULT
 from .protocol import (
@@ -33,8 +33,9 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "_Connection
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
     None for strongSwan's default. `timeout` is the longest wait in seconds for a reply or the next message of a stream,
-    None for no limit. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`, or, when `values`
-    is `vicifast.Message`, read lazily. `readers` maps names of events to readers of their messages.
+    None for no limit. Keepalive ends a connection to `tcp://` that has been dead for a minute, also one that only waits
+    for events. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`, or, when `values` is
+    `vicifast.Message`, read lazily. `readers` maps names of events to readers of their messages.
 
     One session belongs to one event loop. Several calls may be open at once and run one after the other, so a blocking
     `initiate` holds up all that follow it; events are better had from a session of their own.
@@ -99,7 +100,8 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "_Connection
         if not isinstance(self.address, socket.socket):
             target = parse_address(self.address)
             if isinstance(target, Tcp):
-                await loop.create_connection(lambda: connection, target.host, target.port)
+                transport, _ = await loop.create_connection(lambda: connection, target.host, target.port)
+                keep_alive(transport.get_extra_info("socket"))
                 return
             sock = await connect_unix(target.path)
         else:

@@ -26,8 +26,9 @@ class Session(BaseSession[M, "Stream[M]", Connection], Generic[M]):
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
     None for strongSwan's default. `timeout` is the longest wait in seconds for a reply or the next message of a stream,
-    None for no limit. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`, or, when `values`
-    is `vicifast.Message`, read lazily. `readers` maps names of events to readers of their messages.
+    None for no limit. Keepalive ends a connection to `tcp://` that has been dead for a minute, also one that only waits
+    for events. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`, or, when `values` is
+    `vicifast.Message`, read lazily. `readers` maps names of events to readers of their messages.
 
     One session belongs to one thread at a time; a second one that uses it meanwhile gets RuntimeError. Nothing is read
     while no method runs, and charon keeps what it has for a session that does not read, without a limit: events are

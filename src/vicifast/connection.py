@@ -9,7 +9,7 @@ from _thread import allocate_lock
 from collections.abc import Callable
 from typing import Any, cast
 
-from .address import RETRY_DELAYS, Address, Tcp, parse_address
+from .address import RETRY_DELAYS, Address, Tcp, keep_alive, parse_address
 from .errors import ConnectionClosed, ViciError
 from .protocol import CLOSE_TIMEOUT, Call, Protocol, Subscription, Trickle, overdue, unanswered
 
@@ -224,6 +224,7 @@ def _connect_tcp(target: Tcp, deadline: float | None) -> socket.socket:
             sock.settimeout(_remaining(deadline))
             sock.connect(cast(Any, where))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock)
             return sock
         except TimeoutError:
             sock.close()
