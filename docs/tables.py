@@ -163,8 +163,7 @@ def _settings(title: str, path: str, model: Any, comments: Mapping[tuple[str, st
         facts = [f"default {default}"] if (default := _default(field)) else []
         facts += [] if title.startswith("[[") else [_code(f"{ENV_PREFIX}{path}__{key}".upper().replace(".", "__"))]
         facts += ["SIGHUP changes it"] * (LIVE in field.metadata)
-        text = comments.get((path, key), "")
-        yield f"{_code(key)}\n: {_plain(f'{text}. ' if text else '')}{_sentence(facts)}"
+        yield f"{_code(key)}\n: {_plain(f'{comments[path, key]}. ')}{_sentence(facts)}"
     for deeper, annotation in inner:
         yield from _settings(f"[{deeper}]", deeper, annotation, comments)
 
@@ -175,7 +174,7 @@ def _sentence(facts: Iterable[str]) -> str:
 
 
 def _comments() -> Iterator[tuple[tuple[str, str], str]]:
-    """What the example says of each key."""
+    """What the example says of each key; one that it leaves out is an error of the build."""
     section = ""
     for line in EXAMPLE.read_text("utf-8").splitlines():
         if head := re.match(r"\[+([\w.]+)\]+", line):

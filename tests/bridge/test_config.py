@@ -179,6 +179,13 @@ def test_check_prints_the_example(tmp_path: Path) -> None:
     assert load(shown) == load(EXAMPLE)
 
 
+def test_the_example_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/vicibridge")
+    example, defaults = load(EXAMPLE), load(None)
+    nats = example.nats.model_copy(update={"servers": None})
+    assert example.model_copy(update={"nats": nats, "gateway": defaults.gateway}) == defaults
+
+
 def test_check_and_run_refuse_a_bad_file(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text('[nats]\nuser = 1\ntoken = "s3cret"\nsevers = []')
