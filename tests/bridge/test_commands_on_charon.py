@@ -103,6 +103,7 @@ def test_fifty_initiates_towards_nobody_never_freeze_charon(lab: Lab) -> None:
                 assert (await ask(someone, "version", {}))[0] == "200"
                 await asyncio.sleep(0.05)
             codes = Counter([(await task)[0] for task in asked])
-            assert most == 8 and set(codes) <= {"409", "429", "504"} and codes["409"] >= 8  # of the lab's 32 threads
+            assert most == 8 and set(codes) <= {"409", "429", "504"}  # of the lab's 32 threads
+            assert codes["409"] + codes["504"] >= 8  # charon gave up, which may be too late for who waited for room
 
     run(test(), 60)
