@@ -5,11 +5,14 @@ from __future__ import annotations
 import array
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
+from vicifast import from_json
+from vicifast.errors import DecodeError, EncodeError
 from vicifast.recording import Recording
 
 SEED = int(os.environ.get("VICIFAST_SEED") or random.SystemRandom().getrandbits(32))
@@ -80,6 +83,32 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
         elif at < len(wounded):
             wounded[at] = rng.randrange(8)
     return bytes(wounded)
+
+
+def check_json_both_ways(data: bytes) -> bool:
+    """See that the slow way of `from_json` gives the same; it is what reads a name with an escape in it.
+
+    False for what does not begin as an object with a name, in which there is no place for an escape.
+    """
+    found = re.match(rb'[ \t\r\n]*\{[ \t\r\n]*"(?=[ !#-\[\]-~].)', data, re.DOTALL)
+    if not found:
+        return False
+    at = found.end()
+    slow = _outcome(data[:at] + b"\\u%04x" % data[at] + data[at + 1 :])
+    if isinstance(slow, tuple) and isinstance(slow[1], int) and slow[1] > at:
+        slow = slow[0], slow[1] - 5
+    assert _outcome(data) == slow, data
+    return True
+
+
+def _outcome(data: bytes) -> bytes | tuple[str, int | None]:
+    """What `from_json` gives, or the text and the place of its error."""
+    try:
+        return from_json(exact(data))
+    except DecodeError as error:
+        return error.reason, error.offset
+    except EncodeError as error:
+        return str(error), None
 
 
 RECORDINGS = sorted((Path(__file__).parent / "data").glob("*.recording"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import reference
-from generate import RECORDINGS, SEED, exact, mutated, names, packed, recorded, trees
+from generate import RECORDINGS, SEED, check_json_both_ways, exact, mutated, names, packed, recorded, trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,6 +205,61 @@ def test_any_json(message: dict[str, Any], indent: int | None, ascii: bool) -> N
     if ascii or text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text):
         for data in (text.encode(), bytearray(text.encode()), memoryview(text.encode()), exact(text.encode())):
             assert from_json(data) == encode(message)
+
+
+@settings(max_examples=300)
+@given(
+    message=_messages(_texts | _ints | st.booleans() | st.none() | st.floats()).filter(bool),
+    indent=st.sampled_from([None, 0, 3]),
+    ascii=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_json_both_ways(message: dict[str, Any], indent: int | None, ascii: bool, seed: int) -> None:
+    data = json.dumps(message, ensure_ascii=ascii, indent=indent).encode("utf-8", "surrogatepass")
+    rng = random.Random(seed)
+    check_json_both_ways(data)
+    check_json_both_ways(mutated(rng, data))
+    check_json_both_ways(data[: rng.randrange(len(data))])
+    check_json_both_ways(data.replace(b"{", b'{"a":0,') if rng.random() < 0.5 else data.replace(b'""', b'"$base64"'))
+
+
+JSON_SCALARS = [
+    *"0 -0 00 01 -01 1 -1 10 1.0 1e0 1E+1 0.5 -0.0 - + +1 .5 1. 0x1 1_0 \u0661 NaN Infinity -Infinity".split(),
+    *"true false null True tru truex true1 falsex fals nul 1x 1true".split(),
+    *r'"" "x" "\"" "\\" "\/" "\n" "\u0061" "\u00e4" "\ud834\udd1e" "\ud834" "\udcff" "\x" "\u12" "\u_123"'.split(),
+    *('"ä"', '"\u2028"', '"\x7f"', '"\t"', '"\0"', '"\x1f"', '" !~"', '"ab\ncdefghijkl"', '"abcdefgh\\\\"'),
+    *('{"$base64":"/w=="}', '{"$base64":"/w==","a":""}', '{"$base64":1}', '{"a":"","$base64":"/w=="}'),
+    *("{}", "[]", "[[]]", "[{}]", "[1,]", "[,1]", "[1 2]", '{"a":1,}', '{"a" 1}', '{"a",1}', "{1:2}", "{,}", "]", "}"),
+    *('"' + "v" * size + '"' for size in (7, 8, 9, 15, 16, 17, 65535, 65536)),
+    *("1" * 65535, "1" * 65536, '"' + "ä" * 32767 + '"', '"' + "ä" * 32768 + '"'),
+    '{"' + "n" * 255 + '":""}',
+    '{"' + "n" * 256 + '":""}',
+    *("{" + ",".join(f'"{number}":1' for number in range(count)) + "}" for count in (63, 64, 65, 200)),
+    *('{"a":' * depth + "1" + "}" * depth for depth in (6, 7, 8, 9, 62, 63, 64, 65)),
+]
+
+
+@pytest.mark.parametrize("scalar", JSON_SCALARS, ids=lambda text: ascii(text[:20]))
+def test_scalars_of_json_both_ways(scalar: str) -> None:
+    raw = scalar.encode()
+    whole = b' {"k" :\t%s ,"l":[ %s,%s ]\n}\r' % (raw, raw, raw)
+    parts = [whole, b'{"k":%s}' % raw, b'{"k":[%s]}' % raw, b'{"k":%s%s}' % (raw, raw), b'{"k":1}%s' % raw]
+    for data in parts:
+        assert check_json_both_ways(data)
+    for end in range(min(len(whole), 100)):
+        check_json_both_ways(whole[:end])
+    for byte in range(256):  # before, within and behind it
+        for at in (7, 8, 9, 8 + len(raw)):
+            assert check_json_both_ways(whole[:at] + bytes([byte]) + whole[at:])
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_recorded_json_both_ways(path: Path) -> None:
+    """Each kind of message once, cut at every byte."""
+    for data in {len(message): to_json(message) for message in recorded(path)[:200]}.values():
+        check_json_both_ways(data)
+        for end in range(min(len(data), 1500)):
+            check_json_both_ways(data[:end])
 
 
 def pack(value: Any, rng: random.Random) -> bytes:
@@ -637,8 +692,9 @@ def test_hostile_json() -> None:
     parts = b'{ } [ ] , : "a" "b" "" "$base64" "/w==" 1 -1 1.5 true null \xff \xc3\xa4'.split(b" ")
     accepted = 0
     for _ in range(3000):
-        accepted += same_as(loaded, from_json, mutated(rng, rng.choice(seeds)))
-        accepted += same_as(loaded, from_json, b'{"s":' + b"".join(rng.choices(parts, k=rng.randrange(6))) + b"}")
+        for data in (mutated(rng, rng.choice(seeds)), b'{"s":%s}' % b"".join(rng.choices(parts, k=rng.randrange(6)))):
+            accepted += same_as(loaded, from_json, data)
+            check_json_both_ways(data)
     assert 100 < accepted < 5500
 
 

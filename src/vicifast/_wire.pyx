@@ -2329,22 +2329,23 @@ cdef tuple unpack_one(Walk* walk):
 
 
 cdef struct Token:
-    # The head of a plain msgpack object: text, or how many items a map or an array has.
+    # The head of a plain object: text, or how many items a map or an array of msgpack has; -1 for those of JSON.
     int kind
     const uint8_t* text
     Py_ssize_t size
 
 
 cdef enum:
+    PLAIN_END = 0  # of a map or an array
     PLAIN_MAP = 1
     PLAIN_ARRAY = 2
     PLAIN_STRING = 3
-    PLAIN_BYTES = 4  # binary data, and what a bool stands for
+    PLAIN_BYTES = 4  # binary data, and what a bool or a number of JSON stands for
     PLAIN_NAMES = 64  # in a map, and a power of two
     PLAIN_DEPTH = 8
 
 
-cdef const uint8_t* next_token(const uint8_t* at, const uint8_t* end, Token* token) noexcept:
+cdef const uint8_t* msgpack_token(const uint8_t* at, const uint8_t* end, Token* token) noexcept:
     """Read strings, binary data, bools and the heads of containers; NULL for all else, and where bytes are missing."""
     cdef int kind
     cdef Py_ssize_t wide = 0
@@ -2388,6 +2389,71 @@ cdef const uint8_t* next_token(const uint8_t* at, const uint8_t* end, Token* tok
     return at + token.size
 
 
+cdef inline const uint8_t* skip_space(const uint8_t* at, const uint8_t* end) noexcept:
+    while at < end and at[0] <= 0x20 and at[0] in (0x20, 0x09, 0x0A, 0x0D):
+        at += 1
+    return at
+
+
+cdef inline const uint8_t* json_token(const uint8_t* at, const uint8_t* end, Token* token) noexcept:
+    """As `msgpack_token`: strings without escapes, bools, integers and the opening brackets of containers."""
+    token.kind = PLAIN_BYTES
+    token.text = at
+    if at == end:
+        return NULL
+    if at[0] == 0x22:
+        token.kind = PLAIN_STRING
+        token.text = at = at + 1
+        while end - at >= 8 and not needs_escape(eight_at(at)):
+            at += 8
+        while at < end and at[0] != 0x22:
+            if at[0] < 0x20 or at[0] == 0x5C:
+                return NULL
+            at += 1
+        token.size = at - token.text
+        return at + 1 if at < end and is_utf8(token.text, token.size) else NULL
+    if at[0] == 0x7B or at[0] == 0x5B:
+        token.kind = PLAIN_MAP if at[0] == 0x7B else PLAIN_ARRAY
+        token.size = -1
+        return at + 1
+    if end - at >= 5 and (not memcmp(at, b"true", 4) or not memcmp(at, b"false", 5)):
+        token.size = 3 if at[0] == 0x74 else 2
+        token.text = b"yes" if at[0] == 0x74 else b"no"
+        return at + (4 if at[0] == 0x74 else 5)
+    if at[0] == 0x30:
+        token.size = 1
+        return at + 1
+    if at[0] == 0x2D:
+        at += 1
+    if at == end or not 0x31 <= at[0] <= 0x39:
+        return NULL
+    while at < end and 0x30 <= at[0] <= 0x39:
+        at += 1
+    token.size = at - token.text
+    return at
+
+
+cdef inline const uint8_t* next_item(
+    const uint8_t* at, const uint8_t* end, Py_ssize_t left, uint8_t bracket, Token* item
+) noexcept:
+    """Read what comes next in a map or an array. `left` is how many items are; in JSON -1 and less after each."""
+    if left > 0:
+        return msgpack_token(at, end, item)
+    item.kind = PLAIN_END
+    if not left:
+        return at
+    at = skip_space(at, end)
+    if at < end and at[0] == bracket:
+        return at + 1
+    return json_token(at, end, item) if left == -1 else json_after(at, end, 0x2C, item)
+
+
+cdef inline const uint8_t* json_after(const uint8_t* at, const uint8_t* end, uint8_t mark, Token* token) noexcept:
+    """Read what follows a comma or a colon."""
+    at = skip_space(at, end)
+    return json_token(skip_space(at + 1, end), end, token) if at < end and at[0] == mark else NULL
+
+
 cdef inline bint is_new_name(uint64_t* seen, Token* name) noexcept:
     """Note a name; False when it or one with the same hash is there already."""
     cdef uint64_t mixed = hash_name(name.text, name.size) | 1
@@ -2401,36 +2467,46 @@ cdef inline bint is_new_name(uint64_t* seen, Token* name) noexcept:
 
 
 cdef const uint8_t* put_plain_array(Writer* out, const uint8_t* at, const uint8_t* end, Py_ssize_t count) except? NULL:
-    """Write the items of a msgpack array as a list."""
+    """Write the items of an array as a list."""
     cdef Token item
-    for _ in range(count):
-        at = next_token(at, end, &item)
-        if not at or item.kind < PLAIN_STRING or item.size > MAX_VALUE or out.used > MAX_PACKET:
+    while True:
+        at = next_item(at, end, count, 0x5D, &item)
+        if not at or 0 < item.kind < PLAIN_STRING or out.used > MAX_PACKET:
+            return NULL
+        if item.kind == PLAIN_END:
+            reserve(out, 1)
+            add_byte(out, LIST_END)
+            return at
+        if item.size > MAX_VALUE:
             return NULL
         reserve(out, 1)
         add_byte(out, LIST_ITEM)
         put_bytes(out, item.text, item.size)
-    reserve(out, 1)
-    add_byte(out, LIST_END)
-    return at
+        count -= 1
 
 
 cdef const uint8_t* put_plain_map(
     Writer* out, const uint8_t* at, const uint8_t* end, Py_ssize_t count, int depth
 ) except? NULL:
-    """Write the items of a msgpack map when all is plain and within bounds; else NULL, and the slow way says why."""
+    """Write the items of a map when all is plain and within bounds; else NULL, and the slow way says why."""
     cdef Token name, value
     cdef uint64_t[2 * PLAIN_NAMES] seen
+    cdef bint json = count < 0
     if count > PLAIN_NAMES or depth > PLAIN_DEPTH:
         return NULL
     memset(seen, 0, sizeof(seen))
-    for _ in range(count):
-        at = next_token(at, end, &name)
-        if not at or name.kind != PLAIN_STRING or not 0 < name.size <= MAX_NAME or out.used > MAX_PACKET:
+    while True:
+        at = next_item(at, end, count, 0x7D, &name)
+        if not at or name.kind == PLAIN_END:
+            return at
+        if name.kind != PLAIN_STRING or not 0 < name.size <= MAX_NAME or out.used > MAX_PACKET:
             return NULL
         if not is_printable(name.text, name.size) or not is_new_name(seen, &name):
             return NULL
-        at = next_token(at, end, &value)
+        count -= 1
+        if json and (count < -PLAIN_NAMES or name.size == 7 and not memcmp(name.text, b"$base64", 7)):
+            return NULL
+        at = json_after(at, end, 0x3A, &value) if json else msgpack_token(at, end, &value)
         if not at:
             return NULL
         if value.kind >= PLAIN_STRING:
@@ -2448,20 +2524,23 @@ cdef const uint8_t* put_plain_map(
             add_byte(out, SECTION_END)
         if not at:
             return NULL
-    return at
 
 
-cdef bytes from_plain_msgpack(const uint8_t* at, const uint8_t* end):
-    """The message in msgpack of the kind that `to_msgpack` writes, rewritten in one pass; else None."""
+cdef bytes from_plain(bytes data, bint json):
+    """The message in msgpack or JSON of the kind that we write ourselves, rewritten in one pass; else None."""
+    cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>data)
+    cdef const uint8_t* end = at + PyBytes_GET_SIZE(<PyObject*>data)
     cdef uint8_t[LENT_SIZE] lent
     cdef Writer out
     cdef Token root
     lend(&out, &lent[0])
     try:
-        at = next_token(at, end, &root)
+        at = json_token(skip_space(at, end), end, &root) if json else msgpack_token(at, end, &root)
         if not at or root.kind != PLAIN_MAP:
             return None
         at = put_plain_map(&out, at, end, root.size, 0)
+        if at and json:
+            at = skip_space(at, end)
         return <bytes>out.data[:out.used] if at == end and out.used <= MAX_PACKET else None
     finally:
         free_writer(&out)
@@ -2479,7 +2558,7 @@ def from_msgpack(data, /):
     walk.start = walk.pos = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>held)
     walk.end = walk.start + PyBytes_GET_SIZE(<PyObject*>held)
     walk.depth = walk.in_list = 0
-    cdef bytes plain = from_plain_msgpack(walk.pos, walk.end)
+    cdef bytes plain = from_plain(held, False)
     if plain is not None:
         return plain
     message = unpack(&walk)
@@ -2541,13 +2620,21 @@ def from_json(data, /):
     section that is itself like `$base64`). Raises `DecodeError` with the offset for what is no JSON, and `EncodeError`
     with the path for what VICI cannot carry: null, numbers that are no integers, names that stand twice.
     """
+    cdef bytes held
+    if PyUnicode_Check(data):
+        held = PyUnicode_AsEncodedString(data, b"utf-8", b"surrogatepass")
+    else:
+        held = bytes_of(data)
+    cdef bytes plain = from_plain(held, True)
+    if plain is not None:
+        return plain
     # Only who needs it pays for importing it.
     from json import JSONDecodeError, loads
 
     text = data
     if not isinstance(data, str):
         try:
-            text = bytes_of(data).decode("utf-8")
+            text = held.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DecodeError("no UTF-8", error.start) from None
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 import reference
-from generate import exact
+from generate import check_json_both_ways, exact
 
 from vicifast import (
     Decoder,
@@ -388,6 +388,7 @@ def check_json(data: bytes) -> None:
     else:
         check_object(message)
     check_written(from_json, data, not refused and is_message(message), message)
+    check_json_both_ways(data)
 
 
 def section_of(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
