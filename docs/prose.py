@@ -74,6 +74,11 @@ def read_prose(app: Sphinx, what: str, name: str, item: object, options: object,
     lines[:] = prose
 
 
+def skip(app: Sphinx, what: str, name: str, item: object, skipped: bool, options: object) -> bool | None:
+    """Leave out the fields of named tuples, which the signature has, with their types."""
+    return True if (item.__doc__ or "").startswith("Alias for field number") else None
+
+
 def _fields(kind: Any) -> list[str]:
     """The fields of a dataclass, those of one type together."""
     by_type: dict[str, list[str]] = {}
@@ -145,6 +150,7 @@ def _signature(function: ast.FunctionDef, skip: int) -> tuple[str, str | None]:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_role("plain", Code())
     app.connect("autodoc-process-docstring", read_prose)
+    app.connect("autodoc-skip-member", skip)
     app.connect("autodoc-process-signature", stub_signature)
     app.connect("missing-reference", find)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

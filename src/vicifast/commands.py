@@ -13,8 +13,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
-# charon.plugins.vici.socket as strongSwan is built.
 DEFAULT_ADDRESS = "tcp://127.0.0.1:4502" if sys.platform == "win32" else "unix:///var/run/charon.vici"
+"""Where charon listens: `charon.plugins.vici.socket` as strongSwan is built."""
 
 
 class Danger(StrEnum):
@@ -274,4 +274,6 @@ def _events() -> dict[str, Event]:
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {command.name: command for command in (*_CONTROL, *_QUERIES, *_CONFIGURATION, *_CREDENTIALS)}
 )
+"""Every command, by its name."""
 EVENTS: Mapping[str, Event] = MappingProxyType(_events())
+"""Every event, by its name."""

@@ -93,6 +93,6 @@ def log(client: Client) -> None:
 def events(client: Client, names: tuple[str, ...]) -> None:
     """Follow events until Ctrl-C; without a NAME all but the log.
 
-    As JSON or MessagePack each is a map of `event`, its name, and `message`.
+    As JSON or msgpack each is a map of `event`, its name, and `message`.
     """
     follow(client, names or tuple(name for name in STANDALONE if name != "log"), named=True)

@@ -51,7 +51,7 @@ def _raw(packet: Packet, named: bool) -> bytes:
 
 FORMATS: dict[str, Format] = {
     "json": Format("Write JSON, a line for each message.", _json),
-    "msgpack": Format("Write MessagePack, one message after the other.", _msgpack),
+    "msgpack": Format("Write msgpack, one message after the other.", _msgpack),
     "raw": Format("Write the packets of VICI as charon sent them.", _raw),
 }
 
