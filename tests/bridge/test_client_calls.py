@@ -23,14 +23,16 @@ LOG = [("control-log", {"msg": f"line {number}"}) for number in range(2)]
 
 
 @asynccontextmanager
-async def a_fleet(server: NatsServer, *nodes: str, **sections: Any) -> AsyncIterator[tuple[Fleet, list[FakeCharon]]]:
-    """Bridges for `nodes`, each with a charon of its own, and a client of them."""
+async def a_fleet(
+    server: NatsServer, *nodes: str, sas: list[tuple[str, Any]] = SAS, **sections: Any
+) -> AsyncIterator[tuple[Fleet, list[FakeCharon]]]:
+    """Bridges for `nodes`, each with a charon of its own that has `sas`, and a client of them."""
     await server.up()
     async with AsyncExitStack() as stack:
         charons = [await stack.enter_async_context(FakeCharon()) for _ in nodes]
         for node, charon in zip(nodes, charons, strict=True):
             charon.on("version", {"daemon": "charon", "on": node})
-            charon.on("list-sas", {}, stream=SAS)
+            charon.on("list-sas", {}, stream=sas)
             config = settings(server.url, charon.address, **sections)
             alone = Config(**{**dict(config), "gateway": [Gateway(node=node, vici=charon.address)]})
             bridge = await stack.enter_async_context(service(alone))

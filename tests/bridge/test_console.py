@@ -123,11 +123,12 @@ def test_tail(nats_server: NatsServer) -> None:
 
 def test_nodes_and_sas(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with a_fleet(nats_server, "gw 1", mirror={"enabled": True}) as (fleet, [charon]):
-            child = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
-            charon.on("list-sas", {}, stream=[("list-sa", {"site": {**SA, "child-sas": {"net-3": child}}})])
+        child = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
+        site = {**SA, "child-sas": {"net-3": child}}
+        sas = [("list-sa", {"site": site})]
+        async with a_fleet(nats_server, "gw 1", sas=sas, mirror={"enabled": True}) as (fleet, [charon]):
             charon.on("list-conns", {})
-            charon.emit("child-updown", {"up": "yes", "site": {**SA, "child-sas": {"net-3": child}}})
+            charon.emit("child-updown", {"up": "yes", "site": site})
             await mirrored(fleet)
             results = await asyncio.gather(
                 outcome(nats_server, "nodes"),

@@ -109,9 +109,9 @@ def test_inventory_and_reinitiate(nats_server: NatsServer) -> None:
 def test_exporter(nats_server: NatsServer) -> None:
     async def test() -> None:
         port = free_port()
-        async with a_fleet(nats_server, "gw1", mirror={"enabled": True}) as (fleet, [charon]):
+        sas = [("list-sa", {"site": SITE})]
+        async with a_fleet(nats_server, "gw1", sas=sas, mirror={"enabled": True}) as (fleet, [charon]):
             charon.on("list-conns", {})
-            charon.on("list-sas", {}, stream=[("list-sa", {"site": SITE})])
             charon.emit("child-updown", {"up": "yes", "site": SITE})
             await mirrored(fleet)
             async with example("exporter", nats_server.url, port):

@@ -385,16 +385,17 @@ def test_nothing_is_told_without_systemd(monkeypatch: pytest.MonkeyPatch, caplog
     assert Systemd().watchdog is None
 
 
-def test_address_in_use_is_told_before_anything_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_in_use_is_told_before_anything_begins(tmp_path: Path) -> None:
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             listen = f"127.0.0.1:{taken.getsockname()[1]}"
             bridge = await process(tmp_path / "none", VICIBRIDGE_HTTP__LISTEN=listen)
             assert bridge.stderr
             assert "No such file" in (await bridge.stderr.read()).decode()
-            (tmp_path / "empty").write_text("")
+            config = tmp_path / "bridge.toml"
+            config.write_text('[nats]\nservers = ["nats://127.0.0.1:1"]')
             begin = time.monotonic()
-            bridge = await process(tmp_path / "empty", VICIBRIDGE_HTTP__LISTEN=listen)
+            bridge = await process(config, VICIBRIDGE_HTTP__LISTEN=listen)
             assert bridge.stderr
             text = (await bridge.stderr.read()).decode()
             assert f"Error: http.listen: {listen}: " in text and "in use" in text and "Traceback" not in text
