@@ -11,7 +11,7 @@ from typing import Any
 import nats
 import pytest
 from harness import NatsServer, run, service, settings, until, up
-from vicibridge.client import BusError, Denied, Fleet, Unavailable
+from vicibridge.client import BusError, Denied, Fleet, JetStreamError, Unavailable, Watch
 from vicibridge.config import Config, Gateway, Nats
 
 from vicifast import Message
@@ -273,6 +273,31 @@ def test_what_nats_does_not_permit(make_nats_server: Any) -> None:
                 await fleet.node("gw1").list_sas().wait()
             with pytest.raises(Denied):
                 await fleet.everyone().version().all()
+
+    run(test())
+
+
+def test_an_inbox_that_nats_does_not_permit(make_nats_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    server = make_nats_server(
+        "authorization { users: [ { user: me, password: s, permissions: { "
+        'publish: ">", subscribe: "_INBOX_me.>" } } ] }'
+    )
+
+    async def test() -> None:
+        await server.up()
+        async with Fleet(Nats(servers=[server.url], user="me", password="s")) as fleet:
+            for _ in range(2):
+                with pytest.raises(Denied, match=r"may not subscribe to _INBOX\..*inbox_prefix"):
+                    await fleet.node("gw1").stats()
+            assert not caplog.messages
+            with pytest.raises(JetStreamError):
+                await Watch(fleet.client, "VICI_SA", ">", api_timeout=0.2).start()
+            assert caplog.messages[0].startswith('NATS: permissions violation for subscription to "_inbox.')
+            with pytest.raises(Denied):
+                await fleet.everyone(timeout=1).stats().all()
+        async with Fleet(Nats(servers=[server.url], user="me", password="s", inbox_prefix="_INBOX_me")) as fleet:
+            with pytest.raises(Unavailable):
+                await fleet.node("gw1").stats()
 
     run(test())
 

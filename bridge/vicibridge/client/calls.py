@@ -77,12 +77,20 @@ class Calls:
             with contextlib.suppress(nats.errors.Error, OSError):
                 await (await self._subscribing).unsubscribe()
 
-    def denied(self, error: str) -> None:
-        """NATS does not let this user publish: fail the requests that `error` is about."""
-        for asked in list(self._open.values()):
-            if f'"{asked.subject}"' in error:
-                command = asked.subject.rpartition(".")[2]
-                asked.fail(Denied("NATS", command, requests.DENIED, f"this user may not publish to {asked.subject}"))
+    def denied(self, error: str) -> bool:
+        """NATS does not let this user publish, or hear answers: fail the requests that `error` is about.
+
+        `error` is in small letters. Returns whether it is about any of them, or about where answers come.
+        """
+        deaf = f'subscription to "{self._inbox}.*"'.lower() in error
+        reason = f"this user may not subscribe to {self._inbox}.*, where answers come; inbox_prefix names another place"
+        failed = [each for each in self._open.values() if deaf or f'publish to "{each.subject}"'.lower() in error]
+        if deaf:  # the next request tries again, in an inbox that no subscription is left of
+            self._inbox, self._subscribing = self._client.new_inbox(), None
+        for asked in failed:
+            text = reason if deaf else f"this user may not publish to {asked.subject}"
+            asked.fail(Denied("NATS", asked.subject.rpartition(".")[2], requests.DENIED, text))
+        return deaf or bool(failed)
 
     async def _send(self, asked: Asked, payload: bytes, number: str, headers: Mapping[str, str]) -> None:
         try:

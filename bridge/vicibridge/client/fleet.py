@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import weakref
 from collections.abc import Sequence
 from typing import Any, Self, overload
@@ -26,6 +27,8 @@ from .events import LIMIT, Events, Kept, Start
 from .everyone import Everyone
 from .session import BusSession
 from .watch import Watch
+
+_logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 5
 _TRIES = 2  # of each server, before the first connection
@@ -201,8 +204,10 @@ class Fleet:
 
     async def _on_error(self, error: Exception) -> None:
         self._trouble = error
-        if self._calls is not None and "permissions violation" in str(error).lower():
-            self._calls.denied(str(error))
+        text = str(error).lower()
+        if "permissions violation" in text and not (self._calls and self._calls.denied(text)):
+            # What waits for an answer cannot know why there is none.
+            _logger.warning("NATS: %s", text.removeprefix("nats: "))
 
 
 def _settings(given: object) -> Nats:
