@@ -87,7 +87,10 @@ def _last(rate: Rate) -> str:
 @click.option("--count", type=click.IntRange(1), help="End after so many intervals.")
 @reaches
 def top(reach: Reach, nodes: tuple[str, ...], interval: float, count: int | None) -> None:
-    """Show how many events come from each gateway, by class, until Ctrl-C."""
+    """Show how many events come from each gateway, by class, until Ctrl-C.
+
+    Missing are those whose numbers were left out. Of the log it may count a few that came just before this began.
+    """
     with until_interrupted():
         reach.run(lambda fleet: show(fleet, nodes, interval, count))
 
