@@ -1,14 +1,19 @@
-"""Messages and hostile bytes for the tests of the codec."""
+"""Messages, hostile bytes and a hostile collector for the tests of the codec."""
 
 from __future__ import annotations
 
 import array
+import gc
 import os
 import random
 import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 from vicifast import from_json
@@ -109,6 +114,28 @@ def _outcome(data: bytes) -> bytes | tuple[str, int | None]:
         return error.reason, error.offset
     except EncodeError as error:
         return str(error), None
+
+
+only_where_c_code_is_interrupted = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="from Python 3.12 on nothing is collected within C code"
+)
+
+
+@contextmanager
+def collecting(call: Callable[[], object]) -> Iterator[None]:
+    """Have the collector run as often as it can, and call this each time, as finalizers and callbacks would."""
+    threshold = gc.get_threshold()
+
+    def called(phase: str, info: dict[str, int]) -> None:
+        call()
+
+    gc.callbacks.append(called)
+    gc.set_threshold(1)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(called)
+        gc.set_threshold(*threshold)
 
 
 RECORDINGS = sorted((Path(__file__).parent / "data").glob("*.recording"))

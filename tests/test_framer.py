@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import array
-import gc
 import random
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reference
-from generate import RECORDINGS, SEED, exact, mutated, noise
+from generate import (
+    RECORDINGS,
+    SEED,
+    collecting,
+    exact,
+    mutated,
+    noise,
+    only_where_c_code_is_interrupted,
+)
 
 from vicifast._wire import Decoder, Framer, Raw, Transcoder, encode, packet, to_json, to_msgpack
 from vicifast.errors import DecodeError, ProtocolError
@@ -160,6 +166,16 @@ def test_a_view_kept_too_long_does_no_harm() -> None:
         pass
     view[:] = bytes(len(view))
     view.release()
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 5000])
+def test_it_is_not_fed_to_itself(waiting: int) -> None:
+    framer = Framer(Raw())
+    framer.feed(b"\0" * min(waiting, 1) + b"\7" * (waiting - 1))
+    with pytest.raises(BufferError):
+        framer.feed(framer)  # type: ignore[arg-type, unused-ignore]
+    assert framer.pending == waiting
+    memoryview(framer).release()
 
 
 @pytest.mark.parametrize("count", [-1, 10**9, 2**62])
@@ -376,29 +392,23 @@ def test_the_cut_name_of_an_event_is_not_completed_by_the_next_packet() -> None:
     assert framer.error is not None
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="from Python 3.12 on nothing is collected within C code")
+@only_where_c_code_is_interrupted
 def test_a_framer_that_is_used_while_it_cuts() -> None:
     """The collector may run while a message is read; what it runs must not move the buffer away."""
     framer = Framer(Decoder())
     data = packet(EVENT, "log", {f"s{i}": {"a": str(i)} for i in range(40)})
     refused: list[type[Exception]] = []
 
-    def use(phase: str, info: dict[str, int]) -> None:
+    def use() -> None:
         for again in (framer.packets, lambda: framer.feed(bytes(10**6)), lambda: memoryview(framer)):
             try:
                 again()
             except (BufferError, RuntimeError) as error:
                 refused.append(type(error))
 
-    threshold = gc.get_threshold()
     framer.feed(data * 3)
-    gc.callbacks.append(use)
-    gc.set_threshold(1)
-    try:
+    with collecting(use):
         found = framer.packets()
-    finally:
-        gc.callbacks.remove(use)
-        gc.set_threshold(*threshold)
     assert len(found) == 3 and framer.pending == 0
     assert {BufferError, RuntimeError} <= set(refused)
 

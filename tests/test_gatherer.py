@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import msgpack
 import pytest
+from generate import collecting, only_where_c_code_is_interrupted
 
 from vicifast import DecodeError, Envelope, Framer, Gatherer, Raw, encode, packet
 from vicifast._wire import EVENT
@@ -185,3 +187,44 @@ def test_a_topic_that_fails_is_an_error_of_the_read() -> None:
         framer.packets()
     with pytest.raises(ValueError, match="two keys"):
         Gatherer(log.envelope, "log", ("group",), log.topic)
+
+
+@pytest.mark.parametrize("wrong", [{"event": 5}, {"keys": ("group",)}, {"text_key": 5}], ids=str)
+def test_a_gatherer_whose_init_failed_reads_nothing(wrong: dict[str, Any]) -> None:
+    log = Log()
+    given: dict[str, Any] = {"event": "log", "keys": ("group", "level"), "topic": log.topic}
+    gatherer: Any = Gatherer.__new__(Gatherer)
+    for wanted in (None, lambda text: True):
+        with pytest.raises((TypeError, ValueError)):
+            gatherer.__init__(log.envelope, **given | wrong)
+        gatherer.wanted = wanted
+        framer = Framer(Raw(), {"log": gatherer})
+        framer.feed(packet(EVENT, "log", line("IKE", 1, "a")))
+        with pytest.raises(TypeError):
+            framer.packets()
+        assert gatherer.take() == []
+
+
+@only_where_c_code_is_interrupted
+def test_a_gatherer_that_is_taken_from_while_it_reads() -> None:
+    """The collector may run when a batch is made up, and when the error for a malformed message is."""
+    log = Log(limit=1000)
+    taken: list[Batch] = []
+    refused: list[RuntimeError] = []
+
+    def take() -> None:
+        for use in (lambda: taken.extend(log.gatherer.take()), log.gatherer.forget):
+            try:
+                use()
+            except RuntimeError as error:
+                refused.append(error)
+
+    with collecting(take):
+        for number in range(100):
+            log.read(*(line("IKE", 1, f"{number}-{at}") for at in range(20)))
+            log.read(line("CFG", 1, "good"), encode(line("CFG", 1, "malformed")) + b"\x09", line("CFG", 1, "good"))
+    taken += log.gatherer.take()
+    envelopes = [envelope for batch in taken for envelope in msgpack.Unpacker(io.BytesIO(batch[1]))]
+    assert sorted(envelope["seq"] for envelope in envelopes) == list(range(1, 2201))
+    assert sum(batch[2] for batch in taken) == 2200
+    assert refused

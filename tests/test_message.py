@@ -488,6 +488,13 @@ def test_a_name_of_a_kind_of_str() -> None:
         def encode(self, *arguments: Any) -> Any:
             return 5
 
+        def __str__(self) -> str:
+            return self
+
+        def isascii(self) -> Any:
+            return 5
+
+    assert Name("ä") not in Message(packed(TREE))
     message = Message(packed(TREE))
     assert Name("a") in message
     assert message[Name("a")] == message.get(Name("a")) == "ä"

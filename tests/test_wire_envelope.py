@@ -439,6 +439,14 @@ def test_without_an_envelope_there_is_none(format: Format) -> None:
         assert transcoder.transcode(data) == (to_msgpack if format == "msgpack" else to_json)(data)
 
 
+def test_a_transcoder_whose_init_failed_has_no_envelope() -> None:
+    for wrong in ({"event": 5}, {"event": "e" * 256}, {"binary": "name"}, {"format": "msgpack"}):
+        transcoder: Any = Transcoder.__new__(Transcoder)
+        with pytest.raises((TypeError, ValueError)):
+            transcoder.__init__(**{"format": "json", "envelope": Envelope("json", "n", "b")} | wrong)
+        assert transcoder.transcode(encode({"a": "b"})) == b"\x81\xa1a\xa1b"
+
+
 def test_an_envelope_made_without_init_does_no_harm() -> None:
     envelope = Envelope.__new__(Envelope)
     assert (envelope.seq, envelope.time) == (0, 0)

@@ -209,7 +209,7 @@ cdef inline const uint8_t* take(Walk* walk, Py_ssize_t size, const char* part) e
     """The only door through which bytes are read: lengths are compared, pointers never formed past the end."""
     # `part` is no str, as a constant that is a Python object has to be looked up in the state of the module.
     cdef const uint8_t* here = walk.pos
-    if walk.end - here < size:
+    if <size_t>(walk.end - here) < <size_t>size:  # a length of 32 bits may be negative
         short_read(walk, size, part)
     walk.pos = here + size
     return here
@@ -629,9 +629,13 @@ cdef class Decoder(Reader):
         if not self.slots or not self.shapes:
             raise MemoryError
 
+    @cython.critical_section
     def __init__(self, *, values=str, binary=()):
-        self.as_bytes = are_bytes(values)
-        self.binary = root_names(binary)
+        as_bytes, names = are_bytes(values), root_names(binary)
+        if self.busy:
+            raise RuntimeError("a Decoder is made anew while it decodes")
+        self.as_bytes = as_bytes
+        self.binary = names
         self.forget()
 
     def __dealloc__(self):
@@ -650,7 +654,6 @@ cdef class Decoder(Reader):
         for i in range(MAX_DEPTH + 1):
             forget_slot(&self.sections[i])
 
-    @cython.critical_section
     def decode(self, data, /):
         """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = text.
 
@@ -658,6 +661,7 @@ cdef class Decoder(Reader):
         """
         return read_buffer(self, data)
 
+    @cython.critical_section
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
         # Making a dict can run the garbage collector, and that anything: also a second message on this decoder.
         if self.busy:
@@ -932,6 +936,7 @@ cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
     cdef dict example = {}
     cdef PyObject* value
     cdef Py_ssize_t i
+    replace(&shape.example, NULL)
     for i in range(count):
         value = entries[i].value
         is_kept = PyBytes_CheckExact(<object>value) and PyBytes_GET_SIZE(value) <= KNOWN_VALUE
@@ -942,7 +947,7 @@ cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
     shape.count = count
     if len(example) == count:  # else a name stands twice, and the last must count
         Py_INCREF(example)
-        replace(&shape.example, <PyObject*>example)
+        shape.example = <PyObject*>example
     return 0
 
 
@@ -1537,22 +1542,27 @@ cdef class Transcoder(Reader):
     cdef bytes event
 
     def __init__(self, format, *, binary=(), Envelope envelope=None, event=""):
-        self.json = is_json(format)
-        self.binary = root_names(binary)
-        self.envelope = envelope
-        self.event = text_of(event, "event")
-        if envelope is not None and envelope.json != self.json:
+        json, names, text = is_json(format), root_names(binary), text_of(event, "event")
+        if envelope is not None and envelope.json != json:
             raise ValueError("the envelope has another format than the transcoder")
+        self.json = json
+        self.binary = names
+        self.envelope = envelope
+        self.event = text
 
     def __dealloc__(self):
         free(self.out.data)
 
-    @cython.critical_section
     def transcode(self, data, /):
         """Return the message in `data`, a bytes-like object, in the other format. Raises `DecodeError`."""
         return read_buffer(self, data)
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        # Both at once: a lock taken within another lets go of that while it waits.
+        with cython.critical_section(self, self if self.envelope is None else self.envelope):
+            return self.write(data, size)
+
+    cdef bytes write(self, const uint8_t* data, Py_ssize_t size):
         self.out.used = 0
         if self.envelope is not None:
             self.envelope.begin(&self.out, self.event)
@@ -1612,6 +1622,7 @@ cdef class Gatherer(Reader):
     cdef Topic* topics
     cdef list complete
     cdef bint is_waiting
+    cdef bint is_adding
     cdef uint64_t passed
     cdef double tokens
     cdef Tally sampled
@@ -1631,14 +1642,15 @@ cdef class Gatherer(Reader):
         self.every = 1
 
     def __init__(self, Envelope envelope not None, event, keys, topic, *, Py_ssize_t limit=65536, text_key="msg"):
-        self.envelope = envelope
-        self.event = text_of(event, "event")
-        self.keys = root_names(keys)
-        if len(self.keys) != 2:
+        name, names, text_name = text_of(event, "event"), root_names(keys), text_of(text_key, "text_key")
+        if len(names) != 2:
             raise ValueError("two keys are needed")
+        self.envelope = envelope
+        self.event = name
+        self.keys = names
         self.topic = topic
         self.limit = limit
-        self.text_key = text_of(text_key, "text_key")
+        self.text_key = text_name
 
     def __dealloc__(self):
         cdef int i
@@ -1649,10 +1661,14 @@ cdef class Gatherer(Reader):
             free(self.topics)
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        with cython.critical_section(self, self.envelope):
+            return self.gather(data, size)
+
+    cdef object gather(self, const uint8_t* data, Py_ssize_t size):
         cdef Element one, other, text
         cdef Topic* topic
-        cdef Py_ssize_t start
         cdef bint is_wanted = True
+        self.check_whole()
         if not self.is_waiting:
             self.begin_read()
         root_value(data, size, <bytes>self.keys[0], &one)
@@ -1664,18 +1680,32 @@ cdef class Gatherer(Reader):
         if not is_wanted or topic.name == <PyObject*>None:
             self.left_out += 1
             return None
-        start = topic.out.used
+        self.is_adding = True
+        try:
+            self.add(topic, data, size)
+        finally:
+            self.is_adding = False
+        return self.waiting()
+
+    cdef int check_whole(self) except -1:
+        # Objects that are made within C code can run the garbage collector, and that anything.
+        if self.is_adding:
+            raise RuntimeError("a Gatherer is used while it adds a message")
+        return 0
+
+    cdef int add(self, Topic* topic, const uint8_t* data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t start = topic.out.used
         self.write(topic, data, size)
         if self.is_dropped():
             topic.out.used = start
-            return self.waiting()
+            return 0
         if start and topic.out.used > self.limit:
             self.split(topic, start)
         topic.last = self.envelope.last
         if not topic.count:
             topic.first = topic.last
         topic.count += 1
-        return self.waiting()
+        return 0
 
     cdef object waiting(self):
         """The gatherer for the first message of a read, to be told of; None for those after."""
@@ -1745,11 +1775,15 @@ cdef class Gatherer(Reader):
 
     cdef int split(self, Topic* topic, Py_ssize_t size) except -1:
         """Complete the first `size` bytes, all the messages counted so far; what is behind them stays."""
-        if topic.count:
-            self.complete.append((<object>topic.name, topic.out.data[:size], topic.count, topic.first, topic.last))
+        cdef uint64_t count = topic.count
+        if count:
+            name, gathered = <object>topic.name, topic.out.data[:size]
             topic.count = 0
             topic.out.used -= size
             memmove(topic.out.data, topic.out.data + size, topic.out.used)
+            # Last, as making a tuple can run the garbage collector, and that `take`.
+            batch = (name, gathered, count, topic.first, topic.last)
+            self.complete.append(batch)
         if not topic.out.used and topic.out.size > BUFFER_SIZE:
             free(topic.out.data)
             topic.out.data = NULL
@@ -1760,10 +1794,12 @@ cdef class Gatherer(Reader):
     def take(self):
         """Return what was gathered since the last call: (name, envelopes, count, first and last number), in order."""
         cdef int i
-        cdef list complete
+        cdef list complete, empty = []
+        self.check_whole()
         for i in range(KNOWN_TOPICS):
             self.split(&self.topics[i], self.topics[i].out.used)
-        complete, self.complete = self.complete, []
+        complete = self.complete
+        self.complete = empty
         self.is_waiting = False
         return complete
 
@@ -1782,6 +1818,7 @@ cdef class Gatherer(Reader):
     def forget(self):
         """Ask `topic` again for every name, as its answers have changed."""
         cdef int i
+        self.check_whole()
         for i in range(KNOWN_TOPICS):
             self.split(&self.topics[i], self.topics[i].out.used)
             forget_topic(&self.topics[i])
@@ -2279,7 +2316,7 @@ cdef object take_key(Walk* walk, dict section):
     key = take_scalar(walk, kind)
     if key in section:
         walk.pos = start
-        fail_at(walk, f"the key {key!r} stands twice")
+        fail_at(walk, f"the key {key[:MAX_NAME]!r} stands twice")
     return key
 
 
@@ -2839,7 +2876,8 @@ cdef class Message:
         if not PyUnicode_Check(name):
             raise TypeError(f"a name is a str, not {type(name).__name__}")
         if not PyUnicode_IS_COMPACT_ASCII(<PyObject*>name):
-            return self.find(str(name), node, to_node) if type(name) is not str and name.isascii() else -1
+            # A subclass may have its own __str__; what str makes of it is no subclass.
+            return self.find(str.__str__(name), node, to_node) if type(name) is not str and str.isascii(name) else -1
         text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
         size = PyUnicode_GET_LENGTH(<PyObject*>name)
         return self.last_named(text, size, node, to_node)
@@ -3112,10 +3150,10 @@ cdef class Framer:
     def feed(self, data, /):
         """Take a copy of `data`, a bytes-like object; after an `error` nothing."""
         cdef Py_buffer view
-        if self.views:
-            raise BufferError("the free space of the framer is in use")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            if self.views:  # asked now, as `data` may be the framer itself
+                raise BufferError("the free space of the framer is in use")
             if self.error is not None:
                 return
             self.make_room(view.len)
@@ -3146,15 +3184,15 @@ cdef class Framer:
         return found
 
     cdef int cut_all(self, list found) except -1:
-        cdef Py_ssize_t length
+        cdef uint32_t length
         cdef const uint8_t* head
         while self.error is None and self.last - self.first >= 4:
             head = self.data + self.first
-            length = <Py_ssize_t>(<uint32_t>head[0] << 24 | head[1] << 16 | head[2] << 8 | head[3])
+            length = <uint32_t>head[0] << 24 | head[1] << 16 | head[2] << 8 | head[3]
             if length == 0 or length > MAX_PACKET:
                 self.error = ProtocolError(f"a packet of {length} bytes: a packet has 1 to {MAX_PACKET}")
                 break
-            if self.last - self.first - 4 < length:
+            if self.last - self.first - 4 < <Py_ssize_t>length:
                 break
             try:
                 packet = self.cut(head + 4, length)
