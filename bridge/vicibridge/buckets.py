@@ -95,12 +95,7 @@ class Buckets:
 
     async def run(self) -> None:
         """Write until cancelled, over as many links as it takes."""
-        while True:
-            link = await self._bus.link()
-            try:
-                await self._serve(link)
-            except Disconnected:
-                self._again()
+        await self._bus.serve(self._serve)
 
     async def _serve(self, link: Link) -> None:
         inbox = link.new_inbox()
@@ -112,7 +107,8 @@ class Buckets:
                 await self._write(link, inbox)
             except (NatsError, TimeoutError) as error:
                 self._trouble(str(error) or type(error).__name__)
-            self._again()
+            finally:
+                self._again()
             await link.unless_lost(asyncio.sleep(_RETRY))
 
     async def _prepare(self, link: Link) -> None:

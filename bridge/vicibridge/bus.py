@@ -54,6 +54,14 @@ class Bus:
             await self._changed.wait()
         return self._link
 
+    async def serve(self, work: Callable[[Link], Awaitable[None]]) -> None:
+        """Do `work` on every link there is, one after the other, until cancelled; Disconnected may end it early."""
+        while True:
+            link = await self.link()
+            with contextlib.suppress(Disconnected):
+                await work(link)
+            await link.lost()
+
     @property
     def connected(self) -> bool:
         return self._link is not None and self._link.alive

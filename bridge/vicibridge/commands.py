@@ -123,13 +123,7 @@ class Commands:
 
     async def run(self) -> None:
         """Serve on every link there is, until cancelled."""
-        while True:
-            link = await self._bus.link()
-            try:
-                await self._subscribe(link)
-            except Disconnected:
-                continue
-            await link.lost()
+        await self._bus.serve(self._subscribe)
 
     async def stop(self, timeout: float) -> None:
         """Take no more requests and wait for those that run; what is not done in time is answered with 503."""

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from vicifast._wire import Raw, Reader
 from vicifast.aio import AsyncSession, Listener
@@ -49,26 +50,12 @@ class Gateway:
         self._lines = new_envelopes(settings.log.codec, gateway.node, boot)
         self._gatherer = self._lines.gatherer("log", ("group", "level"), self._log_subject)
         self._filter(settings.log)
-        stream = Stream(
-            settings.nats.stream,
-            stream_subjects(settings.nats.prefix),
-            max_age=settings.nats.stream_max_age_days * 86400,
-            provision=settings.nats.provision,
-        )
-        spool = Spool(
-            settings.spool.path / f"{self.subjects.node}.spool",
-            settings.spool.max_bytes,
-            settings.spool.max_age_days * 86400,
-        )
-        backlog = Backlog(
-            self.subjects.node, boot, settings.events.max_bytes, lambda loss: self._tell_loss("state", loss), spool
-        )
-        self.state = StatePipeline(bus, stream, backlog)
+        self.state = self._new_state(settings, bus)
         self.log = LogPipeline(
             bus,
             settings.log.linger_ms / 1000,
             settings.log.max_bytes,
-            lambda loss: self._tell_loss("log", loss),
+            partial(self._tell_loss, "log"),
             batch=0 if settings.log.codec == "raw" else LogPipeline.BATCH,
         )
         self.mirroring = (
@@ -82,6 +69,18 @@ class Gateway:
         self.events: Counter[str] = Counter()  # of the state class, by name
         self._up: bool | None = None
         self._down_since = 0
+
+    def _new_state(self, settings: config.Config, bus: Bus) -> StatePipeline:
+        stream = Stream(
+            settings.nats.stream,
+            stream_subjects(settings.nats.prefix),
+            max_age=settings.nats.stream_max_age_days * 86400,
+            provision=settings.nats.provision,
+        )
+        node, kept = self.subjects.node, settings.spool
+        spool = Spool(kept.path / f"{node}.spool", kept.max_bytes, kept.max_age_days * 86400)
+        backlog = Backlog(node, self.boot, settings.events.max_bytes, partial(self._tell_loss, "state"), spool)
+        return StatePipeline(bus, stream, backlog)
 
     @property
     def up(self) -> bool:

@@ -128,6 +128,8 @@ class Link:
             return task.result()
         except TimeoutError:
             raise
+        except nats.errors.ConnectionDrainingError as error:  # it will be lost when all that came has been answered
+            raise Disconnected(reason_of(error)) from None
         except (nats.errors.ConnectionClosedError, OSError) as error:
             self.lose(reason_of(error))
             raise Disconnected(reason_of(error)) from None

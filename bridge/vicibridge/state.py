@@ -13,7 +13,7 @@ from nats.errors import Error as NatsError
 from .accounting import Counts
 from .backlog import Backlog
 from .bus import Bus
-from .link import Disconnected, Link, TooLarge
+from .link import Link, TooLarge
 from .provision import Stream
 from .raw import opened
 
@@ -80,30 +80,29 @@ class StatePipeline:
 
     async def run(self) -> None:
         """Publish until cancelled, over as many links as it takes."""
-        while True:
-            link = await self._bus.link()
-            try:
-                await self._serve(link)
-            except Disconnected:
-                self._rewind()
+        await self._bus.serve(self._serve)
 
     async def _serve(self, link: Link) -> None:
         inbox = link.new_inbox()
         await link.subscribe(f"{inbox}.*", self._on_ack)
         link.on_lost(self._wake.set)
         await self._ensure_stream(link)
+        try:
+            while link.alive:
+                await self._step(link, inbox)
+        finally:
+            self._rewind()
+
+    async def _step(self, link: Link, inbox: str) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            self._wake.clear()
-            await self._send(link, inbox)
-            if self._refused or self._late(loop.time()):
-                await self._retreat(link)
-                continue
-            if not self._held_up:
-                self.backlog.losses.tell(loop.time())
-            await self._pause(loop.time())
-            if not link.alive:
-                raise Disconnected(await link.lost())
+        self._wake.clear()
+        await self._send(link, inbox)
+        if self._refused or self._late(loop.time()):
+            await self._retreat(link)
+            return
+        if not self._held_up:
+            self.backlog.losses.tell(loop.time())
+        await self._pause(loop.time())
 
     async def _send(self, link: Link, inbox: str) -> None:
         now = asyncio.get_running_loop().time()

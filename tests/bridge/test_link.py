@@ -7,9 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from harness import NatsServer, run, service, settings, until, up, witness
+from harness import NatsServer, run, running, service, settings, until, up, witness
+from nats.aio.msg import Msg
 from vicibridge.bus import Bus
-from vicibridge.link import TooLarge
+from vicibridge.link import Link, TooLarge
 
 from vicifast.testing import FakeCharon
 
@@ -54,6 +55,38 @@ def test_subject_and_reply_count_together(nats_server: NatsServer) -> None:
             assert link.alive
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+    run(test())
+
+
+def test_what_is_begun_while_the_end_is_near_ends_as_if_the_link_was_lost(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with running(settings(nats_server.url)) as bus:
+            link = await bus.link()
+            arrived, go_on = asyncio.Event(), asyncio.Event()
+
+            async def answer(message: Msg) -> None:
+                arrived.set()
+                await go_on.wait()
+                await link.publish("answer", b"")
+
+            async def subscribe(link: Link) -> None:
+                await link.subscribe("other", answer)
+
+            async with witness(nats_server.url, "answer") as someone:
+                await link.subscribe("question", answer)
+                await link.publish("question", b"")
+                await arrived.wait()
+                closing = asyncio.create_task(bus.close(5))
+                await until(lambda: link._client.is_draining)
+                serving = asyncio.create_task(bus.serve(subscribe))
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(serving), 0.3)
+                go_on.set()
+                await closing
+                await until(lambda: someone.messages)
+                serving.cancel()
 
     run(test())
 
