@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from vicifast import _wire
 from vicifast._wire import Message
 
 from . import values
 from .subjects import Subjects, section_of
-from .traffic import Sums, add, add_all, minus, nothing, plus, together, traffic_of
+from .traffic import Sums, add, add_all, checked, minus, nothing, number, plus, together, traffic_of, whole
 from .values import ConnValue, SaValue, Section, Traffic
 
 Key: TypeAlias = tuple[str, str]
@@ -254,9 +255,8 @@ class Mirror:
         if ike is None:
             conn = self.conn(time_ns, name)
             key = (values.SA, self._subjects.key(name, uniqueid))
-            age = section.get("established")
-            seconds = int(age) if isinstance(age, str) and age.isdecimal() else 0
-            ike = Ike(key, conn, uniqueid, sa, time_ns - seconds * 1_000_000_000, time_ns)
+            since = max(0, time_ns - number(section.get("established")) * 1_000_000_000)
+            ike = Ike(key, conn, uniqueid, sa, since, time_ns)
             self.ikes[uniqueid] = self._rows[key] = ike
             conn.ikes += 1
             self.mark(conn, time_ns)
@@ -354,14 +354,15 @@ class Mirror:
     def restore(self, key: Key, data: bytes, time_ns: int) -> bool:
         """Take over the value that an earlier start of the bridge left at `key`; tell whether it stands unchanged.
 
-        What events have told since is newer; only the traffic is added up. What no bridge has written is to be deleted.
+        What events have told since is newer; only the traffic is added up. What no bridge has written is to be deleted:
+        others may write to a bucket too, and nothing there may be of a kind that cannot be told or written again.
         """
         self._restoring = True
         try:
             value = values.load(data)
             restored = self._restore_sa if key[0] == values.SA else self._restore_conn
             return restored(key, value, time_ns)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
         finally:
             self._restoring = False
@@ -372,10 +373,9 @@ class Mirror:
         name, uniqueid = value["ike"], value["uniqueid"]
         if key != (values.SA, self._subjects.key(name, uniqueid)):
             raise ValueError("the value of another key")
-        sa = {**value["sa"], "uniqueid": uniqueid}
-        children = [dict(child) for child in value["children"].values()]
-        closed = {child: plus(each, nothing()) for child, each in value["closed"].items()}
-        since, updated = int(value["since"]), int(value["updated"])
+        sa = _section({**value["sa"], "uniqueid": uniqueid})
+        children = [_section(child) for child in value["children"].values()]
+        closed, since, updated = checked(value["closed"]), whole(value["since"]), whole(value["updated"])
         ike = self.ikes.get(uniqueid)
         if ike is not None and not is_ike(ike, name, sa):
             return False
@@ -394,17 +394,24 @@ class Mirror:
         name = value["conn"]
         if key != (values.CONN, self._subjects.key(name)):
             raise ValueError("the value of another key")
-        closed = {child: plus(each, nothing()) for child, each in value["closed"].items()}
-        config, since, updated = dict(value["config"]), int(value["since"]), int(value["updated"])
+        if (configured := value["configured"]) not in (True, False, None):
+            raise ValueError("no state of a configuration")
+        config = _section(value["config"])
+        closed, since, updated = checked(value["closed"]), whole(value["since"]), whole(value["updated"])
         known = name in self.conns
         conn = self.conn(time_ns, name)
         if conn.configured is None:
-            conn.configured, conn.config = value["configured"], config
+            conn.configured, conn.config = configured, config
         conn.since = min(conn.since, since)
         add_all(conn.closed, closed)
         if not known:
             conn.updated = updated
         return not known
+
+
+def _section(value: Section) -> Section:
+    """Return `value` as charon could have sent it; ValueError when it could not."""
+    return _wire.decode(_wire.encode(value))
 
 
 def uniqueid_of(section: Section) -> str:

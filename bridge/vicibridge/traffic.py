@@ -19,15 +19,38 @@ def nothing() -> Traffic:
 def traffic_of(child: Section) -> Traffic:
     """Return the counters in a section of a CHILD_SA; what is missing or no number counts as 0."""
     return Traffic(
-        bytes_in=_number(child.get("bytes-in")),
-        packets_in=_number(child.get("packets-in")),
-        bytes_out=_number(child.get("bytes-out")),
-        packets_out=_number(child.get("packets-out")),
+        bytes_in=number(child.get("bytes-in")),
+        packets_in=number(child.get("packets-in")),
+        bytes_out=number(child.get("bytes-out")),
+        packets_out=number(child.get("packets-out")),
     )
 
 
-def _number(text: object) -> int:
-    return int(text) if isinstance(text, str) and text.isdecimal() else 0
+def number(text: object) -> int:
+    """Return the number in a value of charon's, of 64 bits at most; what is none counts as 0."""
+    return min(_MOST, int(text)) if isinstance(text, str) and text.isdecimal() and len(text) <= 20 else 0
+
+
+def checked(sums: Sums) -> Sums:
+    """Return sums that somebody else may have written; ValueError, TypeError or KeyError when they are none."""
+    for name in sums:
+        name.encode("utf-8", "surrogateescape")
+    return {
+        name: Traffic(
+            bytes_in=whole(each["bytes_in"]),
+            packets_in=whole(each["packets_in"]),
+            bytes_out=whole(each["bytes_out"]),
+            packets_out=whole(each["packets_out"]),
+        )
+        for name, each in sums.items()
+    }
+
+
+def whole(value: object) -> int:
+    """Return a number of 64 bits as what it is; ValueError for everything else."""
+    if not isinstance(value, int) or not 0 <= value <= _MOST:
+        raise ValueError(f"{value!r} is no counter")
+    return value
 
 
 def plus(one: Traffic, other: Traffic) -> Traffic:

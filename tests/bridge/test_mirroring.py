@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from harness import NatsServer, Witness, bucket, run, service, settings, until, witness
-from vicibridge.config import Config
+from vicibridge.config import Config, Events
+from vicibridge.envelope import EventCodec
 from vicibridge.service import Service
 
 from vicifast.testing import FakeCharon
@@ -362,3 +363,89 @@ def test_a_server_without_expiring_keys(tmp_path: Path, monkeypatch: pytest.Monk
         run(test())
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize("number", ["9" * 20, "9" * 5000, "-1", "\u0663", "1.5", ""])
+def test_numbers_that_are_none(nats_server: NatsServer, number: str) -> None:
+    """From an event and from a list: the mirror and what it tells go on."""
+
+    async def test() -> None:
+        await nats_server.up()
+        odd = {way: number for way in ("bytes-in", "packets-in", "bytes-out", "packets-out")}
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            listed(charon, [("gw", sa("1", child("1", **odd), established=number))])
+            async with service(mirrored(nats_server.url, charon)) as bridge:
+                await settled(bridge)
+                charon.emit(
+                    "child-updown", {"up": "yes", "gw": sa("2", child("2", **odd), spi="b", established=number)}
+                )
+                charon.emit("child-updown", {"gw": sa("2", child("2", **odd), spi="b", established=number)})
+                charon.emit("alert", {"type": "end"})
+                await someone.sees("alert.end")
+                bridge.mirrorings[0].lost()
+                await settled(bridge, 2)
+                assert set(await bucket(someone.client, "VICI_SA")) == {"gw1.gw.1"}
+
+    run(test())
+
+
+LARGE = 10**30
+DEEP: Any = json.loads('{"x":' * 600 + "1" + "}" * 600)
+COUNTERS = ("bytes_in", "packets_in", "bytes_out", "packets_out")
+FORGED: list[Section] = [
+    {"since": -LARGE},
+    {"updated": float("inf")},
+    {"since": "long ago"},
+    {"sa": {"version": LARGE, "odd": None, "list": [{}]}},
+    {"sa": {"version": LARGE}},
+    {"sa": {"x": DEEP}},
+    {"sa": {"\ud800": "x"}},
+    {"sa": {"x": "\ud800"}},
+    {"closed": {"net": dict.fromkeys(COUNTERS, -LARGE)}},
+    {"closed": {"net": dict.fromkeys(COUNTERS, 0.5)}},
+    {"closed": {"\ud800": dict.fromkeys(COUNTERS, 1)}},
+    {"children": {"1": {"name": LARGE, "uniqueid": "1", "bytes-in": LARGE}}},
+    {"children": {"2": {"name": "\ud800", "uniqueid": "2"}}},
+]
+
+
+def forged(uniqueid: str, changed: Section) -> bytes:
+    value = {
+        "v": 1,
+        "ike": "gw",
+        "uniqueid": uniqueid,
+        "since": 1,
+        "updated": 1,
+        "sa": {},
+        "children": {},
+        "closed": {},
+    }
+    return json.dumps(value | changed).encode()
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json", "raw"])
+def test_whatever_others_wrote_to_the_buckets(nats_server: NatsServer, codec: EventCodec) -> None:
+    """The bridge goes on, and puts it right."""
+    sas = {f"gw1.gw.9{number}": forged(f"9{number}", changed) for number, changed in enumerate(FORGED)}
+    sas |= {"gw1.gw.deep": b"[" * 100_000, "gw1.gw.none": b"null"}
+    conn = {"v": 1, "conn": "old", "configured": DEEP, "since": 1, "updated": 1, "config": {}, "closed": {}}
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            listed(charon, [("gw", sa("1"))])
+            config = mirrored(nats_server.url, charon).model_copy(update={"events": Events(codec=codec)})
+            async with service(config) as bridge:
+                await settled(bridge)
+            kv = await someone.client.jetstream().key_value("VICI_SA")
+            conns = await someone.client.jetstream().key_value("VICI_CONN")
+            for key, value in sas.items():
+                await kv.put(key, value)
+            await conns.put("gw1.old", json.dumps(conn).encode())
+            async with service(config) as bridge:
+                await settled(bridge)
+                assert (await kv.keys(), await conns.keys()) == (["gw1.gw.1"], ["gw1.gw"])
+                await until(lambda: not bridge.gateways[0].state.waiting)
+                assert not bridge.gateways[0].state.counts.dropped
+
+    run(test())
