@@ -215,7 +215,7 @@ class Commands:
 
     async def _run(self, request: Request, answer: Answer, options: Options) -> None:
         deadline = asyncio.get_running_loop().time() + options.seconds
-        lane = await self._lane(request)
+        lane = await self._lane(request, options.seconds)
         await lane.enter(options.seconds)
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         exchange = asyncio.create_task(self._exchange(request, answer, options, lane, told))
@@ -232,10 +232,11 @@ class Commands:
             if not request.blocks:
                 exchange.cancel()
 
-    async def _lane(self, request: Request) -> Lane:
+    async def _lane(self, request: Request, seconds: float) -> Lane:
         if not request.blocks:
             return self.quick
-        self.blocking.limit = self._settings.blocking or max(1, await self._charon.threads() // _SHARE)
+        async with asyncio.timeout(seconds):
+            self.blocking.limit = self._settings.blocking or max(1, await self._charon.threads() // _SHARE)
         return self.blocking
 
     async def _exchange(
@@ -278,7 +279,8 @@ async def _ask(session: AsyncSession, request: Request, answer: Answer, told: as
         except (Refusal, Disconnected, TooLarge) as error:
             if not request.blocks:
                 raise
-            told.set_exception(error)
+            if not told.done():
+                told.set_exception(error)
     if not told.done():
         await answer.end(stream.response or {})
 

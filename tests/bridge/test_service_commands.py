@@ -15,6 +15,8 @@ from harness import NatsServer, Witness, run, service, settings, until, up, witn
 from nats.aio.msg import Msg
 from nats.micro.service import SEMVER_REGEX, ServiceInfo, ServicePing, ServiceStats
 from vicibridge.accounting import Tally
+from vicibridge.answer import Answer
+from vicibridge.link import Disconnected
 from vicibridge.service import Service
 
 from vicifast.commands import COMMANDS, Danger
@@ -194,6 +196,45 @@ def test_what_blocks_has_a_share_of_charons_threads_until_charon_is_done(nats_se
             # -1 makes charon answer at once, so it holds nothing
             [request] = [r for c, r in charon.requests[-1:] if c == "initiate"]
             assert request == {"child": "x", "timeout": "450", "loglevel": "1"}
+
+    run(test())
+
+
+def test_what_blocks_is_answered_in_its_time_when_charon_does_not_tell_its_threads(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with bridged(nats_server, allow=["@operate"], timeout=1) as (charon, someone, _):
+            charon.mute("stats")
+            asked = [asyncio.create_task(someone.ask("vici.gw1.cmd.terminate")) for _ in range(8)]
+            async with asyncio.timeout(5):
+                codes = [code((await task)[0]) for task in asked]
+            assert set(codes) <= {"503", "504"}
+
+    run(test())
+
+
+def test_what_blocks_holds_its_share_when_its_answer_fails_after_its_time(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, fail = asyncio.Event(), asyncio.Event()
+
+    async def part(self: Answer, data: bytes) -> None:
+        failing.set()
+        await fail.wait()
+        raise Disconnected("the server does not answer")
+
+    monkeypatch.setattr(Answer, "part", part)
+
+    async def test() -> None:
+        async with bridged(nats_server, allow=["@operate"], timeout=0.3) as (charon, someone, bridge):
+            held = Held(charon, "initiate")
+            [reply] = await someone.ask("vici.gw1.cmd.initiate")
+            assert code(reply) == "504" and failing.is_set()
+            fail.set()
+            await asyncio.sleep(0.1)
+            assert held.running == bridge.commands[0].blocking.running == 1
+            held.go()
+            await until(lambda: not bridge.commands[0].blocking.running)
+            assert len(bridge.commands[0]._charon._idle["json"]) == 1  # the connection is whole
 
     run(test())
 
