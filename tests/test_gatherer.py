@@ -123,6 +123,14 @@ def test_rate_is_bounded_and_told() -> None:
     assert log.gatherer.dropped() == [("over the rate limit", 6, 5, 10)]
 
 
+def test_rate_of_less_than_one_a_second() -> None:
+    log = Log()
+    log.gatherer.rate = 0.001
+    log.read(*(line("IKE", 1, str(number)) for number in range(3)))
+    assert [batch[2:] for batch in log.gatherer.take()] == [(1, 1, 1)]
+    assert log.gatherer.dropped() == [("over the rate limit", 2, 2, 3)]
+
+
 def test_forget_asks_again_and_loses_nothing() -> None:
     log = Log()
     log.read(line("IKE", 1, "a"))

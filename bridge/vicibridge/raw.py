@@ -102,7 +102,7 @@ class RawGatherer:
             return "sampled"
         if not self.rate:
             return ""
-        self._tokens = min(self.rate, self._tokens + (time_ns - self._now) * self.rate / 1e9)
+        self._tokens = min(max(self.rate, 1.0), self._tokens + (time_ns - self._now) * self.rate / 1e9)
         self._now = time_ns
         if self._tokens < 1:
             return "over the rate limit"

@@ -1717,7 +1717,7 @@ cdef class Gatherer(Reader):
     cdef int begin_read(self) except -1:
         cdef uint64_t now = time_ns()
         if self.rate:
-            self.tokens = min(self.rate, self.tokens + (now - self.envelope.now) * self.rate / 1e9)
+            self.tokens = min(max(self.rate, 1.0), self.tokens + (now - self.envelope.now) * self.rate / 1e9)
         self.envelope.now = now
         return 0
 

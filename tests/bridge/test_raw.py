@@ -101,7 +101,8 @@ def test_what_is_no_envelope(headers: dict[str, str], payload: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [{}, {"every": 3}, {"rate": 20.0}, {"wanted": lambda text: b"7" in text}, {"every": 2, "rate": 5.0}]
+    "limits",
+    [{}, {"every": 3}, {"rate": 20.0}, {"rate": 0.1}, {"wanted": lambda text: b"7" in text}, {"every": 2, "rate": 5.0}],
 )
 def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, Any]) -> None:
     def topic(group: bytes, level: bytes) -> str | None:
