@@ -34,7 +34,10 @@ _OPENING = 2.0  # seconds that the start waits for a slow disk
 
 
 class Backlog:
-    """The events of one node that JetStream has not acknowledged; nothing but `open`, `flush` and `close` waits."""
+    """The events of one node that JetStream has not acknowledged; `run` keeps the spool, and must run beside the rest.
+
+    Nothing but `open`, `flush` and `close` waits.
+    """
 
     def __init__(self, node: str, boot: str, max_bytes: int, tell: Callable[[Loss], None], spool: Spool | None) -> None:
         self.counts = Counts()
@@ -60,13 +63,15 @@ class Backlog:
         self._finished: list[Row] = []
         self._note: Note | None = None  # what the spool has
         self._open = False
+        self._before: Note | None = None
+        self._begun = asyncio.Event()
+        self._ended = asyncio.Event()
         self._at_once = False
         self._work = asyncio.Event()
         self._hunger = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._closing = False
-        self._keeper: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "spool")
 
     def put(self, seq: int, subject: str, payload: bytes, tell: bool = True) -> None:
@@ -138,25 +143,20 @@ class Backlog:
         await self._empty.wait()
 
     async def open(self) -> Note | None:
-        """Start the spool; return the note of the boot before, when there is one and the disk is not too slow."""
-        if self._spool is None:
-            return None
-        opened: asyncio.Future[Note | None] = asyncio.get_running_loop().create_future()
-        self._keeper = asyncio.create_task(self._keep(opened))
-        with suppress(TimeoutError):
+        """Wait for the spool; return the note of the boot before, when there is one and the disk is not too slow."""
+        try:
             async with asyncio.timeout(_OPENING):
-                return await opened
-        self._report("the disk is slow")
-        return None
+                await self._begun.wait()
+        except TimeoutError:
+            self._report("the disk is slow")
+        return self._before
 
     async def close(self) -> None:
         """Save what is left and note that this boot ended in order."""
-        if self._keeper is not None:
-            self._closing = True
-            self._work.set()
-            self._hunger.set()
-            await self._keeper
-        self._thread.shutdown(wait=False)
+        self._closing = True
+        self._work.set()
+        self._hunger.set()
+        await self._ended.wait()
 
     @property
     def _hungry(self) -> bool:
@@ -218,25 +218,31 @@ class Backlog:
 
     # What follows runs in one task, so between its awaits nothing of it changes but by put, take and _release.
 
-    async def _keep(self, opened: asyncio.Future[Note | None]) -> None:
+    async def run(self) -> None:
         """Keep the spool until closed; whatever is wrong with it, events go on from memory."""
         assert self._spool
+        try:
+            await self._keep(self._spool)
+        finally:
+            self._begun.set()
+            self._ended.set()
+            self._thread.shutdown(wait=False)
+
+    async def _keep(self, spool: Spool) -> None:
         while True:
             try:
                 if not self._open:
-                    before = self._begin(await self._in_thread(self._spool.open))
-                    if not opened.done():
-                        opened.set_result(before)
+                    self._before = self._begin(await self._in_thread(spool.open))
+                    self._begun.set()
                 if await self._cycle():
                     continue
             except SpoolError as error:
                 self._report(str(error))
                 if error.damaged:
                     await self._give_up_file()
-            if not opened.done():
-                opened.set_result(None)
+            self._begun.set()
             if self._closing:
-                await self._in_thread(self._spool.close)
+                await self._in_thread(spool.close)
                 return
             await self._starve(_RETRY)
             self._work.set()

@@ -60,6 +60,7 @@ class Service:
         await self.web.start()
         reading = [asyncio.create_task(gateway.run()) for gateway in self.gateways]
         publishing = [asyncio.create_task(pipeline.run()) for _, _, pipeline in self.pipelines]
+        publishing += [asyncio.create_task(gateway.state.backlog.run()) for gateway in self.gateways]
         serving = [asyncio.create_task(commands.run()) for commands in self.commands]
         mirroring = [asyncio.create_task(mirroring.run()) for mirroring in self.mirrorings]
         others = [asyncio.create_task(self.bus.run()), asyncio.create_task(self.pulse.run())]

@@ -17,6 +17,7 @@ from vicibridge.accounting import Loss
 from vicibridge.backlog import KILLED, MEMORY_FULL, Backlog
 from vicibridge.bus import Bus
 from vicibridge.provision import Stream
+from vicibridge.service import Service
 from vicibridge.spool import DAMAGED, FULL, OLD, Event, Note, Spool
 from vicibridge.state import StatePipeline
 
@@ -33,6 +34,10 @@ class Boot:
         self.losses: list[Loss] = []
         self.seq = 0
         self.backlog = Backlog("gw1", name, max_bytes, self.losses.append, Spool(path, spool, max_age))
+
+    async def open(self) -> Note | None:
+        self.keeper = asyncio.create_task(self.backlog.run())
+        return await self.backlog.open()
 
     def put(self, count: int, size: int = 1) -> None:
         for _ in range(count):
@@ -51,14 +56,11 @@ class Boot:
 
     async def killed(self) -> None:
         """What is left of it after `kill -9`: the file. Its lock goes too, and nothing is saved any more."""
-        keeper = self.backlog._keeper
-        assert keeper
-        keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
-        spool = self.backlog._spool
-        assert spool
-        await self.backlog._in_thread(spool.close)
+        self.keeper.cancel()
+        await asyncio.gather(self.keeper, return_exceptions=True)
         self.backlog._thread.shutdown()
+        assert self.backlog._spool
+        self.backlog._spool.close()
 
 
 @asynccontextmanager
@@ -92,7 +94,7 @@ def test_what_was_not_acknowledged_outlives_a_kill(nats_server: NatsServer, path
     async def test() -> None:
         for name in ("a", "b"):  # the second is killed before NATS comes, too
             boot = Boot(path, name)
-            before = await boot.backlog.open()
+            before = await boot.open()
             assert before == (None if name == "a" else Note("a", 3000, False, []))
             boot.put(3000)
             await boot.saved()
@@ -101,7 +103,7 @@ def test_what_was_not_acknowledged_outlives_a_kill(nats_server: NatsServer, path
         assert path.parent.stat().st_mode & 0o777 == 0o700
 
         last = Boot(path, "c")
-        before = await last.backlog.open()
+        before = await last.open()
         assert before and (before.boot, before.seq, before.clean) == ("b", 3000, False)
         assert last.backlog.spooled == last.backlog.counts.received == 6000
         last.put(500)
@@ -119,7 +121,7 @@ def test_what_was_not_acknowledged_outlives_a_kill(nats_server: NatsServer, path
         await last.backlog.close()
 
         end = Boot(path, "d")
-        assert await end.backlog.open() == Note("c", 1000, True, [])
+        assert await end.open() == Note("c", 1000, True, [])
         assert end.backlog.spooled == 0
         await end.backlog.close()
         assert path.stat().st_size < 100_000
@@ -142,7 +144,7 @@ def test_what_is_acknowledged_soon_never_goes_to_the_disk(
     async def test() -> None:
         await nats_server.up()
         boot = Boot(path, "a")
-        await boot.backlog.open()
+        await boot.open()
         async with publishing(boot, nats_server.url):
             boot.put(1)
             await boot.backlog.flush()
@@ -154,7 +156,7 @@ def test_what_is_acknowledged_soon_never_goes_to_the_disk(
             assert sum(inserted) < 20
         await boot.killed()
         again = Boot(path, "b")
-        assert await again.backlog.open() == Note("a", 101, False, [])
+        assert await again.open() == Note("a", 101, False, [])
         await again.backlog.close()
 
     run(test())
@@ -163,7 +165,7 @@ def test_what_is_acknowledged_soon_never_goes_to_the_disk(
 def test_more_than_memory_holds(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         boot = Boot(path, "a", max_bytes=MIB)
-        await boot.backlog.open()
+        await boot.open()
         for _ in range(50):
             boot.put(200, size=1000)
             await boot.saved()
@@ -189,13 +191,13 @@ def test_what_is_read_back_leaves_memory_for_what_comes(nats_server: NatsServer,
 
     async def test() -> None:
         boot = Boot(path, "a", max_bytes=MIB)
-        await boot.backlog.open()
+        await boot.open()
         for _ in range(10):
             boot.put(MIB // 4 // (size + 200), size)
             await boot.saved()
         await boot.killed()
         again = Boot(path, "b", max_bytes=MIB)
-        await again.backlog.open()
+        await again.open()
         await until(lambda: again.backlog._queue and not again.backlog._hungry)
         again.put(MIB * 7 // 16 // (size + 200), size)
         assert again.backlog.counts.dropped == 0
@@ -211,7 +213,7 @@ def test_what_is_read_back_leaves_memory_for_what_comes(nats_server: NatsServer,
 def test_server_that_goes_and_comes_while_the_spool_is_read(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         boot = Boot(path, "a", max_bytes=2 * MIB)
-        await boot.backlog.open()
+        await boot.open()
         boot.put(2000, size=100)
         await boot.saved()
         async with publishing(boot, nats_server.url):
@@ -236,7 +238,7 @@ def test_the_oldest_go_when_the_spool_is_full_and_that_is_told_after_a_kill_too(
 ) -> None:
     async def test() -> None:
         boot = Boot(path, "a", max_bytes=MIB, spool=2 * MIB)
-        await boot.backlog.open()
+        await boot.open()
         for _ in range(25):
             boot.put(200, size=1000)
             await boot.saved()
@@ -248,7 +250,7 @@ def test_the_oldest_go_when_the_spool_is_full_and_that_is_told_after_a_kill_too(
         await boot.killed()
 
         boot = Boot(path, "b", max_bytes=MIB, spool=2 * MIB)
-        await boot.backlog.open()
+        await boot.open()
         await nats_server.up()
         async with publishing(boot, nats_server.url):
             await boot.backlog.flush()
@@ -263,13 +265,13 @@ def test_the_oldest_go_when_the_spool_is_full_and_that_is_told_after_a_kill_too(
 def test_what_is_too_old_goes(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         boot = Boot(path, "a")
-        await boot.backlog.open()
+        await boot.open()
         boot.put(10)
         await boot.saved()
         await boot.killed()
         await asyncio.sleep(0.2)
         boot = Boot(path, "b", max_age=0.1)
-        await boot.backlog.open()
+        await boot.open()
         await until(lambda: boot.backlog.counts.dropped == 10)
         boot.check()
         assert boot.backlog.losses.untold[-1] == Loss(OLD, 10, 1, 10, "a")
@@ -297,7 +299,7 @@ def spoil_pages(path: Path) -> None:
 
 async def killed_with(path: Path, count: int) -> None:
     boot = Boot(path, "a")
-    await boot.backlog.open()
+    await boot.open()
     for _ in range(count // 100):
         boot.put(100, size=500)
         await boot.saved()
@@ -312,7 +314,7 @@ def test_damaged_file_is_moved_aside_and_told(
         await killed_with(path, 2000)
         spoil(path)
         boot = Boot(path, "b")
-        await boot.backlog.open()
+        await boot.open()
         boot.put(100)
         await nats_server.up()
         async with publishing(boot, nats_server.url):
@@ -337,7 +339,7 @@ def test_row_with_wrong_content_is_told_and_the_others_arrive(nats_server: NatsS
             database.execute("UPDATE batch SET data = zeroblob(10) WHERE first = 101")
         database.close()
         boot = Boot(path, "b")
-        await boot.backlog.open()
+        await boot.open()
         await nats_server.up()
         async with publishing(boot, nats_server.url):
             await boot.backlog.flush()
@@ -354,7 +356,7 @@ def test_torn_end_costs_no_more_than_the_end(nats_server: NatsServer, path: Path
 
     async def test() -> None:
         boot = Boot(path, "a")
-        await boot.backlog.open()
+        await boot.open()
         for _ in range(5):
             boot.put(100, size=500)
             await boot.saved()
@@ -365,7 +367,7 @@ def test_torn_end_costs_no_more_than_the_end(nats_server: NatsServer, path: Path
         await boot.backlog.close()
         tear(copy)
         boot = Boot(copy, "b")
-        before = await boot.backlog.open()
+        before = await boot.open()
         assert before and before.seq == 400 and boot.backlog.spooled == 400
         await boot.backlog.close()
 
@@ -375,10 +377,10 @@ def test_torn_end_costs_no_more_than_the_end(nats_server: NatsServer, path: Path
 def test_two_bridges_on_one_spool(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         first, second = Boot(path, "a"), Boot(path, "b")
-        await first.backlog.open()
+        await first.open()
         first.put(10)
         await first.saved()
-        assert await second.backlog.open() is None
+        assert await second.open() is None
         assert second.backlog.spool_trouble == f"{path}: another bridge uses it"
         second.put(5)
         await first.backlog.close()
@@ -391,11 +393,28 @@ def test_two_bridges_on_one_spool(path: Path, caplog: pytest.LogCaptureFixture) 
     assert caplog.text.count("another bridge uses it; events are kept in memory only") == 1
 
 
+def test_a_bug_in_the_spool_stops_the_service(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise what waits on the disk would wait for ever, and nobody would know."""
+
+    def store(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Spool, "store", store)
+
+    async def test() -> None:
+        await nats_server.up()
+        bridge = Service(settings(nats_server.url))
+        with pytest.raises(RuntimeError, match="a bug"):
+            await bridge.run(asyncio.Event())
+
+    run(test())
+
+
 def test_spool_of_another_is_closed_at_the_end(path: Path) -> None:
     async def test() -> None:
         first, second = Boot(path, "a"), Boot(path, "b")
-        await first.backlog.open()
-        assert await second.backlog.open() is None
+        await first.open()
+        assert await second.open() is None
         await second.backlog.close()
         assert second.backlog._spool and second.backlog._spool._database is None
         await first.backlog.close()
@@ -422,7 +441,7 @@ def test_full_disk(nats_server: NatsServer, tmp_path: Path, caplog: pytest.LogCa
 
     async def test() -> None:
         boot = Boot(tmp_path / "disk" / "gw1.spool", "a", max_bytes=2 * MIB)
-        await boot.backlog.open()
+        await boot.open()
         ballast = tmp_path / "disk" / "ballast"
         while not boot.backlog.spool_trouble:
             boot.put(200, size=1000)
@@ -461,7 +480,7 @@ def test_read_only_disk(nats_server: NatsServer, tmp_path: Path) -> None:
     async def test() -> None:
         await nats_server.up()
         boot = Boot(tmp_path / "disk" / "gw1.spool", "a")
-        assert await boot.backlog.open() is None
+        assert await boot.open() is None
         assert "disk cannot be written" in boot.backlog.spool_trouble
         async with publishing(boot, nats_server.url):
             boot.put(100)
@@ -479,7 +498,7 @@ def test_directory_that_others_may_write_to_is_refused(path: Path) -> None:
         path.parent.mkdir()
         path.parent.chmod(0o777)
         boot = Boot(path, "a")
-        assert await boot.backlog.open() is None
+        assert await boot.open() is None
         assert "chmod go-w" in boot.backlog.spool_trouble
         boot.put(10)
         path.parent.chmod(0o700)
@@ -493,7 +512,7 @@ def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     async def test() -> None:
         (tmp_path / "file").touch()
         boot = Boot(tmp_path / "file" / "gw1.spool", "a")
-        assert await boot.backlog.open() is None
+        assert await boot.open() is None
         assert boot.backlog.spool_trouble
         await boot.backlog.close()
 
