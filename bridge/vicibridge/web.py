@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .service import Service
 
 
+_STOP = 0.5  # seconds that a client has for its answer when the bridge stops
+
+
 class ListenError(Exception):
     """The address of `[http] listen` cannot be had."""
 
@@ -36,7 +39,7 @@ class Web:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_STOP)
         await self._runner.setup()
         host, port = parse_listen(self._listen)
         try:

@@ -403,3 +403,22 @@ def test_address_in_use_is_told_before_anything_begins(tmp_path: Path) -> None:
             assert time.monotonic() - begin < 10
 
     run(test())
+
+
+def test_client_that_reads_no_answer_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    async def test() -> None:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            async with service(settings("nats://127.0.0.1:1")) as bridge:
+                loop = asyncio.get_running_loop()
+                await until(lambda: bridge.web.port)
+                await loop.sock_connect(client, ("127.0.0.1", bridge.web.port))
+                with pytest.raises(TimeoutError):  # as the bridge reads no more when it cannot answer
+                    async with asyncio.timeout(2):
+                        while True:
+                            await loop.sock_sendall(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+                begin = loop.time()
+            assert loop.time() - begin < 5
+
+    run(test())
