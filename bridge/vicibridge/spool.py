@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS batch (
 CREATE TABLE IF NOT EXISTS note (id INTEGER PRIMARY KEY, text TEXT);
 """
 _ROW = 100  # bytes that a row takes beyond its data
+_STEP = 60.0  # seconds; a clock that goes so far off was set
 _EVENT = 200  # bytes that an event takes in memory beyond its payload
 _REASONS = {
     "SQLITE_BUSY": "another bridge uses it",
@@ -121,6 +122,8 @@ class Spool:
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._database: sqlite3.Connection | None = None
+        self._last_found = 0  # the rows after it are of this process
+        self._clock = 0.0  # how far it is ahead of the time since the machine started
 
     def open(self) -> Found:
         """Make the file usable, moved aside when it is damaged; SpoolError when it cannot be had."""
@@ -142,6 +145,7 @@ class Spool:
         with self._transaction(durable=bool(batches)) as database:
             size = self.size - sum(row.size for row in finished)
             database.executemany("DELETE FROM batch WHERE id = ?", [(row.id,) for row in finished])
+            clock = self._follow_clock(database)
             rows = [self._insert(database, batch) for batch in batches]
             size += sum(row.size for row in rows)
             dropped = list(self._old_rows(database)) if self._max_age else []
@@ -151,6 +155,7 @@ class Spool:
             losses = [(id, loss) for id, _, loss in dropped]
             note.losses = note.losses + [loss for _, loss in losses]
             database.execute("INSERT OR REPLACE INTO note VALUES (1, ?)", (json.dumps(asdict(note)),))
+        self._clock = clock
         before, self.size = self.size, size - sum(each[1] for each in dropped)
         if before and not self.size:
             self._shrink()
@@ -179,10 +184,12 @@ class Spool:
             self._database = None
 
     def set_aside(self) -> Path:
-        """Rename the file, so that somebody can look at it, and return its new name."""
+        """Rename the file, so that somebody can look at it, and return its new name; of former ones none is kept."""
         self.close()
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns() // 1_000_000:x}")
         with _explained(self.path):
+            for former in self.path.parent.glob(f"{self.path.name}.damaged-*"):
+                former.unlink()
             self.path.replace(aside)
             for suffix in ("-wal", "-shm", "-journal"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
@@ -211,6 +218,7 @@ class Spool:
             query = "SELECT coalesce(sum(count), 0), coalesce(sum(size), 0), coalesce(max(id), 0) FROM batch"
             count, self.size, last_row = self._database.execute(query).fetchone()
             note = self._database.execute("SELECT text FROM note").fetchone()
+        self._last_found, self._clock = last_row, time.time() - time.monotonic()
         return Found(_note(note[0]) if note else None, count, last_row, None)
 
     @contextmanager
@@ -246,6 +254,14 @@ class Spool:
         id = database.execute(query, (*row, data)).lastrowid
         assert id is not None
         return Row(id, len(data) + _ROW, list(batch))
+
+    def _follow_clock(self, database: sqlite3.Connection) -> float:
+        """Let what this process stored keep its age when the clock was set: some machines start in 1970."""
+        clock = time.time() - time.monotonic()
+        if abs(clock - self._clock) < _STEP:
+            return self._clock
+        database.execute("UPDATE batch SET time = time + ? WHERE id > ?", (clock - self._clock, self._last_found))
+        return clock
 
     def _old_rows(self, database: sqlite3.Connection) -> Iterator[tuple[int, int, Loss]]:
         for id, size, time_, *loss in _rows(database):

@@ -7,6 +7,7 @@ import logging
 import os
 import sqlite3
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -280,6 +281,29 @@ def test_what_is_too_old_goes(nats_server: NatsServer, path: Path) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("step", [-(10**9), 10**9])
+def test_clock_that_is_set_makes_nothing_old(path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    async def test() -> None:
+        for name in ("a", "b"):
+            boot = Boot(path, name, max_age=1000)
+            await boot.open()
+            boot.put(10)
+            await boot.saved()
+            if name == "a":
+                await boot.killed()
+        real = time.time
+        for now in (lambda: real() + step, real):
+            monkeypatch.setattr(time, "time", now)
+            boot.put(10)
+            await boot.saved()
+            boot.check()
+            # How old those of the start before are, the clock alone can say.
+            assert boot.backlog.counts.dropped == (10 if step > 0 else 0)
+        await boot.backlog.close()
+
+    run(test())
+
+
 def tear(path: Path) -> None:
     """Cut the end of what was written last, as a power cut does."""
     wal = path.with_name(path.name + "-wal")
@@ -330,6 +354,20 @@ def test_damaged_file_is_moved_aside_and_told(
     run(test())
     assert "moved to" in caplog.text
     assert [file.name for file in path.parent.iterdir() if "damaged" in file.name]
+
+
+def test_of_damaged_files_the_last_is_kept(path: Path) -> None:
+    async def test() -> None:
+        for text in ("first", "second"):
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.write_text(text * 1000)
+            boot = Boot(path, text)
+            await boot.open()
+            await boot.backlog.close()
+        [kept] = path.parent.glob("*damaged*")
+        assert kept.read_text().startswith("second")
+
+    run(test())
 
 
 def test_row_with_wrong_content_is_told_and_the_others_arrive(nats_server: NatsServer, path: Path) -> None:
