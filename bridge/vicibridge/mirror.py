@@ -25,6 +25,7 @@ Key: TypeAlias = tuple[str, str]
 """A bucket, and a key in it."""
 
 _TASKS = ("tasks-queued", "tasks-active", "tasks-passive")
+_COUNTED = 50_000
 _ADDRESS = ("local-host", "local-port", "remote-host", "remote-port")
 
 
@@ -327,6 +328,8 @@ class Mirror:
         counted = self.counted.get(key, nothing())
         more = minus(last, counted)
         self.counted[key] = plus(counted, more)
+        if len(self.counted) > _COUNTED:  # no snapshot, which would tidy up, for as long as there are no buckets
+            del self.counted[next(iter(self.counted))]
         for row in (ike, ike.conn if ike is not None else conn):
             if row is not None and any(more.values()):
                 add(row.closed, name_of(child), more)

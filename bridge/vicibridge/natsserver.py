@@ -114,7 +114,9 @@ class NatsServer:
             self.process = None
 
     def last_words(self, count: int) -> str:
-        """Return the last lines of its log."""
+        """Return the last lines of its log, nothing when somebody has removed that."""
+        if not self.log.exists():
+            return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
 
     def _ready(self) -> bool:

@@ -15,8 +15,11 @@ import pytest
 from harness import NatsServer, Witness, bucket, run, service, settings, until, witness
 from vicibridge.config import Config, Events
 from vicibridge.envelope import EventCodec
+from vicibridge.mirror import Mirror
 from vicibridge.service import Service
+from vicibridge.subjects import Subjects
 
+import vicifast
 from vicifast.testing import FakeCharon
 
 OLD_SERVER = "NATS_SERVER_OLD"  # the path of a nats-server before 2.11
@@ -387,6 +390,18 @@ def test_numbers_that_are_none(nats_server: NatsServer, number: str) -> None:
                 assert set(await bucket(someone.client, "VICI_SA")) == {"gw1.gw.1"}
 
     run(test())
+
+
+def test_what_was_closed_takes_no_memory_without_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicibridge.mirror._COUNTED", 100)
+    mirror = Mirror(Subjects("vici", "gw1"), "gw1", "b")
+    for number in range(1000):
+        old, new = child(str(number), 1), child(str(number + 1))
+        rekeyed = {"gw": sa("1") | {"child-sas": {"net": {"old": old, "new": new}}}}
+        mirror.event(1, "child-rekey", vicifast.encode(rekeyed))
+    assert len(mirror.counted) == 100
+    value = json.loads(mirror.value(("VICI_CONN", "gw1.gw")) or b"")
+    assert value["totals"]["net"]["bytes_in"] == 1000
 
 
 LARGE = 10**30

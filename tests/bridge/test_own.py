@@ -40,6 +40,7 @@ def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytes
         async with service(config) as bridge:
             await until(lambda: bridge.gateways[0].state.counts.published >= 2)
             assert bridge.own and (process := bridge.own._server.process)
+            (tmp_path / "nats" / "nats.log").unlink()
             process.kill()
             await until(lambda: bridge.own and bridge.own.starts == 2 and bridge.bus.connects == 2)
             [url] = config.nats.urls
