@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
+import queue
+import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from .config import Logging
@@ -14,6 +16,9 @@ from .config import Logging
 _BURST = 30  # lines of one kind
 _PERIOD = 10.0  # seconds
 _KINDS = 500  # kinds of lines that are remembered
+_WAITING = 1000  # lines that wait for who reads stderr; more are dropped
+_LAST = 0.5  # seconds that they have at the end
+_STDERR = 2
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
@@ -69,9 +74,37 @@ class Json(logging.Formatter):
         return json.dumps(line)
 
 
+class Aside(logging.Handler):
+    """Writes to stderr in a thread, as who reads that may not go on, and the event loop must not wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: queue.Queue[str | None] = queue.Queue(_WAITING)
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(queue.Full):
+            self._lines.put_nowait(self.format(record))
+
+    def close(self) -> None:
+        """Let what waits be written, if that goes on at all."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._thread.join(_LAST)
+        super().close()
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            data = f"{line}\n".encode(errors="backslashreplace")
+            with suppress(OSError):
+                while data:  # not by sys.stderr, whose lock would be held when the process ends
+                    data = data[os.write(_STDERR, data) :]
+
+
 def set_up(settings: Logging) -> None:
     """Send what is logged in this process to stderr as `settings` say; may be called again when they changed."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Aside()
     handler.addFilter(Quiet())
     handler.setFormatter(Json() if settings.format == "json" else Text(journal="JOURNAL_STREAM" in os.environ))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)

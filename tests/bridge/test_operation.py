@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def test_lag_is_the_age_of_the_oldest_that_waits() -> None:
     assert lag.seconds(5000) == 0
 
 
-def logged(capsys: pytest.CaptureFixture[str], level: str, form: str, *calls: Callable[[], None]) -> list[str]:
+def logged(capfd: pytest.CaptureFixture[str], level: str, form: str, *calls: Callable[[], None]) -> list[str]:
     before = logging.root.level, logging.root.handlers
     try:
         logging.root.handlers = []
@@ -203,8 +203,10 @@ def logged(capsys: pytest.CaptureFixture[str], level: str, form: str, *calls: Ca
         for call in calls:
             call()
     finally:
+        for handler in logging.root.handlers:
+            handler.close()
         logging.root.level, logging.root.handlers = before
-    return capsys.readouterr().err.splitlines()
+    return capfd.readouterr().err.splitlines()
 
 
 def broken() -> None:
@@ -214,9 +216,9 @@ def broken() -> None:
         logging.getLogger("x").exception("it %s", "broke")
 
 
-def test_log_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_as_json(capfd: pytest.CaptureFixture[str]) -> None:
     line, error = logged(
-        capsys, "info", "json", lambda: logging.getLogger("vicibridge.bus").info('a "%s"\nline', "quoted"), broken
+        capfd, "info", "json", lambda: logging.getLogger("vicibridge.bus").info('a "%s"\nline', "quoted"), broken
     )
     parsed = json.loads(line)
     assert {**parsed, "time": ""} == {
@@ -229,14 +231,14 @@ def test_log_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(error)["exception"].endswith("ValueError: no\nway")
 
 
-def test_log_for_the_journal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_for_the_journal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-    lines = logged(capsys, "warning", "text", lambda: logging.getLogger("x").info("not shown"), broken)
+    lines = logged(capfd, "warning", "text", lambda: logging.getLogger("x").info("not shown"), broken)
     assert lines[0] == "<3>it broke" and all(line.startswith("<3>") for line in lines)
 
 
 def test_log_never_repeats_a_line_at_the_rate_of_events(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(journal.time, "monotonic", lambda: clock[0])
@@ -248,7 +250,7 @@ def test_log_never_repeats_a_line_at_the_rate_of_events(
         clock[0] = 11.0
         logging.getLogger("x").warning("event %d is odd", 1000)
 
-    lines = logged(capsys, "info", "text", flood)
+    lines = logged(capfd, "info", "text", flood)
     assert len(lines) == 32
     assert lines[30].endswith("something else")
     assert lines[31].endswith("event 1000 is odd (and 970 more such lines before)")
@@ -420,5 +422,37 @@ def test_client_that_reads_no_answer_does_not_hold_up_the_stop(tmp_path: Path) -
                             await loop.sock_sendall(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
                 begin = loop.time()
             assert loop.time() - begin < 5
+
+    run(test())
+
+
+def test_log_that_nobody_takes_holds_up_nothing(tmp_path: Path) -> None:
+    """charon keeps what is not read, so the bridge reads also while its own log has no way out."""
+    config = tmp_path / "bridge.toml"
+
+    async def test() -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+        os.set_blocking(writing, True)
+        async with FakeCharon() as charon:
+            config.write_text(
+                f'[nats]\nservers = ["nats://127.0.0.1:1"]\n[[gateway]]\nnode = "gw1"\nvici = "{charon.address}"\n'
+            )
+            argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
+            environment = {**os.environ, "VICIBRIDGE_SPOOL__PATH": str(tmp_path)}
+            bridge = await asyncio.create_subprocess_exec(*argv, stderr=writing, env=environment)
+            try:
+                await charon.registered("log")
+                bridge.terminate()
+                assert await asyncio.wait_for(bridge.wait(), 15) == 0
+            finally:
+                if bridge.returncode is None:
+                    bridge.kill()
+                    await bridge.wait()
+                os.close(reading)
+                os.close(writing)
 
     run(test())
