@@ -45,4 +45,6 @@ async def main(url: str, directory: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     asyncio.run(main(sys.argv[1], Path(sys.argv[2])))

@@ -39,4 +39,6 @@ async def main(url: str, child: str, nodes: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     sys.exit(asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3:])))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import sqlite3
+import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -167,3 +168,9 @@ def a_program(block: Block, codec: str, nats_server: NatsServer, tmp_path: Path)
 def test_no_example_is_forgotten() -> None:
     tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     assert [path.name for path in EXAMPLES.glob("*.py") if not re.search(rf'"{path.stem}(\.py)?"', tests)] == []
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_without_arguments_an_example_says_how_it_is_called(path: Path) -> None:
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and f"python examples/{path.name} nats://" in done.stderr
