@@ -198,6 +198,8 @@ class Mirroring:
         """Wait until every event that charon has raised by now has been taken from the connection of the events."""
         # charon answers in order with its events. The question must not time out or be cancelled, which would close the
         # connection, so it has a task of its own.
+        if self._questions:
+            raise TimeoutError("charon has not answered on the connection of the events yet")
         question = asyncio.create_task(_version(session))
         self._questions.add(question)
         question.add_done_callback(self._answered)

@@ -404,6 +404,25 @@ def test_what_was_closed_takes_no_memory_without_snapshots(monkeypatch: pytest.M
     assert value["totals"]["net"]["bytes_in"] == 1000
 
 
+def test_charon_is_not_asked_again_before_it_has_answered(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vicibridge.mirroring._SOON", 0.05)
+    monkeypatch.setattr("vicibridge.mirroring._TIMEOUT", 0.2)
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon:
+            listed(charon, [("gw", sa("1"))])
+            charon.mute("version")
+            async with service(mirrored(nats_server.url, charon)) as bridge:
+                await until(lambda: [command for command, _ in charon.requests].count("list-sas") >= 4)
+                asked = [command for command, _ in charon.requests]
+                assert asked.count("version") == len(bridge.mirrorings[0]._questions) == 1
+
+    run(test())
+
+
 LARGE = 10**30
 DEEP: Any = json.loads('{"x":' * 600 + "1" + "}" * 600)
 COUNTERS = ("bytes_in", "packets_in", "bytes_out", "packets_out")
