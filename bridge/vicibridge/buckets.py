@@ -1,9 +1,9 @@
 """The key-value buckets of the mirror: made when missing, and kept as the mirror says.
 
 Only keys wait, never values: what a key has to hold is asked when it is sent, so the last value wins however long NATS
-was away, and memory is bounded by the number of keys. Values go straight to the stream of the bucket, a window of them
-at a time, each acknowledged. On every new link the buckets are listed once, and what is not as we left it is written
-anew.
+was away, and memory is bounded by the number of keys that there are. Values go straight to the stream of the bucket, a
+window of them at a time, each acknowledged. On every new link the buckets are listed once, and what is not as we left
+it is written anew.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 _ACK_TIMEOUT = 5.0
 _RETRY = 2.0  # seconds until what JetStream did not take is tried again
 _BATCH = 64  # keys between two looks at what else is to do
+_WAITING = 1000  # keys that may wait before those are looked for that came and went while NATS was away
 _MARKER = 3600.0  # seconds that a server from 2.11 on keeps the mark that a key was deleted; watchers must see it
 
 _DESCRIPTIONS = {
@@ -74,6 +75,7 @@ class Buckets:
         self._revisions: dict[Key, int] = {}
         self._deleted: dict[Key, tuple[float, int]] = {}  # when, and the revision of the mark
         self._number = 0
+        self._many = _WAITING
         self._refused = ""
         self._troubled = False
         self._wake = asyncio.Event()
@@ -86,6 +88,8 @@ class Buckets:
 
     def wake(self) -> None:
         self._wake.set()
+        if len(self._source.changed) > self._many and not self._bus.connected:
+            self._forget_gone()
 
     async def settled(self) -> None:
         """Wait until everything that changed is acknowledged."""
@@ -239,6 +243,13 @@ class Buckets:
                 self._troubled = False
                 _logger.info("JetStream: takes the mirror again")
         self._wake.set()
+
+    def _forget_gone(self) -> None:
+        """Forget the keys that are no more; what the buckets have of them is found on the next link."""
+        changed = self._source.changed
+        for key in changed.keys() - self._revisions.keys() - set(self._source.keys()):
+            del changed[key]
+        self._many = max(_WAITING, 2 * len(changed))
 
     def _again(self) -> None:
         """Everything on its way may have arrived or not: it is to be sent once more."""

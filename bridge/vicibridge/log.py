@@ -14,6 +14,7 @@ from .link import Disconnected, Link, TooLarge
 from .raw import opened
 
 STOPPED = "the bridge stopped"
+_ROOM = 250  # bytes that a batch takes in memory beyond its payload
 
 
 class _Batch:
@@ -27,6 +28,10 @@ class _Batch:
         self.count = 0
         self.first_seq = self.last_seq = first_seq
         self.due = due
+
+    @property
+    def size(self) -> int:
+        return len(self.payload) + _ROOM
 
 
 class LogPipeline:
@@ -72,14 +77,14 @@ class LogPipeline:
         """Take over `count` envelopes; `now` is the time of the loop, read once for all that came together."""
         self.counts.received += count
         batch = self._open.get(subject)
-        if batch is None:
-            batch = self._open[subject] = _Batch(subject, first_seq, now + self._linger)
-            self._empty.clear()
-            self._wake.set()
-        elif len(batch.payload) + len(payload) > self._limit:
+        if batch is not None and len(batch.payload) + len(payload) > self._limit:
             self._ready.append(batch)
             del self._open[subject]
+            batch = None
+        if batch is None:
             batch = self._open[subject] = _Batch(subject, first_seq, now + self._linger)
+            self._bytes += _ROOM
+            self._empty.clear()
             self._wake.set()
         batch.payload += payload
         batch.count += count
@@ -183,6 +188,6 @@ class LogPipeline:
         self._release(batch)
 
     def _release(self, batch: _Batch) -> None:
-        self._bytes -= len(batch.payload)
+        self._bytes -= batch.size
         if not self.in_flight:
             self._empty.set()

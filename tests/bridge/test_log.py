@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -97,6 +98,20 @@ def test_overflow_drops_the_oldest_and_tells(nats_server: NatsServer) -> None:
                 data = b"".join(message.data for message in someone.messages)
                 seen = [int(n) for n in data.split()]
                 assert seen == list(range(3002 - len(seen), 3002))
+
+    run(test())
+
+
+def test_short_lines_take_no_more_memory_than_long_ones(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with feeding(nats_server.url, max_bytes=MIB) as feed:
+            tracemalloc.start()
+            try:
+                for number in range(20_000):
+                    feed.put(1, f"vici.{number}", size=10)
+                assert feed.pipeline.counts.dropped and tracemalloc.get_traced_memory()[0] < 1.5 * MIB
+            finally:
+                tracemalloc.stop()
 
     run(test())
 
