@@ -224,6 +224,7 @@ class Backlog:
         try:
             await self._keep(self._spool)
         finally:
+            self._thread.submit(self._spool.close)  # not awaited, as this may be cancelled
             self._begun.set()
             self._ended.set()
             self._thread.shutdown(wait=False)

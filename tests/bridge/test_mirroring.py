@@ -126,7 +126,6 @@ def test_presence_ends_with_the_bridge(nats_server: NatsServer) -> None:
             assert list(await bucket(someone.client, "VICI_NODE")) == ["gw1"]
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            await bridge.gateways[0].state.backlog.close()  # a process that ends closes its files
             async with asyncio.timeout(10):
                 while await bucket(someone.client, "VICI_NODE"):
                     await asyncio.sleep(0.1)

@@ -60,8 +60,6 @@ class Boot:
         self.keeper.cancel()
         await asyncio.gather(self.keeper, return_exceptions=True)
         self.backlog._thread.shutdown()
-        assert self.backlog._spool
-        self.backlog._spool.close()
 
 
 @asynccontextmanager
