@@ -25,7 +25,7 @@ Key: TypeAlias = tuple[str, str]
 """A bucket, and a key in it."""
 
 _TASKS = ("tasks-queued", "tasks-active", "tasks-passive")
-_COUNTED = 50_000
+_COUNTED = 50_000  # CHILD_SAs that are gone, of which the counters are remembered
 _ADDRESS = ("local-host", "local-port", "remote-host", "remote-port")
 
 

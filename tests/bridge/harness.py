@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgpack
 import nats
@@ -212,13 +213,20 @@ async def up(bridge: Service) -> None:
     await until(lambda: all(gateway.up for gateway in bridge.gateways))
 
 
+async def start_bridge(
+    config: Path, *program: str, stderr: int | IO[bytes] = asyncio.subprocess.PIPE, **environment: str
+) -> asyncio.subprocess.Process:
+    """Start `vicibridge run` as a process of its own; `program` stands in place of `-m vicibridge`."""
+    argv = [sys.executable, *(program or ("-m", "vicibridge")), "run", "--config", str(config)]
+    return await asyncio.create_subprocess_exec(*argv, stderr=stderr, env={**os.environ, **environment})
+
+
 @asynccontextmanager
 async def bridge_process(config: Path) -> AsyncIterator[Path]:
     """Run `vicibridge run` with a file and yield its log; it must end in order, without an error."""
     log = config.with_suffix(".log")
-    argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
     with log.open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(*argv, stderr=stderr)
+        process = await start_bridge(config, stderr=stderr)
     try:
         yield log
         process.terminate()

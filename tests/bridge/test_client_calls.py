@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -258,15 +258,18 @@ def test_connecting(nats_server: NatsServer, make_nats_server: Any) -> None:
     run(test())
 
 
-def test_what_nats_does_not_permit(make_nats_server: Any) -> None:
-    server = make_nats_server(
-        "authorization { users: [ { user: me, password: s, permissions: { publish: "
-        '["vici.gw1.cmd.version", "$SRV.>"], subscribe: "_INBOX.>" } } ] }'
-    )
+async def permitted(make_nats_server: Any, publish: str, subscribe: str) -> Callable[..., Fleet]:
+    """Start a server on which `me` may do this much; return what makes a fleet of that user."""
+    permissions = f"permissions: {{ publish: {publish}, subscribe: {subscribe} }}"
+    server = make_nats_server(f"authorization {{ users: [ {{ user: me, password: s, {permissions} }} ] }}")
+    await server.up()
+    return lambda **more: Fleet(Nats(servers=[server.url], user="me", password="s", **more))
 
+
+def test_what_nats_does_not_permit(make_nats_server: Any) -> None:
     async def test() -> None:
-        await server.up()
-        async with Fleet(Nats(servers=[server.url], user="me", password="s")) as fleet:
+        me = await permitted(make_nats_server, '["vici.gw1.cmd.version", "$SRV.>"]', '"_INBOX.>"')
+        async with me() as fleet:
             with pytest.raises(Denied, match="may not publish to vici.gw1.cmd.stats"):
                 await fleet.node("gw1").stats()
             with pytest.raises(Denied):
@@ -278,14 +281,9 @@ def test_what_nats_does_not_permit(make_nats_server: Any) -> None:
 
 
 def test_an_inbox_that_nats_does_not_permit(make_nats_server: Any, caplog: pytest.LogCaptureFixture) -> None:
-    server = make_nats_server(
-        "authorization { users: [ { user: me, password: s, permissions: { "
-        'publish: ">", subscribe: "_INBOX_me.>" } } ] }'
-    )
-
     async def test() -> None:
-        await server.up()
-        async with Fleet(Nats(servers=[server.url], user="me", password="s")) as fleet:
+        me = await permitted(make_nats_server, '">"', '"_INBOX_me.>"')
+        async with me() as fleet:
             for _ in range(2):
                 with pytest.raises(Denied, match=r"may not subscribe to _INBOX\..*inbox_prefix"):
                     await fleet.node("gw1").stats()
@@ -295,7 +293,7 @@ def test_an_inbox_that_nats_does_not_permit(make_nats_server: Any, caplog: pytes
             assert caplog.messages[0].startswith('NATS: permissions violation for subscription to "_inbox.')
             with pytest.raises(Denied):
                 await fleet.everyone(timeout=1).stats().all()
-        async with Fleet(Nats(servers=[server.url], user="me", password="s", inbox_prefix="_INBOX_me")) as fleet:
+        async with me(inbox_prefix="_INBOX_me") as fleet:
             with pytest.raises(Unavailable):
                 await fleet.node("gw1").stats()
 

@@ -22,6 +22,9 @@ pytest.importorskip("rich", reason="the command line needs rich")
 from vicibridge.console.common import find_nats  # noqa: E402
 
 SA = {"uniqueid": "7", "state": "ESTABLISHED", "local-host": "192.0.2.1", "remote-host": "192.0.2.2"}
+CHILD = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
+SITE = {**SA, "child-sas": {"net-3": CHILD}}
+SITES = [("list-sa", {"site": SITE})]
 LINE = {"group": "IKE", "level": "1", "thread": "3", "msg": "retransmit"}
 
 
@@ -123,12 +126,9 @@ def test_tail(nats_server: NatsServer) -> None:
 
 def test_nodes_and_sas(nats_server: NatsServer) -> None:
     async def test() -> None:
-        child = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
-        site = {**SA, "child-sas": {"net-3": child}}
-        sas = [("list-sa", {"site": site})]
-        async with a_fleet(nats_server, "gw 1", sas=sas, mirror={"enabled": True}) as (fleet, [charon]):
+        async with a_fleet(nats_server, "gw 1", sas=SITES, mirror={"enabled": True}) as (fleet, [charon]):
             charon.on("list-conns", {})
-            charon.emit("child-updown", {"up": "yes", "site": site})
+            charon.emit("child-updown", {"up": "yes", "site": SITE})
             await mirrored(fleet)
             results = await asyncio.gather(
                 outcome(nats_server, "nodes"),

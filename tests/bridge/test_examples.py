@@ -17,12 +17,10 @@ import pytest
 from harness import NatsServer, run
 from pages import NATS, Block, blocks, each
 from test_client_calls import a_fleet
-from test_console import LINE, SA, mirrored
+from test_console import LINE, SITE, SITES, mirrored
 from vicibridge.natsserver import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CHILD = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
-SITE = {**SA, "child-sas": {"net-3": CHILD}}
 
 
 @asynccontextmanager
@@ -92,7 +90,7 @@ def test_inventory_and_reinitiate(nats_server: NatsServer) -> None:
             for charon in charons:
                 charon.on("terminate", {"success": "no", "errmsg": "no matching SAs to terminate found"})
                 charon.on("initiate", {"success": "yes"})
-            charons[0].on("list-sas", {}, stream=[("list-sa", {"site": SITE})])
+            charons[0].on("list-sas", {}, stream=SITES)
             charons[1].on("list-sas", {})
             async with example("inventory", nats_server.url) as inventory:
                 told = (await inventory.communicate())[0].decode().splitlines()
@@ -110,8 +108,7 @@ def test_inventory_and_reinitiate(nats_server: NatsServer) -> None:
 def test_exporter(nats_server: NatsServer) -> None:
     async def test() -> None:
         port = free_port()
-        sas = [("list-sa", {"site": SITE})]
-        async with a_fleet(nats_server, "gw1", sas=sas, mirror={"enabled": True}) as (fleet, [charon]):
+        async with a_fleet(nats_server, "gw1", sas=SITES, mirror={"enabled": True}) as (fleet, [charon]):
             charon.on("list-conns", {})
             charon.emit("child-updown", {"up": "yes", "site": SITE})
             await mirrored(fleet)
@@ -152,7 +149,7 @@ def a_program(block: Block, codec: str, nats_server: NatsServer, tmp_path: Path)
         async with a_fleet(nats_server, "gw1", events={"codec": codec}, log={"codec": codec}) as (_, [charon]):
             charon.on("version", {"daemon": "charon"})
             charon.on("stats", {"uptime": {"running": "2 days"}})
-            charon.on("list-sas", {}, stream=[("list-sa", {"site": SITE})])
+            charon.on("list-sas", {}, stream=SITES)
 
             def emit() -> None:
                 charon.emit("child-updown", {"site": SITE})

@@ -422,6 +422,35 @@ def test_charon_is_not_asked_again_before_it_has_answered(
     run(test())
 
 
+def test_what_comes_and_goes_while_nats_is_away_takes_no_memory(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url, "nothing") as someone:
+            listed(charon, [("gw", sa("1")), ("gw", sa("2"))])
+            async with service(mirrored(nats_server.url, charon)) as bridge:
+                await settled(bridge)
+                mirror = bridge.mirrorings[0].mirror
+                nats_server.kill()
+                await until(lambda: not bridge.bus.connected)
+                received = bridge.gateways[0].state.counts.received
+                charon.emit("ike-updown", {"gw": sa("2")})
+                for number in range(10, 4010):
+                    charon.emit("ike-updown", {"up": "yes", "gw": sa(str(number))})
+                    charon.emit("ike-updown", {"gw": sa(str(number))})
+                    await charon.drain()
+                await until(lambda: bridge.gateways[0].state.counts.received > received + 8000)
+                assert len(mirror.changed) < 1100
+                listed(charon, [("gw", sa("1"))])
+                await nats_server.up()
+                await until(lambda: bridge.bus.connected)
+                await settled(bridge)
+                async with asyncio.timeout(20):
+                    while list(await bucket(someone.client, "VICI_SA")) != ["gw1.gw.1"]:
+                        await asyncio.sleep(0.05)
+
+    run(test())
+
+
 LARGE = 10**30
 DEEP: Any = json.loads('{"x":' * 600 + "1" + "}" * 600)
 COUNTERS = ("bytes_in", "packets_in", "bytes_out", "packets_out")
@@ -454,35 +483,6 @@ def forged(uniqueid: str, changed: Section) -> bytes:
         "closed": {},
     }
     return json.dumps(value | changed).encode()
-
-
-def test_what_comes_and_goes_while_nats_is_away_takes_no_memory(nats_server: NatsServer) -> None:
-    async def test() -> None:
-        await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url, "nothing") as someone:
-            listed(charon, [("gw", sa("1")), ("gw", sa("2"))])
-            async with service(mirrored(nats_server.url, charon)) as bridge:
-                await settled(bridge)
-                mirror = bridge.mirrorings[0].mirror
-                nats_server.kill()
-                await until(lambda: not bridge.bus.connected)
-                received = bridge.gateways[0].state.counts.received
-                charon.emit("ike-updown", {"gw": sa("2")})
-                for number in range(10, 4010):
-                    charon.emit("ike-updown", {"up": "yes", "gw": sa(str(number))})
-                    charon.emit("ike-updown", {"gw": sa(str(number))})
-                    await charon.drain()
-                await until(lambda: bridge.gateways[0].state.counts.received > received + 8000)
-                assert len(mirror.changed) < 1100
-                listed(charon, [("gw", sa("1"))])
-                await nats_server.up()
-                await until(lambda: bridge.bus.connected)
-                await settled(bridge)
-                async with asyncio.timeout(20):
-                    while list(await bucket(someone.client, "VICI_SA")) != ["gw1.gw.1"]:
-                        await asyncio.sleep(0.05)
-
-    run(test())
 
 
 @pytest.mark.parametrize("codec", ["msgpack", "json", "raw"])

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,7 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness import NatsServer, run, service, settings, until, up, witness
+from harness import NatsServer, run, service, settings, start_bridge, until, up, witness
 from prometheus_client.parser import text_string_to_metric_families
 from vicibridge import journal
 from vicibridge.accounting import Counts
@@ -274,13 +273,6 @@ async def systemd(path: Path | str) -> AsyncIterator[Callable[[str], Any]]:
         yield hear
 
 
-async def process(config: Path, **environment: str) -> asyncio.subprocess.Process:
-    command = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
-    return await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, **environment}, stderr=asyncio.subprocess.PIPE
-    )
-
-
 async def line_with(process: asyncio.subprocess.Process, text: str) -> str:
     assert process.stderr
     while True:
@@ -312,7 +304,7 @@ def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path
                 f'[[gateway]]\nnode = "gw1"\nvici = "{charon.address}"\n'
             )
             config.write_text(text)
-            bridge = await process(config, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
+            bridge = await start_bridge(config, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
             try:
                 await hear("READY=1")
                 await hear("WATCHDOG=1")
@@ -358,7 +350,7 @@ def test_watchdog_and_health_stop_with_the_event_loop(nats_server: NatsServer, t
         config.write_text(f'[nats]\nservers = ["{nats_server.url}"]\n[[gateway]]\nnode = "gw1"\nvici = "/nowhere"\n')
         address = "@vicibridge-test-" + os.urandom(8).hex()
         async with systemd(address) as hear:
-            bridge = await process(config, NOTIFY_SOCKET=address, WATCHDOG_USEC="200000")
+            bridge = await start_bridge(config, NOTIFY_SOCKET=address, WATCHDOG_USEC="200000")
             try:
                 await hear("WATCHDOG=1")
                 bridge.send_signal(signal.SIGSTOP)
@@ -391,13 +383,13 @@ def test_address_in_use_is_told_before_anything_begins(tmp_path: Path) -> None:
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             listen = f"127.0.0.1:{taken.getsockname()[1]}"
-            bridge = await process(tmp_path / "none", VICIBRIDGE_HTTP__LISTEN=listen)
+            bridge = await start_bridge(tmp_path / "none", VICIBRIDGE_HTTP__LISTEN=listen)
             assert bridge.stderr
             assert "No such file" in (await bridge.stderr.read()).decode()
             config = tmp_path / "bridge.toml"
             config.write_text('[nats]\nservers = ["nats://127.0.0.1:1"]')
             begin = time.monotonic()
-            bridge = await process(config, VICIBRIDGE_HTTP__LISTEN=listen)
+            bridge = await start_bridge(config, VICIBRIDGE_HTTP__LISTEN=listen)
             assert bridge.stderr
             text = (await bridge.stderr.read()).decode()
             assert f"Error: http.listen: {listen}: " in text and "in use" in text and "Traceback" not in text
@@ -441,9 +433,7 @@ def test_log_that_nobody_takes_holds_up_nothing(tmp_path: Path) -> None:
             config.write_text(
                 f'[nats]\nservers = ["nats://127.0.0.1:1"]\n[[gateway]]\nnode = "gw1"\nvici = "{charon.address}"\n'
             )
-            argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(config)]
-            environment = {**os.environ, "VICIBRIDGE_SPOOL__PATH": str(tmp_path)}
-            bridge = await asyncio.create_subprocess_exec(*argv, stderr=writing, env=environment)
+            bridge = await start_bridge(config, stderr=writing, VICIBRIDGE_SPOOL__PATH=str(tmp_path))
             try:
                 await charon.registered("log")
                 bridge.terminate()

@@ -15,7 +15,7 @@ from typing import Any
 import nats
 import pytest
 from click.testing import CliRunner
-from harness import NatsServer, run, service, stored, until
+from harness import NatsServer, run, service, start_bridge, stored, until
 from nats.js.api import StreamConfig
 from vicibridge.bus import Bus
 from vicibridge.cli import cli
@@ -81,8 +81,7 @@ def test_it_ends_when_the_bridge_is_killed(tmp_path: Path) -> None:
         port = free_port()
         path = tmp_path / "bridge.toml"
         path.write_text(f'[nats.own]\nport = {port}\ndirectory = "{tmp_path}/nats"\n[[gateway]]\nvici = "/nowhere"\n')
-        command = [sys.executable, "-m", "vicibridge", "run", "--config", str(path)]
-        bridge = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        bridge = await start_bridge(path)
         assert bridge.stderr
         while b"NATS: connected to" not in await bridge.stderr.readline():
             assert not bridge.stderr.at_eof()

@@ -7,14 +7,13 @@ import json
 import logging
 import signal
 import socket
-import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, Witness, envelopes, run, service, settings, stored, until, up, witness
+from harness import NatsServer, Witness, envelopes, run, service, settings, start_bridge, stored, until, up, witness
 from nats.aio.msg import Msg
 
 from vicifast import protocol
@@ -443,9 +442,7 @@ def test_events_that_come_while_it_unregisters_are_told_as_a_gap(nats_server: Na
 async def start_process(tmp_path: Path, url: str, address: str) -> asyncio.subprocess.Process:
     config = tmp_path / "bridge.toml"
     config.write_text(f'[nats]\nservers = ["{url}"]\n[[gateway]]\nnode = "gw1"\nvici = "{address}"\n')
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "vicibridge", "run", "--config", str(config), stderr=asyncio.subprocess.PIPE
-    )
+    process = await start_bridge(config)
     assert process.stderr
     while b"charon is up" not in await process.stderr.readline():
         assert not process.stderr.at_eof()

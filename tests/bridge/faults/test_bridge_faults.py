@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from harness import NatsServer, run, service, settings, stored, until
+from harness import NatsServer, run, service, settings, start_bridge, stored, until
 from test_spool import mounted, needs_root
 from traffic import Traffic, account, heard, scene, verify_absent, verify_whole
 
@@ -32,8 +31,7 @@ cli()
 
 
 async def start(config: Path, *program: str) -> asyncio.subprocess.Process:
-    argv = [sys.executable, *(program or ("-m", "vicibridge")), "run", "--config", str(config)]
-    return await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.DEVNULL)
+    return await start_bridge(config, *program, stderr=asyncio.subprocess.DEVNULL)
 
 
 def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path) -> None:

@@ -6,13 +6,12 @@ That commands which block never take more than their share of its threads is in 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from harness import bridge_process, run, until
+from harness import bridge_process, run, start_bridge, until
 from lab import Lab
 
 from vicifast.aio import AsyncSession
@@ -140,8 +139,7 @@ def test_the_end_of_the_bridge_makes_no_burst_of_lines(lab: Lab, kill: bool) -> 
 
     async def end_one() -> None:
         with log.open("wb") as stderr:
-            argv = [sys.executable, "-m", "vicibridge", "run", "--config", str(path)]
-            bridge = await asyncio.create_subprocess_exec(*argv, stderr=stderr)
+            bridge = await start_bridge(path, stderr=stderr)
         await until(lambda: "charon is up" in log.read_text())
         await more(500)
         bridge.kill() if kill else bridge.terminate()
