@@ -22,7 +22,7 @@ from .config import Provision
 from .link import Disconnected, Link, TooLarge
 from .listing import Listing
 from .mirror import Key
-from .provision import ensure
+from .streams import ensure
 from .values import CONN, HEARTBEATS, NODE, SA
 
 _logger = logging.getLogger(__name__)

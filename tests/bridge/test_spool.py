@@ -17,10 +17,10 @@ from harness import NatsServer, run, settings, stored, until
 from vicibridge.accounting import Loss
 from vicibridge.backlog import KILLED, MEMORY_FULL, Backlog
 from vicibridge.bus import Bus
-from vicibridge.provision import Stream
 from vicibridge.service import Service
 from vicibridge.spool import DAMAGED, FULL, OLD, Event, Note, Spool
 from vicibridge.state import StatePipeline
+from vicibridge.streams import Stream
 
 STREAM = Stream("VICI", ["vici.*.event.>", "vici.*.bridge.>"], 0)
 MIB = 1024 * 1024

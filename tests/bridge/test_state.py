@@ -14,8 +14,8 @@ from harness import NatsServer, run, settings, stored, until
 from vicibridge.accounting import Loss
 from vicibridge.backlog import Backlog
 from vicibridge.bus import Bus
-from vicibridge.provision import Stream
 from vicibridge.state import StatePipeline
+from vicibridge.streams import Stream
 
 STREAM = Stream("VICI", ["vici.*.event.>", "vici.*.bridge.>"], 0)
 MIB = 1024 * 1024
