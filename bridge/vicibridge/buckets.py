@@ -19,7 +19,7 @@ from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
 from .bus import Bus
 from .config import Provision
-from .link import Disconnected, Link, TooLarge
+from .link import Disconnected, Link, TooLarge, reason_of
 from .listing import Listing
 from .mirror import Key
 from .streams import ensure
@@ -110,7 +110,7 @@ class Buckets:
                 await self._prepare(link)
                 await self._write(link, inbox)
             except (NatsError, TimeoutError) as error:
-                self._trouble(str(error) or type(error).__name__)
+                self._trouble(reason_of(error))
             finally:
                 self._again()
             await link.unless_lost(asyncio.sleep(_RETRY))

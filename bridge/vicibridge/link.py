@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import nats.errors
+import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -17,6 +18,16 @@ _T = TypeVar("_T")
 
 _API_TIMEOUT = 5.0  # seconds for an answer of the JetStream API
 _HEADER_FRAME = len("NATS/1.0\r\n\r\n")
+# What errors of nats-py mean, where their own text has only a name or "None"; the nearest class in the table counts.
+_MEANINGS: dict[type[Exception], str] = {
+    nats.errors.TimeoutError: "no answer in time",
+    nats.errors.NoRespondersError: "nothing answers requests on this subject",
+    nats.errors.UnexpectedEOF: "the server closed the connection",
+    nats.errors.StaleConnectionError: "the server did not answer pings",
+    nats.js.errors.NoStreamResponseError: "no stream takes this subject, or JetStream is off",
+    nats.js.errors.ServiceUnavailableError: "JetStream does not answer: it is off in this server or for this account, "
+    "or its cluster has no leader",
+}
 _MAX_SUBJECTS = 3500  # bytes of subject and reply: the line they are in may have 4096 (max_control_line of nats-server)
 
 
@@ -186,9 +197,22 @@ def _tasks(client: Client) -> list[asyncio.Task[None]]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return one line about `error`, without what nats-py puts before it."""
+    """Return one sentence about `error`, of nats-py or any other: what JetStream said, or what the error means."""
+    if description := getattr(error, "description", None):
+        return f"{' '.join(description.split())}{_number(error)}"
+    for kind in type(error).__mro__:
+        if kind in _MEANINGS:
+            return _MEANINGS[kind]
+    if type(error).__str__ is nats.js.errors.APIError.__str__:
+        return f"JetStream answered with an error without a description{_number(error)}"
     text = " ".join(str(error).split()).removeprefix("nats: ")
-    return text or type(error).__name__
+    return text or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+
+
+def _number(error: Exception) -> str:
+    """Return the number by which JetStream's documentation lists an error."""
+    number = getattr(error, "err_code", None) or getattr(error, "code", None)
+    return f" (JetStream error {number})" if number else ""
 
 
 def _whole(timeout: float) -> int:

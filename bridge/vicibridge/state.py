@@ -13,7 +13,7 @@ from nats.errors import Error as NatsError
 from .accounting import Counts
 from .backlog import Backlog
 from .bus import Bus
-from .link import Link, TooLarge
+from .link import Link, TooLarge, reason_of
 from .raw import opened
 from .streams import Stream
 
@@ -188,7 +188,7 @@ class StatePipeline:
         except NatsError as error:
             # An administrator may have forbidden the question; whether events are taken, the acknowledgements tell.
             if not self._troubled:
-                _logger.warning("JetStream: cannot look after the stream %s: %s", self._stream.name, error)
+                _logger.warning("JetStream: cannot look after the stream %s: %s", self._stream.name, reason_of(error))
 
 
 def _refusal(message: Msg) -> str:

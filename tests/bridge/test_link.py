@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
+import nats
+import nats.errors
 import pytest
 from harness import NatsServer, run, running, service, settings, until, up, witness
 from nats.aio.msg import Msg
+from nats.js import errors
 from vicibridge.bus import Bus
-from vicibridge.link import Link, TooLarge
+from vicibridge.link import Link, TooLarge, reason_of
 
 from vicifast.testing import FakeCharon
 
@@ -152,3 +156,48 @@ def test_servers_that_a_server_tells_of_get_its_credentials_and_are_forgotten_wh
         await second.stop()
 
     run(test())
+
+
+OFF = "JetStream does not answer: it is off in this server or for this account, or its cluster has no leader"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.ServiceUnavailableError(), OFF),
+        (errors.NoStreamResponseError(), "no stream takes this subject, or JetStream is off"),
+        (errors.APIError(), "JetStream answered with an error without a description"),
+        (errors.ServerError(code=500), "JetStream answered with an error without a description (JetStream error 500)"),
+        (errors.KeyNotFoundError(), "key not found"),
+        (errors.KeyWrongLastSequenceError("wrong last sequence: 3"), "wrong last sequence: 3"),
+        (nats.errors.NoRespondersError(), "nothing answers requests on this subject"),
+        (nats.errors.TimeoutError(), "no answer in time"),
+        (errors.FetchTimeoutError(), "no answer in time"),
+        (TimeoutError(), "no answer in time"),
+        (TimeoutError("no acknowledgement within 5 seconds"), "no acknowledgement within 5 seconds"),
+        (nats.errors.UnexpectedEOF(), "the server closed the connection"),
+        (nats.errors.Error("nats: 'authorization violation'"), "'authorization violation'"),
+        (ValueError("two\nlines"), "two lines"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_every_error_is_a_sentence(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason
+
+
+def test_what_jetstream_answers_is_a_sentence(make_nats_server: Callable[..., NatsServer]) -> None:
+    async def asked(server: NatsServer) -> str:
+        await server.up()
+        client = await nats.connect(server.url)
+        try:
+            await client.jetstream().stream_info("VICI")
+        except errors.APIError as error:
+            return reason_of(error)
+        finally:
+            await client.close()
+        raise AssertionError("there is no such stream")
+
+    assert run(asked(make_nats_server())) == "stream not found (JetStream error 10059)"
+    assert run(asked(make_nats_server("jetstream: disabled"))) == OFF
+    account = "accounts { A: { users: [{user: a, password: b}] } }\nno_auth_user: a"
+    assert run(asked(make_nats_server(account))).startswith("JetStream not enabled for account")
