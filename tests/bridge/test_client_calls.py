@@ -11,6 +11,7 @@ from typing import Any
 import nats
 import pytest
 from harness import NatsServer, run, service, settings, until, up
+from nats.js.api import DiscardPolicy, StreamConfig
 from vicibridge.client import BusError, Denied, Fleet, JetStreamError, Unavailable, Watch
 from vicibridge.config import Config, Gateway, Nats
 
@@ -128,6 +129,44 @@ def test_errors(nats_server: NatsServer) -> None:
     run(test())
 
 
+CAPTURING = [
+    StreamConfig(name="VICI", subjects=["vici.>"]),
+    StreamConfig(name="THEIRS", subjects=["vici.*.cmd.>", "$SRV.PING.>"]),
+    StreamConfig(name="FULL", subjects=["vici.*.cmd.*", "$SRV.PING.>"], max_msgs=1, discard=DiscardPolicy.NEW),
+]
+
+
+@pytest.mark.parametrize("stream", CAPTURING, ids=[str(stream.name) for stream in CAPTURING])
+def test_answers_of_a_stream_that_captures_requests_are_ignored(nats_server: NatsServer, stream: StreamConfig) -> None:
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw1", "gw2") as (fleet, charons):
+            jetstream = fleet.client.jetstream()
+            while "VICI" not in [str(info.config.name) for info in await jetstream.streams_info()]:
+                await asyncio.sleep(0.01)
+            await (jetstream.update_stream if stream.name == "VICI" else jetstream.add_stream)(stream)
+            assert str(stream.name).encode() in (await fleet.client.request("vici.gw1.cmd.version")).data
+            node = fleet.node("gw1")
+            assert await node.version() == {"daemon": "charon", "on": "gw1"}
+            assert [sa async for sa in node.list_sas()] == [message for _, message in SAS]
+            with pytest.raises(Denied):
+                await node.terminate(ike="a").wait()
+            with pytest.raises(UnknownCommand):
+                await node.call("no-such")
+            for charon in charons:
+                charon.on("get-pools", {"success": "no", "errmsg": "no such pool"})
+            with pytest.raises(CommandError, match="no such pool"):
+                await node.get_pools("x")
+            assert [one.name for one in await fleet.nodes()] == ["gw1", "gw2"]
+            answers = await fleet.everyone().list_sas().all()
+            assert [(one.node, len(one.parts), one.error) for one in answers] == [("gw1", 3, None), ("gw2", 3, None)]
+            failed = await fleet.everyone().get_pools("x").all()
+            assert [(one.node, type(one.error)) for one in failed] == [("gw1", CommandError), ("gw2", CommandError)]
+            with pytest.raises(RequestTimeout, match=f"nothing came .* the stream {stream.name} captures vici.gw9"):
+                await fleet.node("gw9", timeout=0.3).version()
+
+    run(test())
+
+
 def test_charon_is_away(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
@@ -212,7 +251,7 @@ def test_lost_parts_are_told(nats_server: NatsServer) -> None:
 
 def _nonsense(client: nats.NATS) -> Any:
     async def answer(message: Any) -> None:
-        await client.publish(message.reply, b"\xc1\xc1")
+        await client.publish(message.reply, b"\xc1\xc1", headers={"Vici-Node": "gw1"})
 
     return answer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
@@ -29,6 +30,7 @@ from vicifast.protocol import Body, Call, Section, Values, check_text
 from .. import requests
 from ..answer import COUNT, PART
 from ..link import reason_of
+from ..raw import NODE
 from .errors import BusError, Busy, Denied, Unavailable
 
 _HEADERS = 512  # bytes that the headers of a request may take
@@ -115,7 +117,12 @@ class Calls:
             async with asyncio.timeout(timeout):
                 await news(call)
         except TimeoutError:
-            error = RequestTimeout(f"{call.node}: {call.command}: nothing came for {timeout:g} seconds")
+            text = f"{call.node}: {call.command}: nothing came for {timeout:g} seconds"
+            if call.captured_by:
+                text += (
+                    f"; the stream {call.captured_by} captures {call.subject}, so NATS cannot report a missing bridge"
+                )
+            error = RequestTimeout(text)
             call.fail(error)
             raise error from None
         except asyncio.CancelledError:
@@ -141,10 +148,19 @@ async def news(asked: Wakes) -> None:
         asked.wake = None
 
 
-class NodeCall(Call):
-    """A command that one node answers. `leave` forgets it where answers come in."""
+def is_no_responders(message: Msg) -> bool:
+    """Whether NATS itself reports that nobody subscribes to the subject of the request."""
+    headers = message.headers or {}
+    return not message.data and headers.get("Status") == "503" and NODE not in headers
 
-    __slots__ = ("node", "subject", "leave", "_values", "_count", "_told")
+
+class NodeCall(Call):
+    """A command that one node answers. `leave` forgets it where answers come in.
+
+    `captured_by` is the JetStream stream that acknowledged the request, as one does whose subjects include commands.
+    """
+
+    __slots__ = ("node", "subject", "leave", "captured_by", "_values", "_count", "_told")
 
     def __init__(self, node: str, subject: str, command: str, values: Values) -> None:
         known = COMMANDS.get(command)
@@ -152,6 +168,7 @@ class NodeCall(Call):
         self.node = node
         self.subject = subject
         self.leave: Callable[[], None] = lambda: None
+        self.captured_by = ""
         self._values = values
         self._count = 0
         self._told: Section | _wire.Message | None = None
@@ -161,8 +178,12 @@ class NodeCall(Call):
         """Take in one message of the answer."""
         if self.done:
             return
+        headers = message.headers or {}
+        if NODE not in headers and not is_no_responders(message):
+            self.captured_by = self.captured_by or _stream_of(message.data)
+            return
         try:
-            self._take(message.data, message.headers or {})
+            self._take(message.data, headers)
         except DecodeError as error:
             self.fail(error)
         except EncodeError as error:  # what stands in msgpack is not all VICI
@@ -213,6 +234,14 @@ class NodeCall(Call):
 
     def _read(self, data: bytes, binary: frozenset[str] = frozenset()) -> Section | _wire.Message:
         return _value(_wire.from_msgpack(data), self._values, binary)
+
+
+def _stream_of(acknowledgement: bytes) -> str:
+    """Return the name of the stream in an acknowledgement of JetStream; nothing when it is something else."""
+    try:
+        return str(json.loads(acknowledgement)["stream"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _value(raw: bytes, values: Values, binary: frozenset[str] = frozenset()) -> Section | _wire.Message:

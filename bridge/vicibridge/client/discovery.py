@@ -16,7 +16,7 @@ from vicifast.errors import ViciError
 
 from ..discovery import NAME
 from ..values import HEARTBEATS, NodeValue
-from .calls import Calls, news
+from .calls import Calls, is_no_responders, news
 from .errors import JetStreamError
 from .watch import Watch
 
@@ -102,10 +102,12 @@ class Discovery:
         return self.found
 
     def take(self, message: Msg) -> None:
-        if message.data:
-            self.found.append(json.loads(message.data))
+        if is_no_responders(message):
+            self._ended = True
+        elif (instance := _instance(message.data)) is not None:
+            self.found.append(instance)
         else:
-            self._ended = True  # NATS says that nobody is there
+            return  # such as an acknowledgement of JetStream: a stream captures the request
         if self.wake is not None:
             self.wake()
 
@@ -114,3 +116,12 @@ class Discovery:
         self._ended = True
         if self.wake is not None:
             self.wake()
+
+
+def _instance(answer: bytes) -> Mapping[str, Any] | None:
+    """Return what an instance of the service says of itself; None when the answer is not from one."""
+    try:
+        told = json.loads(answer)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) and told.get("name") == NAME else None

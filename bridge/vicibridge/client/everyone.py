@@ -17,7 +17,7 @@ from vicifast.session import M
 
 from ..raw import NODE
 from ..subjects import ALL_NODES, command_subject, unescape
-from .calls import Calls, NodeCall, encode_request, news, request_headers
+from .calls import Calls, NodeCall, encode_request, is_no_responders, news, request_headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +124,13 @@ class Answers(Generic[M]):
             self.fail(error)
 
     def take(self, message: Msg) -> None:
-        self._last = asyncio.get_running_loop().time()
         token = (message.headers or {}).get(NODE)
-        if token is None:  # NATS says that no bridge listens
+        if token is None:
+            if not is_no_responders(message):
+                return  # an acknowledgement of JetStream: a stream captures the request
             self._nobody = True
-        else:
+        self._last = asyncio.get_running_loop().time()
+        if token is not None:
             node = unescape(token)
             call = self._answering.get(node)
             if call is None:
