@@ -77,10 +77,11 @@ def test_failed_stream_gives_its_messages_first(kit: Kit) -> None:
         log = [("control-log", {"msg": str(i)}) for i in range(3)]
         charon.on("initiate", {"success": "no", "errmsg": "not established"}, stream=log)
         seen = []
-        with pytest.raises(CommandError, match="not established"):
+        with pytest.raises(CommandError, match="not established") as failed:
             for message in session.stream("initiate", {"child": "net"}):
                 seen.append(message["msg"])
         assert seen == ["0", "1", "2"]
+        assert failed.value.__context__ is None  # a traceback shows this error alone
 
 
 def test_waiting_for_the_end_of_a_stream(kit: Kit) -> None:

@@ -164,8 +164,9 @@ class Stream(BaseStream[Connection, M]):
             try:
                 return cast(M, content(call.items.popleft()))
             except IndexError:
-                if call.has_ended():
-                    raise StopIteration from None
+                pass  # what is raised below is no consequence of it
+            if call.has_ended():
+                raise StopIteration
             with self._connection.in_use:
                 self._connection.wait_call(call, self._timeout)
 
