@@ -19,7 +19,7 @@ from .measure import Settings, Table, interleave
 
 # How the server writes: as charon does, or as fast as a socket takes it.
 MODES = {"packets": "two writes a packet, as charon does", "blast": "large writes"}
-CLIENTS = ["vicifast Session", "vicifast AsyncSession", "python vici", "receive and discard"]
+CLIENTS = ["vicifast Session", "vicifast AsyncSession", "vicifast compat", "python vici", "receive and discard"]
 
 
 def tables(settings: Settings) -> Iterator[Table]:

@@ -37,6 +37,16 @@ def _digest(messages: Iterable[Any]) -> str:
 def _python_vici(path: str, count: int) -> tuple[Clock, int, str]:
     import vici  # type: ignore[import-untyped]
 
+    return _list_sas(vici, path)
+
+
+def _compat(path: str, count: int) -> tuple[Clock, int, str]:
+    from vicifast import compat
+
+    return _list_sas(compat, path)
+
+
+def _list_sas(vici: Any, path: str) -> tuple[Clock, int, str]:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)
         session = vici.Session(sock)
@@ -102,8 +112,13 @@ def main() -> None:
     if client == "vicifast AsyncSession":
         clock, got, digest = asyncio.run(_async_session(path))
     else:
-        run = {"vicifast Session": _session, "python vici": _python_vici, "receive and discard": _discard}[client]
-        clock, got, digest = run(path, count)
+        runs = {
+            "vicifast Session": _session,
+            "vicifast compat": _compat,
+            "python vici": _python_vici,
+            "receive and discard": _discard,
+        }
+        clock, got, digest = runs[client](path, count)
     if got != count:
         raise SystemExit(f"{client} got {got} of {count} messages")
     print(json.dumps({"CPU": clock.cpu, "wall": clock.wall, "digest": digest}))

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import importlib
 import inspect
 import ipaddress
+import pickle
+import pkgutil
 import re
+import select
+import selectors
+import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -152,17 +160,39 @@ def test_unknown_commands_raise_the_same_exception(charon: Any) -> None:
             assert session.version()["daemon"] == b"charon"
 
 
+def surface(vici: Any) -> dict[str, Any]:
+    """The public names that a package defines, with signatures, bases and values, in the same form for both."""
+    found: dict[str, Any] = {}
+    for info in pkgutil.iter_modules(vici.__path__):
+        module = importlib.import_module(f"{vici.__name__}.{info.name}")
+        for name, value in vars(module).items():
+            here = getattr(value, "__module__", module.__name__) == module.__name__
+            if here and not name.startswith("_") and not inspect.ismodule(value):
+                found |= described(f"{info.name}.{name}", value)
+    return found
+
+
+def described(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, type) and issubclass(value, tuple):
+        return {name: value._fields}  # type: ignore[attr-defined]
+    if isinstance(value, type):
+        found: dict[str, Any] = {name: [base.__name__ for base in value.__mro__]}
+        for inner in vars(value):
+            if not inner.startswith("_") or inner in ("__init__", "__len__"):
+                found |= described(f"{name}.{inner}", getattr(value, inner))
+        return found
+    if callable(value):
+        parameters = inspect.signature(value).parameters.values()
+        return {name: [(p.name, p.default is p.empty) for p in parameters]}
+    return {name: value if isinstance(value, int) else type(value).__name__}
+
+
 @needs_theirs
-def test_signatures() -> None:
-    for kind in ("Session", "EventListener"):
-        for name, function in inspect.getmembers(getattr(theirs, kind), inspect.isfunction):
-            if not name.startswith("_") or name == "__init__":
-                ours = inspect.signature(getattr(getattr(compat, kind), name)).parameters
-                expected = inspect.signature(function).parameters
-                assert [*ours] == [*expected], name
-                assert [p.default is p.empty for p in ours.values()] == [
-                    p.default is p.empty for p in expected.values()
-                ], name
+def test_every_public_name_is_here() -> None:
+    expected, ours = surface(theirs), surface(compat)
+    assert len(expected) > 80
+    assert {name: ours.get(name) for name in expected} == expected
+    assert set(vars(theirs)) <= set(vars(compat))
 
 
 @needs_theirs
@@ -349,6 +379,391 @@ def test_event_listener_passes_on_other_exceptions(vici: Any, charon: Any) -> No
     assert vici.EventListener().listen() is False
 
 
+# What programs do beside the methods of a session: with the socket, packets, transports and errors.
+
+CONFIRM = _wire.packet(_wire.EVENT_CONFIRM)
+REPLY = _wire.packet(_wire.CMD_RESPONSE, None, {"success": "yes"})
+
+
+def logged(text: str) -> bytes:
+    return _wire.packet(_wire.EVENT, "log", {"msg": text})
+
+
+@contextmanager
+def scripted(vici: Any, *answers: bytes) -> Iterator[tuple[Any, socket.socket]]:
+    """A session, and the daemon's end of its connection, where the answers are waiting already."""
+    ours, daemon = socket.socketpair()
+    with time_limit(), ours, daemon:
+        ours.settimeout(10)
+        daemon.sendall(b"".join(answers))
+        yield vici.Session(ours), daemon
+
+
+def by_select(sock: socket.socket) -> Callable[[], object]:
+    return lambda: select.select([sock], [], [], 0)[0]
+
+
+def by_poll(sock: socket.socket) -> Callable[[], object]:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return lambda: poll.poll(0)
+
+
+def by_selectors(sock: socket.socket) -> Callable[[], object]:
+    selector = selectors.SelectSelector()
+    selector.register(sock, selectors.EVENT_READ)
+    return lambda: selector.select(0)
+
+
+@either
+@pytest.mark.parametrize("wait", [by_select, by_poll, by_selectors])
+def test_the_socket_is_readable_as_long_as_there_are_events(vici: Any, wait: Any) -> None:
+    with scripted(vici, CONFIRM, logged("0")) as (session, daemon):
+        events = session.listen(["log"])
+        assert next(events) == (b"log", {"msg": b"0"})
+        readable = wait(session.transport.socket)
+        assert not readable()
+        daemon.sendall(logged("1") + logged("2") + logged("3"))
+        found = []
+        while readable():
+            found.append(next(events)[1]["msg"])
+        assert found == [b"1", b"2", b"3"]
+        daemon.sendall(CONFIRM)
+        events.close()
+        assert not readable()
+
+
+@either
+def test_the_socket_is_quiet_after_a_stream(vici: Any) -> None:
+    with scripted(vici, CONFIRM, logged("1"), REPLY, CONFIRM) as (session, _):
+        assert len(list(session.streamed_request("initiate", "log"))) == 1
+        assert not by_select(session.transport.socket)()
+
+
+@either
+def test_the_timeout_of_the_socket_is_the_programs(vici: Any, charon: Any) -> None:
+    with opened(vici, charon) as session:
+        sock = session.transport.socket
+        before = sock.gettimeout()
+        sock.settimeout(5)
+        session.version()
+        assert (before, sock.gettimeout()) == (10, 5)
+        assert take(session.listen(["log"], 0.01), 1) == [(None, None)]
+        assert sock.gettimeout() == 5
+
+
+@either
+def test_a_program_reads_packets_itself(vici: Any, charon: Any) -> None:
+    packets, messages = vici.protocol.Packet, vici.protocol.Message
+
+    def watch(transport: Any) -> Iterator[Any]:
+        while True:
+            response = packets.parse(transport.receive())
+            if response.response_type == packets.EVENT:
+                yield response.event_type, messages.deserialize(response.payload)
+
+    with opened(vici, charon) as session:
+        session.transport.send(packets.register_event("log"))
+        assert packets.parse(session.transport.receive()).response_type == packets.EVENT_CONFIRM
+        charon.emit("log", {"msg": "hello"})
+        assert next(watch(session.transport)) == (b"log", {"msg": b"hello"})
+        session.transport.send(packets.unregister_event("log"))
+        assert packets.parse(session.transport.receive())[0] == packets.EVENT_CONFIRM
+        assert session.version()["daemon"] == b"charon"
+
+
+@either
+def test_an_asyncio_wrapper(vici: Any, charon: Any) -> None:
+    class AsyncTransport(vici.protocol.Transport):  # type: ignore[misc]
+        async def send(self, packet: bytes) -> None:
+            await asyncio.get_running_loop().sock_sendall(self.socket, struct.pack("!I", len(packet)) + packet)
+
+        async def receive(self) -> bytes:
+            (length,) = struct.unpack("!I", await self._recvall(self.HEADER_LENGTH))
+            return await self._recvall(length)
+
+        async def _recvall(self, count: int) -> bytes:
+            data = b""
+            while len(data) < count:
+                data += await asyncio.get_running_loop().sock_recv(self.socket, count - len(data))
+            return data
+
+    async def version() -> Any:
+        packets = vici.protocol.Packet
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        transport = AsyncTransport(sock)
+        await asyncio.get_running_loop().sock_connect(transport.socket, charon.address.removeprefix("unix://"))
+        await transport.send(packets.request("version", vici.protocol.Message.serialize({})))
+        response = packets.parse(await transport.receive())
+        transport.close()
+        assert response.response_type == packets.CMD_RESPONSE and sock.fileno() == -1
+        return vici.protocol.Message.deserialize(response.payload)
+
+    assert asyncio.run(version())["version"] == b"6.0.6"
+
+
+@either
+def test_what_stands_in_for_a_socket(vici: Any, charon: Any) -> None:
+    class Recording:
+        def __init__(self, sock: socket.socket) -> None:
+            self.sent, self.received, self.sock = b"", b"", sock
+
+        def sendall(self, data: bytes) -> None:
+            self.sent += data
+            self.sock.sendall(data)
+
+        def recv(self, count: int) -> bytes:
+            data = self.sock.recv(count)
+            self.received += data
+            return data
+
+        def __getattr__(self, name: str) -> Any:
+            assert name in ("gettimeout", "settimeout", "shutdown", "close")
+            return getattr(self.sock, name)
+
+    recording = Recording(connected(charon.address))
+    session = vici.Session(recording)
+    session.version()
+    assert recording.sent == _wire.packet(_wire.CMD_REQUEST, "version")
+    assert recording.received[4:5] == bytes([_wire.CMD_RESPONSE])
+    assert len(list(session.list_sas())) == 2
+    session.transport.close()
+
+
+@either
+def test_a_session_made_before_its_socket_is_connected(vici: Any, charon: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        session = vici.Session(sock)
+        with pytest.raises(OSError) as failure:
+            session.version()
+        assert failure.value.errno == errno.ENOTCONN
+        sock.connect(charon.address.removeprefix("unix://"))
+        assert session.version()["daemon"] == b"charon"
+
+
+@either
+def test_another_transport_in_a_session(vici: Any, charon: Any) -> None:
+    with opened(vici, charon) as session:
+        charon.cut("list-sas", 0)
+        with pytest.raises(OSError):
+            list(session.list_sas())
+        with connected(charon.address) as again:
+            session.transport = vici.protocol.Transport(again)
+            assert session.version()["daemon"] == b"charon"
+
+
+@either
+def test_a_subclass_of_the_session(vici: Any, charon: Any) -> None:
+    class Text(vici.Session):  # type: ignore[misc]
+        def request(self, command: str, message: Any = None) -> Any:
+            return {name: value for name, value in super().request(command, message).items() if name}
+
+        def streamed_request(self, command: str, event_stream_type: str, message: Any = None) -> Any:
+            return [[*item] for item in super().streamed_request(command, event_stream_type, message)]
+
+    with connected(charon.address) as sock:
+        session = Text(sock)
+        assert session.version() == {"daemon": b"charon", "version": b"6.0.6"}
+        assert session.list_sas() == [["site-1"], ["site-2"]]
+
+
+@either
+def test_commands_over_a_request_of_the_programs_own(vici: Any) -> None:
+    class Noting(vici.command_wrappers.CommandWrappers):  # type: ignore[misc]
+        def request(self, command: str, message: Any = None) -> Any:
+            return command, message
+
+    assert Noting().unload_pool({"name": "p"}) is None
+    assert Noting().load_pool({"p": {}}) == ("load-pool", {"p": {}})
+
+
+@either
+def test_an_interrupt_while_listening_does_no_harm(vici: Any, charon: Any) -> None:
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with opened(vici, charon) as session:
+            events = session.listen(["log"])
+            threading.Thread(target=lambda: (charon.registered("log"), charon.emit("log", {"msg": "1"}))).start()
+            assert next(events)[1] == {"msg": b"1"}
+            main = threading.get_ident()
+            threading.Timer(0.05, lambda: signal.pthread_kill(main, signal.SIGUSR1)).start()
+            with pytest.raises(KeyboardInterrupt):
+                next(events)
+            assert session.version()["daemon"] == b"charon"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@either
+def test_exceptions_can_be_pickled(vici: Any) -> None:
+    for name in ("DeserializationException", "SessionException", "CommandException", "EventUnknownException"):
+        error = pickle.loads(pickle.dumps(getattr(vici.exception, name)("text")))
+        assert (type(error).__name__, str(error)) == (name, "text")
+
+
+@either
+def test_no_events(vici: Any, charon: Any) -> None:
+    with opened(vici, charon) as session:
+        assert take(session.listen([], 0.01), 2) == [(None, None)] * 2
+        listener = vici.EventListener(session)
+
+        @listener.on_timeout()
+        def stop() -> None:
+            raise vici.StopListening
+
+        assert listener.listen(timeout=0.01) is True
+
+
+PARSED = {
+    "response": b"\x01\x03\x01k\x00\x01v",
+    "no message": b"\x05",
+    "event": b"\x07\x03log\x03\x01k\x00\x01v",
+    "event without a message": b"\x07\x03log",
+}
+PACKETS: dict[str, Callable[[Any], Any]] = {
+    "request": lambda p: p.Packet.request("version"),
+    "request with a message": lambda p: p.Packet.request("get-pools", p.Message.serialize({"leases": "yes"})),
+    "register": lambda p: p.Packet.register_event("log"),
+    "unregister": lambda p: p.Packet.unregister_event("log"),
+    "serialize": lambda p: p.Message.serialize({"a": 1, "b": ["x", b"\xff"], "c": {"d": {"e": ""}}, "f": []}),
+    "no message": lambda p: p.Message.serialize({}),
+    "deserialize": lambda p: p.Message.deserialize(p.FiniteStream(p.Message.serialize({"a": {"b": ["x"]}, "c": "d"}))),
+    "stream": lambda p: [(s := p.FiniteStream(b"abc")).read(1), len(s), s.tell(), s.has_more(), s.read(), s.has_more()],
+    **{f"parse {name}": lambda p, data=data: [*p.Packet.parse(data)[:-1]] for name, data in PARSED.items()},
+    **{f"payload of {name}": lambda p, data=data: p.Packet.parse(data).payload.read() for name, data in PARSED.items()},
+}
+
+
+@needs_theirs
+@pytest.mark.parametrize("call", PACKETS)
+def test_equal_packets(call: str) -> None:
+    assert plain(PACKETS[call](compat.protocol)) == plain(PACKETS[call](theirs.protocol))
+
+
+@either
+def test_transports(vici: Any) -> None:
+    ours, daemon = socket.socketpair()
+    client, server = vici.protocol.Transport(ours), vici.protocol.Transport(daemon)
+    client.send(b"one")
+    client.send(b"")
+    client.send(b"x" * 100_000)
+    assert [server.receive(), server.receive(timeout=10), server.receive()] == [b"one", b"", b"x" * 100_000]
+    with pytest.raises(socket.timeout):
+        server.receive(timeout=0.01)
+    assert daemon.gettimeout() is None
+    client.close()
+    with pytest.raises(OSError, match="Connection closed"):
+        server.receive()
+    server.close()
+
+
+# Errors of a connection that has ended: their class for `except`, and their errno.
+
+LOSSES = (BrokenPipeError, ConnectionResetError, TimeoutError, OSError)
+
+
+def loss(function: Callable[[], Any]) -> tuple[type[OSError], int | None]:
+    with pytest.raises(OSError) as failure:
+        function()
+    return next(kind for kind in LOSSES if isinstance(failure.value, kind)), failure.value.errno
+
+
+BROKEN, RESET = (BrokenPipeError, errno.EPIPE), (ConnectionResetError, errno.ECONNRESET)
+EOF, LATE, NO_SOCKET = (OSError, None), (TimeoutError, None), (OSError, errno.EBADF)
+
+
+@either
+def test_charon_has_gone_before_a_request(vici: Any) -> None:
+    with scripted(vici) as (session, daemon):
+        daemon.close()
+        calls = [session.version, lambda: list(session.list_sas()), lambda: next(session.listen(["log"]))]
+        assert [loss(call) for call in calls * 2] == [BROKEN] * 6
+
+
+@either
+@pytest.mark.parametrize("answer", [b"", REPLY[:2], REPLY[:-1]], ids=["nothing", "half a length", "half a packet"])
+def test_charon_closes_in_place_of_a_reply(vici: Any, answer: bytes) -> None:
+    with scripted(vici, answer) as (session, daemon):
+        daemon.shutdown(socket.SHUT_WR)
+        assert loss(session.version) == EOF
+        daemon.close()
+        assert loss(session.version) == BROKEN
+
+
+@either
+def test_charon_is_killed_with_a_request_unread(vici: Any) -> None:
+    with scripted(vici) as (session, daemon):
+        killer = threading.Thread(target=lambda: (daemon.recv(1), daemon.close()))
+        killer.start()
+        assert loss(session.version) == RESET
+        assert loss(session.version) == BROKEN
+        killer.join(10)
+
+
+@either
+def test_a_reset_over_tcp(vici: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sock:
+        daemon, _ = server.accept()
+        session = vici.Session(sock)
+        daemon.sendall(CONFIRM + logged("1"))
+        events = session.listen(["log"])
+        next(events)
+        daemon.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        daemon.close()
+        assert loss(lambda: next(events)) == BROKEN
+        assert loss(session.version) == BROKEN
+
+
+@either
+@pytest.mark.parametrize("unread", [False, True])
+@pytest.mark.parametrize("generator", [lambda s: s.listen(["log"]), lambda s: s.streamed_request("initiate", "log")])
+def test_charon_ends_while_events_are_waited_for(vici: Any, generator: Any, unread: bool) -> None:
+    with scripted(vici, CONFIRM, logged("1")) as (session, daemon):
+        events = generator(session)
+        next(events)
+        if not unread:
+            daemon.recv(65536)
+        daemon.close()
+        assert loss(lambda: next(events)) == BROKEN
+        assert [*events] == []
+        assert loss(session.version) == BROKEN
+
+
+@either
+def test_a_loss_that_another_call_found(vici: Any) -> None:
+    with scripted(vici, CONFIRM, logged("1")) as (session, daemon):
+        events = session.listen(["log"])
+        next(events)
+        daemon.close()
+        assert loss(session.version) == BROKEN
+        assert loss(lambda: next(events)) == BROKEN
+
+
+@either
+def test_charon_does_not_answer(vici: Any) -> None:
+    with scripted(vici) as (session, _):
+        session.transport.socket.settimeout(0.01)
+        assert loss(session.version) == LATE
+    with scripted(vici, CONFIRM, logged("1")) as (session, _):
+        session.transport.socket.settimeout(0.01)
+        stream = session.streamed_request("initiate", "log")
+        next(stream)
+        assert loss(lambda: next(stream)) == LATE
+
+
+@either
+def test_the_program_has_closed_the_socket(vici: Any) -> None:
+    with scripted(vici, CONFIRM, logged("1")) as (session, _):
+        events = session.listen(["log"])
+        next(events)
+        session.transport.socket.close()
+        assert [loss(lambda: next(events)), loss(session.version)] == [NO_SOCKET] * 2
+
+
 # What is different, as the docstring of vicifast.compat has it.
 
 
@@ -449,6 +864,26 @@ def test_difference_a_timeout_closes(charon: Any) -> None:
         assert session.closed
 
 
+def test_difference_the_rest_of_a_packet_does_not_come(charon: Any) -> None:
+    with scripted(compat, CONFIRM, logged("1"), logged("2")[:-1]) as (session, daemon):
+        session.transport.socket.settimeout(0.05)
+        events = session.listen(["log"])
+        assert next(events)[1] == {"msg": b"1"}
+        assert loss(lambda: next(events)) == LATE
+        assert session.closed and loss(session.version) == BROKEN
+
+
+def test_difference_packets_that_no_daemon_sends(charon: Any) -> None:
+    for data in (b"\x00\x08\x00\x01", b"\xff\xff\xff\xff", b"\x00\x00\x00\x01\x00", _wire.packet(_wire.EVENT_CONFIRM)):
+        with scripted(compat, data) as (session, _):
+            with pytest.raises(compat.exception.SessionException):
+                session.version()
+            assert session.closed and loss(session.version) == BROKEN
+    for packet in (b"", b"\x07", b"\x07\x04log"):
+        with pytest.raises(compat.exception.DeserializationException):
+            compat.protocol.Packet.parse(packet)
+
+
 def test_difference_a_second_thread(charon: Any) -> None:
     session = compat.Session(connected(charon.address))
     ended: list[BaseException] = []
@@ -468,7 +903,8 @@ def test_difference_a_second_thread(charon: Any) -> None:
         session.version()
     session.transport.close()
     thread.join(10)
-    assert [type(error) for error in ended] == [vicifast.ConnectionClosed]
+    assert len(ended) == 1
+    assert session.closed and session.transport.socket.fileno() == -1
     session.transport.close()
 
 
@@ -506,10 +942,6 @@ def test_difference_unknown_events(charon: Any) -> None:
         next(events)
         charon.emit("log", {"msg": "once"})
         assert [label for label, _ in take(events, 10) if label] == [b"log"]
-        with pytest.raises(ValueError):
-            next(session.listen([]))
-        with pytest.raises(ValueError):
-            compat.EventListener(session).listen()
 
 
 def test_difference_causes(charon: Any) -> None:
@@ -648,6 +1080,25 @@ def key_and_certificate(directory: Path) -> tuple[bytes, bytes]:
     named = ["-subj", "/CN=Drop-in CA", "-addext", "basicConstraints=critical,CA:TRUE"]
     subprocess.run(["openssl", "req", "-x509", *made, *named], check=True, capture_output=True, timeout=30)
     return key.read_bytes(), certificate.read_bytes()
+
+
+@needs_theirs
+@pytest.mark.lab
+def test_equal_losses_of_a_real_charon() -> None:
+    with Lab() as lab:
+        for vici in (theirs, compat):
+            with connected(lab.left.address) as first, connected(lab.left.address) as second:
+                session, events = vici.Session(first), vici.Session(second).listen(["log"], 0.01)
+                session.version()
+                readable = by_select(second)
+                while next(events) != (None, None):
+                    pass
+                assert not readable()
+                lab.left.kill()
+                assert select.select([second], [], [], 10)[0] == [second]
+                assert loss(lambda events=events: next(events)) == BROKEN
+                assert loss(session.version) == BROKEN
+            lab.left.start()
 
 
 @needs_theirs

@@ -157,6 +157,11 @@ class Protocol:
         return not self._asked and not self._waiting
 
     @property
+    def unregistering(self) -> bool:
+        """Whether the next answer is to confirm that an event is not registered any more."""
+        return bool(self._asked) and self._asked[0] is None
+
+    @property
     def streaming(self) -> bool:
         """Whether charon is at work on a command that streams."""
         asked = self._asked[0] if self._asked else None
@@ -164,6 +169,7 @@ class Protocol:
 
     def data_to_send(self) -> bytes:
         """Return the bytes that must be written next, and forget them."""
+        self._drop_left()
         data = b"".join(self._out)
         self._out.clear()
         return data

@@ -69,7 +69,7 @@ class EventListener:
             except StopListening:
                 return True
             except OSError:
-                if not session.closed:  # the function's own
+                if not getattr(session, "closed", True):  # the function's own
                     raise
             self.session = None
             for func in self.disconnect_list:

@@ -1,21 +1,23 @@
-"""Messages as strongSwan's module takes and gives them, and what closes a session there."""
+"""Packets, messages and the connection of strongSwan's module."""
 
 from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Iterator, Mapping, MappingView, Set
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping, MappingView, Set
+from contextlib import suppress
 from types import NoneType
 from typing import Any, Final, TypeAlias
 
 from .. import _wire
-from ..client import Session
-from .exception import Translated
+from ..errors import ConnectionClosed
+from .exception import DeserializationException, SessionException, Translated
 
 Section: TypeAlias = dict[str, Any]
 
 RECV_TIMEOUT_DEFAULT: Final[Any] = object()
-"""As the timeout of `listen`: the socket's."""
+"""As the timeout of `receive` and `listen`: the socket's."""
 
 # Left to the encoder, which takes them or says why not; everything else is sent as its str(), as an IPv4Address.
 _NO_TEXT = (str, bytes, bytearray, memoryview, int, NoneType, Mapping, list, tuple, Set, Iterator, MappingView)
@@ -41,41 +43,164 @@ def _value(value: Any, depth: int) -> Any:
 class FiniteStream(io.BytesIO):
     """The bytes of a message."""
 
+    def __len__(self) -> int:
+        return len(self.getbuffer())
+
+    def has_more(self) -> bool:
+        """Whether anything is left to read."""
+        return self.tell() < len(self)
+
+
+class Packet:
+    """Makes and reads packets, as `Transport` sends and receives them: without their length."""
+
+    CMD_REQUEST: Final = _wire.CMD_REQUEST
+    CMD_RESPONSE: Final = _wire.CMD_RESPONSE
+    CMD_UNKNOWN: Final = _wire.CMD_UNKNOWN
+    EVENT_REGISTER: Final = _wire.EVENT_REGISTER
+    EVENT_UNREGISTER: Final = _wire.EVENT_UNREGISTER
+    EVENT_CONFIRM: Final = _wire.EVENT_CONFIRM
+    EVENT_UNKNOWN: Final = _wire.EVENT_UNKNOWN
+    EVENT: Final = _wire.EVENT
+
+    ParsedPacket = namedtuple("ParsedPacket", ["response_type", "payload"])
+    ParsedEventPacket = namedtuple("ParsedEventPacket", ["response_type", "event_type", "payload"])
+
+    @classmethod
+    def request(cls, command: str, message: bytes | None = None) -> bytes:
+        """Return the request of a command, with a message that `Message.serialize` made."""
+        return _named(_wire.CMD_REQUEST, command) + (message or b"")
+
+    @classmethod
+    def register_event(cls, event_type: str) -> bytes:
+        """Return the registration of an event."""
+        return _named(_wire.EVENT_REGISTER, event_type)
+
+    @classmethod
+    def unregister_event(cls, event_type: str) -> bytes:
+        """Return what ends the registration of an event."""
+        return _named(_wire.EVENT_UNREGISTER, event_type)
+
+    @classmethod
+    def parse(cls, packet: bytes) -> Packet.ParsedPacket | Packet.ParsedEventPacket:
+        """Return type, name (bytes, of an event only) and message (a `FiniteStream`) of a packet from charon.
+
+        Raises `DeserializationException` for a packet without a type, or with a name that is cut short.
+        """
+        stream = FiniteStream(packet)
+        kind = stream.read(1)
+        if kind != bytes([_wire.EVENT]):
+            if kind:
+                return cls.ParsedPacket(kind[0], stream)
+            raise DeserializationException("the packet is empty")
+        size = stream.read(1)
+        name = stream.read(size[0]) if size else b""
+        if not size or len(name) < size[0]:
+            raise DeserializationException("the name of the event is cut short")
+        return cls.ParsedEventPacket(kind[0], name, stream)
+
+
+def _named(kind: int, name: str) -> bytes:
+    return _wire.packet(kind, name)[Transport.HEADER_LENGTH :]
+
 
 class Message:
     """Messages and their bytes."""
 
-    @staticmethod
-    def serialize(message: Mapping[str, Any]) -> bytes:
+    SECTION_START: Final = 1
+    SECTION_END: Final = 2
+    KEY_VALUE: Final = 3
+    LIST_START: Final = 4
+    LIST_ITEM: Final = 5
+    LIST_END: Final = 6
+
+    @classmethod
+    def serialize(cls, message: Mapping[str, Any]) -> bytes:
         """Return the bytes of a message. Raises `vicifast.EncodeError`."""
         return _wire.encode(_section(message, 0))
 
-    @staticmethod
-    def deserialize(stream: io.BytesIO) -> Section:
+    @classmethod
+    def deserialize(cls, stream: io.BytesIO) -> Section:
         """Return the message that a stream has from where it is to its end. Raises `DeserializationException`."""
         with Translated():
             return _wire.decode(stream.read(), values=bytes)
 
 
 class Transport:
-    """The connection of a session: its `socket`, on which a timeout may be set at any time."""
+    """Sends and receives packets over a connected `socket`, or an object with the methods of one that are used here.
 
-    def __init__(self, session: Session[Any], sock: socket.socket, timeout: float | None) -> None:
+    Reads one packet at a time and never more, so that the socket is readable as long as there is another packet. The
+    timeout of the socket may be changed at any time. Raises the OSError of the socket; `ConnectionClosed`, an OSError
+    too, at the end of the connection.
+    """
+
+    HEADER_LENGTH: Final = 4
+    MAX_SEGMENT: Final = _wire.MAX_PACKET
+
+    in_step = True
+    """Whether the next byte from the socket begins a packet."""
+
+    before_close: Callable[[], Callable[[], bool] | None] | None = None
+    """A weak reference to what a session does before its transport closes: False, to let it close the socket itself."""
+
+    def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self._session = session
-        self._timeout = timeout
+
+    def send(self, packet: bytes) -> None:
+        """Send a packet."""
+        self.socket.sendall(len(packet).to_bytes(self.HEADER_LENGTH) + packet)
+
+    def receive(self, timeout: float | None = RECV_TIMEOUT_DEFAULT) -> bytes:
+        """Return the next packet.
+
+        Raises TimeoutError when none begins within `timeout` seconds, left out the socket's. When the rest of a packet
+        does not come within the socket's, or reading is interrupted, nothing can be read any more: the connection is
+        shut down. So it is, with `SessionException`, for a packet longer than `MAX_SEGMENT`.
+        """
+        usual = self.socket.gettimeout()
+        rest = usual or None  # a packet that has begun is waited for on a socket that does not block, too
+        data = self._receive(self.HEADER_LENGTH, usual if timeout is RECV_TIMEOUT_DEFAULT else timeout, usual)
+        try:
+            while len(data) < self.HEADER_LENGTH:
+                data += self._receive(self.HEADER_LENGTH - len(data), rest, usual)
+            length = int.from_bytes(data)
+            if length > self.MAX_SEGMENT:
+                raise SessionException(f"a packet of {length} bytes: a packet has 1 to {self.MAX_SEGMENT}")
+            data = self._receive(length, rest, usual) if length else b""
+            while len(data) < length:
+                data += self._receive(length - len(data), rest, usual)
+        except BaseException:
+            self.in_step = False
+            self.shutdown()
+            raise
+        return data
 
     def close(self) -> None:
-        """Close the session; in another thread, what waits for it then gets `ConnectionClosed`, an OSError."""
-        try:
-            self._session.close()
-        except RuntimeError:  # the other thread is in the middle of reading, and will close
+        """Unregister the events of the session, if it has any, and close the connection.
+
+        What waits for it in another thread then gets an OSError.
+        """
+        session = self.before_close() if self.before_close is not None else None
+        done = session is None or session()
+        self.shutdown()
+        if done:
+            self.socket.close()
+
+    def shutdown(self) -> None:
+        """Let nothing more be sent or received."""
+        with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
-    def timeout(self) -> float | None:
-        """Return the timeout that was last set on the socket, in seconds."""
-        timeout = self.socket.gettimeout()
-        if timeout != 0:  # which is what the session has set
-            self._timeout = timeout
-            self.socket.setblocking(False)
-        return self._timeout
+    def _receive(self, count: int, timeout: float | None, usual: float | None) -> bytes:
+        """Return 1 to `count` bytes; `usual` is the timeout of the socket."""
+        if timeout == usual:
+            data = self.socket.recv(count)
+        else:
+            self.socket.settimeout(timeout)
+            try:
+                data = self.socket.recv(count)
+            finally:
+                self.socket.settimeout(usual)
+        if not data:
+            raise ConnectionClosed("Connection closed")
+        return data

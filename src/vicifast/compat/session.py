@@ -3,207 +3,220 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator, Iterable, Mapping
-from typing import Any, TypeAlias
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterable
+from typing import cast
 
 from ..address import Tcp, parse_address
-from ..client import Session as Client
+from ..connection import InUse
+from ..errors import ConnectionClosed, UnknownEvent
+from ..protocol import CLOSE_TIMEOUT, Protocol, Subscription, content, readers_for
+from .command_wrappers import CommandWrappers, Request
 from .exception import Translated
-from .protocol import RECV_TIMEOUT_DEFAULT, Section, Transport, sendable
-
-Request: TypeAlias = Mapping[str, Any]
+from .protocol import RECV_TIMEOUT_DEFAULT, Packet, Section, Transport, sendable
 
 
-class Session:
+class Session(CommandWrappers):
     """A connection to charon, by default at strongSwan's address, else over a connected socket.
 
     Values are bytes, replies and events are dicts. What yields is a generator, which sends nothing before it is first
     asked for an item. Waiting is limited by the timeout of the socket, by default none. Raises what
-    `vicifast.compat.exception` has; OSError when the connection cannot be made or has ended; `vicifast.EncodeError`, a
-    ValueError, for a message that VICI cannot carry.
+    `vicifast.compat.exception` has; the OSError of the socket when the connection cannot be made or has ended;
+    `vicifast.EncodeError`, a ValueError, for a message that VICI cannot carry.
     """
 
     def __init__(self, sock: socket.socket | None = None) -> None:
-        sock = sock or _connect()
-        timeout = sock.gettimeout()
-        self._client = Client(sock, timeout=None, values=bytes).connect()
-        self.transport = Transport(self._client, sock, timeout or None)
+        self.transport = Transport(_connect() if sock is None else sock)
+
+    @property
+    def transport(self) -> Transport:
+        """What moves the packets; another one may be put in its place, as after a restart of charon."""
+        return self._exchange.transport
+
+    @transport.setter
+    def transport(self, transport: Transport) -> None:
+        self._exchange = _Exchange(transport)
 
     @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
-        return self._client.closed
+        return self._exchange.protocol.closed is not None
 
     def request(self, command: str, message: Request | None = None) -> Section:
         """Run a command and return its reply."""
         with Translated():
-            return self._client.call(command, sendable(message), timeout=self.transport.timeout())
+            return self._exchange.call(command, sendable(message))
 
     def streamed_request(
         self, command: str, event_stream_type: str, message: Request | None = None
     ) -> Generator[Section, None, None]:
         """Run a command and yield the messages of the event that it streams."""
         with Translated():
-            yield from self._client.stream(
-                command, sendable(message), event_stream_type, timeout=self.transport.timeout()
-            )
+            yield from self._exchange.stream(command, sendable(message), event_stream_type)
 
     def listen(
         self, event_types: Iterable[str], timeout: float | None = RECV_TIMEOUT_DEFAULT
     ) -> Generator[tuple[bytes, Section] | tuple[None, None], None, None]:
         """Yield events as (name, message), and (None, None) each time that none came for `timeout` seconds."""
-        limit = self.transport.timeout()
-        if timeout is not RECV_TIMEOUT_DEFAULT:
-            limit = timeout
-        with Translated(), self._client.listen(*event_types, timeout=limit) as events:
+        with Translated():
+            yield from self._exchange.listen([*event_types], timeout)
+
+
+class _Exchange:
+    """Pairs what a transport sends and receives, for one thread at a time.
+
+    Nothing is read that nobody waits for: a program may wait for the socket itself. So the confirmation that an event
+    is unregistered is waited for, as strongSwan's module does.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.protocol = _protocol()
+        self._in_use = InUse()
+        self._closing = False
+        transport.before_close = weakref.WeakMethod(self._before_close)
+
+    def call(self, command: str, message: Request | None) -> Section:
+        with self._in_use:
+            call = self._open().call(command, message, None)
+            self._until(lambda: call.done)
+        return cast(Section, call.result())
+
+    def stream(self, command: str, message: Request | None, event: str) -> Generator[Section, None, None]:
+        with self._in_use:
+            protocol = self._open()
+            call = protocol.call(command, message, event)
+        try:
             while True:
-                for name, message in events:
-                    yield name.encode(), message
-                yield None, None
+                with self._in_use:
+                    self._until(lambda: bool(call.items) or call.done)
+                if not call.items:
+                    break
+                yield cast(Section, content(call.items.popleft()))
+            with self._in_use:
+                self._until(lambda: not protocol.unregistering)
+            if call.error is not None:
+                raise call.error
+        except (ConnectionClosed, ConnectionResetError):
+            self._unregister_after_loss([event])
+            raise
+        finally:
+            call.abandon()
 
-    def version(self) -> Section:
-        """Return `daemon`, `version`, `sysname`, `release` and `machine`."""
-        return self.request("version")
+    def listen(
+        self, events: list[str], timeout: float | None
+    ) -> Generator[tuple[bytes, Section] | tuple[None, None], None, None]:
+        with self._in_use:
+            protocol = self._open()
+            subscription = protocol.listen(events)
+            self._until(lambda: not subscription.pending)
+        try:
+            if subscription.unknown:
+                raise UnknownEvent(", ".join(subscription.unknown))
+            while True:
+                if subscription.items or self._wait_event(subscription, timeout):
+                    name, body = subscription.items.popleft()
+                    yield name.encode(), cast(Section, content(body))
+                else:
+                    yield None, None
+        except (ConnectionClosed, ConnectionResetError):
+            self._unregister_after_loss(events)
+            raise
+        finally:
+            protocol.leave(subscription)  # whoever uses the session now unregisters
+            with self._in_use:
+                self._until(lambda: not protocol.unregistering)
 
-    def stats(self) -> Section:
-        """Return figures of the daemon: `uptime`, `workers`, `ikesas`, `plugins` and more."""
-        return self.request("stats")
+    def _open(self) -> Protocol:
+        if self.protocol.closed is not None:
+            self.protocol = _protocol()  # the socket has an error of its own for who goes on
+        return self.protocol
 
-    def reload_settings(self) -> None:
-        """Let charon read strongswan.conf again."""
-        self.request("reload-settings")
+    def _wait_event(self, subscription: Subscription, timeout: float | None) -> bool:
+        """Wait until there is an event; False when none came in time. Raises what ended the subscription."""
+        with self._in_use:
+            try:
+                self._until(
+                    lambda: bool(subscription.items) or subscription.error is not None, timeout, only_events=True
+                )
+            except TimeoutError:
+                if subscription.error is None:
+                    return False
+                raise
+        if not subscription.items and subscription.error is not None:
+            raise subscription.error
+        return True
 
-    def initiate(self, sa: Request) -> Generator[Section, None, None]:
-        """Bring up an SA (`child`, `ike`), when first asked for an item, and yield the log of it."""
-        return self.streamed_request("initiate", "control-log", sa)
+    def _until(
+        self, done: Callable[[], bool], timeout: float | None = RECV_TIMEOUT_DEFAULT, *, only_events: bool = False
+    ) -> None:
+        """Send and receive until `done`.
 
-    def terminate(self, sa: Request) -> Generator[Section, None, None]:
-        """Close SAs (`child`, `ike`, `child-id`, `ike-id`), when first asked for an item, and yield the log of it."""
-        return self.streamed_request("terminate", "control-log", sa)
+        Giving up ends the connection, as a late reply would be taken for the next one's; but not when only events are
+        waited for and none has begun.
+        """
+        protocol, transport, receiving = self.protocol, self.transport, False
+        try:
+            self._send()
+            while not done():
+                receiving = True
+                packet = transport.receive() if timeout is RECV_TIMEOUT_DEFAULT else transport.receive(timeout)
+                receiving = False
+                protocol.framer.feed(len(packet).to_bytes(Transport.HEADER_LENGTH) + packet)
+                protocol.receive()
+                if protocol.closed is not None:
+                    raise protocol.closed
+                self._send()
+        except BaseException as error:
+            gave_up = not isinstance(error, OSError) or isinstance(error, TimeoutError)
+            if not (gave_up and only_events and receiving and transport.in_step):
+                self._end(error)
+            raise
 
-    def rekey(self, sa: Request) -> Section:
-        """Rekey SAs and return how many, `matches`."""
-        return self.request("rekey", sa)
+    def _send(self) -> None:
+        data, size = self.protocol.data_to_send(), Transport.HEADER_LENGTH
+        while data:
+            end = size + int.from_bytes(data[:size])
+            self.transport.send(data[size:end])
+            data = data[end:]
 
-    def redirect(self, sa: Request) -> Section:
-        """Redirect IKE_SAs to a `gateway` and return how many, `matches`."""
-        return self.request("redirect", sa)
+    def _end(self, error: BaseException) -> None:
+        """End what is open; what a later call meets is the socket's own error, and never a reply to this one."""
+        ended = ConnectionClosed(str(error))
+        ended.__cause__ = error
+        self.protocol.fail(ended)
+        if not isinstance(error, OSError) or isinstance(error, (TimeoutError, BlockingIOError)):
+            self.transport.shutdown()
+        if self._closing:
+            self.transport.socket.close()
 
-    def install(self, policy: Request) -> None:
-        """Install the policies of a `child`."""
-        self.request("install", policy)
+    def _unregister_after_loss(self, events: list[str]) -> None:
+        """Raise what strongSwan's module raises when charon has gone: BrokenPipeError, mostly, of its next packet."""
+        for event in events:
+            self.transport.send(Packet.unregister_event(event))
+            self.transport.receive()
 
-    def uninstall(self, policy: Request) -> None:
-        """Remove the policies of a `child`."""
-        self.request("uninstall", policy)
+    def _before_close(self) -> bool:
+        """Unregister all events; False when another thread is in the middle of reading, which will close the socket."""
+        self._closing = True
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        try:
+            with self._in_use:
+                if self.protocol.closed is None:
+                    self.protocol.unlisten_all()
+                    self.transport.socket.settimeout(CLOSE_TIMEOUT)
+                    self._until(lambda: self.protocol.idle or time.monotonic() > deadline)
+        except RuntimeError:
+            return False
+        except OSError:
+            pass  # it has ended already
+        self.protocol.fail(ConnectionClosed("the session was closed"))
+        return True
 
-    def list_sas(self, filters: Request | None = None) -> Generator[Section, None, None]:
-        """Yield the IKE_SAs with their CHILD_SAs."""
-        return self.streamed_request("list-sas", "list-sa", filters)
 
-    def list_policies(self, filters: Request | None = None) -> Generator[Section, None, None]:
-        """Yield the policies asked for with `trap`, `drop` and `pass`."""
-        return self.streamed_request("list-policies", "list-policy", filters)
-
-    def list_conns(self, filters: Request | None = None) -> Generator[Section, None, None]:
-        """Yield the connections."""
-        return self.streamed_request("list-conns", "list-conn", filters)
-
-    def get_conns(self) -> Section:
-        """Return the names of the connections loaded over VICI, `conns`."""
-        return self.request("get-conns")
-
-    def list_certs(self, filters: Request | None = None) -> Generator[Section, None, None]:
-        """Yield the certificates, DER in `data`."""
-        return self.streamed_request("list-certs", "list-cert", filters)
-
-    def list_authorities(self, filters: Request | None = None) -> Generator[Section, None, None]:
-        """Yield the certification authorities."""
-        return self.streamed_request("list-authorities", "list-authority", filters)
-
-    def get_authorities(self) -> Section:
-        """Return the names of the authorities loaded over VICI, `authorities`."""
-        return self.request("get-authorities")
-
-    def load_conn(self, connection: Request) -> None:
-        """Load connections, each a section under its name."""
-        self.request("load-conn", connection)
-
-    def unload_conn(self, name: Request) -> None:
-        """Remove the connection `name`."""
-        self.request("unload-conn", name)
-
-    def load_cert(self, certificate: Request) -> None:
-        """Load a certificate: `type`, `flag`, `data`."""
-        self.request("load-cert", certificate)
-
-    def load_key(self, private_key: Request) -> Section:
-        """Load a private key (`type`, `data`) and return its `id`."""
-        return self.request("load-key", private_key)
-
-    def unload_key(self, key_id: Request) -> None:
-        """Remove the private key `id`."""
-        self.request("unload-key", key_id)
-
-    def get_keys(self) -> Section:
-        """Return the identifiers of the private keys loaded over VICI, `keys`."""
-        return self.request("get-keys")
-
-    def load_token(self, token: Request) -> Section:
-        """Load a private key from a token (`handle`, `slot`, `module`, `pin`) and return its `id`."""
-        return self.request("load-token", token)
-
-    def load_shared(self, secret: Request) -> None:
-        """Load a secret: `id`, `type`, `data`, `owners`."""
-        self.request("load-shared", secret)
-
-    def unload_shared(self, identifier: Request) -> None:
-        """Remove the secret `id`."""
-        self.request("unload-shared", identifier)
-
-    def get_shared(self) -> Section:
-        """Return the identifiers of the secrets loaded over VICI, `keys`."""
-        return self.request("get-shared")
-
-    def flush_certs(self, filter: Request | None = None) -> None:
-        """Empty the cache of certificates, or of one `type`."""
-        self.request("flush-certs", filter)
-
-    def clear_creds(self) -> None:
-        """Remove every credential that was loaded over VICI."""
-        self.request("clear-creds")
-
-    def load_authority(self, ca: Request) -> None:
-        """Load certification authorities, each a section under its name."""
-        self.request("load-authority", ca)
-
-    def unload_authority(self, ca: Request) -> None:
-        """Remove the authority `name`."""
-        self.request("unload-authority", ca)
-
-    def load_pool(self, pool: Request) -> Section:
-        """Load pools of virtual addresses, each a section under its name."""
-        return self.request("load-pool", pool)
-
-    def unload_pool(self, pool_name: Request) -> None:
-        """Remove the pool `name`."""
-        self.request("unload-pool", pool_name)
-
-    def get_pools(self, options: Request | None = None) -> Section:
-        """Return the pools, with `leases` if asked for."""
-        return self.request("get-pools", options)
-
-    def get_algorithms(self) -> Section:
-        """Return the algorithms by type, with the plugins that have them."""
-        return self.request("get-algorithms")
-
-    def get_counters(self, options: Request | None = None) -> Section:
-        """Return `counters` of IKE messages."""
-        return self.request("get-counters", options)
-
-    def reset_counters(self, options: Request | None = None) -> None:
-        """Set counters to zero."""
-        self.request("reset-counters", options)
+def _protocol() -> Protocol:
+    return Protocol(*readers_for(bytes, {}))
 
 
 def _connect() -> socket.socket:
