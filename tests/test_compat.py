@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import importlib
 import inspect
 import ipaddress
@@ -18,8 +19,9 @@ import struct
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -741,6 +743,22 @@ def test_a_loss_that_another_call_found(vici: Any) -> None:
         daemon.close()
         assert loss(session.version) == BROKEN
         assert loss(lambda: next(events)) == BROKEN
+
+
+@either
+def test_a_lost_session_is_freed_at_once(vici: Any) -> None:
+    gc.disable()
+    try:
+        with scripted(vici, CONFIRM, logged("1")) as (session, daemon):
+            daemon.shutdown(socket.SHUT_WR)
+            with suppress(OSError):
+                for _ in session.listen(["log"]):
+                    pass
+            transport = weakref.ref(session.transport)
+            del session
+            assert transport() is None
+    finally:
+        gc.enable()
 
 
 @either

@@ -183,9 +183,7 @@ class _Exchange:
 
     def _end(self, error: BaseException) -> None:
         """End what is open; what a later call meets is the socket's own error, and never a reply to this one."""
-        ended = ConnectionClosed(str(error))
-        ended.__cause__ = error
-        self.protocol.fail(ended)
+        self.protocol.fail(ConnectionClosed(str(error)))  # not the error itself, whose traceback keeps the socket open
         if not isinstance(error, OSError) or isinstance(error, (TimeoutError, BlockingIOError)):
             self.transport.shutdown()
         if self._closing:
