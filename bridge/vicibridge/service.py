@@ -84,11 +84,16 @@ class Service:
                 raise result
 
     def reasons(self) -> list[str]:
-        """Return what keeps events from flowing, one line for each reason; nothing when they flow."""
+        """Return what keeps events from reaching JetStream, one line for each reason; nothing when they do."""
         reasons = ["the bridge is stopping"] if self._stopping else []
         if not self.bus.connected:
             reasons.append(f"NATS: {self.bus.reason}")
-        return reasons + [f"{gateway.node}: charon: {gateway.reason}" for gateway in self.gateways if not gateway.up]
+        for gateway in self.gateways:
+            if not gateway.up:
+                reasons.append(f"{gateway.node}: charon: {gateway.reason}")
+            if self.bus.connected and gateway.state.trouble:
+                reasons.append(f"{gateway.node}: events: {gateway.state.trouble}")
+        return reasons
 
     def status(self) -> str:
         """Return one line about how the service does."""

@@ -62,7 +62,6 @@ class Event:
     number: int = 0  # its place in the order of sending; 0 while it is on disk only, or will be
     row: Row | None = None  # where it lies on disk
     done: bool = False  # published or dropped
-    sent: float = 0.0
     refusals: int = 0
 
     @property

