@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import socket
 import threading
@@ -378,6 +379,23 @@ def test_nobody_there(kit: Kit, tmp_path: Path) -> None:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(ConnectionClosed, match=f"cannot connect to {address}: .*refused"):
         kit.session(address).connect()
+
+
+def test_an_error_of_the_system_keeps_its_errno(kit: Kit, tmp_path: Path) -> None:
+    with pytest.raises(ConnectionClosed) as failure:
+        kit.session(tmp_path / "none.vici").connect()
+    assert failure.value.errno == errno.ENOENT and isinstance(failure.value.__cause__, FileNotFoundError)
+    with kit.charon("tcp://127.0.0.1:0") as charon, kit.session(charon.address) as session:
+        events = session.listen("log")
+        events.ready()
+        charon.drop()
+        with pytest.raises(ConnectionClosed, match="^the connection broke: .*reset by peer$") as failure:
+            next(events)
+        assert failure.value.errno == errno.ECONNRESET
+        assert isinstance(failure.value.__cause__, ConnectionResetError)
+        with pytest.raises(ConnectionClosed) as later:
+            session.call("version")
+        assert later.value.__cause__ is failure.value
 
 
 def test_connecting_takes_no_longer_than_the_timeout(kit: Kit) -> None:

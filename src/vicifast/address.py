@@ -83,7 +83,23 @@ def unreachable(address: Address, error: OSError) -> ConnectionClosed:
     reason = error.strerror or str(error)
     if error.errno is not None and error.errno > 0:  # asyncio puts texts of its own in place of the system's
         reason = os.strerror(error.errno)
-    return ConnectionClosed(f"cannot connect to {describe(address)}: {reason}")
+    return _closed_by(error, f"cannot connect to {describe(address)}: {reason}")
+
+
+def broken(error: Exception) -> ConnectionClosed:
+    """The error of a connection that broke."""
+    return _closed_by(
+        error.with_traceback(None), f"the connection broke: {error}"
+    )  # it would keep the connection alive
+
+
+def _closed_by(error: Exception, text: str) -> ConnectionClosed:
+    """The error of a connection that an error of the system ended, with its `errno` and with it as the cause."""
+    closed = ConnectionClosed(text)
+    if isinstance(error, OSError) and (error.errno or 0) > 0:  # those of looking up a name are negative
+        closed.errno = error.errno
+    closed.__cause__ = error
+    return closed
 
 
 def no_connection(address: Address, timeout: float | None) -> RequestTimeout:

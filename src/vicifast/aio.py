@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Generic, Self, cast, overload
 
 from . import _wire
-from .address import RETRY_DELAYS, Address, Tcp, keep_alive, no_connection, parse_address, unreachable
+from .address import RETRY_DELAYS, Address, Tcp, broken, keep_alive, no_connection, parse_address, unreachable
 from .errors import ConnectionClosed, UnknownEvent, ViciError
 from .methods import DEFAULT
 from .protocol import (
@@ -303,7 +303,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
-            self._wake(self.protocol.fail(ConnectionClosed(f"the connection broke: {exc}")))
+            self._wake(self.protocol.fail(broken(exc)))
         self._wake(self.protocol.receive_eof())
         if not self._lost.done():
             self._lost.set_result(None)

@@ -9,7 +9,7 @@ from _thread import allocate_lock
 from collections.abc import Callable
 from typing import Any, cast
 
-from .address import RETRY_DELAYS, Address, Tcp, keep_alive, parse_address
+from .address import RETRY_DELAYS, Address, Tcp, broken, keep_alive, parse_address
 from .errors import ConnectionClosed, ViciError
 from .protocol import CLOSE_TIMEOUT, Call, Protocol, Subscription, Trickle, overdue, unanswered
 
@@ -120,7 +120,7 @@ class Connection:
         try:
             move()
         except OSError as error:
-            self._give_up(ConnectionClosed(f"the connection broke: {error}"))
+            self._give_up(broken(error))
         except BaseException:
             self._give_up(ConnectionClosed("reading or writing was interrupted"))
             raise

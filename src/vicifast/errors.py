@@ -37,7 +37,10 @@ class ProtocolError(ViciError):
 
 
 class ConnectionClosed(ViciError, ConnectionError):
-    """The connection is closed, was never opened, or closed before the reply came."""
+    """The connection is closed, was never opened, or closed before the reply came.
+
+    Where an error of the system ended it, `errno` is that error's, and the error is the cause.
+    """
 
 
 class RequestTimeout(ViciError, TimeoutError):
