@@ -24,6 +24,7 @@ from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from vicibridge import schema, subjects
+from vicibridge.conditions import CONDITIONS
 from vicibridge.config import ENV_PREFIX, LIVE, Config
 from vicibridge.metrics import METRICS
 
@@ -264,7 +265,21 @@ def metrics() -> str:
     return _table(("metric", "kind", "labels", "meaning"), rows)
 
 
+def conditions() -> str:
+    """What streams and buckets must not be like."""
+    places = {"both": "stream, bucket"}
+    facts = {"name": "NAME", "kind": "stream", "subjects": "...", "age": "AGE", "window": "1h"}
+    rows = []
+    for condition in CONDITIONS:
+        mend = re.sub("run (nats stream edit [^,]*)", r"`\1`", condition.mend.format(**facts))
+        reconcile = "yes" if condition.add else "no"
+        of = places.get(condition.of, condition.of)
+        rows.append((_code(condition.property), of, condition.grade, condition.breaks, mend, reconcile))
+    return _table(("property", "of", "grade", "what follows", "how to mend it", "`reconcile` mends it"), rows)
+
+
 MAKERS = {
+    "conditions": conditions,
     "commands": commands,
     "kinds": kinds,
     "events": events,

@@ -15,14 +15,13 @@ from typing import Protocol
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
 from .bus import Bus
 from .config import Provision
 from .link import Disconnected, Link, TooLarge, reason_of
 from .listing import Listing
 from .mirror import Key
-from .streams import ensure
+from .streams import MARKER, bucket_stream, ensure
 from .values import CONN, HEARTBEATS, NODE, SA
 
 _logger = logging.getLogger(__name__)
@@ -31,13 +30,6 @@ _ACK_TIMEOUT = 5.0
 _RETRY = 2.0  # seconds until what JetStream did not take is tried again
 _BATCH = 64  # keys between two looks at what else is to do
 _WAITING = 1000  # keys that may wait before those are looked for that came and went while NATS was away
-_MARKER = 3600.0  # seconds that a server from 2.11 on keeps the mark that a key was deleted; watchers must see it
-
-_DESCRIPTIONS = {
-    SA: "IKE_SAs that are up, <node>.<ike>.<uniqueid>: JSON with state, since, sa, children, closed, totals",
-    CONN: "Connections, <node>.<conn>: JSON with configured, ike_sas and child_sas (how many are up), config, totals",
-    NODE: "Bridges that run, <node>: JSON with charon (up, down), versions, updated, heartbeat",
-}
 
 
 class Source(Protocol):
@@ -124,25 +116,8 @@ class Buckets:
         self.ready.set()
 
     async def _ensure(self, link: Link, bucket: str) -> None:
-        jetstream = link.jetstream
-        wanted = StreamConfig(
-            name=f"KV_{bucket}",
-            description=_DESCRIPTIONS[bucket],
-            subjects=[f"$KV.{bucket}.>"],
-            storage=StorageType.FILE,
-            max_msgs_per_subject=1,
-            discard=DiscardPolicy.NEW,
-            allow_direct=True,
-            allow_rollup_hdrs=True,
-            deny_delete=True,
-        )
-        if self._provision != "bind":
-            account = await link.unless_lost(jetstream.account_info())
-            if account.api.level:  # servers from 2.11 on tell one, and let keys expire
-                wanted = wanted.evolve(allow_msg_ttl=True, subject_delete_marker_ttl=_MARKER)
-        await ensure(link, wanted, self._provision)
-        stream = await link.unless_lost(jetstream.stream_info(f"KV_{bucket}"))
-        self._expires[bucket] = bool(stream.config.allow_msg_ttl)
+        config = await ensure(link, bucket_stream(bucket), self._provision)
+        self._expires[bucket] = bool(config.allow_msg_ttl)
 
     async def _compare(self, link: Link, bucket: str) -> None:
         """Restore what an earlier start left; later, find what is not the revision that was acknowledged to us."""
@@ -171,7 +146,7 @@ class Buckets:
     async def _sweep(self, link: Link) -> None:
         """Remove old marks of deleted keys from servers that do not do so themselves."""
         now = asyncio.get_running_loop().time()
-        due = [key for key, (when, _) in self._deleted.items() if now - when > _MARKER]
+        due = [key for key, (when, _) in self._deleted.items() if now - when > MARKER]
         for key in due[:_BATCH]:
             _, revision = self._deleted.pop(key)
             purge = link.jetstream.purge_stream(f"KV_{key[0]}", subject=f"$KV.{key[0]}.{key[1]}", seq=revision + 1)
@@ -218,7 +193,7 @@ class Buckets:
         if delete:
             headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
             if self._expires.get(bucket):
-                headers["Nats-TTL"] = f"{_MARKER:.0f}s"
+                headers["Nats-TTL"] = f"{MARKER:.0f}s"
         elif bucket == NODE and self.expires:
             headers["Nats-TTL"] = f"{max(1.0, HEARTBEATS * self._heartbeat):.0f}s"
         return headers or None

@@ -41,6 +41,7 @@ class Bus:
         self._servers = list(config.urls)
         self._last_error: Exception | None = None
         self._told: set[str] = set()  # reasons of the present outage that the log has
+        self._reported: dict[str, frozenset[str]] = {}
         self._closed = False
         self._quiet_until = 0.0
         self.errors = 0  # what nats-py reported while connected
@@ -102,7 +103,7 @@ class Bus:
     async def _connect(self, url: str) -> Link | None:
         client = HardClient()
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        link = Link(client, lost)
+        link = Link(client, lost, self._reported)
 
         async def closed() -> None:
             link.lose(reason_of(client.last_error) if client.last_error else "the connection was closed")

@@ -150,7 +150,7 @@ class Nats(_Section):
     """How to reach NATS, and what stands before every subject.
 
     Without `servers` a nats-server is started, by `own`; `leaf` makes it a leaf node of a hub. `provision` says whether
-    a missing stream or bucket is created, and whether one that differs is changed (reconcile).
+    a missing stream or bucket is created, and whether what is missing from one is added (reconcile).
     """
 
     servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] | None = None

@@ -76,6 +76,7 @@ class Gateway:
             stream_subjects(settings.nats.prefix),
             max_age=settings.nats.stream_max_age_days * 86400,
             provision=settings.nats.provision,
+            prefix=settings.nats.prefix,
         )
         node, kept = self.subjects.node, settings.spool
         spool = Spool(kept.path / f"{node}.spool", kept.max_bytes, kept.max_age_days * 86400)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -28,6 +29,15 @@ _MEANINGS: dict[type[Exception], str] = {
     nats.js.errors.ServiceUnavailableError: "JetStream does not answer: it is off in this server or for this account, "
     "or its cluster has no leader",
 }
+# What mends an error of JetStream's API, by its number, where the description alone does not say it.
+_REMEDIES: dict[int, str] = {
+    10026: "raise max_consumers of the account or the stream, or delete consumers that nobody uses",
+    10027: "raise max_streams of the account, or delete a stream",
+    10039: "enable JetStream for the account of this user",
+    10047: "raise max_file of the account or max_file_store of the server, or delete a stream",
+    10076: "enable JetStream in the server",
+    10113: "create it by hand with max_bytes",
+}
 _MAX_SUBJECTS = 3500  # bytes of subject and reply: the line they are in may have 4096 (max_control_line of nats-server)
 
 
@@ -42,7 +52,9 @@ class TooLarge(Exception):
 class Link:
     """One connection to one server, from connected to lost."""
 
-    def __init__(self, client: Client, lost: asyncio.Future[str]) -> None:
+    def __init__(self, client: Client, lost: asyncio.Future[str], reported: dict[str, frozenset[str]]) -> None:
+        self.reported = reported
+        """What the log has of the problems of JetStream, by topic; it goes on from link to link."""
         self._client = client
         self._lost = lost
         self._inboxes: list[str] = []
@@ -59,6 +71,16 @@ class Link:
     @property
     def jetstream(self) -> JetStreamContext:
         return self._client.jetstream(timeout=_API_TIMEOUT)
+
+    async def api(self, endpoint: str, request: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Ask JetStream's API, such as `STREAM.INFO.VICI`, and return its answer as it came.
+
+        Raises what JetStream says, TimeoutError when it does not answer, such as what this user may not ask.
+        """
+        payload = json.dumps(request).encode() if request else b""
+        work = self.jetstream._api_request(f"$JS.API.{endpoint}", payload, timeout=_API_TIMEOUT)
+        answer: dict[str, Any] = await self.unless_lost(work)
+        return answer
 
     def new_inbox(self) -> str:
         self._inboxes.append(self._client.new_inbox())
@@ -199,7 +221,8 @@ def _tasks(client: Client) -> list[asyncio.Task[None]]:
 def reason_of(error: Exception) -> str:
     """Return one sentence about `error`, of nats-py or any other: what JetStream said, or what the error means."""
     if description := getattr(error, "description", None):
-        return f"{' '.join(description.split())}{_number(error)}"
+        remedy = _REMEDIES.get(getattr(error, "err_code", None) or 0)
+        return f"{' '.join(description.split())}{_number(error)}{f': {remedy}' if remedy else ''}"
     for kind in type(error).__mro__:
         if kind in _MEANINGS:
             return _MEANINGS[kind]

@@ -19,7 +19,7 @@ _POLL = 0.1  # seconds between two looks whether it still runs
 _PLANS = {
     "bind": "uses the stream {} and the buckets that are there, and creates none",
     "create": "creates the stream {} and the buckets when missing, and changes none",
-    "reconcile": "creates the stream {} and the buckets when missing, and changes them when they differ",
+    "reconcile": "creates the stream {} and the buckets when missing, and adds what is missing from them",
 }
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
 

@@ -1,18 +1,24 @@
-"""The streams of JetStream that the bridge needs, buckets included: bound to, created, or kept as configured."""
+"""The streams of JetStream that the bridge needs, buckets included: created, bound to, kept as the bridge needs them.
+
+A stream or bucket that is there already is its administrator's. What about it breaks a promise is logged
+(`conditions`); with `provision = "reconcile"` what is missing is added, and nothing is taken away.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
 
 from nats.errors import Error as NatsError
-from nats.js.api import StorageType, StreamConfig
-from nats.js.errors import NotFoundError
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+from nats.js.errors import APIError, NotFoundError
 
+from .conditions import CONDITIONS, Target, problems
 from .config import Provision
-from .link import Link
+from .link import Link, reason_of
+from .values import CONN, NODE, SA
 
 _logger = logging.getLogger(__name__)
 
@@ -20,64 +26,150 @@ _logger = logging.getLogger(__name__)
 # sent again after it would be there twice otherwise. The server keeps about 100 bytes of memory for each event of that
 # time.
 _DUPLICATE_WINDOW = 3600.0
-# What can be changed in a stream that exists; whatever else differs is its administrator's business.
-_CHANGEABLE = (
-    "subjects",
-    "max_age",
-    "duplicate_window",
-    "max_bytes",
-    "max_msgs_per_subject",
-    "allow_direct",
-    "allow_msg_ttl",
-    "subject_delete_marker_ttl",
-)
+MARKER = 3600.0
+"""Seconds that a server from 2.11 on keeps the mark that a key was deleted; watchers must see it."""
+_EXISTS = 10058  # JetStream's error of a stream that somebody else has just created, with other settings
+_OVERLAP = 10065
+
+_DESCRIPTIONS = {
+    SA: "IKE_SAs that are up, <node>.<ike>.<uniqueid>: JSON with state, since, sa, children, closed, totals",
+    CONN: "Connections, <node>.<conn>: JSON with configured, ike_sas and child_sas (how many are up), config, totals",
+    NODE: "Bridges that run, <node>: JSON with charon (up, down), versions, updated, heartbeat",
+}
 
 
-class Unprovisioned(NatsError):
-    """A stream is missing, and the configuration says not to create it."""
+class Unsuitable(NatsError):
+    """A stream or bucket is missing and not created, or acknowledges nothing; the text says how to mend that."""
 
 
-async def ensure(link: Link, wanted: StreamConfig, provision: Provision) -> None:
-    """See that the stream `wanted` is there, as far as `provision` goes; of a bucket it is the one named KV_<bucket>.
+def bucket_stream(bucket: str) -> StreamConfig:
+    """Return the stream of a bucket of the mirror as the bridge creates it."""
+    return StreamConfig(
+        name=f"KV_{bucket}",
+        description=_DESCRIPTIONS[bucket],
+        subjects=[f"$KV.{bucket}.>"],
+        storage=StorageType.FILE,
+        max_msgs_per_subject=1,
+        discard=DiscardPolicy.NEW,
+        allow_direct=True,
+        allow_rollup_hdrs=True,
+        deny_delete=True,
+        # Servers before 2.11 do not know these, and leave them out.
+        allow_msg_ttl=True,
+        subject_delete_marker_ttl=MARKER,
+    )
 
-    Raises Unprovisioned, or what JetStream says.
+
+async def ensure(link: Link, wanted: StreamConfig, provision: Provision, prefix: str = "") -> StreamConfig:
+    """See that the stream `wanted` is there, as far as `provision` goes, and return what it is like.
+
+    Problems are logged, each once as long as it lasts; with `prefix`, subjects that include commands are one. Raises
+    Unsuitable, what JetStream says, and TimeoutError when this user may not ask.
     """
-    jetstream, name = link.jetstream, str(wanted.name)
+    target = Target(wanted, prefix)
     try:
-        present = (await link.unless_lost(jetstream.stream_info(name))).config
+        present = await _config(link, target)
     except NotFoundError:
-        if provision == "bind":
-            hint = 'create it, or let the bridge do it with provision = "create" in [nats]'
-            raise Unprovisioned(f"there is no stream {name} over {_subjects(wanted)}: {hint}") from None
-        await link.unless_lost(jetstream.add_stream(wanted))
-        _logger.info("JetStream: created the stream %s over %s", name, _subjects(wanted))
-        return
-    changes = differences(present, wanted)
-    if not changes:
-        return
-    told = ", ".join(f"{key} {getattr(present, key)} instead of {value}" for key, value in changes.items())
+        present = await _create(link, target, provision)
     if provision == "reconcile":
-        await link.unless_lost(jetstream.update_stream(present.evolve(**changes)))
-        _logger.info("JetStream: changed the stream %s, which had %s", name, told)
-    elif "subjects" in changes:
-        _logger.warning('JetStream: the stream %s has %s; provision = "reconcile" would change it', name, told)
+        present = await _add(link, target, present)
+    found = problems(_parsed(present), target)
+    _report(link, target.name, {each.text: _LEVELS[each.grade] for each in found if not each.blocks})
+    for each in found:
+        if each.blocks:
+            raise Unsuitable(each.text)
+    return _parsed(present)
 
 
-def differences(present: StreamConfig, wanted: StreamConfig) -> dict[str, Any]:
-    """Return what has to change in `present`; what `wanted` leaves at its default is not asked for."""
-    defaults = {field.name: field.default for field in dataclasses.fields(StreamConfig)}
-    changes: dict[str, Any] = {}
-    for key in _CHANGEABLE:
-        value = getattr(wanted, key)
-        if value != defaults[key] and (getattr(present, key) or 0) != (value or 0):
-            changes[key] = value
-    if "subjects" in changes and set(wanted.subjects or ()) <= set(present.subjects or ()):
-        del changes["subjects"]  # others may keep theirs there too
-    return changes
+_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
-def _subjects(config: StreamConfig) -> str:
-    return ", ".join(config.subjects or ())
+def _report(link: Link, topic: str, lines: dict[str, int]) -> None:
+    """Log those lines about a topic, each with its level, that the report before did not have, on whatever link."""
+    before = link.reported.get(topic, frozenset())
+    link.reported[topic] = frozenset(lines)
+    for text, level in lines.items():
+        if text not in before:
+            _logger.log(level, "JetStream: %s", text)
+
+
+async def _config(link: Link, target: Target) -> dict[str, Any]:
+    """Return the configuration of a stream as the server has it, with what nats-py does not know."""
+    config: dict[str, Any] = (await link.api(f"STREAM.INFO.{target.name}"))["config"]
+    return config
+
+
+def _parsed(config: dict[str, Any]) -> StreamConfig:
+    parsed: StreamConfig = StreamConfig.from_response(copy.deepcopy(config))  # which changes what it is given
+    return parsed
+
+
+async def _create(link: Link, target: Target, provision: Provision) -> dict[str, Any]:
+    subjects = ", ".join(target.subjects)
+    if provision == "bind":
+        hint = 'create it, or let the bridge do it with provision = "create" in [nats]'
+        raise Unsuitable(f"there is no {str(target).removeprefix('the ')} over {subjects}: {hint}")
+    try:
+        answer = await link.api(f"STREAM.CREATE.{target.name}", target.wanted.as_dict())
+    except APIError as error:
+        if error.err_code == _EXISTS:
+            return await _config(link, target)
+        raise Unsuitable(f"cannot create {target}: {await _why(link, target, error)}") from None
+    if answer.get("did_create"):
+        _logger.info("JetStream: created %s over %s", target, subjects)
+    config: dict[str, Any] = answer["config"]
+    return config
+
+
+async def _add(link: Link, target: Target, present: dict[str, Any]) -> dict[str, Any]:
+    """Add what is missing, one thing after the other, so that what the server refuses does not hold up the rest."""
+    for condition in CONDITIONS:
+        parsed = _parsed(present)
+        if condition.add is None or not condition.problem(parsed, target):
+            continue
+        values = condition.add(parsed, target)
+        if not values:
+            continue
+        told = ", ".join(f"{key} {getattr(parsed, key)}" for key in values)
+        as_sent = StreamConfig(**values).as_dict()
+        changed = {**present, **{key: as_sent[key] for key in values}}
+        try:
+            present = (await link.api(f"STREAM.UPDATE.{target.name}", changed))["config"]
+        except APIError as error:
+            reason = await _why(link, target, error)
+            _report(link, f"{target.name}.{condition.property}", {f"cannot change {target}: {reason}": logging.WARNING})
+        else:
+            _logger.info("JetStream: changed %s, which had %s", target, told)
+    return present
+
+
+async def _why(link: Link, target: Target, error: APIError) -> str:
+    """Return why a stream cannot be created or changed; of subjects that others take, name these."""
+    if error.err_code != _OVERLAP:
+        return reason_of(error)
+    try:
+        others = [name for name in await streams_over(link, target.subjects) if name != target.name]
+    except (NatsError, TimeoutError):  # this user may not ask
+        others = []
+    return overlapping(target, others)
+
+
+def overlapping(target: Target, others: list[str]) -> str:
+    """Return a sentence about streams of other names that take subjects of `target`."""
+    which = f"the stream {' and '.join(others)}" if others else "another stream"
+    mend = f'set stream = "{others[0] if others else "its name"}" in [nats], or take these subjects from it'
+    if target.kind == "bucket":
+        mend = "take these subjects from it"
+    return f"{which} takes {' or '.join(target.subjects)}: {mend}"
+
+
+async def streams_over(link: Link, subjects: list[str]) -> list[str]:
+    """Return the names of the streams whose subjects overlap with any of `subjects`, in order."""
+    names: dict[str, None] = {}
+    for subject in subjects:
+        found = (await link.api("STREAM.NAMES", {"subject": subject}))["streams"]
+        names.update(dict.fromkeys(found or ()))
+    return list(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +180,19 @@ class Stream:
     subjects: list[str]
     max_age: float  # seconds; 0 is for ever
     provision: Provision = "create"
+    prefix: str = ""
 
-    async def ensure(self, link: Link) -> None:
-        """See that it is there, as far as `provision` goes; raises what `ensure` of this module does."""
-        config = StreamConfig(
+    @property
+    def config(self) -> StreamConfig:
+        """The stream as the bridge creates it."""
+        return StreamConfig(
             name=self.name,
             subjects=self.subjects,
             max_age=self.max_age,
             storage=StorageType.FILE,
             duplicate_window=min(_DUPLICATE_WINDOW, self.max_age or _DUPLICATE_WINDOW),  # the server's own rule
         )
-        await ensure(link, config, self.provision)
+
+    async def ensure(self, link: Link) -> None:
+        """See that it is there, as far as `provision` goes; raises what `ensure` of this module does."""
+        await ensure(link, self.config, self.provision, self.prefix)

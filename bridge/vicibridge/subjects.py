@@ -173,3 +173,53 @@ def patterns(prefix: str) -> dict[str, str]:
 def stream_subjects(prefix: str) -> list[str]:
     """Return the subjects of the state class of every node: the ones JetStream has to acknowledge."""
     return [f"{prefix}.*.event.>", f"{prefix}.*.bridge.>"]
+
+
+def covered(subject: str, by: Sequence[str]) -> bool:
+    """Whether every subject that the pattern `subject` matches is matched by one of the patterns `by`."""
+    literals = {token for pattern in (subject, *by) for token in pattern.split(".")} - {"*", ">"}
+    alphabet = [*literals, None]  # None is any token that is in none of the patterns
+    waiting = [(_rest(subject), frozenset(map(_rest, by)))]
+    seen = set(waiting)
+    while waiting:
+        rest, others = waiting.pop()
+        if rest in _ENDS and not others & _ENDS:
+            return False
+        for token in alphabet:
+            left = _after(rest, token)
+            if left is None:
+                continue
+            state = left, frozenset(after for other in others if (after := _after(other, token)) is not None)
+            if state not in seen:
+                seen.add(state)
+                waiting.append(state)
+    return True
+
+
+_Rest = tuple[str, ...]
+_REST = (">", ">")  # what is left of a pattern once its > has matched a token: it may match more, or end
+_ENDS: frozenset[_Rest] = frozenset([(), _REST])
+
+
+def _rest(pattern: str) -> _Rest:
+    return tuple(pattern.split("."))
+
+
+def _after(rest: _Rest, token: str | None) -> _Rest | None:
+    """Return what is left of a pattern after `token`; None when it does not match."""
+    if not rest:
+        return None
+    if rest[0] == ">":
+        return _REST
+    return rest[1:] if rest[0] in ("*", token) else None
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether there is a subject that both patterns match."""
+    mine, theirs = one.split("."), other.split(".")
+    for a, b in zip(mine, theirs, strict=False):
+        if ">" in (a, b):
+            return True
+        if a != b and "*" not in (a, b):
+            return False
+    return len(mine) == len(theirs)

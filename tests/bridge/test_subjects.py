@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import combinations, product
 
+import nats
 import pytest
+from harness import NatsServer, run
 from hypothesis import given
 from hypothesis import strategies as st
-from vicibridge.subjects import Subjects, escape, stream_subjects, unescape
+from vicibridge.subjects import Subjects, covered, escape, overlap, stream_subjects, unescape
 
 import vicifast
 
@@ -100,3 +104,67 @@ def test_the_other_subjects() -> None:
     ] * 4
     assert not Subjects("_vici", "gw").takes_reply("_vici.gw.event.x")
     assert stream_subjects("acme.vpn") == ["acme.vpn.*.event.>", "acme.vpn.*.bridge.>"]
+
+
+LONGEST = 3
+PATTERNS = [
+    ".".join((*tokens, last))
+    for count in range(LONGEST)
+    for tokens in product("ab*", repeat=count)
+    for last in ("a", "b", "*", ">")
+]
+# c is a token that no pattern names; one more token than any pattern has is for >.
+SUBJECTS = [".".join(tokens) for count in range(1, LONGEST + 2) for tokens in product("abc", repeat=count)]
+
+
+def matched(pattern: str) -> set[str]:
+    """Return those of SUBJECTS that a pattern matches, by a way of its own."""
+    expression = re.compile(pattern.replace(".", r"\.").replace("*", "[^.]+").replace(">", ".+"))
+    return {subject for subject in SUBJECTS if expression.fullmatch(subject)}
+
+
+MATCHED = {pattern: matched(pattern) for pattern in PATTERNS}
+
+
+def test_overlap_of_every_two_patterns() -> None:
+    for one, other in product(PATTERNS, PATTERNS):
+        assert overlap(one, other) == bool(MATCHED[one] & MATCHED[other]), (one, other)
+
+
+def test_what_one_or_two_patterns_cover() -> None:
+    for subject in PATTERNS:
+        assert not covered(subject, [])
+        for by in (*combinations(PATTERNS, 1), *combinations(PATTERNS, 2)):
+            expected = MATCHED[subject] <= set().union(*(MATCHED[pattern] for pattern in by))
+            assert covered(subject, by) == expected, (subject, by)
+
+
+@given(st.sampled_from(PATTERNS), st.lists(st.sampled_from(PATTERNS), max_size=6))
+def test_what_several_patterns_cover(subject: str, by: list[str]) -> None:
+    assert covered(subject, by) == (MATCHED[subject] <= set().union(*(MATCHED[pattern] for pattern in by)))
+
+
+def test_the_subjects_of_the_bridge() -> None:
+    event, bridge = stream_subjects("vici")
+    assert covered(event, ["vici.>"]) and covered(event, ["vici.*.*.>"]) and covered(event, [">"])
+    assert covered(event, ["vici.*.event.*", "vici.*.event.*.>"])
+    assert not covered(event, ["vici.*.event.*", "vici.gw1.>", bridge])
+    assert overlap("vici.>", "vici.*.cmd.*") and not overlap(event, "vici.*.cmd.*")
+
+
+def test_nats_server_matches_patterns_in_the_same_way(nats_server: NatsServer) -> None:
+    """STREAM.NAMES has the streams whose subjects overlap with a pattern."""
+
+    async def test() -> None:
+        await nats_server.up()
+        client = await nats.connect(nats_server.url)
+        jetstream = client.jetstream()
+        for pattern in [pattern for pattern in PATTERNS if pattern != ">"]:  # nats-server wants no_ack for that
+            await jetstream.add_stream(name="S", subjects=[f"x.{pattern}"])
+            for other in PATTERNS:
+                answer = await client.request("$JS.API.STREAM.NAMES", json.dumps({"subject": f"x.{other}"}).encode())
+                assert bool(json.loads(answer.data)["streams"]) == overlap(pattern, other), (pattern, other)
+            await jetstream.delete_stream("S")
+        await client.close()
+
+    run(test(), 120)
