@@ -8,7 +8,7 @@ PORTABLE ?=
 ASAN := $(VENV)-asan
 FUZZ := $(VENV)-fuzz
 
-.PHONY: help demo test test-faults soak test-versions test-asan fuzz lint build dist docs bench bench-instructions clean tools
+.PHONY: help demo test test-faults soak test-versions test-daemons test-asan fuzz lint build dist docs bench bench-instructions clean tools
 
 help:
 	@echo "make demo [CHARON=real]  the bridge at work, on recorded traffic or on two real charons (root)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-faults         NATS and the bridge broken in many ways under traffic; what arrived is held against it"
 	@echo "make soak [SECONDS=3600] mixed traffic while all around the bridge breaks at random; a table and soak.svg"
 	@echo "make test-versions       the sdist built, repaired, installed and tested on each CPython at hand, or on PYTHONS=..."
+	@echo "make test-daemons        the tests that need charon, on the strongSwan of Debian 12, 13 and sid, or of SUITES=... (root)"
 	@echo "make test-asan           the codec's tests under the address and undefined-behaviour sanitizers"
 	@echo "make fuzz [SECONDS=60]   bytes that look for what the codec gets wrong, under the same sanitizers (clang)"
 	@echo "make lint                ruff, cython-lint, mypy, stubtest"
@@ -96,6 +97,9 @@ dist: build $(VENV)/dist
 
 test-versions: dist
 	$(BIN)/python -m tests.versions $(PYTHONS) $(if $(ARGS),-- $(ARGS))
+
+test-daemons: dist
+	$(BIN)/python -m tests.daemons $(SUITES) $(if $(ARGS),-- $(ARGS))
 
 # PYTHONMALLOC=malloc gives the sanitizer every object; CPython itself never frees all that it allocates.
 test-asan: tools

@@ -53,7 +53,9 @@ def pytest_sessionstart() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "faults: breaks something real for seconds; only make test-faults runs it")
     config.addinivalue_line(
-        "markers", f"lab(nats=False): runs real daemons; {REQUIRE}=1 makes it fail where there are none"
+        "markers",
+        f'lab(nats=False, since=""): runs real daemons; {REQUIRE}=1 makes it fail where there are none. '
+        "`since` is the first strongSwan that has what it tests; with an older one it is skipped",
     )
 
 
@@ -63,12 +65,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     mark = item.get_closest_marker("lab")
     if mark is None:
         return
-    from lab import missing  # not before the check of the build
+    from lab import missing, version  # not before the check of the build
 
-    if reason := missing(**mark.kwargs):
+    if reason := missing(nats=mark.kwargs.get("nats", False)):
         if os.environ.get(REQUIRE) == "1":
             pytest.fail(f"{REQUIRE}=1, but {reason}", pytrace=False)
         pytest.skip(reason)
+    since = mark.kwargs.get("since", "0")
+    if version() < tuple(map(int, since.split("."))):
+        pytest.skip(f"needs strongSwan {since}: make test-daemons")
 
 
 @pytest.fixture

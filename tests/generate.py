@@ -138,7 +138,7 @@ def collecting(call: Callable[[], object]) -> Iterator[None]:
         gc.set_threshold(*threshold)
 
 
-RECORDINGS = sorted((Path(__file__).parent / "data").glob("*.recording"))
+RECORDINGS = sorted((Path(__file__).parent / "data").rglob("*.recording"))
 """Real traffic, where it has been recorded."""
 
 

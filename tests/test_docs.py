@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pages import ADDRESS, NATS, PAGES, ROOT, Block, all_blocks, blocks, each, recorded_charon, tell_events
 
-from vicifast.commands import COMMANDS
+from vicifast.commands import COMMANDS, TESTED
 from vicifast.errors import ConnectionClosed
 from vicifast.follow import BaseFollower
 from vicifast.settings import Settings
@@ -49,6 +49,18 @@ def test_program(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert printed or "print" not in block.text
     if block.prints is not None:
         assert printed == block.prints
+
+
+def test_versions_of_strongswan() -> None:
+    """Every text that names a range or a list of versions names those that the tests ran on."""
+    texts = [*PAGES, *sorted((ROOT / "src").rglob("*.py")), ROOT / "bridge" / "vicibridge" / "schema.py"]
+    ranges = {
+        found
+        for path in texts
+        for found in re.findall(r"strongSwan (5\.[\d.]*\d to [\d.]*\d)", path.read_text("utf-8"))
+    }
+    assert ranges == {f"{TESTED[0]} to {TESTED[-1]}"}
+    assert f"passed on strongSwan {', '.join(TESTED[:-1])} and {TESTED[-1]}" in (ROOT / "README.md").read_text("utf-8")
 
 
 @each(list(blocks("toml")))

@@ -58,6 +58,31 @@ def test_real_events_there_and_back() -> None:
     assert kinds == {"log", "ike-updown", "child-updown", "ike-rekey", "child-rekey", "ike-update"}
 
 
+def test_real_sas_and_events_of_a_newer_charon() -> None:
+    """Several key exchanges and per-CPU SAs, and the states that 6.1.0 shows where 5.9.8 has others."""
+    [one, two] = [IkeSa.from_message(Message(data)) for _, data in recorded("6.1.0/list-sas")]
+    assert one.ake1 == two.ake1 == "ML_KEM_768"
+    children = [child for sa in (one, two) for child in sa.children]
+    assert {(child.state, child.ake1) for child in children} == {("DELETED", None), ("INSTALLED", "ML_KEM_768")}
+    assert all(child.per_cpu_sas == "yes" and child.cpu is None for child in children)
+    states = set()
+    for name, data in recorded("6.1.0/events"):
+        event = parse_event(name, Message(data))
+        assert bytes(event.to_message()) == data and event.extra == {}
+        if isinstance(event, IkeRekey | ChildRekey):
+            states.add((event.event, event.old.state, event.new.state))
+    assert states == {("ike-rekey", "REKEYING", "ESTABLISHED"), ("child-rekey", "DELETED", "INSTALLED")}
+
+
+def test_real_alerts_there_and_back() -> None:
+    found = recorded("6.1.0/alerts-left") + recorded("6.1.0/alerts-right")
+    for name, data in found:
+        first, *others = [parse_event(name, message) for message in forms(data)]
+        assert isinstance(first, Alert) and others == [first] * 3
+        assert bytes(first.to_message()) == data and first.extra == {}
+    assert len(found) > 70
+
+
 def test_values_of_an_sa() -> None:
     [sa] = [
         sa for _, data in recorded("list-sas") if (sa := IkeSa.from_message(Message(data))).name == "site-104"

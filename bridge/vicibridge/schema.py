@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import is_typeddict
 
-from vicifast.commands import COMMANDS, EVENTS, Command, Kind
+from vicifast.commands import COMMANDS, EVENTS, TRANSFORMS, Command, Kind
 from vicifast.results import Alert, ChildSa, IkeSa, IkeUpdate, LogLine
 
 from . import notices, values
@@ -90,6 +90,10 @@ def schemas() -> Mapping[str, Schema]:
         },
         "ike-sa": _sa(IkeSa, {"child-sas": _each(refer("child-sa"))}),
         "child-sa": _sa(ChildSa, {}),
+        "proposal": {
+            "description": "Algorithms as NAME or NAME_KEYSIZE, such as AES_CBC_128; since strongSwan 6.0.7.",
+            **_object(dict.fromkeys(TRANSFORMS, _LIST), []),
+        },
         **{f"{name}.data": schema for name, schema in _events().items()},
         **_typed(),
         **{name: _envelope(name) for name in [*_told(), *notices.NOTICES]},
@@ -173,9 +177,24 @@ def _events() -> dict[str, Schema]:
         "alert": _object({**alert, "ike-sa": _each(ike)}, alerted),
         "control-log": log,
         "list-sa": _each(ike),
-        **{name: _each(refer("section")) for name in ("list-policy", "list-conn", "list-authority")},
+        "list-conn": _each(_conn()),
+        **{name: _each(refer("section")) for name in ("list-policy", "list-authority")},
         "list-cert": _object({"data": refer("text"), "type": refer("text")}, ["type"]),
     }
+
+
+def _conn() -> Schema:
+    """Return the schema of a configured connection: the keys that the listing of every charon has, and newer ones."""
+    proposals = _each(refer("proposal"))
+    child = {key: _LIST for key in ("local-ts", "remote-ts")}
+    properties = {
+        **dict.fromkeys(("local_addrs", "remote_addrs"), _LIST),
+        **dict.fromkeys(("local_port", "remote_port", "reauth_time", "rekey_time"), _NUMBER),
+        **dict.fromkeys(("version", "unique"), refer("text")),
+        "proposals": proposals,
+        "children": _each(_object({**child, "esp_proposals": proposals, "ah_proposals": proposals}, list(child))),
+    }
+    return _object(properties, ["local_addrs", "remote_addrs", "version", "children"])
 
 
 def _of_connection(

@@ -9,7 +9,7 @@
             case IkeUpDown(ike, up=True):
                 print(ike.name, "is up")
 
-A field is the key of the same name with `_` for `-` (strongSwan 5.9.8 to 6.0.6, vici_query.c and vici_logger.c).
+A field is the key of the same name with `_` for `-` (strongSwan 5.9.8 to 6.1.0, vici_query.c and vici_logger.c).
 Numbers are int, times timedelta, lists tuples; hexadecimal numbers (SPIs, CPIs, marks, interface ids, labels) stay the
 text that charon writes. A key that charon left out is None, False or (). Whatever does not fit, such as the keys of a
 newer charon, is in `extra`, so that `to_message()` gives back all that `from_message()` got.

@@ -1,6 +1,6 @@
 """strongSwan's format of settings, in which swanctl.conf and strongswan.conf are written.
 
-What is accepted is what strongSwan 5.9.8 to 6.0 accepts (`settings_lexer.l`, `settings_parser.y`, `settings.c` and
+What is accepted is what strongSwan 5.9.8 to 6.1.0 accepts (`settings_lexer.l`, `settings_parser.y`, `settings.c` and
 strongswan.conf(5)): nested sections, references to other sections, values merged when a section comes again, `key =`
 to unset what a reference would bring, strings with escapes, includes with wildcards. Differences are all refusals: an
 included file that may not be read, files that include each other and references in a circle, which strongSwan ignores

@@ -3,7 +3,7 @@
     plan = read_config("/etc/swanctl/swanctl.conf")    # reads every file, talks to nobody
     report = plan.load(session)                         # or await plan.load_async(session)
 
-Requests and their order are swanctl's (strongSwan 5.9.8 to 6.0: `load_creds.c`, `load_authorities.c`, `load_pools.c`,
+Requests and their order are swanctl's (strongSwan 5.9.8 to 6.1.0: `load_creds.c`, `load_authorities.c`, `load_pools.c`,
 `load_conns.c`); files of a directory go in the order of their names, where swanctl takes them as the file system gives
 them. Where swanctl goes on with something broken, this does not: a configuration that cannot be parsed is a
 `ConfigError` (swanctl 5.9.8 unloads everything), and a secret that is no hexadecimal or Base64 after `0x` or `0s`, an

@@ -29,12 +29,14 @@ jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema")
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDINGS = {path.stem: Recording.load(path) for path in sorted(DATA.glob("*.recording"))}
+NEWER = [Recording.load(path) for path in sorted(DATA.glob("*/*.recording"))]
 DOCUMENT = asyncapi.document("vici")
 FULL_IKE = {
     "uniqueid": "1", "version": "2", "state": "ESTABLISHED", "local-host": "192.0.2.1", "local-port": "500",
     "local-id": "a", "remote-host": "192.0.2.2", "remote-port": "500", "remote-id": "b", "initiator": "yes",
 }  # fmt: skip
 LINE = {"v": 1, "node": "a", "boot": "b", "seq": 1, "time": 1, "event": "log", "data": {"group": "", "msg": ""}}
+FULL_CONN = {"local_addrs": ["%any"], "remote_addrs": ["%any"], "version": "IKEv2", "children": {}}
 FULL_CHILD = {"name": "net", "uniqueid": "2", "reqid": "1", "state": "INSTALLED", "mode": "TUNNEL", "bytes-in": "7"}
 
 
@@ -63,13 +65,13 @@ def test_each_is_a_schema_that_holds_all_it_refers_to(name: str) -> None:
 def test_recorded_events_are_valid_envelopes() -> None:
     build = Envelopes("json", "gw1", "b")
     seen = set()
-    for recording in RECORDINGS.values():
+    for recording in (*RECORDINGS.values(), *NEWER):
         for packet in recording.events():
             assert packet.name and packet.message is not None
             [envelope] = envelopes(build.wrap(packet.time + 1, packet.name, packet.message))
             check(packet.name, envelope)
             seen.add(packet.name)
-    assert seen >= {"ike-updown", "child-updown", "ike-rekey", "child-rekey", "log"}
+    assert seen >= {"ike-updown", "child-updown", "ike-rekey", "child-rekey", "log", "alert"}
 
 
 def exchanges() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -80,7 +82,7 @@ def exchanges() -> Iterator[tuple[str, dict[str, Any]]]:
         [envelope] = envelopes(build.wrap(1, "log", raw))
         return dict(envelope["data"])
 
-    for recording in RECORDINGS.values():
+    for recording in (*RECORDINGS.values(), *NEWER):
         asked = [p for p in recording.packets("client") if p.kind == CMD_REQUEST]
         told = [p for p in recording.packets("server") if p.kind == CMD_RESPONSE]
         for packet, answer in zip(asked, told, strict=False):
@@ -116,6 +118,7 @@ def test_notices_are_valid(kind: str, data: dict[str, Any]) -> None:
         ("alert", {"type": "peer-auth-failed", "ike-sa": {"gw": FULL_IKE}}),
         ("alert", {"type": "half-open-timeout", "hosts": ["a", "b"]}),
         ("log", {"group": "IKE", "level": "-1", "thread": "7", "msg": {"$base64": "//4="}}),
+        ("list-conn", {"gw": {**FULL_CONN, "proposals": {"0": {"encr": ["AES_CBC_128"], "new": ["a"]}}, "new": "1"}}),
     ],
 )
 def test_what_newer_daemons_may_send(event: str, data: dict[str, Any]) -> None:
@@ -147,6 +150,8 @@ def test_what_newer_daemons_may_send(event: str, data: dict[str, Any]) -> None:
         ("gap.data", {"class": "log", "cause": "", "count": 1, "first_seq": 1}),
         ("audit.data", {"sums": [{"command": "version", "code": "200", "count": 1}], "since": 1, "until": 2}),
         ("VICI_NODE", {"v": 1, "node": "gw1"}),
+        ("list-conn.data", {"gw": {**FULL_CONN, "local_port": "ike"}}),
+        ("list-conn.data", {"gw": {**FULL_CONN, "proposals": {"0": {"encr": "AES_CBC_128"}}}}),
         ("terminate.request", {"ike-id": "seven"}),
         ("terminate.request", {"timeout": -2}),
         ("load-shared.request", {"type": "IKE"}),

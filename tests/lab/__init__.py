@@ -1,6 +1,6 @@
 """Real daemons for tests and for people: see `Lab`."""
 
-from .daemons import LabError
+from .daemons import LabError, version
 from .lab import Lab, missing
 
-__all__ = ["Lab", "LabError", "missing"]
+__all__ = ["Lab", "LabError", "missing", "version"]

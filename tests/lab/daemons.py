@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -19,10 +21,13 @@ _START_TIMEOUT = 10.0
 
 # kernel-libipsec comes before kernel-netlink: charon takes the first that offers IPsec, and the kernels of
 # containers often have none.
+PLUGINS = (
+    "random nonce openssl aes sha1 sha2 hmac kdf gmp curve25519 pem pkcs1 x509 pubkey"
+    " kernel-libipsec kernel-netlink socket-default vici counters updown"
+)
 _CHARON_CONF = """\
 charon {{
-    load = random nonce openssl aes sha1 sha2 hmac kdf gmp curve25519 pem pkcs1 x509 pubkey \
-kernel-libipsec kernel-netlink socket-default vici counters updown
+    load = {plugins}
     port = 15500
     port_nat_t = 14500
     threads = 32
@@ -54,6 +59,16 @@ jetstream {{
 
 class LabError(RuntimeError):
     """The lab cannot be built, or one of its processes failed."""
+
+
+@cache
+def version() -> tuple[int, ...]:
+    """The version of strongSwan that is installed: 6.0.1 is (6, 0, 1)."""
+    done = subprocess.run([CHARON, "--version"], capture_output=True, text=True, timeout=10)
+    found = re.search(r"strongSwan (\d+(?:\.\d+)*)", done.stdout)
+    if found is None:
+        raise LabError(f"{CHARON} --version: {done.stdout}{done.stderr}")
+    return tuple(map(int, found[1].split(".")))
 
 
 class Namespace:
@@ -150,13 +165,16 @@ class Daemon:
 
 
 class Charon(Daemon):
-    """One strongSwan IKE daemon: `address` is its VICI socket, `namespace` where it runs."""
+    """One strongSwan IKE daemon: `address` is its VICI socket, `namespace` where it runs.
 
-    def __init__(self, name: str, directory: Path, namespace: Namespace) -> None:
+    `settings` has the form of strongswan.conf and overrides what the lab itself sets.
+    """
+
+    def __init__(self, name: str, directory: Path, namespace: Namespace, settings: str = "") -> None:
         self.namespace = namespace
         self._socket = directory / f"{name}.vici"
         config = directory / f"{name}.conf"
-        config.write_text(_CHARON_CONF.format(address=self.address))
+        config.write_text(_CHARON_CONF.format(plugins=PLUGINS, address=self.address) + settings)
         # A killed charon leaves its pid file, and the pid may be someone else's by now.
         argv = namespace.enter("sh", "-c", f"rm -f /run/charon.pid && exec {CHARON}")
         super().__init__(name, directory, argv, {"STRONGSWAN_CONF": str(config)})

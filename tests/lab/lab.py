@@ -50,6 +50,8 @@ def missing(*, nats: bool = False) -> str | None:
 class Lab:
     """A pair of charons: `left`, who initiates, and `right`; with `nats=True` a NATS server beside them.
 
+    `settings` for both charons have the form of strongswan.conf and override what the lab itself sets.
+
     A context manager; on leaving it, in whatever way, all processes are dead and the directory is gone.
     Enter it, and call `start()` of its daemons, in the main thread: the kernel ties their lives to the
     starting thread. Raises LabError when something is missing or does not start, with the end of its log.
@@ -59,8 +61,9 @@ class Lab:
     right: Charon
     directory: Path
 
-    def __init__(self, *, nats: bool = False) -> None:
+    def __init__(self, *, nats: bool = False, settings: str = "") -> None:
         self._with_nats = nats
+        self._settings = settings
         self._nats: NatsServer | None = None
         self._stack = ExitStack()
 
@@ -94,8 +97,8 @@ class Lab:
         self.directory = _directory(stack)
         namespaces = [stack.enter_context(Namespace()) for _ in range(2)]
         _join(*namespaces)
-        self.left = Charon("left", self.directory, namespaces[0])
-        self.right = Charon("right", self.directory, namespaces[1])
+        self.left = Charon("left", self.directory, namespaces[0], self._settings)
+        self.right = Charon("right", self.directory, namespaces[1], self._settings)
         for charon in (self.left, self.right):
             stack.callback(charon.kill)
             charon.start(wait=False)

@@ -1,4 +1,7 @@
-"""Makes the recordings in tests/data: `python -m tests.lab.record`, as root. What they hold is in its README."""
+"""Makes the recordings in tests/data: `python -m tests.lab.record`, as root. What they hold is in its README.
+
+On strongSwan 6.0.3 and newer it makes those of what 5.9.8 does not have, in a directory of the daemon's version.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,37 @@ from vicifast.commands import EVENTS
 from vicifast.errors import CommandError, UnknownCommand, UnknownEvent
 from vicifast.recording import RecordingWriter, tee
 
-from . import Lab, certificates, sas
+from . import Lab, alerts, certificates, sas, version
 from .daemons import Charon
 
 DATA = Path(__file__).parent.parent / "data"
 MANY = 300
 SOME = 20
 FEW = 5
+PAIR = 2
+ALERTS = (6, 0, 3)  # the first strongSwan that has them
 
 Work = Callable[[AsyncSession], Awaitable[None]]
 
 
 def main() -> None:
-    """Make all recordings anew."""
-    for count, work in ((MANY, _many), (SOME, _some), (FEW, _few)):
+    """Make all recordings of this generation of strongSwan anew."""
+    if version() < ALERTS:
+        for count, work in ((MANY, _many), (SOME, _some), (FEW, _few)):
+            with Lab() as lab:
+                asyncio.run(work(lab, count))
+    else:
+        _directory().mkdir(exist_ok=True)
         with Lab() as lab:
-            asyncio.run(work(lab, count))
-    for path in sorted(DATA.glob("*.recording")):
+            asyncio.run(_hybrid(lab))
+        with Lab(settings=alerts.SETTINGS) as lab:
+            asyncio.run(_alerts(lab))
+    for path in sorted(_directory().glob("*.recording")):
         print(f"{path.name:24} {path.stat().st_size:7}")
+
+
+def _directory() -> Path:
+    return DATA if version() < ALERTS else DATA / ".".join(map(str, version()))
 
 
 async def _many(lab: Lab, count: int) -> None:
@@ -57,7 +73,7 @@ async def _few(lab: Lab, count: int) -> None:
 
     async def life(session: AsyncSession) -> None:
         listener = session.listen(*(event.name for event in EVENTS.values() if event.standalone))
-        with suppress(UnknownEvent):  # alert, before strongSwan 6.0.3
+        with suppress(UnknownEvent):  # alert
             await listener.ready()
         await sas.initiate(lab, names, concurrency=1)
         await sas.send(lab, names)
@@ -67,6 +83,43 @@ async def _few(lab: Lab, count: int) -> None:
         await sas.terminate(lab, names)
 
     await _record("events", lab.right, life)
+
+
+async def _hybrid(lab: Lab) -> None:
+    names = await sas.load(lab, PAIR, hybrid=True)
+
+    async def life(session: AsyncSession) -> None:
+        listener = session.listen(
+            *(event.name for event in EVENTS.values() if event.standalone and event.name != "log")
+        )
+        await listener.ready()
+        await sas.initiate(lab, names, concurrency=1)
+        await sas.rekey_child(lab, names)
+        await sas.rekey_ike(lab, names)
+        await _record("list-sas", lab.right, _streamed("list-sas"))
+        await sas.terminate(lab, names)
+
+    await _record("events", lab.right, life)
+    async with AsyncSession(lab.right.address) as session:
+        await session.call("load-pool", {"small": {"addrs": "10.4.0.0/30"}})
+        await session.call("load-conn", {"default": {"children": {"net": {}, "ah": {"ah_proposals": ["sha256-esn"]}}}})
+        await session.call("load-conn", {"old": {"version": 1, "children": {}}})
+    await _record("list-conns", lab.right, _streamed("list-conns"))
+    await _record("get-pools", lab.right, _called("get-pools", {}))
+
+
+async def _alerts(lab: Lab) -> None:
+    async def left(session: AsyncSession) -> None:
+        listener = session.listen("alert")
+        await listener.ready()
+        await _record("alerts-right", lab.right, right)
+
+    async def right(session: AsyncSession) -> None:
+        listener = session.listen("alert")
+        await listener.ready()
+        await alerts.raise_all(lab)
+
+    await _record("alerts-left", lab.left, left)
 
 
 async def _errors(session: AsyncSession) -> None:
@@ -99,13 +152,13 @@ def _streamed(command: str) -> Work:
 async def _record(name: str, charon: Charon, work: Work) -> None:
     """Record one connection to `charon`, which `work` uses, as `name`.recording."""
     async with AsyncSession(charon.address) as session:
-        version = await session.call("version")
-    daemon = " ".join(str(version[key]) for key in ("daemon", "version"))
+        answer = await session.call("version")
+    daemon = " ".join(str(answer[key]) for key in ("daemon", "version"))
     metadata = {"made": "python -m tests.lab.record", "daemon": daemon}
     ours, theirs = socket.socketpair()
     server = socket.socket(socket.AF_UNIX)
     server.connect(charon.address.removeprefix("unix://"))
-    with RecordingWriter(DATA / f"{name}.recording", metadata) as writer:
+    with RecordingWriter(_directory() / f"{name}.recording", metadata) as writer:
         carrying = asyncio.create_task(tee(theirs, server, writer))
         async with AsyncSession(ours) as session:
             await work(session)

@@ -37,11 +37,11 @@ for port in map(int, sys.argv[1:]):
 """
 
 
-async def load(lab: Lab, count: int, *, one_responder: bool = False) -> list[str]:
+async def load(lab: Lab, count: int, *, one_responder: bool = False, hybrid: bool = False) -> list[str]:
     """Load `count` connections, a secret and an address pool on both sides; return the connections' names.
 
     With `one_responder` a single connection on `right` answers for all: of thousands charon looks through each, for
-    every SA that comes up.
+    every SA that comes up. `hybrid` is what strongSwan 6.0.2 brought: a second key exchange, and per-CPU SAs.
     """
     names = [f"site-{number:03}" for number in range(1, count + 1)]
     secret = {"id": "lab", "type": "IKE", "data": b"only for the lab"}
@@ -52,7 +52,7 @@ async def load(lab: Lab, count: int, *, one_responder: bool = False) -> list[str
         async with AsyncSession(charon.address) as session:
             await session.call("load-shared", secret)
             for name, config in configs.items():
-                await session.call("load-conn", {name: config})
+                await session.call("load-conn", {name: _hybrid(config) if hybrid else config})
     return names
 
 
@@ -160,6 +160,13 @@ def _common() -> dict[str, object]:
         "mobike": True,
         "unique": "never",
     }
+
+
+def _hybrid(config: dict[str, Any]) -> dict[str, Any]:
+    exchange = "x25519-ke1_mlkem768"
+    child = {"esp_proposals": [f"aes128gcm16-{exchange}"], "per_cpu_sas": True}
+    children = {name: {**own, **child} for name, own in config["children"].items()}
+    return {**config, "proposals": [f"aes128-sha256-{exchange}"], "children": children}
 
 
 def _child(local: str, remote: str) -> dict[str, object]:

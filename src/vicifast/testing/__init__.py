@@ -3,7 +3,7 @@
 With pytest there is nothing to import: the fixture `fake_charon` is a `BlockingFakeCharon` that listens already.
 
     def test_my_program(fake_charon):
-        fake_charon.on("version", {"daemon": "charon", "version": "6.0.6"})
+        fake_charon.on("version", {"daemon": "charon", "version": "6.1.0"})
         fake_charon.on("list-sas", {}, stream=[("list-sa", {"gw": {"uniqueid": "1"}})])
         start_my_program(fake_charon.address)           # in a thread or a process: Session, AsyncSession, swanctl, ...
         fake_charon.registered("ike-updown")            # waits until it has registered that
@@ -24,7 +24,7 @@ In an event loop `FakeCharon` is the same with `await` where it waits:
 * What the program did: `requests`, `packets`, `registrations`, `abrupt_closes`; and the waits `requested`,
   `registered`, `connected`, `drain`.
 
-What it does as charon does (strongSwan 5.9.8 to 6.0.6): the packets of one connection are handled strictly in order,
+What it does as charon does (strongSwan 5.9.8 to 6.1.0): the packets of one connection are handled strictly in order,
 so a request waits for a running command while events flow; a malformed packet gets no answer; a frame over 512 KiB
 ends the connection, and an answer or event over 512 KiB is never sent; an event registered twice comes twice; the
 output waiting for a slow reader has no bound; the backlog is 3.

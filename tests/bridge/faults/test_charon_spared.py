@@ -150,7 +150,8 @@ def test_the_end_of_the_bridge_makes_no_burst_of_lines(lab: Lab, kill: bool) -> 
         async with listener.listening(lab.left.address), flood(lab.left.address):
             for _ in range(5):
                 await end_one()
-        print(f"{listener.undeliverable} of {listener.lines} lines are about connections that have gone")
-        assert kill or not listener.undeliverable
+            undeliverable = listener.undeliverable  # the end of the flood leaves some replies undelivered, too
+        print(f"{undeliverable} of {listener.lines} lines are about connections that have gone")
+        assert kill or not undeliverable
 
     run(test(), 150)
