@@ -3,11 +3,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -678,14 +681,134 @@ def test_load_reports_and_fails_when_something_failed(tmp_path: Path) -> None:
         assert result.stdout.splitlines() == [
             "loaded connection good",
             "unloaded connection old",
-            "1 loaded, 1 unloaded, 1 failed",
+            "1 loaded, 1 unloaded, 0 kept, 0 skipped, 1 failed",
         ]
         assert (document.exit_code, document.stderr) == (1, "")
         assert json.loads(document.stdout) == {
             "loaded": ["connection good"],
             "unloaded": ["connection old"],
+            "kept": [],
+            "skipped": [],
             "failed": ["connection bad: not today"],
         }
+
+    run(scenario)
+
+
+KEY = """-----BEGIN ENCRYPTED PRIVATE KEY-----
+MIGbMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAc
+-----END ENCRYPTED PRIVATE KEY-----
+"""
+
+
+@asynccontextmanager
+async def loading(directory: Path) -> AsyncIterator[tuple[FakeCharon, Path]]:
+    """A daemon that has one of everything, and a configuration of a connection and a key that does not open."""
+    (directory / "private").mkdir()
+    (directory / "private" / "k.pem").write_text(KEY)
+    file = directory / "swanctl.conf"
+    file.write_text("connections { c { } }\n")
+    async with FakeCharon() as charon:
+        for command in ("get-keys", "get-shared"):
+            charon.on(command, {"keys": ["old"]})
+        charon.on("get-conns", {"conns": ["old"]})
+        charon.on("get-authorities", {"authorities": ["old"]})
+        charon.on("get-pools", {"old": {}})
+        for command in ("load-conn", "load-key", "clear-creds"):
+            charon.on(command, {"success": "yes", "id": "new"})
+        for what in ("conn", "shared", "authority", "pool", "key"):
+            charon.on(f"unload-{what}", {"success": "yes"})
+        yield charon, file
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "unloaded"),
+    [
+        ([], 1, ["unload-shared", "unload-authority", "unload-pool", "unload-conn"]),
+        (["--lenient"], 0, ["unload-shared", "unload-authority", "unload-pool", "unload-conn"]),
+        (["--creds"], 1, ["unload-shared"]),
+        (["--creds", "--clear", "--noprompt"], 1, ["unload-shared"]),
+        (["--conns"], 0, ["unload-conn"]),
+        (["--pools"], 0, ["unload-pool"]),
+        (["--authorities", "--conns"], 0, ["unload-authority", "unload-conn"]),
+    ],
+)
+def test_load_of_a_part(options: list[str], code: int, unloaded: list[str], tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with loading(tmp_path) as (charon, file):
+            result = await invoke(charon, "load", file, *options)
+            commands = [command for command, _ in charon.requests]
+        assert result.exit_code == code
+        assert [command for command in commands if "unload" in command] == unloaded
+        assert "clear-creds" not in commands and "load-key" not in commands
+        assert ("load-conn" in commands) == ("unload-conn" in unloaded)
+        kept = "kept private key old: not every private key could be read\n"
+        assert (kept in result.stdout) == ("unload-shared" in unloaded)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("refused", "code"), [("unload-shared", 0), ("load-conn", 1)])
+def test_lenient_exits_as_swanctl(refused: str, code: int, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with loading(tmp_path) as (charon, file):
+            charon.on(refused, {"success": "no", "errmsg": "not today"})
+            result = await invoke(charon, "load", file, "--lenient")
+        assert result.exit_code == code and "not today" in result.stderr
+
+    run(scenario)
+
+
+def test_clear_needs_credentials(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with loading(tmp_path) as (charon, file):
+            result = await invoke(charon, "load", file, "--conns", "--clear")
+            assert (result.exit_code, charon.requests) == (2, [])
+        assert "give --creds too" in result.stderr
+
+    run(scenario)
+
+
+def at_terminal(*argv: object, prompt: bytes, answer: bytes) -> tuple[int, bytes]:
+    """Run a program at a terminal of its own and answer its prompt; its exit code and what the terminal shows."""
+    controller, terminal = os.openpty()
+    start = "import os, sys; os.login_tty(0); os.execvp(sys.argv[1], sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", start, *map(str, argv)], stdin=terminal) as process:
+        os.close(terminal)
+        shown, answered = b"", False
+        with open(controller, "rb", buffering=0) as screen, suppress(OSError):  # EIO: the program has ended
+            while chunk := screen.read(4096):
+                shown += chunk
+                if prompt in shown and not answered:
+                    answered = True
+                    os.write(controller, answer + b"\n")
+        return process.wait(30), shown
+
+
+@pytest.mark.skipif(not hasattr(os, "login_tty"), reason="there are no terminals here")
+@pytest.mark.parametrize("program", ["vicifast", "swanctl"])
+def test_load_asks_for_a_passphrase_at_a_terminal(program: str, tmp_path: Path) -> None:
+    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+    form = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    if program == "swanctl" and shutil.which("swanctl") is None:
+        pytest.skip("there is no swanctl on PATH")
+    start = {"vicifast": [sys.executable, "-m", "vicifast", "load"], "swanctl": ["swanctl", "--load-creds", "--file"]}
+    option = {"vicifast": ["--creds"], "swanctl": []}
+    key = ec.generate_private_key(ec.SECP256R1())
+    locked = form.BestAvailableEncryption(b"open sesame")
+    opened = key.private_bytes(form.Encoding.DER, form.PrivateFormat.TraditionalOpenSSL, form.NoEncryption())
+
+    async def scenario() -> None:
+        async with loading(tmp_path) as (charon, file):
+            pem = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, locked)
+            (tmp_path / "private" / "k.pem").write_bytes(pem)
+            argv = (*start[program], file, *option[program], "--uri", charon.address)
+            prompt = b"Password for private file 'k.pem': "
+            code, shown = await asyncio.to_thread(at_terminal, *argv, prompt=prompt, answer=b"open sesame")
+            sent = [message for command, message in charon.requests if command == "load-key"]
+        assert code == 0, shown
+        assert b"open sesame" not in shown
+        assert sent == [{"type": "ECDSA", "data": opened.decode("utf-8", "surrogateescape")}]
 
     run(scenario)
 
@@ -744,7 +867,7 @@ def test_on_a_real_charon(lab: Lab) -> None:
         return result
 
     loaded = cli("load", written("conf-left", left, right))
-    assert loaded.stdout.splitlines()[-1] == "3 loaded, 0 unloaded, 0 failed", loaded.output
+    assert loaded.stdout.splitlines()[-1] == "3 loaded, 0 unloaded, 0 kept, 0 skipped, 0 failed", loaded.output
     assert cli("load", written("conf-right", right, left), uri=lab.right.address).exit_code == 0
     up = cli("initiate", "--child", "net", "--timeout", 10)
     assert (up.exit_code, up.stdout) == (0, "initiate: done\n"), up.stderr

@@ -11,6 +11,7 @@ import pytest
 
 LAYER = {"errors": 0, "_wire": 1, "protocol": 2, "methods": 2, "session": 3, "connection": 3, "client": 4, "aio": 4}
 ALLOWED = {
+    "keys": {"cryptography"},
     "pytest_plugin": {"pytest"},
     "session": {"typing_extensions"},
 }

@@ -7,31 +7,39 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+import sys
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import count, groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from vicifast import _wire, decode
+from vicifast import Message, _wire, decode
 from vicifast.address import Unix
 from vicifast.aio import AsyncSession, connect_unix
 from vicifast.client import Session
 from vicifast.errors import CommandError, ConfigError, ConnectionClosed, EncodeError, UnknownCommand
-from vicifast.plan import Plan, Report, Step
+from vicifast.plan import PARTS, Part, Plan, Report, Step
 from vicifast.recording import Recording, RecordingWriter, listen_at, proxy
 from vicifast.settings import Settings
 from vicifast.swanctl import read_config
 from vicifast.testing import FakeCharon
+
+if TYPE_CHECKING:
+    from lab import Lab
 
 DATA = Path(__file__).parent / "data" / "swanctl"
 CASES = sorted(path.name for path in DATA.iterdir())
 Request = tuple[str, dict[str, Any]]
 
 needs_swanctl = pytest.mark.skipif(shutil.which("swanctl") is None, reason="there is no swanctl on PATH")
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on PATH")
+needs_openssl = pytest.mark.skipif(
+    shutil.which("openssl") is None or find_spec("cryptography") is None,
+    reason="there is no openssl on PATH, or no package cryptography",
+)
 
 
 def run(test: Coroutine[Any, Any, Any], timeout: float = 60.0) -> Any:
@@ -172,21 +180,63 @@ def scripted(charon: FakeCharon, loaded: dict[str, list[str]] | None = None) -> 
         charon.on(f"unload-{what}", {"success": "yes"})
 
 
-async def swanctl(path: Path, address: str) -> str:
-    """Run the real `swanctl --load-all`; what it complains of."""
+async def swanctl(path: Path | None, address: str, *command: str) -> tuple[int | None, str]:
+    """Run the real swanctl, by default `--load-all`; its exit status and what it complains of."""
+    file = ("--file", str(path)) if path else ()
     process = await asyncio.create_subprocess_exec(
-        *("swanctl", "--load-all", "--noprompt", "--file", str(path), "--uri", address),
+        *("swanctl", *(command or LOAD_ALL), *file, "--uri", address),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "SWANCTL_DIR": str(path.parent)},
+        env={**os.environ, "SWANCTL_DIR": str(path.parent)} if path else None,
     )
     try:
-        return (await process.communicate())[1].decode()
+        complaint = (await process.communicate())[1].decode()
+        return process.returncode, complaint
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+LOAD_ALL = ("--load-all", "--noprompt")
+# The options of the real swanctl that load a part of the configuration.
+LOAD: dict[Part, tuple[str, ...]] = {
+    "credentials": ("--load-creds", "--noprompt"),
+    "authorities": ("--load-authorities",),
+    "pools": ("--load-pools",),
+    "connections": ("--load-conns",),
+}
+
+
+class Compared(NamedTuple):
+    theirs: list[Any]
+    ours: list[Any]
+    status: int | None
+    report: Report
+
+
+def compared(
+    path: Path | None,
+    *command: str,
+    parts: Collection[Part] = PARTS,
+    clear: bool = False,
+    prepare: Callable[[FakeCharon], None] = scripted,
+) -> Compared:
+    """What the real swanctl asks a daemon, its exit status, what a plan asks, and its report."""
+
+    async def test() -> Compared:
+        async with FakeCharon() as charon:
+            prepare(charon)
+            status, _ = await swanctl(path, charon.address, *command)
+            theirs = list(charon.requests)
+            charon.requests.clear()
+            async with AsyncSession(charon.address) as session:
+                report = await read_config(path, parts=parts).load_async(session, clear=clear)
+            return Compared(theirs, charon.requests, status, report)
+
+    found: Compared = run(test())
+    return found
 
 
 @needs_swanctl
@@ -195,7 +245,7 @@ def test_the_real_swanctl_reads_the_same(row: str, tmp_path: Path) -> None:
     async def test() -> tuple[dict[str, Any], str]:
         async with FakeCharon() as charon:
             scripted(charon)
-            complaint = await swanctl(path, charon.address)
+            _, complaint = await swanctl(path, charon.address)
             loaded = [message for command, message in charon.requests if command == "load-conn"]
             return {name: section for message in loaded for name, section in message.items()}, complaint
 
@@ -247,6 +297,15 @@ def test_errors_in_includes(tmp_path: Path) -> None:
         assert str(refusal.value).startswith(expected)
 
 
+@pytest.mark.parametrize("include", ["conf.d/*.conf", "conf.d/a.conf", "*/a.conf", "loop/*", "loop/a.conf"])
+def test_an_include_that_cannot_be_read_is_not_an_absence(include: str, tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "a.conf").symlink_to("nothing")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/t.conf:2: {tmp_path}/(conf.d|loop)"):
+        Settings.read(written(tmp_path, f"\ninclude {include}\n"))
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"^{tmp_path}/none.conf: No such file or directory$"):
         read_config(tmp_path / "none.conf")
@@ -258,6 +317,30 @@ def test_the_default_is_the_directory_of_the_environment(tmp_path: Path, monkeyp
     (tmp_path / "swanctl.conf").write_text("connections { c { } }")
     monkeypatch.setenv("SWANCTL_DIR", str(tmp_path))
     assert connections(read_config()) == {"c": {}}
+
+
+@needs_swanctl
+def test_an_empty_swanctl_dir_is_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x509").mkdir()
+    (tmp_path / "x509" / "a.pem").write_text("a")
+    (tmp_path / "swanctl.conf").write_text("connections { c { local { certs = a.pem\n } } }")
+    monkeypatch.setenv("SWANCTL_DIR", "")
+    monkeypatch.chdir(tmp_path)
+    theirs, ours, _, report = compared(None)
+    assert ordered(ours) == ordered(theirs)
+    assert report.loaded == ["certificate x509/a.pem", "connection c"]
+
+
+@needs_swanctl
+def test_files_under_names_in_capitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x509/a.pem", "b.pem", "pubkey/c.pem", "d.pem"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    text = "certs = a.pem\n CERTS = b.pem\n Certs = 0x01\n pubkeys = c.pem\n PubKeys = d.pem, d.pem\n"
+    theirs, ours, _, report = compared(written(tmp_path, f"connections {{ c {{ local {{ {text} }} }} }}"))
+    assert ordered(ours) == ordered(theirs)
+    assert report.failed == []
 
 
 def test_references_without_end(tmp_path: Path) -> None:
@@ -360,9 +443,6 @@ def test_what_cannot_be_sent_is_told(tmp_path: Path) -> None:
         connections {
             nofile { local { certs = none.pem
             } }
-            both { a = 1
-                a { }
-            }
             good { }
         }
         authorities { ca { cacert = /nowhere/ca.pem
@@ -372,36 +452,128 @@ def test_what_cannot_be_sent_is_told(tmp_path: Path) -> None:
     (tmp_path / "x509" / "dangling.pem").symlink_to("nothing")
     plan = read_config(written(tmp_path, text))
     assert [step.problem for step in (*plan.credentials, *plan.authorities, *plan.connections)] == [
-        f"{tmp_path}/x509/empty.pem is empty",
+        "No such file or directory",
+        "",
         "/nowhere/ca.pem: No such file or directory",
         f"{tmp_path}/x509/none.pem: No such file or directory",
-        "connections.both.a is both a value and a section",
         "",
     ]
+    assert [step.skipped for step in plan.credentials] == ["", "the file is empty"]
 
 
 @needs_swanctl
 def test_every_directory_and_token_as_the_real_swanctl(tmp_path: Path) -> None:
-    directories = "x509 x509ca x509ocsp x509aa x509ac x509crl pubkey private rsa ecdsa pkcs8 unknown".split()
+    directories = "x509 x509ca x509ocsp x509aa x509ac x509crl pubkey private rsa ecdsa bliss pkcs8 unknown".split()
     for name in directories:
         (tmp_path / name / "directory").mkdir(parents=True)
         (tmp_path / name / "a file").write_text(f"in {name}")
     text = "secrets { token-1 { handle = 01\n slot = 2\n module = m\n pin = 1234\n } token { handle = 02\n } }"
-    path = written(tmp_path, text)
-
-    async def test() -> list[Any]:
-        async with FakeCharon() as charon:
-            scripted(charon)
-            await swanctl(path, charon.address)
-            theirs = list(charon.requests)
-            charon.requests.clear()
-            async with AsyncSession(charon.address) as session:
-                report = await read_config(path).load_async(session)
-            assert report.failed == [] and len(report.loaded) == len(directories) - 1 + 2
-            return [theirs, charon.requests]
-
-    theirs, ours = run(test())
+    theirs, ours, _, report = compared(written(tmp_path, text))
     assert ordered(ours) == ordered(theirs)
+    assert report.failed == [] and len(report.loaded) == len(directories) - 1 + 2
+
+
+WHOLE = """
+    connections { c { } }
+    pools { p { addrs = 10.0.0.0/24
+    } }
+    authorities { a { handle = 00
+    } }
+    secrets { ike-1 { secret = s
+    } }
+"""
+LOADED = {
+    "get-keys": ["key"],
+    **{name: ["gone"] for name in ("get-shared", "get-authorities", "get-pools", "get-conns")},
+}
+
+
+@needs_swanctl
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_alone_as_the_real_swanctl(part: Part, tmp_path: Path) -> None:
+    path = written(tmp_path, WHOLE)
+    theirs, ours, _, report = compared(path, *LOAD[part], parts=[part], prepare=lambda charon: scripted(charon, LOADED))
+    assert ordered(ours) == ordered(theirs)
+    assert {command.rpartition("-")[2] for command, _ in ours} & {"conn", "pool", "authority"} == (
+        set() if part == "credentials" else {{"connections": "conn", "pools": "pool", "authorities": "authority"}[part]}
+    )
+    assert len(report.loaded) == 1 and report.unloaded and not report.failed
+
+
+def test_files_of_other_parts_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "k.pem").symlink_to("nothing")
+    plan = read_config(written(tmp_path, "connections { c { local { certs = none.pem\n } } }"), parts=["pools"])
+    assert plan == Plan(parts=frozenset(["pools"]))
+
+
+@needs_swanctl
+def test_a_refused_clear_does_not_end_the_load(tmp_path: Path) -> None:
+    def prepare(charon: FakeCharon) -> None:
+        scripted(charon, LOADED)
+        charon.on("clear-creds", {"success": "no", "errmsg": "no mood"})
+
+    path = written(tmp_path, WHOLE)
+    theirs, ours, status, report = compared(path, *LOAD_ALL, "--clear", clear=True, prepare=prepare)
+    assert ordered(ours) == ordered(theirs) and ours[0] == ("clear-creds", {})
+    assert report.failed == ["clearing all credentials: no mood"]
+    assert (status, report.incomplete) == (0, False)
+
+
+# What a daemon refuses, and whether the exit status of the real swanctl shows it.
+REFUSALS = {
+    "load-cert": False,
+    "load-key": False,
+    "load-shared": False,
+    "unload-key": False,
+    "unload-conn": False,
+    "load-authority": True,
+    "load-pool": True,
+    "load-conn": True,
+}
+
+
+@needs_swanctl
+@pytest.mark.parametrize("command", REFUSALS)
+def test_a_load_is_incomplete_where_the_real_swanctl_ends_with_an_error(command: str, tmp_path: Path) -> None:
+    def prepare(charon: FakeCharon) -> None:
+        scripted(charon, LOADED)
+        charon.on(command, {"success": "no", "errmsg": "no mood"})
+
+    for name in ("x509", "private"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("data")
+    _, _, status, report = compared(written(tmp_path, WHOLE), prepare=prepare)
+    assert "no mood" in report.failed[0]
+    assert (status != 0, report.incomplete) == (REFUSALS[command], REFUSALS[command])
+
+
+@needs_swanctl
+def test_a_directory_that_cannot_be_read_does_not_end_the_load(tmp_path: Path) -> None:
+    for name in ("x509ca", "private", "pkcs12"):
+        (tmp_path / name).symlink_to(name)
+    (tmp_path / "rsa").mkdir()
+    (tmp_path / "rsa" / "k.pem").write_text("key")
+    theirs, ours, _, report = compared(written(tmp_path, WHOLE))
+    assert ordered(ours) == ordered(theirs)
+    assert report.failed == [
+        f"{what}s in {tmp_path}/{name}: Too many levels of symbolic links"
+        for what, name in (("certificate", "x509ca"), ("private key", "private"), ("container", "pkcs12"))
+    ]
+
+
+def test_empty_files_are_no_failure(tmp_path: Path) -> None:
+    for name in ("x509", "private", "pkcs12"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".gitkeep").touch()
+        (tmp_path / name / "empty").touch()
+    plan = read_config(written(tmp_path, ""))
+    report = carried_out(plan, existing)[1]
+    assert (report.failed, report.incomplete) == ([], False)
+    assert report.skipped == [
+        f"{what} {tmp_path}/{name}/empty: the file is empty"
+        for what, name in (("certificate", "x509"), ("private key", "private"), ("container", "pkcs12"))
+    ]
 
 
 Answer = Callable[[Step], dict[str, Any]]
@@ -467,20 +639,81 @@ def test_what_failed_is_told_and_not_unloaded() -> None:
     assert [command for command in sent if command.startswith("unload-conn")] == ["unload-conn two"]
     sent, report = carried_out(plan_of("three"), refusing("unload-pool"))
     assert report.failed == ["unloading pool one: no mood", "unloading pool two: no mood"]
-    assert sent[-1] == "unload-conn two"
+    assert sent[-1] == "unload-conn two" and not report.incomplete
 
 
 @pytest.mark.parametrize(
-    ("command", "rest"), [("load-authority", "pools and connections"), ("load-pool", "connections")]
+    ("command", "rest"),
+    [
+        ("load-authority", "pools and connections: left as they were, because authorities failed"),
+        ("load-pool", "connections: left as they were, because pools failed"),
+    ],
 )
 def test_a_failure_stops_what_comes_later(command: str, rest: str) -> None:
     sent, report = carried_out(plan_of("one"), refusing(command))
-    kind = command.removeprefix("load-")
-    assert report.failed == [
-        f"{kind} one: no mood",
-        f"{rest}: left as they were, because an earlier {kind} failed",
-    ]
+    assert report.failed == [f"{command.removeprefix('load-')} one: no mood", rest]
     assert sent[-1] == f"un{command} two"
+    assert report.incomplete
+
+
+UNREAD = {"problem": "unreadable", "skipped": "the file is empty"}
+
+
+@pytest.mark.parametrize("why", UNREAD)
+@pytest.mark.parametrize(
+    ("command", "what", "field"),
+    [
+        ("load-key", "private key", "credentials"),
+        ("load-shared", "shared secret", "credentials"),
+        ("load-authority", "authority", "authorities"),
+        ("load-pool", "pool", "pools"),
+        ("load-conn", "connection", "connections"),
+    ],
+)
+def test_what_could_not_be_read_is_no_reason_to_unload(command: str, what: str, field: Part, why: str) -> None:
+    unread = Step("it", command, **{why: UNREAD[why]})
+    sent, report = carried_out(Plan(**{field: (unread,)}, parts=frozenset([field])), existing, clear=True)
+    assert report.kept[-2:] == [f"{what} {name}: not every {what} could be read" for name in ("one", "two")]
+    other = {"load-key": "shared", "load-shared": "key"}.get(command)
+    assert [line for line in sent if "unload" in line] == (
+        [f"unload-{other} one", f"unload-{other} two"] if other else []
+    )
+    assert "clear-creds" not in sent
+    assert (report.failed or report.skipped) == [f"it: {UNREAD[why]}"]
+    if field == "credentials":
+        assert report.kept[0] == "all credentials: not every credential could be read"
+
+
+@pytest.mark.parametrize("command", ["load-cert", "load-token"])
+def test_an_unread_certificate_or_token_clears_nothing(command: str) -> None:
+    plan = Plan((Step("it", command, problem="unreadable"),), parts=frozenset(["credentials"]))
+    assert "clear-creds" not in carried_out(plan, existing, clear=True)[0]
+
+
+@pytest.mark.parametrize("command", ["load-key", "load-token"])
+def test_a_refused_key_is_no_reason_to_unload_keys(command: str) -> None:
+    sent, report = carried_out(Plan((Step("it", command, {"data": b"?"}),)), refusing(command))
+    assert report.kept == [f"private key {name}: not every private key could be read" for name in ("one", "two")]
+    assert "unload-key one" not in sent and "unload-shared one" in sent
+
+
+def test_a_secret_of_the_configuration_is_not_unloaded_when_it_is_refused() -> None:
+    sent, report = carried_out(plan_of("one"), refusing("load-shared"))
+    assert report.failed == ["secret one: no mood"]
+    assert "unload-shared one" not in sent and "unload-shared two" in sent
+
+
+@pytest.mark.parametrize("query", ["get-keys", "get-shared", "get-authorities", "get-pools", "get-conns"])
+def test_a_daemon_that_does_not_list_what_it_has_loses_nothing(query: str) -> None:
+    def answer(step: Step) -> dict[str, Any]:
+        if step.command == query:
+            raise UnknownCommand(query)
+        return existing(step)
+
+    sent, report = carried_out(Plan(), answer)
+    unload = "un" + query.replace("get", "load").removesuffix("s").replace("authoritie", "authority")
+    assert not [command for command in sent if command.startswith(unload)]
+    assert len(report.unloaded) == 8 and len(report.failed) == 1 and query in report.failed[0]
 
 
 def test_a_secret_that_cannot_be_sent_is_not_shown() -> None:
@@ -522,9 +755,6 @@ def test_blocking_and_asyncio_load_alike(tmp_path: Path) -> None:
 def test_a_connection_that_ends_is_an_error() -> None:
     async def test() -> None:
         async with FakeCharon() as charon, AsyncSession(charon.address) as session:
-            charon.on("get-keys", {"keys": []})
-            with pytest.raises(UnknownCommand, match="'get-shared'"):
-                await Plan().load_async(session)
             await session.close()
             with pytest.raises(ConnectionClosed):
                 await Plan().load_async(session)
@@ -572,12 +802,17 @@ def test_encrypted_keys(tmp_path: Path) -> None:
 
 
 @needs_openssl
-def test_keys_that_do_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_do_not_open(tmp_path: Path) -> None:
     for name in ("private", "pkcs12"):
         (tmp_path / name).mkdir()
     key = encrypted(new_key("ed25519"))
-    for name in ("private/a-bad.pem", "private/b-line.pem", "private/c-none.pem", "pkcs12/bad.p12", "pkcs12/none.p12"):
-        (tmp_path / name).write_bytes(key)
+    camellia = openssl("pkcs8", "-topk8", "-v2", "camellia-256-cbc", "-passout", "pass:hunter2", stdin=new_key("rsa"))
+    for name in ("a-bad.pem", "c-none.pem", "e-none.der", "../pkcs12/bad.p12", "../pkcs12/none.p12"):
+        (tmp_path / "private" / name).write_bytes(key)
+    (tmp_path / "private" / "b-line.pem").write_bytes(encrypted(new_key("ec"), "hunter\n2"))
+    (tmp_path / "private" / "d-camellia.pem").write_bytes(camellia)
+    (tmp_path / "private" / "e-none.der").write_bytes(encrypted(new_key("ec"), form="DER"))
+    (tmp_path / "private" / "f-agreement.pem").write_bytes(encrypted(openssl("genpkey", "-algorithm", "X25519")))
     text = """secrets {
         private-1 { file = a-bad.pem
             secret = hunter2
@@ -585,21 +820,178 @@ def test_keys_that_do_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         private-2 { file = b-line.pem
             secret = "hunter\\n2"
         }
+        private-3 { file = d-camellia.pem
+            secret = hunter2
+        }
+        private-4 { file = f-agreement.pem
+            secret = open sesame
+        }
         pkcs12-1 { file = bad.p12
             secret = hunter2
         }
     }"""
     problems = [step.problem for step in read_config(written(tmp_path, text)).credentials]
+    unnamed = "it is encrypted, and no section secrets.private... with a secret names it as its file"
     assert problems == [
         "its passphrase does not open it",
-        "openssl takes no passphrase with a line break, a NUL or over 1023 bytes",
-        "it is encrypted, and no section secrets.private... with a secret names it as its file",
+        "",
+        unnamed,
+        "unsupported encryption: convert it with `openssl pkcs8 -topk8` or `openssl pkcs12 -export`",
+        unnamed,
+        "unsupported private key type: charon takes RSA, ECDSA, Ed25519 and Ed448",
         "its passphrase does not open it",
         "no section secrets.pkcs12... with a secret names it as its file",
     ]
-    monkeypatch.setenv("PATH", str(tmp_path))
-    problems = [step.problem for step in read_config(tmp_path / "t.conf").credentials]
-    assert problems[0] == "opening it takes the command openssl, which is not on PATH"
+
+
+@needs_openssl
+def test_asks_for_what_the_configuration_lacks(tmp_path: Path) -> None:
+    for name in ("private", "pkcs12"):
+        (tmp_path / name).mkdir()
+    key = new_key("ec")
+    container = openssl("pkcs12", "-export", "-nocerts", "-passout", "pass:open sesame", stdin=key)
+    for name, data in (("a.pem", encrypted(key)), ("b.pem", encrypted(key)), ("c.pem", key), ("d.pem", encrypted(key))):
+        (tmp_path / "private" / name).write_bytes(data)
+    (tmp_path / "pkcs12" / "e.p12").write_bytes(container)
+    text = """secrets {
+        private-b { file = b.pem
+            secret = wrong
+        }
+        private-d { file = d.pem
+            secret = open sesame
+        }
+        token-1 { handle = 01
+        }
+        token-2 { handle = 02
+            pin = 1
+        }
+    }"""
+    prompts: list[str] = []
+
+    def ask(prompt: str) -> str:
+        prompts.append(prompt)
+        return "1234" if "PIN" in prompt else "open sesame"
+
+    steps = read_config(written(tmp_path, text), ask=ask).credentials
+    assert prompts == [
+        "Password for private file 'a.pem'",
+        "Password for private file 'b.pem'",
+        "Password for pkcs12 file 'e.p12'",
+        "PIN for token-1",
+    ]
+    assert [step.problem for step in steps] == [""] * 7
+    assert [step.message["pin"] for step in steps[-2:]] == ["1234", "1"]
+    steps = read_config(tmp_path / "t.conf", ask=lambda prompt: "").credentials
+    assert [step.problem for step in steps if step.problem] == [
+        "it is encrypted, and no passphrase was given",
+        "its passphrase does not open it",
+        "it is encrypted, and no passphrase was given",
+    ]
+
+
+@needs_openssl
+def test_without_the_package_cryptography(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("private", "pkcs12"):
+        (tmp_path / name).mkdir()
+    key = new_key("ec")
+    files = {"private/a.pem": encrypted(key), "private/b.pem": key, "pkcs12/c.p12": b"container"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    names = (("private-a", "a.pem"), ("private-b", "b.pem"), ("pkcs12", "c.p12"))
+    text = "".join(f"{name} {{ file = {file}\n secret = open sesame\n }}\n" for name, file in names)
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    first, plain, container = read_config(written(tmp_path, f"secrets {{ {text} }}")).credentials
+    wanted = "opening it requires the package cryptography: pip install 'vicifast[cli]'"
+    assert (first.problem, plain.problem, container.problem) == (wanted, "", wanted)
+    assert plain.message == {"type": "any", "data": key}
+
+
+def test_importing_needs_no_cryptography() -> None:
+    script = "import sys; sys.modules['cryptography'] = None; import vicifast.swanctl"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+
+
+def pkcs8(key: str, *options: str) -> Callable[[dict[str, bytes]], bytes]:
+    more = ("-provider", "legacy", "-provider", "default", "-passout", "pass:open sesame")
+    return lambda keys: openssl("pkcs8", "-topk8", *options, *more, stdin=keys[key])
+
+
+def traditional(key: str, *options: str) -> Callable[[dict[str, bytes]], bytes]:
+    return lambda keys: openssl("pkey", "-traditional", *options, "-passout", "pass:open sesame", stdin=keys[key])
+
+
+KINDS_TO_OPEN = {
+    **KINDS,
+    "rsa-1024": ("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024"),
+    "pss": ("-algorithm", "RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048"),
+    "pss-restricted": (
+        *("-algorithm", "RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048", "-pkeyopt", "rsa_pss_keygen_md:sha256"),
+        *("-pkeyopt", "rsa_pss_keygen_mgf1_md:sha256", "-pkeyopt", "rsa_pss_keygen_saltlen:32"),
+    ),
+    "ec-384": ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"),
+    "ec-521": ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-521"),
+    "brainpool": ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:brainpoolP256r1"),
+}
+# Files with a private key that opens with the passphrase.
+TO_OPEN: dict[str, Callable[[dict[str, bytes]], bytes]] = {
+    **{f"{kind}.pem": pkcs8(kind) for kind in KINDS_TO_OPEN},
+    **{f"{kind}.der": pkcs8(kind, "-outform", "DER") for kind in KINDS_TO_OPEN},
+    **{f"v2-{name}.pem": pkcs8("rsa", "-v2", name) for name in ("des3", "aes-128-cbc", "aes-192-cbc", "aes-256-cbc")},
+    **{f"prf-{name}.pem": pkcs8("rsa", "-v2prf", f"hmacWith{name}") for name in ("SHA1", "SHA256", "SHA384", "SHA512")},
+    **{f"v1-{name}.pem": pkcs8("rsa", "-v1", name) for name in ("PBE-MD5-DES", "PBE-SHA1-3DES", "PBE-SHA1-RC2-40")},
+    **{f"rsa-{name}.pem": traditional("rsa", f"-{name}") for name in ("des3", "aes128", "aes192", "aes256")},
+    **{f"ec-{name}.pem": traditional("ec", f"-{name}") for name in ("des3", "aes192", "aes256")},
+    "lines.pem": lambda keys: traditional("rsa", "-aes192")(keys).replace(b"\n", b"\r\n"),
+    "bag.pem": lambda keys: b"Bag Attributes\n    friendlyName: k\n" + encrypted(keys["ec"]),
+}
+
+
+@pytest.mark.lab
+@needs_openssl
+def test_opens_the_keys_that_the_real_swanctl_opens(tmp_path: Path) -> None:
+    from lab import Lab
+
+    (tmp_path / "private").mkdir()
+    keys = {kind: openssl("genpkey", *options) for kind, options in KINDS_TO_OPEN.items()}
+    text = ""
+    for number, (name, make) in enumerate(TO_OPEN.items()):
+        (tmp_path / "private" / name).write_bytes(make(keys))
+        text += f"private-{number} {{ file = {name}\n secret = open sesame\n }}\n"
+    path = written(tmp_path, f"secrets {{ {text} }}")
+
+    async def test(lab: Lab) -> None:
+        theirs = await requests(lab.left.address, lab.directory, lambda address: swanctl(path, address))
+        asked, report = await ours(path, lab)
+        assert comparable(asked) == comparable(theirs)
+        assert (len(report.loaded), report.failed) == (len(TO_OPEN), [])
+        there = await state(lab.left.address)
+        assert await state(lab.right.address) == there
+        assert len(there["get-keys"]) == len(KINDS_TO_OPEN)
+
+    with Lab() as lab:
+        run(test(lab))
+
+
+async def both_load(path: Path, lab: Lab) -> Report:
+    """Load `path` with the real swanctl on the left and with ours on the right; both charons have the same then."""
+    await swanctl(path, lab.left.address)
+    _, report = await ours(path, lab)
+    assert await state(lab.right.address) == await state(lab.left.address)
+    return report
+
+
+@pytest.mark.lab
+@needs_openssl
+def test_every_key_of_a_container(tmp_path: Path) -> None:
+    from lab import Lab
+
+    (tmp_path / "pkcs12").mkdir()
+    shutil.copy(DATA.parent / "two-keys.p12", tmp_path / "pkcs12")
+    path = written(tmp_path, "secrets { pkcs12 { file = two-keys.p12\n secret = open sesame\n } }")
+    with Lab() as lab:
+        report = run(both_load(path, lab))
+        assert len(run(state(lab.right.address))["get-keys"]) == 2
+    assert [line.split()[0] for line in report.loaded] == ["certificate"] * 2 + ["private"] * 2
 
 
 def certificate(directory: Path, subject: str, key: bytes, *more: str, form: str = "PEM") -> bytes:
@@ -709,6 +1101,17 @@ async def requests(address: str, directory: Path, work: Callable[[str], Awaitabl
     return [(p.name or "", decode(p.message or b"", values=bytes)) for p in packets if p.kind == _wire.CMD_REQUEST]
 
 
+async def ours(path: Path, lab: Lab) -> tuple[list[Request], Report]:
+    """What loading `path` asks the charon on the right, and what came of it."""
+    reports: list[Report] = []
+
+    async def load(address: str) -> None:
+        async with AsyncSession(address) as session:
+            reports.append(await read_config(path).load_async(session))
+
+    return await requests(lab.right.address, lab.directory, load), reports[0]
+
+
 def comparable(asked: list[Request]) -> list[tuple[str, list[str]]]:
     """Runs of one command; sorted where swanctl's order is that of a directory or of a hash table."""
     runs = [(command, [ordered(message) for _, message in run]) for command, run in groupby(asked, lambda r: r[0])]
@@ -737,16 +1140,10 @@ def test_loads_what_the_real_swanctl_loads(case: str, tmp_path: Path) -> None:
     from lab import Lab
 
     async def loaded(path: Path, lab: Lab) -> dict[str, list[str]]:
-        reports: list[Report] = []
-
-        async def ours(address: str) -> None:
-            async with AsyncSession(address) as session:
-                reports.append(await read_config(path).load_async(session))
-
         theirs = await requests(lab.left.address, lab.directory, lambda address: swanctl(path, address))
-        asked = await requests(lab.right.address, lab.directory, ours)
+        asked, report = await ours(path, lab)
         assert comparable(asked) == comparable(theirs)
-        assert bool(reports[0].failed) == (case == "failing"), reports[0].failed
+        assert bool(report.failed) == (case == "failing"), report.failed
         there = await state(lab.left.address)
         assert await state(lab.right.address) == there
         return there
@@ -757,3 +1154,139 @@ def test_loads_what_the_real_swanctl_loads(case: str, tmp_path: Path) -> None:
         assert any(before.values())
         after = run(loaded(change(case, tmp_path), lab))
         assert after != before
+
+
+def not_opened(directory: Path, key: bytes) -> str:
+    (directory / "k.pem").write_bytes(encrypted(key))
+    return ""
+
+
+def wrong_passphrase(directory: Path, key: bytes) -> str:
+    (directory / "k.pem").write_bytes(encrypted(key))
+    return "private { file = k.pem\n secret = wrong\n }"
+
+
+def camellia(directory: Path, key: bytes) -> str:
+    data = openssl("pkcs8", "-topk8", "-v2", "camellia-256-cbc", "-passout", "pass:open sesame", stdin=key)
+    (directory / "k.pem").write_bytes(data)
+    return "private { file = k.pem\n secret = open sesame\n }"
+
+
+def container(directory: Path, key: bytes) -> str:
+    (directory / "k.pem").unlink()
+    (directory.parent / "pkcs12").mkdir()
+    (directory.parent / "pkcs12" / "k.p12").write_bytes(
+        openssl("pkcs12", "-export", "-nocerts", "-passout", "pass:open sesame", stdin=key)
+    )
+    return "pkcs12 { file = k.p12\n secret = wrong\n }"
+
+
+def cut(directory: Path, key: bytes) -> str:
+    (directory / "k.pem").write_bytes(key[: len(key) // 2])
+    return ""
+
+
+def emptied(directory: Path, key: bytes) -> str:
+    (directory / "k.pem").write_bytes(b"")
+    return ""
+
+
+def dangling(directory: Path, key: bytes) -> str:
+    (directory / "k.pem").unlink()
+    (directory / "k.pem").symlink_to("unmounted")
+    return ""
+
+
+def unreadable_directory(directory: Path, key: bytes) -> str:
+    shutil.rmtree(directory)
+    directory.symlink_to(directory)
+    return ""
+
+
+def removed(directory: Path, key: bytes) -> str:
+    (directory / "k.pem").unlink()
+    return ""
+
+
+# How a key that charon has can change in its directory; whether the real swanctl opens it, and whether it is gone.
+CHANGES: dict[Callable[[Path, bytes], str], tuple[bool, bool]] = {
+    not_opened: (False, False),
+    wrong_passphrase: (False, False),
+    camellia: (True, False),
+    container: (False, False),
+    cut: (False, False),
+    emptied: (False, False),
+    dangling: (False, False),
+    unreadable_directory: (False, False),
+    removed: (False, True),
+}
+
+
+@pytest.mark.lab
+@needs_openssl
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_no_key_is_lost_because_it_cannot_be_read(change: Callable[[Path, bytes], str], tmp_path: Path) -> None:
+    from lab import Lab
+
+    opened, gone = CHANGES[change]
+    key, directory = new_key("rsa"), tmp_path / "private"
+    directory.mkdir()
+    (directory / "k.pem").write_bytes(key)
+    path = written(tmp_path, "secrets { ike-old { secret = s\n } }")
+    with Lab() as lab:
+        assert run(both_load(path, lab)).failed == []
+        before = run(state(lab.right.address))["get-keys"]
+        path.write_text(f"secrets {{ {change(directory, key)} }}")
+        run(swanctl(path, lab.left.address))
+        _, report = run(ours(path, lab))
+        after, theirs = run(state(lab.right.address)), run(state(lab.left.address))
+    assert len(before) == 1
+    assert after["get-keys"] == ([] if gone else before)
+    assert theirs["get-keys"] == (before if opened else [])  # the real swanctl unloads what it cannot read
+    assert after["get-shared"] == theirs["get-shared"] == []
+    assert report.kept == ([] if gone else [f"private key {before[0][2:-1]}: not every private key could be read"])
+
+
+@pytest.mark.lab
+@needs_openssl
+def test_every_certificate_of_a_file_but_of_an_end_entity(tmp_path: Path) -> None:
+    from lab import Lab
+
+    for name in ("x509", "x509ca", "x509crl", "private"):
+        (tmp_path / name).mkdir()
+    keys = [new_key("ec") for _ in range(3)]
+    cas = [certificate(tmp_path, f"CA {number}", key) for number, key in enumerate(keys)]
+    (tmp_path / "x509ca" / "three.pem").write_bytes(b"".join(cas))
+    (tmp_path / "x509" / "chain.pem").write_bytes(certificate(tmp_path, "gateway", new_key("ec")) + cas[1])
+    (tmp_path / "private" / "three.pem").write_bytes(b"".join(keys))
+    connection = "connections { c { remote { auth = pubkey\n cacerts = three.pem\n } } }"
+    path = written(tmp_path, f"{connection} authorities {{ a {{ cacert = three.pem\n }} }}")
+    with Lab() as lab:
+        run(swanctl(path, lab.left.address))
+        _, report = run(ours(path, lab))
+        theirs, there = run(state(lab.left.address)), run(state(lab.right.address))
+    assert (len(theirs["list-certs"]), len(there["list-certs"])) == (2, 4)
+    assert (len(theirs["get-keys"]), len(there["get-keys"])) == (1, 3)
+    assert theirs["list-conns"] == there["list-conns"] and theirs["list-authorities"] == there["list-authorities"]
+    assert report.failed == report.kept == []
+    assert f"certificate {tmp_path}/x509ca/three.pem, 3 of 3" in report.loaded
+    assert report.skipped == [
+        f"{tmp_path}/{name}: only the first of its {count} PEM blocks is loaded"
+        for name, count in (("x509/chain.pem", 2), ("x509ca/three.pem", 3), ("x509ca/three.pem", 3))
+    ]
+
+
+@pytest.mark.lab
+def test_a_name_that_is_a_value_and_a_section(tmp_path: Path) -> None:
+    from lab import Lab
+
+    text = "c { local { auth = psk\n } children { net { mode = tunnel\n mode { a = 1\n } } } }"
+    bad = "d { version = 2\n version { a = 1\n } }"
+    path = written(tmp_path, f"connections {{ {text}\n {bad}\n }}")
+    with Lab() as lab:
+        report = run(both_load(path, lab))
+    assert report.loaded == ["connection c"]
+    assert report.failed == ["connection d: invalid section: version"]
+    [connection, _] = read_config(path).connections
+    net = Message(_wire.encode(connection.message)).get("c", "children", "net")
+    assert isinstance(net, Message) and len(net.get_all("mode")) == 2

@@ -1,96 +1,137 @@
-"""Private keys and PKCS#12 containers under a passphrase, opened by the command `openssl`.
+"""Private keys and PKCS#12 containers under a passphrase, opened with the package cryptography (the extra `cli`).
 
-The standard library cannot open them. Keys and passphrases reach `openssl` through pipes, and come back through one:
-nothing is written to a file, and nothing shows in a list of processes. No error shows either.
+It is imported only when there is something to open. Keys and passphrases stay in this process, and no error shows
+anything of them.
 """
 
 from __future__ import annotations
 
 import base64
-import os
+import hashlib
 import re
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import ConfigError
 
-_PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.+?)-----END \1-----", re.DOTALL)
-_TIMEOUT = 30.0
-_LONGEST_PASSPHRASE = 1023  # openssl takes no more of a line
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-# What follows the version in the DER of a key: an INTEGER, an OCTET STRING, or the algorithm of PKCS#8.
-_ALGORITHMS = (
-    (re.compile(rb"\x02\x01\x00\x02"), "RSA"),
-    (re.compile(rb"\x02\x01\x01\x04"), "ECDSA"),
-    (re.compile(rb"\x02\x01.\x30\x05\x06\x03\x2b\x65\x70", re.DOTALL), "ED25519"),
-    (re.compile(rb"\x02\x01.\x30\x05\x06\x03\x2b\x65\x71", re.DOTALL), "ED448"),
-)
+T = TypeVar("T")
+
+_PEM_MARKS = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
+# DER of EncryptedPrivateKeyInfo: two SEQUENCEs and an OBJECT IDENTIFIER; in other keys a version follows the first.
+_ENCRYPTED_DER = re.compile(rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)\x30.\x06", re.DOTALL)
+_AES_192 = re.compile(rb"DEK-Info: AES-192-CBC,([0-9A-Fa-f]{32})\s+([0-9A-Za-z+/=\s]+)-----END")
+# A SafeBag of PKCS#12 with a private key (keyBag, pkcs8ShroudedKeyBag): the type and the start of its explicit tag.
+_KEY_BAG = re.compile(rb"\x06\x0b\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01[\x01\x02]\xa0")
 
 
 def is_encrypted(data: bytes) -> bool:
-    """Whether a private key in PEM says of itself that it needs a passphrase."""
-    return b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data or b"Proc-Type: 4,ENCRYPTED" in data
+    """Whether a private key in PEM or DER needs a passphrase."""
+    return any(mark in data for mark in _PEM_MARKS) or _ENCRYPTED_DER.match(data) is not None
 
 
-def open_key(data: bytes, passphrases: Sequence[str]) -> tuple[str, bytes]:
+def open_key(data: bytes, passphrases: Iterable[str]) -> tuple[str, bytes]:
     """The type that charon knows a private key by, and its DER (PKCS#1, SEC 1, or PKCS#8 for the Edwards curves).
 
-    The passphrases are tried in turn; a key that needs none opens with any. `ConfigError` when it does not open.
+    The passphrases are tried in turn; a key that is not encrypted opens with any. `ConfigError` when none opens it,
+    when its type or encryption is not supported, and when the package cryptography is not installed.
     """
-    form = "PEM" if b"-----BEGIN" in data else "DER"
-    for passphrase in passphrases:
-        der = _openssl(["pkey", "-inform", form, "-outform", "DER", "-traditional"], data, passphrase)
-        if der is not None:
-            return _algorithm(der), der
-    raise ConfigError("its passphrase does not open it")
+    return _first(passphrases, lambda passphrase: _typed(_load(data, passphrase)))
 
 
-def open_container(data: bytes, passphrases: Sequence[str]) -> tuple[list[bytes], list[tuple[str, bytes]]]:
-    """The certificates of a PKCS#12 container as DER, and its private keys as `open_key` gives them."""
-    for passphrase in passphrases:
-        for legacy in ([], ["-legacy"]):  # RC2, which older software used: openssl 3 wants to be told
-            pem = _openssl(["pkcs12", "-nodes", *legacy], data, passphrase)
-            if pem is not None:
-                return _contents(pem)
-    raise ConfigError("its passphrase does not open it")
+def open_container(data: bytes, passphrases: Iterable[str]) -> tuple[list[bytes], list[tuple[str, bytes]]]:
+    """The certificates of a PKCS#12 container as DER, and its private keys as `open_key` returns them.
+
+    Raises as `open_key` does.
+    """
+    return _first(passphrases, lambda passphrase: _contents(data, passphrase))
 
 
-def _contents(pem: bytes) -> tuple[list[bytes], list[tuple[str, bytes]]]:
-    blocks = list(_PEM.finditer(pem))
-    certificates = [base64.b64decode(block[2]) for block in blocks if block[1] == b"CERTIFICATE"]
-    keys = [open_key(block[0] + b"\n", [""]) for block in blocks if block[1].endswith(b"PRIVATE KEY")]
-    return certificates, keys
-
-
-def _algorithm(der: bytes) -> str:
-    begin = 2 + (der[1] & 0x7F if der[1] & 0x80 else 0)
-    for pattern, name in _ALGORITHMS:
-        if pattern.match(der, begin):
-            return name
-    raise ConfigError("it is of a kind that charon does not take")
-
-
-def _openssl(arguments: list[str], data: bytes, passphrase: str) -> bytes | None:
-    """What the command makes of `data`, None when the passphrase is not the right one."""
-    line = passphrase.encode("utf-8", "surrogateescape")
-    if b"\n" in line or b"\0" in line or len(line) > _LONGEST_PASSPHRASE:
-        raise ConfigError(f"openssl takes no passphrase with a line break, a NUL or over {_LONGEST_PASSPHRASE} bytes")
-    source, sink = os.pipe()
+def _first(passphrases: Iterable[str], opened: Callable[[bytes], T]) -> T:
+    """What the first passphrase that fits opens."""
     try:
-        with open(sink, "wb") as pipe:
-            pipe.write(line + b"\n")
-        done = subprocess.run(
-            ["openssl", *arguments, "-passin", f"fd:{source}"],
-            input=data,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(source,),
-            timeout=_TIMEOUT,
-        )
-    except FileNotFoundError:
-        raise ConfigError("opening it takes the command openssl, which is not on PATH") from None
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"openssl did not open it within {_TIMEOUT:g} s") from None  # its arguments hold the input
-    finally:
-        os.close(source)
-    return done.stdout if done.returncode == 0 and done.stdout else None
+        from cryptography.exceptions import UnsupportedAlgorithm
+    except ImportError:
+        raise ConfigError("opening it requires the package cryptography: pip install 'vicifast[cli]'") from None
+    problem = "it is encrypted, and no passphrase was given"
+    for passphrase in passphrases:
+        try:
+            return opened(passphrase.encode("utf-8", "surrogateescape"))
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            if isinstance(error, UnsupportedAlgorithm) or "unknown" in str(error).lower():
+                problem = "unsupported encryption: convert it with `openssl pkcs8 -topk8` or `openssl pkcs12 -export`"
+            else:
+                problem = "its passphrase does not open it"
+    raise ConfigError(problem)
+
+
+def _load(data: bytes, passphrase: bytes | None) -> PrivateKeyTypes:
+    from cryptography.hazmat.primitives.serialization import load_der_private_key, load_pem_private_key
+
+    if match := _AES_192.search(data):
+        return load_der_private_key(_decrypt_aes_192(match, passphrase or b""), None)
+    load = load_pem_private_key if b"-----BEGIN" in data else load_der_private_key
+    try:
+        return load(data, passphrase)
+    except TypeError:  # a passphrase for a key without one
+        return load(data, None)
+
+
+def _decrypt_aes_192(match: re.Match[bytes], passphrase: bytes) -> bytes:
+    """Decrypt the traditional PEM of a key: `load_pem_private_key` takes AES-128 and AES-256 there, but not AES-192."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+    from cryptography.hazmat.primitives.padding import PKCS7
+
+    iv = bytes.fromhex(match[1].decode())
+    salted = passphrase + iv[:8]
+    digest = hashlib.md5(salted, usedforsecurity=False).digest()
+    key = (digest + hashlib.md5(digest + salted, usedforsecurity=False).digest())[:24]
+    decryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
+    padded = decryptor.update(base64.b64decode(match[2])) + decryptor.finalize()
+    unpadder = PKCS7(128).unpadder()
+    return unpadder.update(padded) + unpadder.finalize()
+
+
+def _typed(key: PrivateKeyTypes) -> tuple[str, bytes]:
+    from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    types = (
+        (rsa.RSAPrivateKey, "RSA", PrivateFormat.TraditionalOpenSSL),
+        (ec.EllipticCurvePrivateKey, "ECDSA", PrivateFormat.TraditionalOpenSSL),
+        (ed25519.Ed25519PrivateKey, "ED25519", PrivateFormat.PKCS8),
+        (ed448.Ed448PrivateKey, "ED448", PrivateFormat.PKCS8),
+    )
+    for kind, name, form in types:
+        if isinstance(key, kind):
+            return name, key.private_bytes(Encoding.DER, form, NoEncryption())
+    raise ConfigError("unsupported private key type: charon takes RSA, ECDSA, Ed25519 and Ed448")
+
+
+def _contents(data: bytes, passphrase: bytes) -> tuple[list[bytes], list[tuple[str, bytes]]]:
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
+
+    container = load_pkcs12(data, passphrase)
+    certificates = [container.cert] if container.cert else []
+    certificates += container.additional_certs
+    bags = list(_key_bags(data))
+    if len(bags) > 1:  # load_pkcs12 returns only the first key
+        keys = [_load(bag, passphrase) for bag in bags]
+    else:
+        keys = [container.key] if container.key else []
+    return [each.certificate.public_bytes(Encoding.DER) for each in certificates], [_typed(key) for key in keys]
+
+
+def _key_bags(data: bytes) -> Iterator[bytes]:
+    """The DER of each private key in a PKCS#12 container, whose key bags lie in it as they are."""
+    for match in _KEY_BAG.finditer(data):
+        begin = match.end() + 1
+        size = int.from_bytes(data[begin - 1 : begin])
+        if size & 0x80:  # as many bytes hold the length
+            begin, size = begin + (size & 0x7F), int.from_bytes(data[begin : begin + (size & 0x7F)])
+        yield data[begin : begin + size]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator, Mapping
+from collections.abc import Awaitable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from .commands import COMMANDS, Danger
 from .errors import CommandError, EncodeError, UnknownCommand, ViciError
 
 T = TypeVar("T")
 
+Part: TypeAlias = Literal["credentials", "authorities", "pools", "connections"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One request: `what` says for people what it loads, `name` is what the daemon calls that.
 
-    With a `problem` there is nothing to send, and the text says why. No secret is in the repr.
+    With a `problem` there is nothing to send, and the text says why; so it is with `skipped`, which is not a failure.
+    A step without `command` only reports what was left out. No secret is in the repr.
     """
 
     what: str
@@ -24,15 +28,29 @@ class Step:
     message: Mapping[str, object] = field(repr=False, default_factory=dict)
     name: str = ""
     problem: str = ""
+    skipped: str = ""
+
+    @property
+    def unread(self) -> bool:
+        """Whether what it is to load could not be read."""
+        return bool(self.command and (self.problem or self.skipped))
 
 
 @dataclass(slots=True)
 class Report:
-    """What was loaded, what was unloaded, and what failed with the reason: one line of text each, without secrets."""
+    """What was loaded and unloaded, and the rest with the reason: one line of text each, without secrets.
+
+    `kept` is what stays loaded though the plan lacks it, because something of its kind could not be read. `skipped` is
+    what was left out on purpose. `incomplete` is true when an authority, a pool or a connection was not loaded: the
+    failures that swanctl's exit status shows.
+    """
 
     loaded: list[str] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    incomplete: bool = False
 
 
 _Reply: TypeAlias = Mapping[str, Any]
@@ -59,28 +77,37 @@ class _Kind:
     query: str
     key: str | None
     unload: str
-    after: str  # what is left alone when one of these fails
+    argument: str  # of the command that unloads
 
 
-_AUTHORITIES = _Kind("authority", "get-authorities", "authorities", "unload-authority", "pools and connections")
-_POOLS = _Kind("pool", "get-pools", None, "unload-pool", "connections")
-_CONNECTIONS = _Kind("connection", "get-conns", "conns", "unload-conn", "")
+_KEYS = _Kind("private key", "get-keys", "keys", "unload-key", "id")
+_SHARED = _Kind("shared secret", "get-shared", "keys", "unload-shared", "id")
+_SECTIONS: dict[Part, _Kind] = {
+    "authorities": _Kind("authority", "get-authorities", "authorities", "unload-authority", "name"),
+    "pools": _Kind("pool", "get-pools", None, "unload-pool", "name"),
+    "connections": _Kind("connection", "get-conns", "conns", "unload-conn", "name"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A configuration ready to be loaded: every file is read, every key opened. `vicifast.swanctl` makes it."""
+    """A configuration ready to be loaded: every file is read, every key opened. `vicifast.swanctl` makes it.
+
+    Only `parts` are loaded, and nothing of another part is unloaded.
+    """
 
     credentials: tuple[Step, ...] = ()
     authorities: tuple[Step, ...] = ()
     pools: tuple[Step, ...] = ()
     connections: tuple[Step, ...] = ()
+    parts: frozenset[Part] = frozenset(PARTS)
 
     def load(self, session: BlockingCaller, *, clear: bool = False) -> Report:
         """Load everything through a blocking session, and unload what is not in the plan.
 
         What the daemon refuses is in the report. `clear` removes all credentials first, certificates too, which are
-        otherwise never unloaded. Raises as the session's `call` does when the connection fails.
+        otherwise never unloaded; not when a credential could not be read, or `parts` has no credentials. Raises as the
+        session's `call` does when the connection fails.
         """
         steps = self.steps(clear=clear)
         try:
@@ -118,58 +145,76 @@ class Plan:
         As in swanctl, what comes later is left alone when an authority or a pool cannot be loaded.
         """
         report = Report()
-        if clear:
-            yield Step("all credentials", "clear-creds")
-        yield from self._load_credentials(report)
-        kinds = ((_AUTHORITIES, self.authorities), (_POOLS, self.pools), (_CONNECTIONS, self.connections))
-        for kind, steps in kinds:
-            if not (yield from _replace(kind, steps, report)) and kind.after:
-                report.failed.append(f"{kind.after}: left as they were, because an earlier {kind.name} failed")
-                break
+        if "credentials" in self.parts:
+            yield from self._load_credentials(report, clear)
+        left: list[Part] = [part for part in PARTS if part in _SECTIONS and part in self.parts]
+        while left and not report.incomplete:
+            part = left.pop(0)
+            yield from _replace(_SECTIONS[part], getattr(self, part), report)
+        if left:
+            report.failed.append(f"{' and '.join(left)}: left as they were, because {part} failed")
         return report
 
-    def _load_credentials(self, report: Report) -> _Asking[None]:
-        keys = yield from _listed("get-keys", "keys")
-        shared = yield from _listed("get-shared", "keys")
+    def _load_credentials(self, report: Report, clear: bool) -> _Asking[None]:
+        if clear and any(step.unread for step in self.credentials):
+            report.kept.append("all credentials: not every credential could be read")
+        elif clear:
+            yield from _send(Step("all credentials", "clear-creds"), report, "clearing all credentials")
+        keys = yield from _listed(_KEYS, report)
+        shared = yield from _listed(_SHARED, report)
+        all_keys = all_shared = True
         for step in self.credentials:
             reply = yield from _load(step, report)
-            if reply is not None and step.command in ("load-key", "load-token"):
-                keys.pop(str(reply.get("id")), None)
-            elif reply is not None and step.command == "load-shared":
+            if step.command in ("load-key", "load-token"):
+                all_keys &= reply is not None
+                keys.pop(str((reply or {}).get("id")), None)
+            elif step.command == "load-shared":
+                all_shared &= not step.unread
                 shared.pop(step.name, None)
-        for name in keys:
-            yield from _unload(Step(f"private key {name}", "unload-key", {"id": name}), report)
-        for name in shared:
-            yield from _unload(Step(f"shared secret {name}", "unload-shared", {"id": name}), report)
+        yield from _unload(_KEYS, keys, all_keys, report)
+        yield from _unload(_SHARED, shared, all_shared, report)
 
 
-def _replace(kind: _Kind, steps: tuple[Step, ...], report: Report) -> _Asking[bool]:
-    """Load all, and unload what else the daemon has; whether all was loaded."""
-    known = yield from _listed(kind.query, kind.key)
-    complete = True
+def _replace(kind: _Kind, steps: Iterable[Step], report: Report) -> _Asking[None]:
+    """Load all, and unload what else the daemon has."""
+    known = yield from _listed(kind, report)
+    readable = True
     for step in steps:
         known.pop(step.name, None)
-        complete &= (yield from _load(step, report)) is not None
-    for name in known:
-        yield from _unload(Step(f"{kind.name} {name}", kind.unload, {"name": name}), report)
-    return complete
+        readable &= not step.unread
+        loaded = yield from _load(step, report)
+        report.incomplete |= loaded is None and not step.skipped
+    yield from _unload(kind, known, readable, report)
 
 
-def _listed(query: str, key: str | None) -> _Asking[dict[str, None]]:
-    reply = yield Step(f"what is loaded, by {query}", query)
-    return dict.fromkeys(reply.get(key, ()) if key is not None else reply)
+def _listed(kind: _Kind, report: Report) -> _Asking[dict[str, None]]:
+    """The names that the daemon has loaded; none, so that nothing is unloaded, when it does not list them."""
+    reply = yield from _send(Step(kind.query, kind.query), report, kind.query)
+    if reply is None:
+        return {}
+    return dict.fromkeys(reply.get(kind.key, ()) if kind.key is not None else reply)
 
 
 def _load(step: Step, report: Report) -> _Asking[_Reply | None]:
+    if step.skipped:
+        report.skipped.append(f"{step.what}: {step.skipped}")
+        return None
     reply = yield from _send(step, report, step.what)
     if reply is not None:
         report.loaded.append(step.what)
     return reply
 
 
-def _unload(step: Step, report: Report) -> _Asking[None]:
-    if (yield from _send(step, report, f"unloading {step.what}")) is not None:
-        report.unloaded.append(step.what)
+def _unload(kind: _Kind, names: Iterable[str], complete: bool, report: Report) -> _Asking[None]:
+    """Unload what is not in the plan; with something of the kind unread, nobody knows what is not."""
+    for name in names:
+        what = f"{kind.name} {name}"
+        if not complete:
+            report.kept.append(f"{what}: not every {kind.name} could be read")
+        elif (
+            yield from _send(Step(what, kind.unload, {kind.argument: name}), report, f"unloading {what}")
+        ) is not None:
+            report.unloaded.append(what)
 
 
 def _send(step: Step, report: Report, doing: str) -> _Asking[_Reply | None]:

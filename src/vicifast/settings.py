@@ -3,8 +3,8 @@
 What is accepted is what strongSwan 5.9.8 to 6.1.0 accepts (`settings_lexer.l`, `settings_parser.y`, `settings.c` and
 strongswan.conf(5)): nested sections, references to other sections, values merged when a section comes again, `key =`
 to unset what a reference would bring, strings with escapes, includes with wildcards. Differences are all refusals: an
-included file that may not be read, files that include each other and references in a circle, which strongSwan ignores
-or dies of. No error shows anything of a value, as values are secrets.
+included file or directory that cannot be read, files that include each other and references in a circle, which
+strongSwan ignores or dies of. No error shows anything of a value, as values are secrets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -240,8 +242,25 @@ def _included(file: _File, pattern: str) -> Iterator[_File]:
     where = file.where
     # glob(3) takes a character after a backslash as it is, Python's glob only in brackets
     pattern = re.sub(r"\\(.)", lambda quoted: glob.escape(quoted[1]), pattern)
-    for path in sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(file.path)), pattern))) if pattern else ():
-        if os.path.realpath(path) in file.within:
-            raise ConfigError(f"{where}: {path} is included from within itself")
-        if os.path.isfile(path):
-            yield _File(path, file.within)
+    if not pattern:
+        return
+    try:
+        for path in _matches(os.path.join(glob.escape(os.path.dirname(file.path)), pattern)):
+            if os.path.realpath(path) in file.within:
+                raise ConfigError(f"{where}: {path} is included from within itself")
+            if stat.S_ISREG(os.stat(path).st_mode):
+                yield _File(path, file.within)
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.filename}: {error.strerror}") from None
+
+
+def _matches(pattern: str) -> list[str]:
+    """What `glob` finds, but OSError for a directory that cannot be read, over which it passes in silence."""
+    parent, name = os.path.split(pattern)
+    for directory in _matches(parent) if parent not in ("", pattern) else [parent or os.curdir]:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if glob.escape(name) != name:
+                os.scandir(directory).close()
+            else:
+                os.stat(os.path.join(directory, name))
+    return sorted(glob.glob(pattern))

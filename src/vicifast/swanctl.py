@@ -1,13 +1,24 @@
-"""What `swanctl --load-all --noprompt` does: a whole configuration into the daemon, and out of it what has gone.
+"""What `swanctl --load-all` does: a whole configuration into the daemon, and out of it what has gone.
 
     plan = read_config("/etc/swanctl/swanctl.conf")    # reads every file, talks to nobody
     report = plan.load(session)                         # or await plan.load_async(session)
 
 Requests and their order are swanctl's (strongSwan 5.9.8 to 6.1.0: `load_creds.c`, `load_authorities.c`, `load_pools.c`,
 `load_conns.c`); files of a directory go in the order of their names, where swanctl takes them as the file system gives
-them. Where swanctl goes on with something broken, this does not: a configuration that cannot be parsed is a
-`ConfigError` (swanctl 5.9.8 unloads everything), and a secret that is no hexadecimal or Base64 after `0x` or `0s`, an
-empty file, and an encrypted private key without the right passphrase are reported and not sent.
+them. It differs from swanctl in these points:
+
+* A configuration that cannot be parsed is a `ConfigError`, and nothing is sent (swanctl 5.9.8 unloads everything).
+* What could not be read is never a reason to unload. When a file, a directory, a key, a secret or a section cannot be
+  read or opened, or the daemon refuses a private key, nothing of that kind is unloaded, and the report lists what was
+  kept. Credentials are not cleared when one of them could not be read.
+* A secret that is not hexadecimal or Base64 after `0x` or `0s`, and an encrypted private key without the right
+  passphrase are reported and not sent. An empty file in a directory is skipped; when its name begins with a dot
+  (`.gitkeep`) it is ignored.
+* A PEM file with several certificates in a directory other than `x509` is loaded whole, one request each; charon takes
+  only the first of a file. In `x509`, and where a connection or an authority names the file, the others are left out
+  as with swanctl, and the report says so: charon trusts every certificate that it loads.
+
+Opening encrypted keys and PKCS#12 containers requires the package cryptography, which the extra `cli` installs.
 """
 
 from __future__ import annotations
@@ -15,29 +26,32 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from .errors import ConfigError
+from ._wire import Message, encode
+from .errors import ConfigError, EncodeError
 from .keys import is_encrypted, open_container, open_key
-from .plan import Plan, Step
+from .plan import PARTS, Part, Plan, Step
 from .settings import Settings
 
 DEFAULT_DIRECTORY = "/etc/swanctl"
 
 # The directories with certificates, in swanctl's order, and the type and flag with which their files are loaded.
+_END_ENTITY = {"type": "X509", "flag": "NONE"}
 _CERTIFICATES = {
-    "x509": ("X509", "NONE"),
-    "x509ca": ("X509", "CA"),
-    "x509ocsp": ("X509", "OCSP"),
-    "x509aa": ("X509", "AA"),
-    "x509ac": ("X509_AC", None),
-    "x509crl": ("X509_CRL", None),
-    "pubkey": ("PUBKEY", None),
+    "x509": _END_ENTITY,
+    "x509ca": {"type": "X509", "flag": "CA"},
+    "x509ocsp": {"type": "X509", "flag": "OCSP"},
+    "x509aa": {"type": "X509", "flag": "AA"},
+    "x509ac": {"type": "X509_AC"},
+    "x509crl": {"type": "X509_CRL"},
+    "pubkey": {"type": "PUBKEY"},
 }
 # The directories with private keys, and the type that the daemon is told.
-_KEYS = {"private": "any", "rsa": "rsa", "ecdsa": "ecdsa", "pkcs8": "any"}
+_KEYS = {"private": "any", "rsa": "rsa", "ecdsa": "ecdsa", "bliss": "bliss", "pkcs8": "any"}
 _SHARED = ("eap", "xauth", "ntlm", "ike", "ppk")
 _OTHER_SECRETS = (*_KEYS, "pkcs12", "token")
 _LISTS = frozenset(
@@ -51,94 +65,163 @@ _URI_LISTS = frozenset({"crl_uris", "ocsp_uris"})
 
 _HEX = re.compile(r"(?:0x)?([0-9A-Fa-f:]*)")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
+_PEM = re.compile(rb"-----BEGIN ([^\r\n-]+)-----.*?-----END \1-----", re.DOTALL)
+
+Ask = Callable[[str], str]
 
 
-def read_config(path: str | os.PathLike[str] | None = None) -> Plan:
+def read_config(
+    path: str | os.PathLike[str] | None = None, *, parts: Collection[Part] = PARTS, ask: Ask | None = None
+) -> Plan:
     """Read a configuration and every file that it names or that lies in the directories beside it.
 
-    Without `path` it is `swanctl.conf` in the directory that SWANCTL_DIR names, or in /etc/swanctl. `ConfigError` when
-    it cannot be read or parsed; what is wrong with a single credential or section becomes the problem of its step.
-    Opening encrypted keys takes time: in an asyncio program call this in a thread.
+    Without `path` it is `swanctl.conf` in the directory that SWANCTL_DIR names (the current one when that is empty), or
+    in /etc/swanctl. `parts` limits the plan; files of other parts are not read. `ask` is called with a prompt for each
+    passphrase and PIN that the configuration lacks, and returns it, or an empty text to go on without. `ConfigError`
+    when the configuration cannot be read or parsed; what is wrong with a single credential or section becomes the
+    problem of its step. Opening encrypted keys takes time: in an asyncio program call this in a thread.
     """
     if path is None:
-        path = os.path.join(os.environ.get("SWANCTL_DIR") or DEFAULT_DIRECTORY, "swanctl.conf")
+        path = os.path.join(os.environ.get("SWANCTL_DIR", DEFAULT_DIRECTORY), "swanctl.conf")
     settings, directory = Settings.read(path), Path(path).parent
-    return Plan(
-        (*_certificates(directory), *_keys(settings, directory), *_secrets(settings)),
-        tuple(_authority(settings, directory, name) for name in settings.sections("authorities")),
-        tuple(_pool(settings, name) for name in settings.sections("pools")),
-        tuple(_connection(settings, directory, name) for name in settings.sections("connections")),
-    )
+    build: dict[Part, Callable[[], Iterator[Step]]] = {
+        "credentials": lambda: _credentials(settings, directory, ask),
+        "authorities": lambda: _each(settings, "authorities", partial(_authority, settings, directory)),
+        "pools": lambda: _each(settings, "pools", partial(_pool, settings)),
+        "connections": lambda: _each(settings, "connections", partial(_connection, settings, directory)),
+    }
+    return Plan(**{part: tuple(build[part]()) for part in parts}, parts=frozenset(parts))
+
+
+def _each(settings: Settings, section: str, steps: Callable[[str], Iterator[Step]]) -> Iterator[Step]:
+    for name in settings.sections(section):
+        yield from steps(name)
+
+
+def _credentials(settings: Settings, directory: Path, ask: Ask | None) -> Iterator[Step]:
+    for name, head in _CERTIFICATES.items():
+        yield from _files(directory / name, "certificate", "load-cert", partial(_certificates, head))
+    for kind in _KEYS:
+        yield from _files(directory / kind, "private key", "load-key", partial(_keys, settings, kind, ask))
+    yield from _files(directory / "pkcs12", "container", "load-key", partial(_container, settings, ask))
+    yield from _secrets(settings, ask)
 
 
 def _prepared(what: str, command: str, build: Callable[[], Mapping[str, object]], name: str = "") -> Step:
     try:
         return Step(what, command, build(), name)
-    except ConfigError as error:
+    except (ConfigError, EncodeError) as error:
         return Step(what, command, name=name, problem=str(error))
 
 
-def _files(directory: Path) -> list[Path]:
-    """The files of a directory, which need not exist."""
+def _files(
+    directory: Path, what: str, command: str, steps: Callable[[str, Path, bytes], Iterator[Step]]
+) -> Iterator[Step]:
+    """The steps for each file of a directory, which need not exist."""
     try:
-        return sorted(path for path in directory.iterdir() if path.is_file())
+        paths = sorted(directory.iterdir())
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
-        raise ConfigError(f"{directory}: {error.strerror or error}") from None
+        yield Step(f"{what}s in {directory}", command, problem=_reason(error))
+        return
+    for path in paths:
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                continue
+            data = path.read_bytes()
+            if data:
+                yield from steps(f"{what} {path}", path, data)
+            elif not path.name.startswith("."):
+                yield Step(f"{what} {path}", command, skipped="the file is empty")
+        except OSError as error:
+            yield Step(f"{what} {path}", command, problem=_reason(error))
+        except ConfigError as error:
+            yield Step(f"{what} {path}", command, problem=str(error))
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _read(path: Path) -> bytes:
+    """The content of a file that a section names."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
+        raise ConfigError(f"{path}: {_reason(error)}") from None
     if not data:
         raise ConfigError(f"{path} is empty")
     return data
 
 
-def _certificates(directory: Path) -> Iterator[Step]:
-    for name, (kind, flag) in _CERTIFICATES.items():
-        head = {"type": kind, "flag": flag} if flag else {"type": kind}
-        for path in _files(directory / name):
-            yield _prepared(f"certificate {path}", "load-cert", partial(_certificate, head, path))
+def _certificate_blocks(data: bytes) -> list[bytes]:
+    """The blocks of a PEM file that are of the type of its first, which is the only one that charon reads."""
+    blocks = list(_PEM.finditer(data))
+    return [block[0] + b"\n" for block in blocks if block[1] == blocks[0][1]]
 
 
-def _certificate(head: Mapping[str, str], path: Path) -> dict[str, object]:
-    return {**head, "data": _read(path)}
+def _key_blocks(data: bytes) -> list[bytes]:
+    return [block[0] + b"\n" for block in _PEM.finditer(data) if block[1].endswith(b"PRIVATE KEY")]
 
 
-def _keys(settings: Settings, directory: Path) -> Iterator[Step]:
-    for kind in _KEYS:
-        for path in _files(directory / kind):
-            yield _prepared(f"private key {path}", "load-key", partial(_key, settings, kind, path))
-    for path in _files(directory / "pkcs12"):
+def _numbered(what: str, data: bytes, blocks: list[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Each block with what to call it; a file without several as it is."""
+    if len(blocks) < 2:
+        yield what, data
+    else:
+        yield from ((f"{what}, {number} of {len(blocks)}", block) for number, block in enumerate(blocks, 1))
+
+
+def _left_out(path: Path, data: bytes) -> Iterator[Step]:
+    if (count := len(_certificate_blocks(data))) > 1:
+        yield Step(str(path), "", skipped=f"only the first of its {count} PEM blocks is loaded")
+
+
+def _certificates(head: Mapping[str, str], what: str, path: Path, data: bytes) -> Iterator[Step]:
+    if head == _END_ENTITY:
+        yield Step(what, "load-cert", {**head, "data": data})
+        yield from _left_out(path, data)
+    else:
+        for name, block in _numbered(what, data, _certificate_blocks(data)):
+            yield Step(name, "load-cert", {**head, "data": block})
+
+
+def _keys(settings: Settings, kind: str, ask: Ask | None, what: str, path: Path, data: bytes) -> Iterator[Step]:
+    for name, block in _numbered(what, data, _key_blocks(data)):
+        yield _prepared(name, "load-key", partial(_key, settings, kind, ask, path, block))
+
+
+def _key(settings: Settings, kind: str, ask: Ask | None, path: Path, data: bytes) -> dict[str, object]:
+    passphrases, encrypted = _passphrases(settings, kind, path.name), is_encrypted(data)
+    if passphrases or (encrypted and ask):
         try:
-            yield from _container(settings, path)
-        except ConfigError as error:
-            yield Step(f"container {path}", "load-cert", problem=str(error))
-
-
-def _key(settings: Settings, kind: str, path: Path) -> dict[str, object]:
-    data, passphrases = _read(path), _passphrases(settings, kind, path.name)
-    if passphrases:
-        algorithm, data = open_key(data, passphrases)
-        return {"type": algorithm, "data": data}
-    if is_encrypted(data):
+            algorithm, opened = open_key(data, _all_passphrases(passphrases, ask if encrypted else None, kind, path))
+            return {"type": algorithm, "data": opened}
+        except ConfigError:
+            if encrypted:
+                raise
+    if encrypted:
         raise ConfigError(f"it is encrypted, and no section secrets.{kind}... with a secret names it as its file")
     return {"type": _KEYS[kind], "data": data}
 
 
-def _container(settings: Settings, path: Path) -> Iterator[Step]:
+def _container(settings: Settings, ask: Ask | None, what: str, path: Path, data: bytes) -> Iterator[Step]:
     passphrases = _passphrases(settings, "pkcs12", path.name)
-    if not passphrases:
+    if not passphrases and ask is None:
         raise ConfigError("no section secrets.pkcs12... with a secret names it as its file")
-    certificates, keys = open_container(_read(path), passphrases)
+    certificates, keys = open_container(data, _all_passphrases(passphrases, ask, "pkcs12", path))
     for certificate in certificates:
-        yield Step(f"certificate {path}", "load-cert", {"type": "X509", "flag": "NONE", "data": certificate})
+        yield Step(f"certificate {path}", "load-cert", {**_END_ENTITY, "data": certificate})
     for algorithm, key in keys:
         yield Step(f"private key {path}", "load-key", {"type": algorithm, "data": key})
+
+
+def _all_passphrases(configured: list[str], ask: Ask | None, kind: str, path: Path) -> Iterator[str]:
+    """Those of the configuration, and when none of them fits the one that is asked for."""
+    yield from configured
+    if ask is not None and (passphrase := ask(f"Password for {kind} file '{path.name}'")):
+        yield passphrase
 
 
 def _passphrases(settings: Settings, kind: str, filename: str) -> list[str]:
@@ -151,11 +234,14 @@ def _passphrases(settings: Settings, kind: str, filename: str) -> list[str]:
     return found
 
 
-def _secrets(settings: Settings) -> Iterator[Step]:
+def _secrets(settings: Settings, ask: Ask | None) -> Iterator[Step]:
     names = settings.sections("secrets")
     for name in names:
         if name.startswith("token"):
-            yield Step(f"token {name}", "load-token", settings.values("secrets", name))
+            values = settings.values("secrets", name)
+            if ask is not None and "pin" not in values and (pin := ask(f"PIN for {name}")):
+                values["pin"] = pin
+            yield Step(f"token {name}", "load-token", values)
     for name in names:
         kind = next((kind for kind in _SHARED if name.startswith(kind)), "")
         if kind:
@@ -207,43 +293,61 @@ def _tokens(value: str) -> Iterator[str]:
             position = end
 
 
-def _authority(settings: Settings, directory: Path, name: str) -> Step:
+def _authority(settings: Settings, directory: Path, name: str) -> Iterator[Step]:
+    left_out: list[Step] = []
+
     def build() -> dict[str, object]:
         message: dict[str, object] = {}
         for key, value in settings.values("authorities", name).items():
             if key == "cacert":
-                message[key] = _read(directory / "x509ca" / value)
+                message[key] = _first(directory / "x509ca" / value, left_out)
             else:
                 message[key] = list(_tokens(value)) if key in _URI_LISTS else value
         return {name: message}
 
-    return _prepared(f"authority {name}", "load-authority", build, name)
+    yield _prepared(f"authority {name}", "load-authority", build, name)
+    yield from left_out
 
 
-def _pool(settings: Settings, name: str) -> Step:
+def _pool(settings: Settings, name: str) -> Iterator[Step]:
     values = settings.values("pools", name).items()
     message = {key: value if key == "addrs" else list(_tokens(value)) for key, value in values}
-    return Step(f"pool {name}", "load-pool", {name: message}, name)
+    yield Step(f"pool {name}", "load-pool", {name: message}, name)
 
 
-def _connection(settings: Settings, directory: Path, name: str) -> Step:
-    build = partial(_connection_section, settings, directory, ("connections", name))
-    return _prepared(f"connection {name}", "load-conn", lambda: {name: build()}, name)
+def _connection(settings: Settings, directory: Path, name: str) -> Iterator[Step]:
+    left_out: list[Step] = []
+    build = partial(_connection_section, settings, directory, ("connections", name), left_out)
+    yield _prepared(f"connection {name}", "load-conn", lambda: {name: build()}, name)
+    yield from left_out
 
 
-def _connection_section(settings: Settings, directory: Path, path: tuple[str, ...]) -> dict[str, object]:
-    message: dict[str, object] = {}
+def _connection_section(
+    settings: Settings, directory: Path, path: tuple[str, ...], left_out: list[Step]
+) -> Mapping[str, object] | Message:
+    values: dict[str, object] = {}
     for key, value in settings.values(*path).items():
         if key.lower() in _FILE_LISTS:
-            message[key] = [_file_or_blob(directory / _FILE_LISTS[key.lower()], item) for item in _tokens(value)]
+            # as in swanctl, under a name in capitals a file is relative to the working directory
+            base = directory / _FILE_LISTS[key] if key in _FILE_LISTS else Path()
+            values[key] = [_file_or_blob(base, item, left_out) for item in _tokens(value)]
         else:
-            message[key] = list(_tokens(value)) if key.lower() in _LISTS else value
-    for name in settings.sections(*path):
-        if name in message:
-            raise ConfigError(f"{'.'.join((*path, name))} is both a value and a section")
-        message[name] = _connection_section(settings, directory, (*path, name))
-    return message
+            values[key] = list(_tokens(value)) if key.lower() in _LISTS else value
+    names = settings.sections(*path)
+    sections = {name: _connection_section(settings, directory, (*path, name), left_out) for name in names}
+    if values.keys() & sections.keys():  # a dict cannot hold a name twice
+        return Message(encode(values) + encode(sections))
+    return {**values, **sections}
 
 
-def _file_or_blob(directory: Path, item: str) -> bytes:
-    return _blob(item) if item[:2].lower() in ("0x", "0s") else _read(directory / item)
+def _file_or_blob(directory: Path, item: str, left_out: list[Step]) -> bytes:
+    if item[:2].lower() in ("0x", "0s"):
+        return _blob(item)
+    return _first(directory / item, left_out)
+
+
+def _first(path: Path, left_out: list[Step]) -> bytes:
+    """The content of a file, of which charon takes the first certificate; the others are added to `left_out`."""
+    data = _read(path)
+    left_out += _left_out(path, data)
+    return data

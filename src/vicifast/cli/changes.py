@@ -11,7 +11,7 @@ import click
 from .. import _wire
 from .._wire import Message
 from ..client import Session, Stream
-from ..plan import Report
+from ..plan import PARTS, Report
 from ..results import LogLine
 from ..swanctl import read_config
 from .common import FAILED, Client, notes, talks
@@ -118,35 +118,61 @@ def rekey(
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--creds", "credentials", is_flag=True, help="Load certificates, private keys and secrets.")
+@click.option("--authorities", is_flag=True, help="Load authorities.")
+@click.option("--pools", is_flag=True, help="Load pools.")
+@click.option("--conns", "connections", is_flag=True, help="Load connections.")
 @click.option("--clear", is_flag=True, help="Remove all credentials first, certificates too.")
+@click.option("--noprompt", is_flag=True, help="Do not ask for passphrases and PINs.")
+@click.option("--lenient", is_flag=True, help="Exit with 1 only where swanctl exits with an error.")
 @talks
-def load(client: Client, file: Path | None, clear: bool) -> None:
-    """Load FILE as `swanctl --load-all --noprompt` does, and unload what is not in it.
+def load(client: Client, file: Path | None, clear: bool, noprompt: bool, lenient: bool, **chosen: bool) -> None:
+    """Load FILE as `swanctl --load-all` does, and unload what is not in it.
 
     Without FILE it is swanctl.conf in $SWANCTL_DIR or /etc/swanctl. The directories with certificates and keys are
-    those beside it.
+    those beside it. With --creds, --authorities, --pools or --conns only these are loaded, and nothing else is
+    unloaded. Of a kind of which something could not be read nothing is unloaded. Passphrases that the configuration
+    lacks are asked for when standard input is a terminal.
+
+    Exits with 1 when anything was refused or could not be read; with --lenient only when an authority, a pool or a
+    connection was not loaded, or the configuration cannot be parsed.
     """
-    plan = read_config(file)
+    parts = [part for part in PARTS if chosen[part]] or PARTS
+    if clear and "credentials" not in parts:
+        raise click.UsageError("--clear removes credentials: give --creds too")
+    plan = read_config(file, parts=parts, ask=None if noprompt or not sys.stdin.isatty() else ask)
     with Session(str(client.uri), timeout=client.timeout) as session, notes.status("load"):
         report = plan.load(session, clear=clear)
     tell(client, report)
-    if report.failed:
+    if report.incomplete or (report.failed and not lenient):
         sys.exit(FAILED)
 
 
+def ask(prompt: str) -> str:
+    """Ask for a secret on the terminal; empty when nothing was entered."""
+    answer: str = click.prompt(shown(prompt), default="", show_default=False, hide_input=True, err=True)
+    return answer
+
+
 def tell(client: Client, report: Report) -> None:
-    """Write a report; programs get it as a message of three lists."""
-    if client.output.for_people:
-        for line in report.loaded:
-            client.output.text(f"loaded {shown(line)}")
-        for line in report.unloaded:
-            client.output.text(f"unloaded {shown(line)}")
-        for line in report.failed:
-            notes.print(f"failed: {shown(line)}", soft_wrap=True)
-        client.output.text(f"{len(report.loaded)} loaded, {len(report.unloaded)} unloaded, {len(report.failed)} failed")
+    """Write a report; programs get it as a message of lists."""
+    lists = {
+        "loaded": report.loaded,
+        "unloaded": report.unloaded,
+        "kept": report.kept,
+        "skipped": report.skipped,
+        "failed": report.failed,
+    }
+    if not client.output.for_people:
+        client.output.packet(Packet(Message(_wire.encode(lists))))
         return
-    lists = {"loaded": report.loaded, "unloaded": report.unloaded, "failed": report.failed}
-    client.output.packet(Packet(Message(_wire.encode(lists))))
+    for name, lines in lists.items():
+        for line in lines:
+            if name == "failed":
+                notes.print(f"failed: {shown(line)}", soft_wrap=True)
+            else:
+                client.output.text(f"{name} {shown(line)}")
+    client.output.text(", ".join(f"{len(lines)} {name}" for name, lines in lists.items()))
 
 
 @click.command()
