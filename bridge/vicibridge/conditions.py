@@ -146,7 +146,7 @@ def _uncovered(present: StreamConfig, target: Target) -> list[str]:
 
 
 def _lacks_subjects(present: StreamConfig, target: Target) -> str:
-    missing = _uncovered(present, target)
+    missing = _uncovered(present, target) if not present.mirror else []
     return f"does not take the subjects {', '.join(missing)}" if missing else ""
 
 
@@ -217,7 +217,7 @@ CONDITIONS = (
     ),
     Condition(
         "mirror", "both", "error", lambda present, _: f"is a mirror of {present.mirror.name}" if present.mirror else "",
-        "a mirror takes messages from another stream only, and acknowledges none to the bridge", _ANEW, blocks=True,
+        "a mirror takes messages from another stream only, and none from the bridge", _ANEW,
     ),
     Condition(
         "allow_msg_counter", "both", "error", _is("has allow_msg_counter", allow_msg_counter=True),

@@ -14,7 +14,7 @@ from .backlog import Backlog
 from .bus import Bus
 from .link import Link, TooLarge, reason_of
 from .raw import opened
-from .streams import Stream
+from .streams import Stream, Unsuitable
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +112,9 @@ class StatePipeline:
         unseen, self._unseen = self._unseen, ""
         try:
             await self._stream.ensure(link)
-            info = await link.unless_lost(link.jetstream.stream_info(self._stream.name))
+        except Unsuitable as error:
+            self._report(reason_of(error))
+            return False
         except NatsError as error:
             # An administrator may have forbidden the question; whether events are taken, the acknowledgements tell.
             self._unseen = self.trouble = reason_of(error)
@@ -121,12 +123,6 @@ class StatePipeline:
             if not (unseen or self._troubled):
                 _logger.warning("JetStream: cannot look after the stream %s: %s", self._stream.name, self._unseen)
             return True
-        if info.config.no_ack:
-            self._report(
-                f"the stream {self._stream.name} has no_ack, so JetStream never acknowledges an event: "
-                "set no_ack of the stream to false"
-            )
-            return False
         if not self._troubled:
             self.trouble = ""
         elif not self.waiting:

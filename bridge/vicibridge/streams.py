@@ -38,8 +38,12 @@ _DESCRIPTIONS = {
 }
 
 
+class Unprovisioned(NatsError):
+    """A stream or bucket is missing and was not created; the text says why, and what to do."""
+
+
 class Unsuitable(NatsError):
-    """A stream or bucket is missing and not created, or acknowledges nothing; the text says how to mend that."""
+    """A stream or bucket acknowledges nothing of what is published there; the text says why, and what to do."""
 
 
 def bucket_stream(bucket: str) -> StreamConfig:
@@ -64,7 +68,7 @@ async def ensure(link: Link, wanted: StreamConfig, provision: Provision, prefix:
     """See that the stream `wanted` is there, as far as `provision` goes, and return what it is like.
 
     Problems are logged, each once as long as it lasts; with `prefix`, subjects that include commands are one. Raises
-    Unsuitable, what JetStream says, and TimeoutError when this user may not ask.
+    Unprovisioned, Unsuitable, what JetStream says, and TimeoutError when this user may not ask.
     """
     target = Target(wanted, prefix)
     try:
@@ -108,13 +112,13 @@ async def _create(link: Link, target: Target, provision: Provision) -> dict[str,
     subjects = ", ".join(target.subjects)
     if provision == "bind":
         hint = 'create it, or let the bridge do it with provision = "create" in [nats]'
-        raise Unsuitable(f"there is no {str(target).removeprefix('the ')} over {subjects}: {hint}")
+        raise Unprovisioned(f"there is no {str(target).removeprefix('the ')} over {subjects}: {hint}")
     try:
         answer = await link.api(f"STREAM.CREATE.{target.name}", target.wanted.as_dict())
     except APIError as error:
         if error.err_code == _EXISTS:
             return await _config(link, target)
-        raise Unsuitable(f"cannot create {target}: {await _why(link, target, error)}") from None
+        raise Unprovisioned(f"cannot create {target}: {await _why(link, target, error)}") from None
     if answer.get("did_create"):
         _logger.info("JetStream: created %s over %s", target, subjects)
     config: dict[str, Any] = answer["config"]

@@ -283,7 +283,10 @@ def test_a_lost_gap_makes_no_gap(nats_server: NatsServer, caplog: pytest.LogCapt
     run(test())
 
 
-NO_ACK = "the stream VICI has no_ack, so JetStream never acknowledges an event: set no_ack of the stream to false"
+NO_ACK = (
+    "the stream VICI has no_ack: JetStream acknowledges nothing, so nothing counts as stored; "
+    "run nats stream edit VICI --ack"
+)
 
 
 @pytest.mark.parametrize("while_running", [False, True])

@@ -19,7 +19,7 @@ from nats.js.api import StreamConfig
 from nats.js.errors import BadRequestError
 from vicibridge.conditions import CONDITIONS, Condition
 from vicibridge.link import Link, reason_of
-from vicibridge.streams import MARKER, Stream, Unsuitable, bucket_stream, ensure
+from vicibridge.streams import MARKER, Stream, Unprovisioned, Unsuitable, bucket_stream, ensure
 from vicibridge.subjects import stream_subjects
 from vicibridge.values import NODE
 
@@ -582,7 +582,7 @@ def test_bind_creates_nothing_and_says_what_is_missing(nats_server: NatsServer) 
         async with administered(nats_server) as (admin, link):
             for wanted, what in ((WANTED, "stream VICI over vici.*.event.>, vici.*.bridge.>"),
                                  (BUCKET, "bucket VICI_NODE over $KV.VICI_NODE.>")):  # fmt: skip
-                with pytest.raises(Unsuitable) as caught:
+                with pytest.raises(Unprovisioned) as caught:
                     await ensure(link, wanted, "bind")
                 assert str(caught.value) == (
                     f'there is no {what}: create it, or let the bridge do it with provision = "create" in [nats]'
@@ -618,14 +618,14 @@ def test_a_stream_of_another_name_that_takes_our_subjects_is_named(nats_server: 
     async def test() -> None:
         async with administered(nats_server) as (admin, link):
             await admin.make(name="EVENTS", subjects=["vici.>"])
-            with pytest.raises(Unsuitable) as caught:
+            with pytest.raises(Unprovisioned) as caught:
                 await ensure(link, WANTED, "create")
             assert str(caught.value) == (
                 "cannot create the stream VICI: the stream EVENTS takes vici.*.event.> or vici.*.bridge.>: "
                 'set stream = "EVENTS" in [nats], or take these subjects from it'
             )
             await admin.make(name="KEYS", subjects=["$KV.*.gw1"])
-            with pytest.raises(Unsuitable) as caught:
+            with pytest.raises(Unprovisioned) as caught:
                 await ensure(link, BUCKET, "create")
             assert str(caught.value) == (
                 "cannot create the bucket VICI_NODE: the stream KEYS takes $KV.VICI_NODE.>: take these subjects from it"
