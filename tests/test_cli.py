@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -581,7 +582,69 @@ def test_long_work_tells_its_log_and_then_the_reply() -> None:
             ]
         assert (up.exit_code, up.stdout, up.stderr) == (0, "initiate: done\n", "[IKE] <gw|1> hi\n")
         assert json.loads(down.stdout) == {"success": "yes", "matches": "2", "terminated": "2"}
-        assert again.stdout == "rekey: done (matches 1)\n"
+        assert again.stdout == "rekey: started (matches 1)\n"
+
+    run(scenario)
+
+
+OLD, NEW = ({"uniqueid": number, "version": "2", "state": "ESTABLISHED"} for number in "34")
+OLD_NET, NEW_NET = ({"name": "net", "uniqueid": number, "state": "INSTALLED"} for number in "78")
+OLD_UP = {"gw": {**OLD, "child-sas": {"net-7": OLD_NET, "net-6": {**OLD_NET, "uniqueid": "6", "state": "DELETED"}}}}
+STRANGERS: list[tuple[str, dict[str, object]]] = [
+    ("ike-updown", {"up": "yes", "hq": {**NEW, "uniqueid": "5"}}),
+    ("ike-updown", {"hq": {**OLD, "uniqueid": "2"}}),
+    ("child-rekey", {"hq": {**OLD, "child-sas": {"net": {"old": {**OLD_NET, "uniqueid": "1"}, "new": OLD_NET}}}}),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "events", "exit_code", "says"),
+    [
+        (
+            ["--child", "net"],
+            [("child-rekey", {"gw": {**OLD, "child-sas": {"net": {"old": OLD_NET, "new": NEW_NET}}}})],
+            0,
+            "net #7 replaced by #8\n",
+        ),
+        (["--ike", "gw"], [("ike-rekey", {"gw": {"old": OLD, "new": NEW}})], 0, "gw #3 replaced by #4\n"),
+        (
+            ["--ike", "gw", "--reauth"],  # since strongSwan 6.0
+            [("ike-updown", {"up": "yes", "gw": NEW}), ("ike-updown", {"gw": OLD})],
+            0,
+            "gw #3 replaced by #4\n",
+        ),
+        (
+            ["--ike", "gw", "--reauth"],  # before
+            [("ike-updown", {"gw": OLD}), ("ike-updown", {"up": "yes", "gw": NEW})],
+            0,
+            "gw #3 replaced by #4\n",
+        ),
+        (["--ike", "gw"], [("ike-updown", {"gw": OLD})], 1, "Error: rekey: gw #3 was closed\n"),
+        (
+            ["--child-id", "7"],
+            [("child-updown", {"gw": {**OLD, "child-sas": {"net-7": OLD_NET}}})],
+            1,
+            "Error: rekey: net #7 was closed\n",
+        ),
+        (["--ike", "gw", "--reauth"], [], 1, "Error: rekey: not replaced within 0.5 seconds: gw #3\n"),
+    ],
+)
+def test_rekey_waits_until_it_has_happened(
+    args: list[str], events: list[tuple[str, dict[str, object]]], exit_code: int, says: str
+) -> None:
+    async def scenario() -> None:
+        async with FakeCharon() as charon:
+
+            def rekey(_: object) -> dict[str, str]:
+                for event, message in (*STRANGERS, *events):
+                    charon.emit(event, message)
+                return {"success": "yes", "matches": "1"}
+
+            charon.on("list-sas", {}, stream=[("list-sa", OLD_UP)])
+            charon.on("rekey", rekey)
+            result = await invoke(charon, "rekey", *args, "--wait", "--timeout", "10" if events else "0.5")
+        assert (result.exit_code, result.stderr) == (exit_code, says)
+        assert result.stdout == ("" if exit_code else "rekey: done (matches 1)\n")
 
     run(scenario)
 
@@ -878,7 +941,11 @@ def test_on_a_real_charon(lab: Lab) -> None:
     assert "pre-shared" in cli("conns").stdout
     assert "branches" in cli("pools").stdout
     assert "ike-init-out-req" in cli("counters").stdout
-    assert cli("rekey", "--child", "net").stdout == "rekey: done (matches 1)\n"
+    again = cli("rekey", "--ike", "gw", "--reauth", "--wait")
+    assert (again.stdout, again.stderr) == ("rekey: done (matches 1)\n", "gw #1 replaced by #2\n")
+    assert cli("rekey", "--ike", "gw", "--wait").stderr == "gw #2 replaced by #3\n"
+    assert cli("rekey", "--child", "net", "--wait").stderr == "net #2 replaced by #3\n"
+    assert cli("rekey", "--child", "net").stdout.startswith("rekey: started (matches ")
     down = cli("terminate", "--ike", "gw")
     assert (down.exit_code, down.stdout) == (0, "terminate: done (matches 1, terminated 1)\n")
     again = cli("terminate", "--ike", "gw")
@@ -886,3 +953,20 @@ def test_on_a_real_charon(lab: Lab) -> None:
     assert cli("unload", "pool", "branches").exit_code == 0
     assert cli("policies", "--json").stdout == ""
     assert [cli(*command).exit_code for command in (["certs"], ["stats"], ["call", "version"])] == [0, 0, 0]
+
+
+@pytest.mark.lab(nats=True)
+def test_reauthentication_that_charon_delays(lab: Lab) -> None:
+    """As long as a CHILD_SA that was rekeyed is still listed, for some seconds."""
+    from lab import sas  # needs the extra bridge
+
+    [name] = asyncio.run(sas.up(lab, 1))
+
+    def rekey(*args: str) -> Result:
+        return CliRunner().invoke(main, ["rekey", *args, "--wait", "--timeout", "60", "--uri", lab.left.address])
+
+    assert rekey("--child", f"{name}-lan").stderr == f"{name}-lan #1 replaced by #2\n"
+    began = time.monotonic()
+    reauthenticated = rekey("--ike", name, "--reauth")
+    assert (reauthenticated.exit_code, reauthenticated.stderr) == (0, f"{name} #1 replaced by #2\n")
+    assert time.monotonic() - began > 4  # without --wait the command ends at once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,11 +13,12 @@ from .. import _wire
 from .._wire import Message
 from ..client import Session, Stream
 from ..plan import PARTS, Report
-from ..results import LogLine
+from ..results import IkeSa, LogLine
 from ..swanctl import read_config
 from .common import FAILED, Client, notes, talks
 from .events import log_lines
 from .output import Packet, shown
+from .replacing import EVENTS, Replacing
 
 _KINDS = {"conn": "name", "pool": "name", "authority": "name", "key": "id", "shared": "id"}
 _ike = click.option("--ike", metavar="NAME", help="Its connection.")
@@ -38,12 +40,12 @@ def progress(client: Client, doing: str, start: Callable[[Session[Message]], Str
     finish(client, doing, reply)
 
 
-def finish(client: Client, doing: str, reply: Message) -> None:
+def finish(client: Client, doing: str, reply: Message, now: str = "done") -> None:
     if not client.output.for_people:
         client.output.packet(Packet(reply))
         return
     told = ", ".join(f"{key} {shown(value)}" for key, value in reply.to_dict().items() if key != "success")
-    client.output.text(f"{doing}: done{f' ({told})' if told else ''}")
+    client.output.text(f"{doing}: {now}{f' ({told})' if told else ''}")
 
 
 def need_selector(**selectors: object) -> None:
@@ -105,14 +107,33 @@ def terminate(
 @_child_id
 @_ike_id
 @click.option("--reauth", is_flag=True, help="Authenticate anew, instead of rekeying an IKEv2 SA.")
+@click.option("--wait", is_flag=True, help="Return when each SA has been replaced, or fail after --timeout.")
 @talks
 def rekey(
-    client: Client, child: str | None, ike: str | None, child_id: int | None, ike_id: int | None, reauth: bool
+    client: Client,
+    child: str | None,
+    ike: str | None,
+    child_id: int | None,
+    ike_id: int | None,
+    reauth: bool,
+    wait: bool,
 ) -> None:
-    """Start the rekeying of the SAs that match; `vicifast events` tells when it is done."""
+    """Start the rekeying of the SAs that match, and with --wait return when it is done.
+
+    charon may delay --reauth by 5 to 15 seconds when CHILD_SAs were rekeyed just before.
+    """
     need_selector(child=child, ike=ike, child_id=child_id, ike_id=ike_id)
     with client.session() as session:
-        reply = session.rekey(child=child, ike=ike, child_id=child_id, ike_id=ike_id, reauth=reauth)
+        start = partial(session.rekey, child=child, ike=ike, child_id=child_id, ike_id=ike_id, reauth=reauth)
+        if not wait:
+            finish(client, "rekey", start(), "started")
+            return
+        with session.listen(*EVENTS) as listener, notes.status("rekey"):
+            listed = map(IkeSa.from_message, session.list_sas(child=child, ike=ike, child_id=child_id, ike_id=ike_id))
+            waiting = Replacing(listed, child=child, child_id=child_id, reauth=reauth)
+            reply = start()
+            for line in waiting.wait(listener, client.timeout):
+                notes.print(shown(line), soft_wrap=True)
     finish(client, "rekey", reply)
 
 

@@ -1,0 +1,74 @@
+"""Waits until SAs have been replaced, for `rekey --wait`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ..client import Listener
+from ..results import ChildRekey, ChildSa, ChildUpDown, IkeRekey, IkeSa, IkeUpDown, parse_event
+from .common import Failed
+
+EVENTS = ("ike-updown", "ike-rekey", "child-updown", "child-rekey")
+
+
+class Replacing:
+    """The SAs in a listing that a rekeying is to replace: CHILD_SAs of this name or id, without both IKE_SAs."""
+
+    def __init__(self, listed: Iterable[IkeSa], *, child: str | None, child_id: int | None, reauth: bool) -> None:
+        self._ikes: dict[int, IkeSa] = {}
+        self._children: dict[int, ChildSa] = {}
+        self._reauth = reauth
+        self._closed: list[IkeSa] = []
+        self._new: list[IkeSa] = []
+        for ike in listed:
+            if child is None and child_id is None:
+                if ike.state == "ESTABLISHED":
+                    self._ikes[ike.uniqueid] = ike
+                continue
+            for own in ike.children:
+                if child in (None, own.name) and child_id in (None, own.uniqueid) and own.state == "INSTALLED":
+                    self._children[own.uniqueid] = own
+
+    def wait(self, listener: Listener[Any], timeout: float) -> Iterator[str]:
+        """Yield a line for each SA once it is replaced; raises `Failed` after `timeout` seconds.
+
+        `EVENTS` have to be registered before charon gets the request.
+        """
+        deadline = time.monotonic() + timeout
+        while self._ikes or self._children:
+            listener.timeout = max(0.0, deadline - time.monotonic())
+            event = next(listener, None)
+            if event is None:
+                waiting = [*map(_name, self._ikes.values()), *map(_name, self._children.values())]
+                raise Failed(f"rekey: not replaced within {timeout:g} seconds: {', '.join(waiting)}")
+            yield from self._take(*event)
+
+    def _take(self, name: str, message: Any) -> Iterator[str]:
+        match parse_event(name, message):
+            case ChildRekey(_, old, new) if self._children.pop(old.uniqueid, None):
+                yield f"{_name(old)} replaced by #{new.uniqueid}"
+            case ChildUpDown(_, child, up=False) if child.uniqueid in self._children:
+                raise Failed(f"rekey: {_name(child)} was closed")
+            case IkeRekey(old, new) if self._ikes.pop(old.uniqueid, None):
+                yield f"{_name(old)} replaced by #{new.uniqueid}"
+            case IkeUpDown(ike, up=True):
+                self._new.append(ike)
+            case IkeUpDown(ike, up=False) if ike.uniqueid in self._ikes:
+                if not self._reauth and ike.version != 1:  # of which every rekeying is an authentication
+                    raise Failed(f"rekey: {_name(ike)} was closed")
+                self._closed.append(ike)
+        # Before strongSwan 6.0 the old SA is closed first, since then the new one is there first.
+        for old in list(self._closed):
+            for new in self._new:
+                if new.name == old.name:
+                    self._closed.remove(old)
+                    self._new.remove(new)
+                    del self._ikes[old.uniqueid]
+                    yield f"{_name(old)} replaced by #{new.uniqueid}"
+                    break
+
+
+def _name(sa: IkeSa | ChildSa) -> str:
+    return f"{sa.name} #{sa.uniqueid}"
