@@ -29,7 +29,7 @@ from vicibridge.config import ENV_PREFIX, LIVE, Config
 from vicibridge.metrics import METRICS
 
 import vicifast.cli
-from vicifast.commands import COMMANDS, EVENTS, Command, Danger, Key, Kind
+from vicifast.commands import ALERTS, COMMANDS, EVENTS, Command, Danger, Key, Kind, Trigger
 
 EXAMPLE = Path(__file__).parent.parent / "bridge" / "bridge.example.toml"
 
@@ -127,13 +127,24 @@ def events() -> str:
     return _table(("event", "comes", "since", "binary values"), rows)
 
 
+def alerts() -> str:
+    causes = {
+        Trigger.ANYONE: "anyone, at any time",
+        Trigger.UNAUTHENTICATED: "anyone, until the IKE_SA is established",
+        Trigger.PEER: "an authenticated peer",
+        Trigger.LOCAL: "no peer",
+    }
+    rows = ((_code(alert.name), alert.meaning, causes[alert.trigger]) for alert in ALERTS.values())
+    return _table(("type", "meaning", "who can cause it"), rows)
+
+
 def event_subjects() -> str:
     """The subjects of events; words in angle brackets come from the message."""
     own = subjects.Subjects("vici", "NODE")
     bridge = own.bridge("KIND").replace("NODE", "<node>").replace("KIND", "<kind>")
     rows = []
     for name, pattern in subjects.patterns("vici").items():
-        subject = pattern.replace("{direction}", "up|down").replace("{", "<").replace("}", ">")
+        subject = pattern.replace("{direction}", "|".join(subjects.kinds(name))).replace("{", "<").replace("}", ">")
         rows.append((_code(subject), _code(name), "log" if name == "log" else "state"))
     rows.append((_code(bridge), "what the bridge tells of itself", "state"))
     for subject in own.commands():
@@ -283,6 +294,7 @@ MAKERS = {
     "commands": commands,
     "kinds": kinds,
     "events": events,
+    "alerts": alerts,
     "subjects": event_subjects,
     "configuration": configuration,
     "metrics": metrics,

@@ -12,10 +12,10 @@ from vicifast.results import ChildUpDown, parse_event
 
 
 async def main(url: str) -> None:
-    async with Fleet(url) as fleet, fleet.subscribe(events=["child-updown"], durable="alarm") as events:
+    async with Fleet(url) as fleet, fleet.subscribe(events=["child-updown.down"], durable="alarm") as events:
         async for envelope in events:
             match parse_event(envelope.event, envelope.data):
-                case ChildUpDown(ike, child, up=False):
+                case ChildUpDown(ike, child):
                     print(f"ALARM {envelope.node}: {child.name} of {ike.name} is down", flush=True)
 
 

@@ -161,6 +161,25 @@ def test_connections_with_any_name(name: str, up: bool) -> None:
     assert bytes(moved.to_message()) == update
 
 
+@pytest.mark.parametrize(
+    ("message", "direction"),
+    [
+        ({"up": "yes", "gw": {"state": "ESTABLISHED", "established": "0"}}, "up"),
+        ({"gw": {"state": "DELETING"}}, "down"),
+        ({"gw": {"state": "ESTABLISHED", "established": "2"}}, "down"),  # charon stops
+        ({"gw": {"state": "REKEYING"}}, "down"),  # the peer does not answer
+        ({"gw": {}}, "down"),
+        ({"gw": {"state": "CONNECTING"}}, "failed"),
+        ({"(unnamed)": {"state": "CONNECTING", "remote-id": "%any"}}, "failed"),
+        ({"gw": {"state": "CREATED"}}, "failed"),
+    ],
+)
+def test_a_negotiation_that_failed_is_not_down(message: dict[str, object], direction: str) -> None:
+    event = parse_event("ike-updown", message)
+    assert isinstance(event, IkeUpDown)
+    assert event.direction == direction and event.up == (direction == "up")
+
+
 def test_a_dict_cannot_hold_two_of_one_name() -> None:
     event = parse_event("ike-updown", decode(encode({"up": True}) + encode({"up": {"uniqueid": 3}})))
     assert event == IkeUpDown(ike=IkeSa(name="up", uniqueid=3), up=False)
@@ -171,8 +190,8 @@ def test_children_up_and_down() -> None:
     match parse_event("child-updown", message):
         case IkeUpDown():
             pytest.fail("a CHILD_SA is no IKE_SA")
-        case ChildUpDown(ike, child, up):
-            assert (ike.name, child.name, child.uniqueid, up) == ("gw", "net", 2, True)
+        case ChildUpDown(ike, child, direction):
+            assert (ike.name, child.name, child.uniqueid, direction) == ("gw", "net", 2, "up")
     with pytest.raises(ValueError, match="child-updown has no CHILD_SA"):
         parse_event("child-updown", {"gw": {"uniqueid": "1"}})
 

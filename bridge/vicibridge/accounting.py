@@ -9,6 +9,11 @@ from dataclasses import dataclass, field, replace
 
 _logger = logging.getLogger(__name__)
 
+SAMPLED = "sampled"
+OVER_RATE = "over the rate limit"
+OVER_UNAUTHENTICATED_RATE = "over the rate limit of unauthenticated events"
+
+_WANTED = {SAMPLED, OVER_RATE, OVER_UNAUTHENTICATED_RATE}  # as configured; not worth a warning
 _TELL_EVERY = 1.0  # seconds between two gap envelopes of one pipeline
 
 
@@ -83,7 +88,8 @@ class Losses:
         losses, self._untold = self._untold, {}
         for loss in losses.values():
             count = "an unknown number of" if loss.count is None else loss.count
-            _logger.warning("%s events lost: %s", count, loss.cause)
+            level = logging.DEBUG if loss.cause in _WANTED else logging.WARNING
+            _logger.log(level, "%s events lost: %s", count, loss.cause)
             self._tell(loss)
 
 

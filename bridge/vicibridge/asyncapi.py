@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any, TypeAlias, get_args
 
@@ -19,7 +19,7 @@ from vicifast.commands import COMMANDS, Command
 from . import answer, raw, requests
 from .notices import NOTICES
 from .schema import BUCKETS, REFERENCE, refer, schemas
-from .subjects import ALL_NODES, Subjects, command_subject, patterns
+from .subjects import ALL_NODES, Subjects, command_subject, kinds, patterns
 from .values import CONN, NODE, SA
 
 Part: TypeAlias = dict[str, Any]
@@ -40,7 +40,8 @@ _WORDS = {
     "conn": "A connection.",
     "group": "The part of charon that logs, such as IKE.",
     "level": "How much detail, 0 or 1.",
-    "type": "What went wrong.",
+    "type": "What went wrong; a newer charon may have more types.",
+    "direction": "Whether the SA is up, is gone, or failed to be established.",
 }
 _KEYS = {SA: ("ike", "uniqueid"), CONN: ("conn",), NODE: ()}
 
@@ -82,7 +83,7 @@ class _Document:
             if kept
             else "One or more envelopes a message. Not kept; drops are told as a gap."
         )
-        self._channels[event] = _channel(address, [event], note)
+        self._channels[event] = _channel(address, [event], note, kinds(event))
         self._operations[f"tell-{event}"] = _operation("send", event, [event], summary)
 
     def bucket(self, bucket: str, summary: str) -> None:
@@ -144,19 +145,15 @@ class _Document:
         return moved
 
 
-def _channel(address: str | None, messages: Iterable[str], description: str) -> Part:
+def _channel(address: str | None, messages: Iterable[str], description: str, kinds: Sequence[str] = ()) -> Part:
     refs = {name: {"$ref": f"#/components/messages/{name}"} for name in messages}
     words = [part[1:-1] for part in (address or "").split(".") if part.startswith("{")]
     channel: Part = {"address": address, "description": description, "messages": refs}
     if words:
-        channel["parameters"] = {word: _parameter(word) for word in words}
+        channel["parameters"] = {word: {"description": _WORDS[word]} for word in words}
+    if kinds:
+        channel["parameters"][words[-1]]["enum" if words[-1] == "direction" else "examples"] = list(kinds)
     return channel
-
-
-def _parameter(word: str) -> Part:
-    if word == "direction":
-        return {"enum": ["up", "down"], "description": "Whether the SA is up or gone."}
-    return {"description": _WORDS[word]}
 
 
 def _operation(action: str, channel: str, messages: Iterable[str], summary: str) -> Part:

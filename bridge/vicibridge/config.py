@@ -229,10 +229,13 @@ class Gateway(_Section):
 class Events(_Section):
     """The state class: acknowledged by JetStream; `max_bytes` bounds what waits for it in memory.
 
-    `codec` raw is the VICI messages as they came, the rest of the envelope in headers.
+    `codec` raw is the VICI messages as they came, the rest of the envelope in headers. `unauthenticated_rate` limits
+    each type of event that anyone can cause without authenticating, after a burst of 100; what it drops is counted and
+    reported as a gap.
     """
 
     codec: EventCodec = "msgpack"
+    unauthenticated_rate: Annotated[float, Field(ge=0), LIVE] = 1.0
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 

@@ -18,23 +18,25 @@ from vicifast.commands import EVENTS
 from vicifast.errors import DecodeError, EncodeError, UnknownEvent, ViciError
 
 from . import config
-from .accounting import Loss
+from .accounting import OVER_UNAUTHENTICATED_RATE, Loss
 from .backlog import KILLED, Backlog
 from .bus import Bus
 from .envelope import new_boot, new_envelopes
 from .log import STOPPED, LogPipeline
 from .mirroring import Mirroring
+from .ratelimit import UnauthenticatedLimit
 from .raw import RawGatherer
 from .spool import Spool
 from .state import StatePipeline
 from .streams import Stream
-from .subjects import Subjects, stream_subjects
+from .subjects import Subjects, kind_of, stream_subjects
 
 _logger = logging.getLogger(__name__)
 
 _STANDALONE = [event.name for event in EVENTS.values() if event.standalone]
 _STATE = [name for name in _STANDALONE if name != "log"]
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 3.0
+_LIMITED_EVERY = 5.0  # seconds whose events over the limit make one gap
 _TIMEOUT = 10.0  # seconds for charon to take a connection and answer registrations
 
 
@@ -50,6 +52,8 @@ class Gateway:
         self._lines = new_envelopes(settings.log.codec, gateway.node, boot)
         self._gatherer = self._lines.gatherer("log", ("group", "level"), self._log_subject)
         self._filter(settings.log)
+        self._limit = UnauthenticatedLimit(settings.events.unauthenticated_rate)
+        self._over_limit = 0
         self.state = self._new_state(settings, bus)
         self.log = LogPipeline(
             bus,
@@ -66,7 +70,7 @@ class Gateway:
         self._unregistered = asyncio.Event()
         self.connects = 0
         self.reason = "not connected yet"  # why charon is not up
-        self.events: Counter[str] = Counter()  # of the state class, by name
+        self.events: Counter[tuple[str, str]] = Counter()  # of the state class, by name and kind
         self._up: bool | None = None
         self._down_since = 0
 
@@ -117,11 +121,13 @@ class Gateway:
             self._gather(asyncio.get_running_loop().time())
             if late := self._session.late_events:
                 self._tell_gap("all", STOPPED, late, None, None)
+        self._count_dropped()
         self._unregistered.set()
 
     def reload(self, settings: config.Config) -> None:
         """Take over what may change at run time."""
         self.state.configure(settings.events.max_bytes)
+        self._limit.rate = settings.events.unauthenticated_rate
         self.log.configure(settings.log.linger_ms / 1000, settings.log.max_bytes)
         self._filter(settings.log)
         if self.mirroring:
@@ -208,17 +214,32 @@ class Gateway:
                     self._gatherer.add(time_ns, raw)
                     continue
                 subject = self.subjects.event(event, raw)
-                envelope = envelopes.wrap(time_ns, event, raw)
+                within_limit = self._limit.takes(time_ns, event, raw)
+                envelope = envelopes.wrap(time_ns, event, raw) if within_limit else b""
             except DecodeError:
                 pipeline = self.log if is_log else self.state
                 pipeline.lost("malformed message from charon", *envelopes.skip(1))
                 continue
-            self.events[event] += 1
+            self.events[event, kind_of(event, subject)] += 1
+            if not within_limit:
+                self._drop()
+                continue
             self.state.put(envelopes.seq, subject, envelope)
             if self.mirroring:
                 self.mirroring.event(time_ns, event, raw)
         if isinstance(self._gatherer, RawGatherer):
             self._gather(now)
+
+    def _drop(self) -> None:
+        """Leave out an event over the limit; those of some seconds get their numbers together, so one gap has them."""
+        if not self._over_limit:
+            asyncio.get_running_loop().call_later(_LIMITED_EVERY, self._count_dropped)
+        self._over_limit += 1
+
+    def _count_dropped(self) -> None:
+        if self._over_limit:
+            self.state.lost(OVER_UNAUTHENTICATED_RATE, *self._events.skip(self._over_limit))
+            self._over_limit = 0
 
     def _gather(self, now: float) -> None:
         """Hand over the log events that the framer has put into envelopes already."""

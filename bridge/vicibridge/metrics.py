@@ -70,9 +70,9 @@ def _lag(service: Service) -> Iterator[_Sample]:
 
 def _events(service: Service) -> Iterator[_Sample]:
     for gateway in service.gateways:
-        yield (gateway.node, "log"), gateway.log.counts.received
-        for event, count in gateway.events.items():
-            yield (gateway.node, event), count
+        yield (gateway.node, "log", ""), gateway.log.counts.received
+        for (event, kind), count in gateway.events.items():
+            yield (gateway.node, event, kind), count
 
 
 def _commands(service: Service) -> Iterator[_Sample]:
@@ -124,7 +124,12 @@ METRICS = (
         ("node", "class"),
         _counts(lambda c: c.bytes),
     ),
-    Metric("vicibridge_vici_events_total", "Events from charon, by name.", ("node", "event"), _events),
+    Metric(
+        "vicibridge_vici_events_total",
+        "Events from charon, by name and kind: up, down or failed, or the type of an alert.",
+        ("node", "event", "kind"),
+        _events,
+    ),
     Metric(
         "vicibridge_charon_up",
         "1 while charon is connected and its events are registered.",

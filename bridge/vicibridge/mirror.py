@@ -17,7 +17,7 @@ from vicifast import _wire
 from vicifast._wire import Message
 
 from . import values
-from .subjects import Subjects, section_of
+from .subjects import Subjects, is_unestablished, section_of
 from .traffic import Sums, add, add_all, checked, minus, nothing, number, plus, together, traffic_of, whole
 from .values import ConnValue, SaValue, Section, Traffic
 
@@ -169,7 +169,7 @@ class Mirror:
             return
         message = Message(raw)
         name, section = section_of(message)
-        if section is not None:
+        if section is not None and not is_unestablished(message):
             handler(time_ns, name, section.to_dict(), message)
 
     def _ike_updown(self, time_ns: int, name: str, section: Section, message: Message) -> None:

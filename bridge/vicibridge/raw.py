@@ -11,8 +11,9 @@ from functools import lru_cache
 
 from vicifast import _wire
 
-from .accounting import Loss
+from .accounting import OVER_RATE, SAMPLED, Loss
 from .notices import to_vici
+from .ratelimit import TokenBucket
 
 NODE, BOOT, SEQ, TIME, EVENT = "Vici-Node", "Vici-Boot", "Vici-Seq", "Vici-Time", "Vici-Event"
 
@@ -78,8 +79,7 @@ class RawGatherer:
         self._taken: list[tuple[str, bytes, int, int, int]] = []
         self._dropped: dict[str, Loss] = {}
         self._passed = 0
-        self._tokens = 0.0
-        self._now = 0
+        self._bucket = TokenBucket()
 
     def add(self, time_ns: int, raw: bytes) -> None:
         """Take one message; DecodeError when it is none."""
@@ -99,14 +99,9 @@ class RawGatherer:
     def _reason_to_drop(self, time_ns: int) -> str:
         self._passed += 1
         if self.every > 1 and self._passed % self.every:
-            return "sampled"
-        if not self.rate:
-            return ""
-        self._tokens = min(max(self.rate, 1.0), self._tokens + (time_ns - self._now) * self.rate / 1e9)
-        self._now = time_ns
-        if self._tokens < 1:
-            return "over the rate limit"
-        self._tokens -= 1
+            return SAMPLED
+        if self.rate and not self._bucket.takes(time_ns, self.rate, max(self.rate, 1.0)):
+            return OVER_RATE
         return ""
 
     def take(self) -> list[tuple[str, bytes, int, int, int]]:

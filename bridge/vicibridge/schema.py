@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import is_typeddict
 
-from vicifast.commands import COMMANDS, EVENTS, TRANSFORMS, Command, Kind
+from vicifast.commands import ALERTS, COMMANDS, EVENTS, TRANSFORMS, Command, Kind
 from vicifast.results import Alert, ChildSa, IkeSa, IkeUpdate, LogLine
 
 from . import notices, values
@@ -167,6 +167,7 @@ def _events() -> dict[str, Schema]:
     log = _object(*_fields(LogLine))
     update, moved = _fields(IkeUpdate)
     alert, alerted = _fields(Alert)
+    alert["type"] = {**alert["type"], "examples": list(ALERTS)}
     return {
         "log": log,
         "ike-updown": _of_connection(ike, up=True),

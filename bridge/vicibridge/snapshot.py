@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from vicifast._wire import Message
+from vicifast.commands import UNESTABLISHED
 
 from .mirror import (
     Conn,
@@ -30,7 +31,7 @@ _RUNNING = {"established", "rekey-time", "reauth-time", "life-time", "install-ti
 # No event tells these; that they differ is no event lost.
 _UNTOLD = _RUNNING | {"state", "bytes-in", "packets-in", "bytes-out", "packets-out"}
 # Listed, but not established yet, or replaced or closed already.
-_IKE_ABSENT = {"CREATED", "CONNECTING", "REKEYED", "DESTROYING"}
+_IKE_ABSENT = UNESTABLISHED | {"REKEYED", "DESTROYING"}
 _CHILD_ABSENT = {"CREATED", "ROUTED", "INSTALLING", "RETRYING", "REKEYED", "DELETED", "DESTROYING"}
 _ON_ITS_WAY = "DELETING"  # before the event, or after it: the state does not tell
 

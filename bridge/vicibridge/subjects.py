@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from vicifast import _wire
+from vicifast.commands import ALERTS, UNESTABLISHED
 
 ALL_NODES = "all"  # the token that addresses every gateway; no node may be called so
 
@@ -39,23 +40,39 @@ def unescape(token: str) -> str:
 
 
 class _Token(NamedTuple):
-    """A token of a subject that comes from the message: what it is called, and how it is read."""
+    """A token of a subject that comes from the message: what it is called, and how it is read.
+
+    `kinds` are the values of a token that sorts the events of one name; it is the last of its subject.
+    """
 
     word: str
     read: Callable[[_wire.Message], str]
+    kinds: tuple[str, ...] = ()
 
 
-def _text(key: str) -> _Token:
+def _text(key: str, kinds: tuple[str, ...] = ()) -> _Token:
     def read(message: _wire.Message) -> str:
         value = message.get(key)
         return value if isinstance(value, str) else ""
 
-    return _Token(key, read)
+    return _Token(key, read, kinds)
+
+
+def _ike_direction(message: _wire.Message) -> str:
+    direction = _direction(message)
+    return "failed" if direction == "down" and is_unestablished(message) else direction
 
 
 def _direction(message: _wire.Message) -> str:
     # An IKE_SA may be named "up": its section then has the key of that name a second time.
     return "up" if "yes" in message.get_all("up") else "down"
+
+
+def is_unestablished(message: _wire.Message) -> bool:
+    """Whether a message is about an IKE_SA that was never established."""
+    section = section_of(message)[1]
+    state = section.get("state") if section is not None else None
+    return isinstance(state, str) and state in UNESTABLISHED
 
 
 def _ike(message: _wire.Message) -> str:
@@ -78,17 +95,19 @@ def section_of(message: _wire.Message) -> tuple[str, _wire.Message | None]:
     return "", None
 
 
-_IKE, _CHILD, _DIRECTION = _Token("ike", _ike), _Token("child", _child), _Token("direction", _direction)
+_IKE, _CHILD = _Token("ike", _ike), _Token("child", _child)
+_IKE_DIRECTION = _Token("direction", _ike_direction, ("up", "down", "failed"))
+_CHILD_DIRECTION = _Token("direction", _direction, ("up", "down"))  # charon raises none for one that failed
 
 # What follows <prefix>.<node>. for each event: the fixed tokens, then those taken from the message.
 _EVENTS: Mapping[str, tuple[str, tuple[_Token, ...]]] = MappingProxyType(
     {
-        "ike-updown": ("event.ike-updown", (_IKE, _DIRECTION)),
+        "ike-updown": ("event.ike-updown", (_IKE, _IKE_DIRECTION)),
         "ike-rekey": ("event.ike-rekey", (_IKE,)),
         "ike-update": ("event.ike-update", (_IKE,)),
-        "child-updown": ("event.child-updown", (_IKE, _CHILD, _DIRECTION)),
+        "child-updown": ("event.child-updown", (_IKE, _CHILD, _CHILD_DIRECTION)),
         "child-rekey": ("event.child-rekey", (_IKE, _CHILD)),
-        "alert": ("event.alert", (_text("type"),)),
+        "alert": ("event.alert", (_text("type", tuple(ALERTS)),)),
         "log": ("log", (_text("group"), _text("level"))),
     }
 )
@@ -144,22 +163,39 @@ def command_subject(prefix: str, node: str, command: str) -> str:
 def filters(prefix: str, nodes: Sequence[str] = (), events: Sequence[str] = (), ike: str | None = None) -> list[str]:
     """Return what to subscribe to for `events` of `nodes`; none of the latter means all, none of the former all state.
 
-    Events are charon's or the bridge's own (`status`, `gap`, ...). `ike` leaves those of one connection, and raises
-    ValueError for an event that is not of a connection.
+    Events are charon's or the bridge's own (`status`, `gap`, ...); `child-updown.down` or `alert.cert-expired` is one
+    kind of an event. `ike` selects one connection. Raises ValueError for a kind that does not exist, and with `ike` for
+    an event that is not of a connection.
     """
     tokens = [escape(node) for node in nodes] or ["*"]
     if ike is not None:
         names = events or [name for name, (_, own) in _EVENTS.items() if _IKE in own]
-        return [f"{prefix}.{token}.{_of_connection(name, escape(ike))}" for token in tokens for name in names]
-    parts = [f"{_EVENTS[name][0]}.>" if name in _EVENTS else f"bridge.{escape(name)}" for name in events]
-    return [f"{prefix}.{token}.{part}" for token in tokens for part in parts or ("event.>", "bridge.>")]
+        parts = [_filter(name, escape(ike)) for name in names]
+    else:
+        parts = [_filter(name) for name in events] or ["event.>", "bridge.>"]
+    return [f"{prefix}.{token}.{part}" for token in tokens for part in parts]
 
 
-def _of_connection(event: str, ike: str) -> str:
-    fixed, tokens = _EVENTS.get(event, ("", ()))
-    if _IKE not in tokens:
+def _filter(event: str, ike: str | None = None) -> str:
+    name, _, kind = event.partition(".")
+    fixed, tokens = _EVENTS.get(name, ("", ()))
+    if ike is not None and _IKE not in tokens:
         raise ValueError(f"{event} is not of one connection: so it cannot be had for one alone")
-    return ".".join([fixed, *(ike if token is _IKE else "*" for token in tokens)])
+    if not tokens:
+        return f"bridge.{escape(event)}"
+    if ike is None and not kind:
+        return f"{fixed}.>"
+    parts = [ike if token is _IKE and ike is not None else "*" for token in tokens]
+    if kind:
+        _check_kind(name, kind)
+        parts[-1] = escape(kind)
+    return ".".join([fixed, *parts])
+
+
+def _check_kind(event: str, kind: str) -> None:
+    known = kinds(event)
+    if kind not in known and event != "alert":  # of which a newer charon may have more
+        raise ValueError(f"{event}.{kind}: " + (f"use {', '.join(known)}" if known else f"{event} has no kinds"))
 
 
 def patterns(prefix: str) -> dict[str, str]:
@@ -168,6 +204,21 @@ def patterns(prefix: str) -> dict[str, str]:
         name: ".".join([f"{prefix}.{{node}}.{fixed}", *(f"{{{token.word}}}" for token in tokens)])
         for name, (fixed, tokens) in _EVENTS.items()
     }
+
+
+def kinds(event: str) -> tuple[str, ...]:
+    """Return the known values of the last token of an event's subject where it sorts the events: up, down, ..."""
+    _, tokens = _EVENTS.get(event, ("", ()))
+    return tokens[-1].kinds if tokens else ()
+
+
+def kind_of(event: str, subject: str) -> str:
+    """Return that token of a subject, "" for an event that has none, and `other` for one that is not known."""
+    known = kinds(event)
+    if not known:
+        return ""
+    kind = subject.rpartition(".")[2]
+    return kind if kind in known else "other"
 
 
 def stream_subjects(prefix: str) -> list[str]:

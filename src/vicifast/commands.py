@@ -1,4 +1,4 @@
-"""The one table of charon's commands and events; sessions, command lines and the bridge all read it.
+"""The one table of charon's commands, events and types of alerts; sessions, command lines and the bridge all read it.
 
 Source: strongSwan 5.9.8 to 6.1.0, `vici_control.c`, `vici_query.c`, `vici_config.c`, `vici_cred.c`,
 `vici_authority.c`, `vici_attribute.c`, `vici_counters.c` and `vici_logger.c`. All 36 commands exist in every one of
@@ -67,6 +67,27 @@ class Command(NamedTuple):
     result: bool = True
     since: str = "5.2.0"
     quirk: str = ""
+
+
+class Trigger(StrEnum):
+    """Who can make charon raise an alert."""
+
+    ANYONE = "anyone"
+    """Who can send packets to charon, at any time: replayed and forged packets do, too."""
+    UNAUTHENTICATED = "unauthenticated"
+    """A peer that has not authenticated: the alert has no IKE_SA, or one that is not established."""
+    PEER = "peer"
+    """A peer that has authenticated."""
+    LOCAL = "local"
+    """The gateway itself, or a peer that does not answer."""
+
+
+class AlertType(NamedTuple):
+    """One `type` of the event `alert`."""
+
+    name: str
+    trigger: Trigger
+    meaning: str
 
 
 class Event(NamedTuple):
@@ -284,6 +305,42 @@ def _events() -> dict[str, Event]:
     return {event.name: event for event in table}
 
 
+_ALERTS = (
+    AlertType("radius-not-responding", Trigger.UNAUTHENTICATED, "No RADIUS server answers."),
+    AlertType("shutdown-signal", Trigger.LOCAL, "charon received a signal to stop."),
+    AlertType("local-auth-failed", Trigger.UNAUTHENTICATED, "charon lacks a key of its own, or the peer rejected it."),
+    AlertType("peer-auth-failed", Trigger.UNAUTHENTICATED, "The peer did not prove its identity, or is unknown."),
+    AlertType("peer-addr-failed", Trigger.LOCAL, "The address of the peer cannot be resolved."),
+    AlertType("peer-init-unreachable", Trigger.LOCAL, "The peer does not answer the first message."),
+    AlertType("invalid-ike-spi", Trigger.ANYONE, "A packet belongs to no IKE_SA."),
+    AlertType("parse-error-header", Trigger.ANYONE, "The header of a packet is malformed."),
+    AlertType("parse-error-body", Trigger.ANYONE, "A packet is malformed, or fails its integrity check."),
+    AlertType("retransmit-send", Trigger.UNAUTHENTICATED, "A message is sent again, as no answer came."),
+    AlertType("retransmit-send-cleared", Trigger.UNAUTHENTICATED, "The answer to a repeated message came."),
+    AlertType("retransmit-send-timeout", Trigger.UNAUTHENTICATED, "charon gave up on an answer."),
+    AlertType("retransmit-receive", Trigger.ANYONE, "A message came a second time."),
+    AlertType("half-open-timeout", Trigger.UNAUTHENTICATED, "A peer began an IKE_SA and did not finish in time."),
+    AlertType("proposal-mismatch-ike", Trigger.UNAUTHENTICATED, "No common proposal for the IKE_SA."),
+    AlertType("proposal-mismatch-child", Trigger.PEER, "No common proposal for a CHILD_SA."),
+    AlertType("ts-mismatch", Trigger.PEER, "No common traffic selectors."),
+    AlertType("ts-narrowed", Trigger.PEER, "The peer narrowed the traffic selectors."),
+    AlertType("install-child-sa-failed", Trigger.LOCAL, "The kernel did not take a CHILD_SA."),
+    AlertType("install-child-policy-failed", Trigger.LOCAL, "The kernel did not take the policies of a CHILD_SA."),
+    AlertType("unique-replace", Trigger.PEER, "The IKE_SA is replaced by a new one of the same peer."),
+    AlertType("unique-keep", Trigger.PEER, "The IKE_SA is refused, as the peer has one already."),
+    AlertType("keep-on-child-sa-failure", Trigger.PEER, "The IKE_SA stays, though its CHILD_SA failed."),
+    AlertType("vip-failure", Trigger.PEER, "The peer gets no virtual address."),
+    AlertType("authorization-failed", Trigger.PEER, "A plugin refused the peer after its authentication."),
+    AlertType("ike-sa-expired", Trigger.LOCAL, "The IKE_SA reached the end of its lifetime before it was rekeyed."),
+    AlertType("cert-expired", Trigger.UNAUTHENTICATED, "A certificate of the peer is expired, or not yet valid."),
+    AlertType("cert-revoked", Trigger.UNAUTHENTICATED, "A certificate of the peer is revoked."),
+    AlertType("cert-validation-failed", Trigger.UNAUTHENTICATED, "No answer to whether a certificate is revoked."),
+    AlertType("cert-no-issuer", Trigger.UNAUTHENTICATED, "The issuer of a certificate of the peer is unknown."),
+    AlertType("cert-untrusted-root", Trigger.UNAUTHENTICATED, "The root of the peer's certificates is not trusted."),
+    AlertType("cert-exceeded-path-len", Trigger.UNAUTHENTICATED, "The chain of the peer's certificates is too long."),
+    AlertType("cert-policy-violation", Trigger.UNAUTHENTICATED, "A certificate of the peer violates another policy."),
+)
+
 TRANSFORMS = ("encr", "integ", "prf", "ke", *(f"ake{number}" for number in range(1, 8)), "sn")
 """What a proposal in a `list-conn` may list: encryption, integrity, PRF, the key exchanges, sequence numbers."""
 COMMANDS: Mapping[str, Command] = MappingProxyType(
@@ -292,3 +349,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
 """Every command, by its name."""
 EVENTS: Mapping[str, Event] = MappingProxyType(_events())
 """Every event, by its name."""
+ALERTS: Mapping[str, AlertType] = MappingProxyType({alert.name: alert for alert in _ALERTS})
+"""Every type of alert that strongSwan 6.1.0 has, by its name."""
+UNESTABLISHED = frozenset({"CREATED", "CONNECTING"})
+"""The states of an IKE_SA that was never established; every other state means that it was."""

@@ -6,8 +6,10 @@
 
     for name, message in session.listen("ike-updown", "child-updown", "log"):
         match parse_event(name, message):
-            case IkeUpDown(ike, up=True):
+            case IkeUpDown(ike, "up"):
                 print(ike.name, "is up")
+            case IkeUpDown(ike, "failed"):
+                print(ike.name, "was not established")
 
 A field is the key of the same name with `_` for `-` (strongSwan 5.9.8 to 6.1.0, vici_query.c and vici_logger.c).
 Numbers are int, times timedelta, lists tuples; hexadecimal numbers (SPIs, CPIs, marks, interface ids, labels) stay the
@@ -23,9 +25,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast
 
 from ._wire import Message, encode
+from .commands import UNESTABLISHED
 
 SectionName: TypeAlias = str
 Extra: TypeAlias = dict[str, Any]
@@ -286,10 +289,17 @@ class _UpDown(_Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeUpDown(_UpDown):
-    """An IKE_SA is established (`up`) or gone; `ike` has no children here."""
+    """An IKE_SA is established (`up`), gone, or was never established; `ike` has no children here."""
 
     event: ClassVar[str] = "ike-updown"
-    __match_args__ = ("ike", "up")
+    __match_args__ = ("ike", "direction")
+
+    @property
+    def direction(self) -> Literal["up", "down", "failed"]:
+        """`failed` is an IKE_SA whose negotiation failed; of an unknown peer its name is `(unnamed)`."""
+        if self.up:
+            return "up"
+        return "failed" if self.ike.state in UNESTABLISHED else "down"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +307,7 @@ class ChildUpDown(_UpDown):
     """A CHILD_SA is established (`up`) or gone, with its last counters; it is the only one in `ike`."""
 
     event: ClassVar[str] = "child-updown"
-    __match_args__ = ("ike", "child", "up")
+    __match_args__ = ("ike", "child", "direction")
 
     def __post_init__(self) -> None:
         if not self.ike.children:
@@ -307,6 +317,11 @@ class ChildUpDown(_UpDown):
     def child(self) -> ChildSa:
         """The CHILD_SA."""
         return self.ike.children[0]
+
+    @property
+    def direction(self) -> Literal["up", "down"]:
+        """Whether it is established or gone; charon raises no event for a CHILD_SA that could not be installed."""
+        return "up" if self.up else "down"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,7 +404,10 @@ class IkeUpdate(_Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert(_Section):
-    """Something went wrong, of this `type`, and with this SA if it is about one. Since 6.0.3."""
+    """Something went wrong, of this `type`, and with this SA if it is about one. Since 6.0.3.
+
+    `vicifast.commands.ALERTS` has the types.
+    """
 
     event: ClassVar[str] = "alert"
     __match_args__ = ("type", "ike")

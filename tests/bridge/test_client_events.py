@@ -96,13 +96,37 @@ def test_what_is_no_envelope(payload: bytes) -> None:
             ],
         ),
         ({"events": ["child-rekey"], "ike": "a"}, ["vici.*.event.child-rekey.a.*"]),
+        (
+            {"events": ["ike-updown.failed", "child-updown.down", "alert.cert-expired", "alert.of-a-newer-charon"]},
+            [
+                "vici.*.event.ike-updown.*.failed",
+                "vici.*.event.child-updown.*.*.down",
+                "vici.*.event.alert.cert-expired",
+                "vici.*.event.alert.of-a-newer-charon",
+            ],
+        ),
+        ({"events": ["child-updown.up"], "ike": "a.b"}, ["vici.*.event.child-updown.a=2Eb.*.up"]),
     ],
 )
 def test_filters(arguments: dict[str, Any], expected: list[str]) -> None:
     assert filters("vici", **arguments) == expected
 
 
-@pytest.mark.parametrize("event", ["log", "alert", "gap"])
+@pytest.mark.parametrize(
+    ("event", "problem"),
+    [
+        ("ike-updown.lost", "ike-updown.lost: use up, down, failed"),
+        ("child-updown.failed", "child-updown.failed: use up, down"),
+        ("ike-rekey.up", "ike-rekey.up: ike-rekey has no kinds"),
+        ("log.1", "log.1: log has no kinds"),
+    ],
+)
+def test_no_filter_for_a_kind_that_does_not_exist(event: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        filters("vici", events=[event])
+
+
+@pytest.mark.parametrize("event", ["log", "alert", "alert.cert-expired", "gap"])
 def test_no_filter_for_a_connection(event: str) -> None:
     with pytest.raises(ValueError, match=f"{event} is not of one connection"):
         filters("vici", events=[event], ike="gw")

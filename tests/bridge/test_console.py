@@ -15,17 +15,33 @@ from typing import Any
 import pytest
 from harness import NatsServer, run
 from test_client_calls import SAS, a_fleet
-from vicibridge.client import Fleet, JetStreamError
+from vicibridge.client import Envelope, Fleet, JetStreamError
 
 pytest.importorskip("rich", reason="the command line needs rich")
 
 from vicibridge.console.common import find_nats  # noqa: E402
+from vicibridge.console.tail import coloured, text_of  # noqa: E402
 
 SA = {"uniqueid": "7", "state": "ESTABLISHED", "local-host": "192.0.2.1", "remote-host": "192.0.2.2"}
 CHILD = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
 SITE = {**SA, "child-sas": {"net-3": CHILD}}
 SITES = [("list-sa", {"site": SITE})]
 LINE = {"group": "IKE", "level": "1", "thread": "3", "msg": "retransmit"}
+
+
+@pytest.mark.parametrize(
+    ("direction", "message", "colour"),
+    [
+        ("up", {"up": "yes", "gw": SA}, "32"),
+        ("down", {"gw": {**SA, "state": "DELETING"}}, "31"),
+        ("failed", {"gw": {**SA, "state": "CONNECTING"}}, "33"),
+    ],
+)
+def test_tail_tells_up_down_and_failed_apart(direction: str, message: dict[str, Any], colour: str) -> None:
+    envelope = Envelope("gw1", "b", 1, 1, "ike-updown", message, f"vici.gw1.event.ike-updown.gw.{direction}")
+    lines = text_of(envelope)
+    assert lines == [f"ike-updown {direction} gw #7 192.0.2.1[] === 192.0.2.2[]"]
+    assert f"\x1b[{colour}m{lines[0]}" in coloured(envelope, lines)
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ async def answers(someone: Witness, subject: str) -> dict[str, Any]:
 
 def counted(values: Values, node: str) -> tuple[float, float, float]:
     """State events and log lines of a node that NATS has, and its keys of SAs."""
-    state = value(values, "vicibridge_vici_events_total", node=node, event="ike-updown")
+    state = value(values, "vicibridge_vici_events_total", node=node, event="ike-updown", kind="up")
     lines = value(values, "vicibridge_published_total", node=node, **{"class": "log"})
     return state, lines, value(values, "vicibridge_mirror_keys", node=node, bucket="VICI_SA")
 

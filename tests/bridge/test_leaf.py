@@ -65,7 +65,7 @@ async def emitted(charon: FakeCharon, bridge: Service, first: int, last: int) ->
     """Emit events, and see them stored by the leaf."""
     for number in range(first, last + 1):
         charon.emit("ike-updown", {"up": "yes", "gw": sa(str(number))})
-    await until(lambda: bridge.gateways[0].events["ike-updown"] == last)
+    await until(lambda: bridge.gateways[0].events["ike-updown", "up"] == last)
     await bridge.gateways[0].state.flush()
 
 

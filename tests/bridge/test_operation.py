@@ -70,12 +70,16 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
             [gateway] = bridge.gateways
             await up(bridge)
             charon.emit("ike-updown", {"up": "yes", "a hostile.name": SA})
+            for kind in ("ts-mismatch", "a hostile.type"):
+                charon.emit("alert", {"type": kind})
             for _ in range(10):
                 charon.emit("log", LOG)
             charon.on("version", {"daemon": "charon"})
             for command in ("version", "terminate", "no-such"):
                 await someone.ask(f"vici.gw1.cmd.{command}", b"{}")
-            await until(lambda: gateway.log.counts.published == 10 and not gateway.state.waiting and gateway.events)
+            await until(
+                lambda: gateway.log.counts.published == 10 and not gateway.state.waiting and len(gateway.events) == 3
+            )
             gateway.log.lost("the bridge fell behind charon", 11, 13)
             values = await scraped(bridge)
             state = {"node": "gw1", "class": "state"}
@@ -86,7 +90,9 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
             assert value(values, "vicibridge_in_flight", **log) == 0
             assert value(values, "vicibridge_published_bytes_total", **log) > 500
             assert value(values, "vicibridge_published_total", **state) == gateway.state.counts.published >= 3
-            assert value(values, "vicibridge_vici_events_total", node="gw1", event="ike-updown") == 1
+            for event, kind in (("ike-updown", "up"), ("alert", "ts-mismatch"), ("alert", "other")):
+                assert value(values, "vicibridge_vici_events_total", node="gw1", event=event, kind=kind) == 1
+            assert value(values, "vicibridge_vici_events_total", node="gw1", event="log", kind="") == 13
             assert value(values, "vicibridge_charon_up", node="gw1") == 1
             assert value(values, "vicibridge_nats_up") == value(values, "vicibridge_nats_connects_total") == 1
             for command, code in (("version", "200"), ("terminate", "403"), ("unknown", "404")):

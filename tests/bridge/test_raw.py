@@ -133,6 +133,15 @@ def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, A
     assert plain.take() == plain.dropped() == []
 
 
+def test_clock_that_is_set_back_stops_no_line() -> None:
+    gatherer = RawEnvelopes("gw1", "b").gatherer("log", ("group", "level"), lambda group, level: "topic")
+    gatherer.rate = 1.0
+    second = 10**9
+    for time_ns in (10_000 * second, 1 * second, 2 * second, 3 * second):
+        gatherer.add(time_ns, encode({"group": "IKE", "level": "1", "msg": "x"}))
+    assert [first for _, _, _, first, _ in gatherer.take()] == [1, 3, 4]
+
+
 def raw(url: str, address: str, **sections: Any) -> Config:
     log = {"codec": "raw"} | sections.pop("log", {})
     return settings(url, address, events={"codec": "raw"}, log=log, **sections)
@@ -196,7 +205,7 @@ def test_the_spool_keeps_headers_over_a_restart(nats_server: NatsServer) -> None
                 async with service(raw(nats_server.url, charon.address)) as bridge:
                     await charon.registered("log")
                     charon.emit("ike-updown", {"up": "yes", f"gw{number}": SA})
-                    await until(lambda bridge=bridge: bridge.gateways[0].events["ike-updown"])
+                    await until(lambda bridge=bridge: bridge.gateways[0].events["ike-updown", "up"])
             await nats_server.up()
             # the codec may change meanwhile: what waits goes as it was
             async with service(settings(nats_server.url, charon.address)) as bridge:

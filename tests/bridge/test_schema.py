@@ -35,6 +35,9 @@ FULL_IKE = {
     "uniqueid": "1", "version": "2", "state": "ESTABLISHED", "local-host": "192.0.2.1", "local-port": "500",
     "local-id": "a", "remote-host": "192.0.2.2", "remote-port": "500", "remote-id": "b", "initiator": "yes",
 }  # fmt: skip
+UNKNOWN = {key: value for key, value in FULL_IKE.items() if key != "initiator"} | {
+    "state": "CONNECTING", "local-id": "%any", "remote-id": "%any",
+}  # fmt: skip
 LINE = {"v": 1, "node": "a", "boot": "b", "seq": 1, "time": 1, "event": "log", "data": {"group": "", "msg": ""}}
 FULL_CONN = {"local_addrs": ["%any"], "remote_addrs": ["%any"], "version": "IKEv2", "children": {}}
 FULL_CHILD = {"name": "net", "uniqueid": "2", "reqid": "1", "state": "INSTALLED", "mode": "TUNNEL", "bytes-in": "7"}
@@ -112,11 +115,13 @@ def test_notices_are_valid(kind: str, data: dict[str, Any]) -> None:
     [
         ("ike-updown", {"up": "yes", "gw": FULL_IKE}),
         ("ike-updown", {"up": FULL_IKE}),  # a connection of that name is gone
+        ("ike-updown", {"(unnamed)": {**UNKNOWN, "initiator-spi": "0a", "responder-spi": "00", "nat-any": "yes"}}),
         ("ike-updown", {"gw": {**FULL_IKE, "new-in-7.0": ["x", {"$base64": "//4="}]}, "new": "1"}),
         ("ike-update", {"local-host": "a", "local-port": "1", "remote-host": "b", "remote-port": "2", "gw": FULL_IKE}),
         ("child-rekey", {"gw": {**FULL_IKE, "child-sas": {"net": {"old": FULL_CHILD, "new": FULL_CHILD}}}}),
         ("alert", {"type": "peer-auth-failed", "ike-sa": {"gw": FULL_IKE}}),
-        ("alert", {"type": "half-open-timeout", "hosts": ["a", "b"]}),
+        ("alert", {"type": "half-open-timeout", "hosts": ["a", "b"], "ike-sa": {"(unnamed)": UNKNOWN}}),
+        ("alert", {"type": "invalid-ike-spi"}),
         ("log", {"group": "IKE", "level": "-1", "thread": "7", "msg": {"$base64": "//4="}}),
         ("list-conn", {"gw": {**FULL_CONN, "proposals": {"0": {"encr": ["AES_CBC_128"], "new": ["a"]}}, "new": "1"}}),
     ],

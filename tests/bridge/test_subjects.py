@@ -16,6 +16,7 @@ from vicibridge.subjects import Subjects, covered, escape, overlap, stream_subje
 import vicifast
 
 SA = {"uniqueid": "7", "state": "ESTABLISHED"}
+UNESTABLISHED = {"uniqueid": "7", "state": "CONNECTING"}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,11 @@ CHILD_REKEY = {"ike": {**SA, "child-sas": {"net": {"old": {"name": "net"}, "new"
     [
         ("ike-updown", {"up": "yes", "ike": SA}, "event.ike-updown.ike.up"),
         ("ike-updown", {"ike": SA}, "event.ike-updown.ike.down"),
+        ("ike-updown", {"ike": {"state": "DELETING"}}, "event.ike-updown.ike.down"),
+        ("ike-updown", {"ike": UNESTABLISHED}, "event.ike-updown.ike.failed"),
+        ("ike-updown", {"(unnamed)": UNESTABLISHED}, "event.ike-updown.=28unnamed=29.failed"),
+        ("ike-updown", {"up": UNESTABLISHED}, "event.ike-updown.up.failed"),
+        ("ike-updown", {"ike": {"state": ["CONNECTING"]}}, "event.ike-updown.ike.down"),
         ("ike-rekey", {"ike": {"old": SA, "new": SA}}, "event.ike-rekey.ike"),
         ("ike-update", {"local-host": "192.0.2.1", "ike": SA}, "event.ike-update.ike"),
         ("child-updown", CHILD_UP, "event.child-updown.ike.net.up"),

@@ -6,7 +6,7 @@
             print(sa)
         async for answer in fleet.everyone().stats():
             print(answer.node, answer.error or answer.response)
-        async with fleet.subscribe(events=["child-updown"]) as events:
+        async with fleet.subscribe(events=["child-updown.down"]) as events:
             async for envelope in events:
                 print(envelope.node, envelope.subject, envelope.data)
         async with fleet.watch_sas() as watch:

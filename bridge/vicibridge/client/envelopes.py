@@ -115,7 +115,7 @@ class Completeness:
         """Events of class state that came after a later one."""
         self._from_start = from_start
         self._tracks: dict[tuple[str, str, Kind], _Track] = {}
-        self._told: list[Gap] = []
+        self._told: dict[tuple[str, str, Kind], list[Gap]] = {}  # by their first number
         self._next: dict[tuple[str, str], str] = {}  # the start that named one as its previous
 
     def add(self, envelope: Envelope) -> None:
@@ -130,9 +130,8 @@ class Completeness:
         if envelope.event == "gap" and data.get("first_seq") is not None:
             boot, last = data.get("boot", envelope.boot), data["last_seq"]
             kind, cause = data["class"], str(data["cause"])
-            self._told.append(
-                Gap(envelope.node, boot, kind, data["first_seq"], sys.maxsize if last is None else last, cause)
-            )
+            gap = Gap(envelope.node, boot, kind, data["first_seq"], sys.maxsize if last is None else last, cause)
+            bisect.insort(self._told.setdefault(gap[:3], []), gap, key=_first)
         if envelope.event == "status" and (previous := data.get("previous")):
             last = previous["last_seq"]
             self._next[envelope.node, previous["boot"]] = envelope.boot
@@ -162,10 +161,13 @@ class Completeness:
         return self._from_start or any(start < boot and start not in later for start in earlier)
 
     def _cause(self, key: tuple[str, str, Kind], first: int, last: int) -> str | None:
-        for told in self._told:
-            if told[:3] == key and told.first <= first and last <= told.last:
-                return told.cause
-        return None
+        told = self._told.get(key, [])
+        before = (told[at] for at in range(bisect.bisect_right(told, first, key=_first) - 1, -1, -1))
+        return next((gap.cause for gap in before if last <= gap.last), None)
+
+
+def _first(gap: Gap) -> int:
+    return gap.first
 
 
 class _Track:

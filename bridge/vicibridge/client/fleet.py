@@ -167,9 +167,9 @@ class Fleet:
     ) -> Events:
         """Return the events of all gateways, or of `nodes`, as they come; see `Events`.
 
-        `events` are names, of charon's events and the bridges' own; none means all but `log`, all the state class.
-        `ike` leaves the events of one connection. `log` adds the log to all that. Of the programs in one `queue` each
-        gets a part of the messages.
+        `events` are names, of charon's events and the bridges' own, or one kind of an event, as `ike-updown.failed` and
+        `alert.cert-expired` are; none means all but `log`, all the state class. `ike` leaves the events of one
+        connection. `log` adds the log to all that. Of the programs in one `queue` each gets a part of the messages.
 
         With `durable`, the name of a consumer, or `start`, events of the state class are read from JetStream: from a
         sequence number of its stream, a time, the `first`, or those that are `new`. A durable consumer goes on where

@@ -17,10 +17,12 @@ from vicifast.errors import ViciError
 
 from .. import values
 from ..client import Completeness, Envelope, Events, Fleet, Gap, SlowConsumer
+from ..subjects import kind_of
 from .common import EPILOG, Reach, reaches
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _COLOURS = {"alert": "red", "gap": "red", "status": "yellow", "resync": "yellow", "audit": "magenta"}
+_COLOURS |= {"up": "green", "down": "red", "failed": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,7 @@ def coloured(envelope: Envelope, lines: Sequence[str]) -> str:
     head = f"{click.style(clock, dim=True)} {click.style(shown(envelope.node), fg='cyan')} "
     if envelope.event == "log":
         return "".join(f"{head}{click.style(line, dim=True)}\n" for line in lines)
-    colour = _COLOURS.get(envelope.event)
-    if envelope.event.endswith("-updown"):
-        colour = "green" if envelope.subject.endswith(".up") else "red"
+    colour = _COLOURS.get(envelope.event) or _COLOURS.get(kind_of(envelope.event, envelope.subject))
     return "".join(f"{head}{click.style(line, fg=colour)}\n" for line in lines)
 
 
@@ -84,7 +84,9 @@ def parse_pattern(ctx: click.Context, param: click.Parameter, value: str | None)
 
 @click.command(epilog=EPILOG)
 @click.option("--node", "nodes", multiple=True, metavar="NAME", help="Only this gateway.")
-@click.option("--event", "events", multiple=True, metavar="NAME", help="Only this: ike-updown, log, gap, ...")
+@click.option(
+    "--event", "events", multiple=True, metavar="NAME", help="Only this: ike-updown, child-updown.down, gap, ..."
+)
 @click.option("--ike", metavar="NAME", help="Only events of this connection; not the log.")
 @click.option("--group", "groups", multiple=True, metavar="GROUP", help="Of the log only this group: IKE, NET, ...")
 @click.option("--level", type=click.IntRange(-1, 4), help="Of the log nothing above this level.")
@@ -111,7 +113,7 @@ def tail(
     numbers of the envelopes show it.
 
     \b
-    vicibridge tail --event child-updown --event ike-updown
+    vicibridge tail --event child-updown --event ike-updown.failed
     vicibridge tail --node gw1 --event log --group IKE --level 1 --pattern 'retransmit|timeout'
     vicibridge tail --since 2h --ike site-001 --json
     """

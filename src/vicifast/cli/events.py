@@ -47,11 +47,11 @@ def told(name: str, message: Mapping[str, Any] | Message) -> list[str]:
     match event:
         case LogLine():
             return log_lines(event)
-        case IkeUpDown(ike, up):
-            text = f"{'up' if up else 'down'} {_ike(ike)}"
-        case ChildUpDown(ike, child, up):
+        case IkeUpDown(ike, direction):
+            text = f"{direction} {_ike(ike)}"
+        case ChildUpDown(ike, child, direction):
             ends = " === ".join(" ".join(selectors) for selectors in (child.local_ts, child.remote_ts))
-            text = f"{'up' if up else 'down'} {child.name} #{child.uniqueid} {ends} of {ike.name} #{ike.uniqueid}"
+            text = f"{direction} {child.name} #{child.uniqueid} {ends} of {ike.name} #{ike.uniqueid}"
         case IkeRekey(old, new):
             text = f"{_ike(new)}, was #{old.uniqueid}"
         case ChildRekey(ike, before, after):

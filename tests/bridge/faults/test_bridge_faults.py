@@ -88,7 +88,7 @@ def test_bridge_killed_while_the_spool_is_read_back(nats_server: NatsServer, tmp
                 for _ in range(40):
                     for _ in range(100):
                         traffic.emit(pad="x" * 10_000)
-                    await until(lambda: bridge.gateways[0].events["ike-updown"] == traffic.sent)
+                    await until(lambda: bridge.gateways[0].events["ike-updown", "down"] == traffic.sent)
             traffic.breaks_here()
             waiting = traffic.sent
             config.write_text(

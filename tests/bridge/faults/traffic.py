@@ -193,7 +193,7 @@ async def settled(bridge: Service, sent: int | None = None) -> None:
     """Wait until all that was sent has arrived, was dropped, or is told; the accounts have to balance all the time."""
     [gateway] = bridge.gateways
     if sent is not None:
-        await until(lambda: gateway.events["ike-updown"] == sent, 30)
+        await until(lambda: gateway.events["ike-updown", "down"] == sent, 30)
     await until(lambda: not gateway.state.waiting and not gateway.state.backlog.losses.untold, 30)
     await until(lambda: not gateway.log.in_flight and not gateway.log._losses.untold, 30)
     await until(lambda: not gateway.state.waiting, 30)  # what the log has told meanwhile

@@ -1,0 +1,186 @@
+"""What anyone can cause without authenticating is limited, counted and reported; nothing else is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from harness import NatsServer, envelopes, run, service, settings, stored, until, up
+from vicibridge import gateway
+from vicibridge.client import Completeness, unpack
+from vicibridge.ratelimit import BURST, TokenBucket, UnauthenticatedLimit, unauthenticated
+from vicibridge.service import Service
+
+from vicifast import encode
+from vicifast.commands import ALERTS
+from vicifast.testing import FakeCharon
+
+CAUSE = "over the rate limit of unauthenticated events"
+SLOW = {"unauthenticated_rate": 1e-6}  # so that the burst is all there is
+CONNECTING = {"uniqueid": "7", "state": "CONNECTING"}
+ESTABLISHED = {"uniqueid": "8", "state": "ESTABLISHED", "established": "0"}
+DELETING = {"uniqueid": "8", "state": "DELETING"}
+
+
+def alert(type: str, sa: dict[str, str] | None = None, name: str = "gw") -> tuple[str, dict[str, Any]]:
+    return "alert", {"type": type} | ({} if sa is None else {"ike-sa": {name: sa}})
+
+
+@pytest.mark.parametrize(
+    ("event", "kind"),
+    [
+        (("ike-updown", {"gw": CONNECTING}), "ike-updown"),
+        (("ike-updown", {"(unnamed)": CONNECTING}), "ike-updown (unnamed)"),
+        (("ike-updown", {"gw": DELETING}), None),
+        (("ike-updown", {"gw": ESTABLISHED}), None),
+        (("ike-updown", {"up": "yes", "gw": ESTABLISHED}), None),
+        (("ike-updown", {}), None),
+        (("ike-update", {"local-host": "192.0.2.1", "(unnamed)": CONNECTING}), "ike-update (unnamed)"),
+        (("ike-update", {"local-host": "192.0.2.1", "gw": ESTABLISHED}), None),
+        (("child-updown", {"gw": {**CONNECTING, "child-sas": {}}}), None),
+        (alert("invalid-ike-spi"), "invalid-ike-spi"),
+        (alert("retransmit-receive", ESTABLISHED), "retransmit-receive"),  # anyone can replay a packet
+        (alert("half-open-timeout", CONNECTING, "(unnamed)"), "half-open-timeout (unnamed)"),
+        (alert("peer-auth-failed", CONNECTING), "peer-auth-failed"),
+        (alert("retransmit-send-timeout", CONNECTING), "retransmit-send-timeout"),
+        (alert("retransmit-send-timeout", ESTABLISHED), None),  # a peer that was there does not answer
+        (alert("proposal-mismatch-ike", ESTABLISHED), None),
+        (alert("unique-keep", CONNECTING), None),
+        (alert("peer-addr-failed", {"state": "CREATED"}), None),
+        (alert("shutdown-signal"), None),
+        (alert("of-a-newer-charon"), "alert"),
+        (alert("of-a-newer-charon", CONNECTING), "alert"),
+        (alert("of-a-newer-charon", ESTABLISHED), None),
+        (("alert", {}), "alert"),
+        (("alert", {"type": ["x"], "ike-sa": "y"}), "alert"),
+        (("child-rekey", {"gw": CONNECTING}), None),
+    ],
+)
+def test_what_anyone_can_cause(event: tuple[str, dict[str, Any]], kind: str | None) -> None:
+    name, message = event
+    assert unauthenticated(name, encode(message)) == kind
+
+
+def test_limit_of_a_type() -> None:
+    limit = UnauthenticatedLimit(2.0)
+    failed, other = encode({"gw": CONNECTING}), encode({"(unnamed)": CONNECTING})
+
+    def taken(second: int, count: int, raw: bytes = failed) -> int:
+        return sum(limit.takes(second * 10**9, "ike-updown", raw) for _ in range(count))
+
+    assert taken(1, 1000) == BURST
+    assert taken(1, 1000, other) == BURST  # of its own
+    assert [taken(second, 10) for second in (2, 3, 13, 13)] == [2, 2, 10, 10]
+    assert taken(1, 10) == 0 and taken(2, 10) == 2  # the clock was set back
+    limit.rate = 0
+    assert taken(2, 1000) == 1000
+
+
+def test_bucket_takes_less_than_one_a_second() -> None:
+    bucket = TokenBucket()
+    assert [bucket.takes(second * 10**9, 0.5, 1.0) for second in (10, 11, 12, 13, 14)] == [
+        True, False, True, False, True,
+    ]  # fmt: skip
+
+
+async def flood(charon: FakeCharon, count: int) -> list[str]:
+    """Emit `count` of each of what anyone can cause, and in between what must arrive; return the subjects of that."""
+    subjects = []
+    for number in range(count):
+        charon.emit("ike-updown", {"(unnamed)": CONNECTING})
+        charon.emit(*alert("invalid-ike-spi"))
+        charon.emit(*alert("peer-auth-failed", CONNECTING, "(unnamed)"))
+        if number % 10 == 0:
+            charon.emit("ike-updown", {"up": "yes", "gw": ESTABLISHED})
+            charon.emit("ike-updown", {"gw": DELETING})
+            charon.emit("ike-updown", {"gw": CONNECTING})
+            charon.emit(*alert("ts-mismatch", ESTABLISHED))
+            ends = ("ike-updown.gw.up", "ike-updown.gw.down", "ike-updown.gw.failed", "alert.ts-mismatch")
+            subjects += [f"vici.gw1.event.{end}" for end in ends]
+        await charon.drain()
+    return subjects
+
+
+def dropped(bridge: Service) -> Counter[str]:
+    return bridge.gateways[0].state.counts.causes
+
+
+@pytest.fixture(autouse=True)
+def _reported_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "_LIMITED_EVERY", 0.1)
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "raw"])
+def test_flood_is_limited_and_reported(nats_server: NatsServer, codec: str) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon:
+            async with service(settings(nats_server.url, charon.address, events=SLOW | {"codec": codec})) as bridge:
+                await up(bridge)
+                subjects = await flood(charon, 500)
+                [of] = bridge.gateways
+                await until(lambda: sum(of.events.values()) == 1500 + len(subjects))
+                await until(lambda: dropped(bridge) == {CAUSE: 1500 - 3 * BURST} and not of.state.backlog.losses.untold)
+                counts = of.state.counts
+                assert counts.received == counts.published + counts.dropped + of.state.waiting
+                assert of.events["ike-updown", "failed"] == 550  # those that are limited are counted as well
+            kept = await stored(nats_server.url)
+        seen = Counter(message.subject for message in kept)
+        assert seen["vici.gw1.event.ike-updown.=28unnamed=29.failed"] == BURST
+        assert seen["vici.gw1.event.alert.invalid-ike-spi"] == BURST
+        assert seen["vici.gw1.event.alert.peer-auth-failed"] == BURST
+        assert [m.subject for m in kept if m.subject in set(subjects)] == subjects
+        whole = Completeness(from_start=True)
+        for message in kept:
+            for envelope in unpack(message):
+                whole.add(envelope)
+        assert {gap.cause for gap in whole.gaps()} == {CAUSE} and not whole.duplicates
+        assert sum(gap.last - gap.first + 1 for gap in whole.gaps()) == 1500 - 3 * BURST
+        told = [e["data"] for m in kept if m.subject.endswith(".gap") for e in envelopes(m.data, m.headers)]
+        assert {gap["class"] for gap in told} == {"state"}
+        assert sum(int(gap["count"]) for gap in told) == 1500 - 3 * BURST
+        assert all(int(gap["last_seq"]) - int(gap["first_seq"]) + 1 == int(gap["count"]) for gap in told)
+
+    run(test())
+
+
+def test_flood_does_not_fill_the_spool(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with FakeCharon() as charon:
+            async with service(settings(nats_server.url, charon.address, events=SLOW)) as bridge:
+                await up(bridge)
+                subjects = await flood(charon, 500)
+                [of] = bridge.gateways
+                await until(lambda: sum(of.events.values()) == 1500 + len(subjects))
+                assert of.state.waiting <= len(subjects) + 3 * BURST + 10  # of the bridge's own
+                await nats_server.up()
+                await until(lambda: not of.state.waiting and not of.state.backlog.losses.untold)
+            kept = await stored(nats_server.url)
+        assert [m.subject for m in kept if m.subject in set(subjects)] == subjects
+        [gap] = [e["data"] for m in kept if m.subject.endswith(".gap") for e in envelopes(m.data)]
+        assert (gap["cause"], gap["count"]) == (CAUSE, 1500 - 3 * BURST)
+
+    run(test())
+
+
+def test_limit_is_changed_and_lifted_while_running(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon:
+            slow = settings(nats_server.url, charon.address, events=SLOW)
+            async with service(slow) as bridge:
+                await up(bridge)
+                [of] = bridge.gateways
+                await flood(charon, 150)
+                await until(lambda: dropped(bridge)[CAUSE] == 150)
+                bridge.reload(settings(nats_server.url, charon.address, events={"unauthenticated_rate": 0}))
+                await flood(charon, 500)
+                await until(lambda: of.events["ike-updown", "failed"] == 715)
+                assert dropped(bridge) == {CAUSE: 150}
+
+    run(test())
+
+
+def test_every_type_of_alert_is_said_in_a_sentence() -> None:
+    assert len(ALERTS) == 33 and all(alert.meaning.endswith(".") for alert in ALERTS.values())

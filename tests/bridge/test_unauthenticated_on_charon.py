@@ -1,0 +1,155 @@
+"""Real charons: a negotiation that fails is no tunnel that goes down, and a scanner displaces nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from harness import Witness, run, until, witness
+from lab import Lab, sas, stranger
+from test_mirror_on_charon import bridges, equal
+from vicibridge.client import Completeness, unpack
+
+from vicifast.aio import AsyncSession
+from vicifast.errors import CommandError
+
+pytestmark = pytest.mark.lab(nats=True)
+
+Section = dict[str, Any]
+
+HQ = {"auth": "psk", "id": "hq.example"}
+BRANCH = {"auth": "psk", "id": "branch.example"}
+COMMON = {"version": 2, "proposals": ["aes128-sha256-x25519"]}
+CHILD = {"esp_proposals": ["aes128gcm16"]}
+HERE, THERE = ["10.1.0.1/32[tcp/40001]"], ["10.128.0.1/32"]
+LEFT = {
+    **COMMON, "remote_addrs": ["10.99.0.2"], "local": BRANCH, "remote": HQ,
+    "children": {"gw-lan": {**CHILD, "local_ts": HERE, "remote_ts": THERE}},
+}  # fmt: skip
+RIGHT = {
+    **COMMON, "local_addrs": ["10.99.0.2"], "local": HQ, "remote": BRANCH,
+    "children": {"hq-lan": {**CHILD, "local_ts": THERE, "remote_ts": HERE}},
+}  # fmt: skip
+CAUSE = "over the rate limit of unauthenticated events"
+COUNT, PACKETS = 5, 600
+PORT = 500  # from which a peer changes to 4500 while it connects; of other ports it uses one alone
+NAMES = (("left", "gw"), ("right", "hq"))
+UNNAMED = "right.event.ike-updown.=28unnamed=29.failed"
+
+
+async def load(lab: Lab, left: Section, *, secret: bytes = b"only for the lab") -> None:
+    for charon, name, config, key in (
+        (lab.left, "gw", left, secret),
+        (lab.right, "hq", RIGHT, b"only for the lab"),
+    ):
+        async with AsyncSession(charon.address) as session:
+            await session.call("clear-creds")
+            await session.call("load-shared", {"id": "lab", "type": "IKE", "data": key})
+            await session.call("load-conn", {name: config})
+
+
+async def initiate(lab: Lab) -> bool:
+    async with AsyncSession(lab.left.address) as session:
+        try:
+            await session.call("initiate", {"child": "gw-lan", "timeout": 10_000})
+        except CommandError:
+            return False
+    return True
+
+
+async def listening(someone: Witness) -> None:
+    """Wait until both bridges have registered their events."""
+    await until(lambda: len([e for _, e in someone.seen(".status") if e["data"]["charon"] == "up"]) == 2)
+
+
+async def terminate(lab: Lab) -> None:
+    async with AsyncSession(lab.left.address) as session:
+        await session.call("terminate", {"ike": "gw", "timeout": 10_000})
+
+
+async def new(someone: Witness, before: int, *ends: str) -> int:
+    """Wait for events with these subjects, in any order, and none else; return how many there are by now."""
+    expected = sorted(f"vici.{end}" for end in ends)
+    await someone.sees("-updown.", before + len(ends))
+    assert sorted(subject for subject, _ in someone.seen("-updown.")[before:]) == expected
+    return before + len(ends)
+
+
+def test_failed_negotiations() -> None:
+    async def test(lab: Lab) -> None:
+        async with witness(lab.nats.url) as someone, bridges(lab):
+            await someone.watch("$KV.>")
+            await listening(someone)
+            seen = 0
+            for conn, secret, there in (
+                (LEFT, b"wrong", "right.event.ike-updown.hq.failed"),
+                ({**LEFT, "proposals": ["aes256-sha384-ecp384"]}, b"only for the lab", UNNAMED),
+                ({**LEFT, "local": {**BRANCH, "id": "stranger.example"}}, b"only for the lab", UNNAMED),
+            ):
+                await load(lab, conn, secret=secret)
+                assert not await initiate(lab)
+                seen = await new(someone, seen, "left.event.ike-updown.gw.failed", there)
+            await load(lab, LEFT)
+            assert await initiate(lab)
+            ikes = [f"{node}.event.ike-updown.{conn}" for node, conn in NAMES]
+            both = ikes + [f"{node}.event.child-updown.{conn}.{conn}-lan" for node, conn in NAMES]
+            seen = await new(someone, seen, *[f"{end}.up" for end in both])
+            # Another negotiation that fails does not touch the SA that is up.
+            await stranger.fail(lab, 1, port=PORT)
+            seen = await new(someone, seen, UNNAMED)
+            await terminate(lab)
+            seen = await new(someone, seen, *[f"{end}.down" for end in both])
+            # A child that fails raises neither up nor down, while its IKE_SA is up.
+            elsewhere = {**CHILD, "local_ts": HERE, "remote_ts": ["10.77.0.0/24"]}
+            await load(lab, {**LEFT, "children": {"gw-lan": elsewhere}})
+            assert not await initiate(lab)
+            seen = await new(someone, seen, *[f"{end}.up" for end in ikes])
+            await terminate(lab)
+            await new(someone, seen, *[f"{end}.down" for end in ikes])
+            # Going from port 500 to 4500 is an ike-update of an IKE_SA that is not established, and has no name.
+            assert someone.seen("right.event.ike-update.=28unnamed=29")
+            keys = {m.subject for m in someone.messages if m.subject.startswith("$KV.")}
+            assert {key.rpartition(".")[2] for key in keys if ".VICI_CONN." in key} == {"gw", "hq"}
+            assert {key.rsplit(".", 2)[1] for key in keys if ".VICI_SA." in key} == {"gw", "hq"}
+            assert not [e for _, e in someone.seen(".resync") if "unnamed" in e["data"]["key"]]
+
+    with Lab(nats=True, settings=f"charon {{\n port = {PORT}\n port_nat_t = 4500\n}}") as lab:
+        run(test(lab), timeout=60)
+
+
+def test_scanner(lab: Lab) -> None:
+    async def test() -> None:
+        async with witness(lab.nats.url) as someone, bridges(lab):
+            await listening(someone)
+            names = await sas.load(lab, COUNT)
+            scan = asyncio.create_task(stranger.fail(lab, PACKETS))
+            await sas.initiate(lab, names)
+            await sas.terminate(lab, names)
+            await scan
+            expected = {
+                f"vici.{node}.event.{end}.{direction}"
+                for node in ("left", "right")
+                for name in names
+                for end in (f"ike-updown.{name}", f"child-updown.{name}.{name}-lan")
+                for direction in ("up", "down")
+            }
+            await until(lambda: {subject for subject, _ in someone.seen("-updown.site")} == expected)
+
+            def dropped() -> int:
+                return sum(
+                    e["data"]["count"] for _, e in someone.seen("right.bridge.gap") if e["data"]["cause"] == CAUSE
+                )
+
+            # A burst of 100, and one a second; the rest is reported.
+            await until(lambda: dropped() + len(someone.seen(UNNAMED)) >= PACKETS)
+            assert 100 <= len(someone.seen(UNNAMED)) < PACKETS / 2
+            await equal(lab, someone.client)
+            whole = Completeness(from_start=True)
+            for envelope in [e for message in someone.messages for e in unpack(message)]:
+                if envelope.node == "right" and envelope.kind == "state":
+                    whole.add(envelope)
+            assert {gap.cause for gap in whole.gaps()} == {CAUSE}
+            assert sum(gap.last - gap.first + 1 for gap in whole.gaps()) == dropped()
+
+    run(test(), timeout=60)
