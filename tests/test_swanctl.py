@@ -221,6 +221,7 @@ def compared(
     *command: str,
     parts: Collection[Part] = PARTS,
     clear: bool = False,
+    ask: Callable[[str], str] | None = None,
     prepare: Callable[[FakeCharon], None] = scripted,
 ) -> Compared:
     """What the real swanctl asks a daemon, its exit status, what a plan asks, and its report."""
@@ -232,7 +233,7 @@ def compared(
             theirs = list(charon.requests)
             charon.requests.clear()
             async with AsyncSession(charon.address) as session:
-                report = await read_config(path, parts=parts).load_async(session, clear=clear)
+                report = await read_config(path, parts=parts, ask=ask).load_async(session, clear=clear)
             return Compared(theirs, charon.requests, status, report)
 
     found: Compared = run(test())
@@ -297,12 +298,13 @@ def test_errors_in_includes(tmp_path: Path) -> None:
         assert str(refusal.value).startswith(expected)
 
 
-@pytest.mark.parametrize("include", ["conf.d/*.conf", "conf.d/a.conf", "*/a.conf", "loop/*", "loop/a.conf"])
+@pytest.mark.parametrize("include", ["conf.d/*.conf", "conf.d/a.conf", "*/a.conf", "loop/*", "loop/a.conf", "gone/*"])
 def test_an_include_that_cannot_be_read_is_not_an_absence(include: str, tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "a.conf").symlink_to("nothing")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/t.conf:2: {tmp_path}/(conf.d|loop)"):
+    (tmp_path / "gone").symlink_to("nothing")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/t.conf:2: {tmp_path}/(conf.d|loop|gone)"):
         Settings.read(written(tmp_path, f"\ninclude {include}\n"))
 
 
@@ -980,6 +982,18 @@ async def both_load(path: Path, lab: Lab) -> Report:
     return report
 
 
+@needs_swanctl
+@needs_openssl
+def test_plain_keys_are_opened_where_it_may_ask_as_by_the_real_swanctl(tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    for kind, options in KINDS_TO_OPEN.items():
+        (tmp_path / "private" / f"{kind}.pem").write_bytes(openssl("genpkey", *options))
+    (tmp_path / "private" / "not-a-key").write_text("not a key")
+    theirs, ours, _, report = compared(written(tmp_path, ""), "--load-all", ask=lambda prompt: "")
+    assert comparable(ours) == comparable(theirs)
+    assert report.failed == []
+
+
 @pytest.mark.lab
 @needs_openssl
 def test_every_key_of_a_container(tmp_path: Path) -> None:
@@ -1203,6 +1217,12 @@ def unreadable_directory(directory: Path, key: bytes) -> str:
     return ""
 
 
+def unmounted_directory(directory: Path, key: bytes) -> str:
+    shutil.rmtree(directory)
+    directory.symlink_to("unmounted")
+    return ""
+
+
 def removed(directory: Path, key: bytes) -> str:
     (directory / "k.pem").unlink()
     return ""
@@ -1218,6 +1238,7 @@ CHANGES: dict[Callable[[Path, bytes], str], tuple[bool, bool]] = {
     emptied: (False, False),
     dangling: (False, False),
     unreadable_directory: (False, False),
+    unmounted_directory: (False, False),
     removed: (False, True),
 }
 

@@ -14,7 +14,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -255,12 +254,19 @@ def _included(file: _File, pattern: str) -> Iterator[_File]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """What `glob` finds, but OSError for a directory that cannot be read, over which it passes in silence."""
+    """What `glob` finds, but OSError for a file or directory that cannot be read, over which it passes in silence."""
     parent, name = os.path.split(pattern)
+    wildcard = glob.escape(name) != name
     for directory in _matches(parent) if parent not in ("", pattern) else [parent or os.curdir]:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            if glob.escape(name) != name:
-                os.scandir(directory).close()
+        path = directory if wildcard else os.path.join(directory, name)
+        try:
+            if wildcard:
+                os.scandir(path).close()
             else:
-                os.stat(os.path.join(directory, name))
+                os.stat(path)
+        except NotADirectoryError:
+            pass
+        except FileNotFoundError:
+            if os.path.islink(path):
+                raise
     return sorted(glob.glob(pattern))

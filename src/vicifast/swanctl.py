@@ -120,9 +120,9 @@ def _files(
     """The steps for each file of a directory, which need not exist."""
     try:
         paths = sorted(directory.iterdir())
-    except FileNotFoundError:
-        return
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not directory.is_symlink():
+            return
         yield Step(f"{what}s in {directory}", command, problem=_reason(error))
         return
     for path in paths:
@@ -194,9 +194,10 @@ def _keys(settings: Settings, kind: str, ask: Ask | None, what: str, path: Path,
 
 def _key(settings: Settings, kind: str, ask: Ask | None, path: Path, data: bytes) -> dict[str, object]:
     passphrases, encrypted = _passphrases(settings, kind, path.name), is_encrypted(data)
-    if passphrases or (encrypted and ask):
+    if passphrases or ask is not None:  # else swanctl sends the file as it is
+        candidates = _all_passphrases(passphrases, ask, kind, path) if encrypted else [""]
         try:
-            algorithm, opened = open_key(data, _all_passphrases(passphrases, ask if encrypted else None, kind, path))
+            algorithm, opened = open_key(data, candidates)
             return {"type": algorithm, "data": opened}
         except ConfigError:
             if encrypted:
