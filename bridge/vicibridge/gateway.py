@@ -214,13 +214,14 @@ class Gateway:
                     self._gatherer.add(time_ns, raw)
                     continue
                 subject = self.subjects.event(event, raw)
-                within_limit = self._limit.takes(time_ns, event, raw)
+                kind = kind_of(event, subject)
+                within_limit = kind in ("up", "down") or self._limit.takes(time_ns, event, raw)
                 envelope = envelopes.wrap(time_ns, event, raw) if within_limit else b""
             except DecodeError:
                 pipeline = self.log if is_log else self.state
                 pipeline.lost("malformed message from charon", *envelopes.skip(1))
                 continue
-            self.events[event, kind_of(event, subject)] += 1
+            self.events[event, kind] += 1
             if not within_limit:
                 self._drop()
                 continue
