@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -75,12 +76,30 @@ def run(path: Path | None, log_level: str | None) -> None:
 
 @cli.command()
 @_config_option
-def check(path: Path | None) -> None:
-    """Validate the configuration, say what the bridge would do, and print all of it, secrets hidden."""
+@click.option("--nats", is_flag=True, help="Also connect to NATS, and check its streams, buckets and limits.")
+def check(path: Path | None, nats: bool) -> None:
+    """Validate the configuration, say what the bridge would do, and print all of it, secrets hidden.
+
+    With --nats stderr has a line for each problem of JetStream: errors, warnings and notes. The exit status is 1 when
+    the configuration is invalid, NATS cannot be reached, or there is an error; else 0.
+    """
     settings = _or_exit(lambda: load(path))
     for line in plan(settings):
         click.echo(f"# {line}")
     click.echo(render(settings), nl=False)
+    if nats:
+        _check_nats(settings)
+
+
+def _check_nats(settings: Config) -> None:
+    from .inspection import inspect
+
+    logging.getLogger(__package__).addHandler(logging.NullHandler())  # each problem is shown once, by us
+    found = asyncio.run(inspect(settings))
+    for problem in found:
+        click.echo(f"{problem.grade}: {problem.text}", err=True)
+    if any(problem.grade == "error" for problem in found):
+        sys.exit(1)
 
 
 @cli.command()

@@ -141,18 +141,19 @@ def _short_window(present: StreamConfig, target: Target) -> str:
     return f"has duplicate_window = {_duration(window)}" if window < target.wanted.duplicate_window else ""
 
 
-def _uncovered(present: StreamConfig, target: Target) -> list[str]:
+def uncovered(present: StreamConfig, target: Target) -> list[str]:
+    """Return the subjects of `target` that a stream does not take, or not all of."""
     return [subject for subject in target.subjects if not covered(subject, present.subjects or ())]
 
 
 def _lacks_subjects(present: StreamConfig, target: Target) -> str:
-    missing = _uncovered(present, target) if not present.mirror else []
+    missing = uncovered(present, target) if not present.mirror else []
     return f"does not take the subjects {', '.join(missing)}" if missing else ""
 
 
 def _add_subjects(present: StreamConfig, target: Target) -> Mapping[str, Any]:
     """Add what is missing in place of what that covers; nothing when it would overlap with what has to stay."""
-    missing = _uncovered(present, target)
+    missing = uncovered(present, target)
     kept = [subject for subject in present.subjects or () if not covered(subject, missing)]
     apart = not any(overlap(one, other) for one in kept for other in missing)
     return {"subjects": [*kept, *missing]} if apart else {}
@@ -202,6 +203,8 @@ def _duration(seconds: float) -> str:
 
 
 _EDIT = "run nats stream edit {name} "
+CAPTURED = "JetStream answers requests before the bridge does, stores their secrets, and hides that no bridge listens"
+"""What follows when a stream captures requests."""
 _ANEW = "this cannot be changed: delete the {kind}, and create it anew or let the bridge do it"
 
 # fmt: off
@@ -229,7 +232,7 @@ CONDITIONS = (
     ),
     Condition(
         "subjects of requests", "stream", "warning", _captures_commands,
-        "JetStream answers requests before the bridge does, stores their secrets, and hides that no bridge listens",
+        CAPTURED,
         _EDIT + "--subjects={subjects}",
     ),
     Condition(

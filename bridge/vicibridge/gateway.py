@@ -28,8 +28,8 @@ from .ratelimit import UnauthenticatedLimit
 from .raw import RawGatherer
 from .spool import Spool
 from .state import StatePipeline
-from .streams import Stream
-from .subjects import Subjects, kind_of, stream_subjects
+from .streams import state_stream
+from .subjects import Subjects, kind_of
 
 _logger = logging.getLogger(__name__)
 
@@ -75,17 +75,10 @@ class Gateway:
         self._down_since = 0
 
     def _new_state(self, settings: config.Config, bus: Bus) -> StatePipeline:
-        stream = Stream(
-            settings.nats.stream,
-            stream_subjects(settings.nats.prefix),
-            max_age=settings.nats.stream_max_age_days * 86400,
-            provision=settings.nats.provision,
-            prefix=settings.nats.prefix,
-        )
         node, kept = self.subjects.node, settings.spool
         spool = Spool(kept.path / f"{node}.spool", kept.max_bytes, kept.max_age_days * 86400)
         backlog = Backlog(node, self.boot, settings.events.max_bytes, partial(self._tell_loss, "state"), spool)
-        return StatePipeline(bus, stream, backlog)
+        return StatePipeline(bus, state_stream(settings.nats), backlog)
 
     @property
     def up(self) -> bool:

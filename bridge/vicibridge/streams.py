@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
 from .conditions import CONDITIONS, Target, problems
-from .config import Provision
+from .config import Nats, Provision
 from .link import Link, reason_of
+from .subjects import stream_subjects
 from .values import CONN, NODE, SA
 
 _logger = logging.getLogger(__name__)
@@ -108,11 +110,21 @@ def _parsed(config: dict[str, Any]) -> StreamConfig:
     return parsed
 
 
+async def config_of(link: Link, target: Target) -> StreamConfig:
+    """Return what a stream is like; raises NotFoundError, what else JetStream says, and TimeoutError."""
+    return _parsed(await _config(link, target))
+
+
+def missing(target: Target) -> str:
+    """Return a sentence about a stream that is not there, and that the bridge may not create."""
+    hint = 'create it, or let the bridge do it with provision = "create" in [nats]'
+    return f"there is no {str(target).removeprefix('the ')} over {', '.join(target.subjects)}: {hint}"
+
+
 async def _create(link: Link, target: Target, provision: Provision) -> dict[str, Any]:
     subjects = ", ".join(target.subjects)
     if provision == "bind":
-        hint = 'create it, or let the bridge do it with provision = "create" in [nats]'
-        raise Unprovisioned(f"there is no {str(target).removeprefix('the ')} over {subjects}: {hint}")
+        raise Unprovisioned(missing(target))
     try:
         answer = await link.api(f"STREAM.CREATE.{target.name}", target.wanted.as_dict())
     except APIError as error:
@@ -155,19 +167,19 @@ async def _why(link: Link, target: Target, error: APIError) -> str:
         others = [name for name in await streams_over(link, target.subjects) if name != target.name]
     except (NatsError, TimeoutError):  # this user may not ask
         others = []
-    return overlapping(target, others)
+    return overlapping(target, target.subjects, others)
 
 
-def overlapping(target: Target, others: list[str]) -> str:
-    """Return a sentence about streams of other names that take subjects of `target`."""
+def overlapping(target: Target, subjects: Sequence[str], others: Sequence[str]) -> str:
+    """Return a sentence about streams of other names that take some of `subjects`, which `target` needs."""
     which = f"the stream {' and '.join(others)}" if others else "another stream"
     mend = f'set stream = "{others[0] if others else "its name"}" in [nats], or take these subjects from it'
     if target.kind == "bucket":
         mend = "take these subjects from it"
-    return f"{which} takes {' or '.join(target.subjects)}: {mend}"
+    return f"{which} takes {' or '.join(subjects)}: {mend}"
 
 
-async def streams_over(link: Link, subjects: list[str]) -> list[str]:
+async def streams_over(link: Link, subjects: Sequence[str]) -> list[str]:
     """Return the names of the streams whose subjects overlap with any of `subjects`, in order."""
     names: dict[str, None] = {}
     for subject in subjects:
@@ -200,3 +212,9 @@ class Stream:
     async def ensure(self, link: Link) -> None:
         """See that it is there, as far as `provision` goes; raises what `ensure` of this module does."""
         await ensure(link, self.config, self.provision, self.prefix)
+
+
+def state_stream(nats: Nats) -> Stream:
+    """Return the stream of the state class as the configuration wants it."""
+    subjects, max_age = stream_subjects(nats.prefix), nats.stream_max_age_days * 86400
+    return Stream(nats.stream, subjects, max_age, nats.provision, nats.prefix)

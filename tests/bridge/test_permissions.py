@@ -17,6 +17,7 @@ from test_console import outcome
 from test_mirroring import child, listed, sa, settled
 from vicibridge.client import Denied, Fleet
 from vicibridge.config import Config, Nats
+from vicibridge.inspection import inspect
 from vicibridge.service import Service
 
 from vicifast.commands import COMMANDS, Danger
@@ -103,6 +104,7 @@ def test_what_the_templates_give_is_enough(guarded: NatsServer) -> None:
             async with service(told(guarded, charon.address)) as again:  # reads what the other has left
                 await settled(again)
                 assert again.bus.errors == 0
+            assert await inspect(told(guarded, charon.address)) == []
             assert bridge.bus.errors == 0
         assert violations(guarded) == []
 

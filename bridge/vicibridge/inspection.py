@@ -1,0 +1,143 @@
+"""What JetStream has for the bridge, looked at without changing anything: `vicibridge check --nats`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
+
+from .bus import Bus
+from .conditions import CAPTURED, Problem, Target, problems, uncovered
+from .config import Config, hide
+from .link import Link, reason_of
+from .streams import bucket_stream, config_of, missing, overlapping, state_stream, streams_over
+from .values import CONN, NODE, SA
+
+_PATIENCE = 5.0  # seconds for a connection
+_NEARLY = 0.9  # of an account's storage
+
+
+async def inspect(settings: Config) -> list[Problem]:
+    """Connect to NATS, and return everything about JetStream that breaks a promise of the bridge."""
+    try:
+        async with _linked(settings) as link:
+            return await _inspect(link, settings)
+    except _Unreachable as error:
+        return [Problem("error", str(error))]
+
+
+class _Unreachable(Exception):
+    """No server takes us; the text says why."""
+
+
+@asynccontextmanager
+async def _linked(settings: Config) -> AsyncIterator[Link]:
+    bus = Bus(settings.nats)
+    task = asyncio.create_task(bus.run())
+    try:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                link = await bus.link()
+        except TimeoutError:
+            where = ", ".join(map(hide, settings.nats.urls))
+            hint = "" if settings.nats.servers else "; the bridge runs this server itself: check while it does"
+            raise _Unreachable(f"cannot connect to NATS at {where}: {bus.reason}{hint}") from None
+        yield link
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _inspect(link: Link, settings: Config) -> list[Problem]:
+    try:
+        account = await link.api("INFO")
+    except TimeoutError:
+        account = None
+    except NatsError as error:
+        return [Problem("error", f"JetStream cannot be used: {reason_of(error)}")]
+    found = [] if account else [_unasked("INFO", "the limits of the account")]
+    nats = settings.nats
+    targets = [Target(state_stream(nats).config, nats.prefix)]
+    if settings.mirror.enabled:
+        targets += [Target(bucket_stream(bucket)) for bucket in (NODE, CONN, SA)]
+    absent = []
+    for target in targets:
+        try:
+            present = await config_of(link, target)
+        except NotFoundError:
+            absent.append(target)
+            if nats.provision == "bind":
+                found.append(Problem("error", missing(target)))
+            found += await _others(link, target, target.subjects)
+        except TimeoutError:
+            found.append(_unasked(f"STREAM.INFO.{target.name}", str(target)))
+        else:
+            found += problems(present, target)
+            found += await _others(link, target, uncovered(present, target))
+    found += await _capturing(link, targets[0])
+    if account and nats.provision != "bind":
+        found += _creating(_limits_of(account), absent)
+    return found + (_filling(_limits_of(account)) if account else [])
+
+
+async def _others(link: Link, target: Target, subjects: Sequence[str]) -> list[Problem]:
+    """Return what is wrong with streams of other names that take subjects of `target`."""
+    try:
+        others = [name for name in await streams_over(link, subjects) if name != target.name]
+    except TimeoutError:
+        return [_unasked("STREAM.NAMES", f"streams that take the subjects of {target}")]
+    text = f"{target} cannot take its subjects: {overlapping(target, subjects, others)}"
+    return [Problem("error", text)] if others else []
+
+
+async def _capturing(link: Link, target: Target) -> list[Problem]:
+    """Return what is wrong with streams of other names that capture requests."""
+    commands = f"{target.prefix}.*.cmd.*"
+    try:
+        others = [name for name in await streams_over(link, [commands]) if name != target.name]
+    except TimeoutError:
+        return [_unasked("STREAM.NAMES", "streams that capture requests")]
+    text = "the stream {} captures requests ({}): {}; take these subjects from it"
+    return [Problem("warning", text.format(name, commands, CAPTURED)) for name in others]
+
+
+def _limits_of(account: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what an account uses and its limits; those of streams without replicas, where they are by replicas."""
+    tiers: Mapping[str, Mapping[str, Any]] = account.get("tiers") or {}
+    return tiers.get("R1", account)
+
+
+def _creating(account: Mapping[str, Any], absent: Sequence[Target]) -> list[Problem]:
+    """Return what keeps the bridge from creating what is missing."""
+    limits, texts = account["limits"], []
+    names = ", ".join(target.name for target in absent)
+    if absent and 0 < limits["max_streams"] < account["streams"] + len(absent):
+        use = f"max_streams = {limits['max_streams']} of the account, of which {account['streams']} are in use"
+        texts.append(f"{use}, leaves no room for {names}: raise it to {account['streams'] + len(absent)} or more")
+    if absent and limits["max_bytes_required"]:
+        texts.append(f"the account requires max_bytes (max_bytes_required): create {names} by hand with it")
+    if absent and limits["max_storage"] == 0:
+        texts.append(f"the account has no storage for {names}: raise its max_file")
+    return [Problem("error", text) for text in texts]
+
+
+def _filling(account: Mapping[str, Any]) -> list[Problem]:
+    """Return the limits of the account that are reached, or nearly so."""
+    limits, texts = account["limits"], []
+    used = max(account["storage"], account.get("reserved_storage", 0))
+    if 0 < limits["max_storage"] * _NEARLY <= used:
+        text = f"{used} of {limits['max_storage']} bytes of the account's storage are in use"
+        texts.append(f"{text}: when all are, JetStream refuses events and changes of the mirror; raise its max_file")
+    if 0 < limits["max_consumers"] <= account["consumers"]:
+        text = f"the account has {account['consumers']} consumers, as many as it may"
+        texts.append(f"{text}: JetStream refuses further readers of events and of the mirror; raise its max_consumers")
+    return [Problem("warning", text) for text in texts]
+
+
+def _unasked(endpoint: str, about: str) -> Problem:
+    text = f"JetStream does not answer about {about}: let this user publish to $JS.API.{endpoint}"
+    return Problem("warning", text)

@@ -1,0 +1,219 @@
+"""`vicibridge check --nats` on a real nats-server: what it reports, its exit status, and that it changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from click.testing import CliRunner
+from harness import NatsServer, service, settings, until
+from vicibridge.cli import cli
+from vicibridge.streams import bucket_stream, state_stream
+from vicibridge.values import CONN, NODE, SA
+
+BUCKETS = (NODE, CONN, SA)
+
+
+def check(tmp_path: Path, server: NatsServer, more: str = "") -> tuple[int, list[str]]:
+    """Return the exit status and what is reported."""
+    path = tmp_path / "bridge.toml"
+    path.write_text(f'[nats]\nservers = ["{server.url}"]\n{more}\n[[gateway]]\nnode = "gw1"\n')
+    result = CliRunner().invoke(cli, ["check", "--nats", "--config", str(path)])
+    assert 'servers = ["nats://' in result.stdout  # the configuration, as without --nats
+    return result.exit_code, result.stderr.splitlines()
+
+
+def administer(server: NatsServer, *streams: dict[str, Any], user: str | None = None) -> list[dict[str, Any]]:
+    """Start a server, make streams in it, and return the configurations of all that are there."""
+
+    async def do() -> list[dict[str, Any]]:
+        if server.process is None:
+            await server.up()
+        client = await nats.connect(server.url, user=user, password=user)
+        for stream in streams:
+            answer = await client.request(f"$JS.API.STREAM.CREATE.{stream['name']}", json.dumps(stream).encode())
+            assert "error" not in json.loads(answer.data), answer.data
+        answer = await client.request("$JS.API.STREAM.LIST", b"")
+        await client.close()
+        return [stream["config"] for stream in json.loads(answer.data)["streams"] or ()]
+
+    return asyncio.run(do())
+
+
+def ours(server: NatsServer, *names: str, **changes: Any) -> list[dict[str, Any]]:
+    """Return those of the bridge's own streams that have these names, all by default, with `changes`."""
+    streams = [state_stream(settings(server.url).nats).config, *map(bucket_stream, BUCKETS)]
+    return [{**stream.as_dict(), **changes} for stream in streams if not names or stream.name in names]
+
+
+def test_a_server_without_streams_is_fine_and_stays_so(nats_server: NatsServer, tmp_path: Path) -> None:
+    assert administer(nats_server) == []
+    assert check(tmp_path, nats_server) == (0, [])
+    assert administer(nats_server) == []
+
+
+def test_what_the_bridge_creates_is_fine(nats_server: NatsServer, tmp_path: Path) -> None:
+    async def bridge() -> None:
+        await nats_server.up()
+        async with service(settings(nats_server.url, mirror={"enabled": True})) as running:
+            await running.mirrorings[0].buckets.settled()
+            await until(lambda: not running.gateways[0].state.waiting)
+
+    asyncio.run(bridge())
+    before = administer(nats_server)
+    assert len(before) == 4
+    assert check(tmp_path, nats_server, 'provision = "bind"') == (0, [])
+    assert check(tmp_path, nats_server, 'provision = "reconcile"') == (0, [])
+    assert administer(nats_server) == before
+
+
+def test_what_others_made_is_reported(nats_server: NatsServer, tmp_path: Path) -> None:
+    administer(
+        nats_server,
+        *ours(nats_server, "VICI", subjects=["vici.>"]),
+        *ours(nats_server, "KV_VICI_SA", max_age=3600 * 10**9),
+        *ours(nats_server, "KV_VICI_NODE", max_bytes=10**6),
+    )
+    status, lines = check(tmp_path, nats_server)
+    assert status == 0
+    assert [line.partition(":")[0] for line in lines] == ["warning"] * 3
+    assert lines[0].startswith("warning: the stream VICI captures requests (vici.>): JetStream answers requests before")
+    assert lines[1].startswith("warning: the bucket VICI_NODE has max_bytes = 1000000 with discard = new: when it is")
+    assert lines[2].startswith("warning: the bucket VICI_SA has max_age = 1h: values that still hold vanish")
+    assert check(tmp_path, nats_server, "[mirror]\nenabled = false") == (0, lines[:1])
+
+
+def test_what_stops_the_bridge_is_an_error(nats_server: NatsServer, tmp_path: Path) -> None:
+    administer(nats_server, *ours(nats_server, "VICI", no_ack=True))
+    status, [line] = check(tmp_path, nats_server)
+    assert status == 1 and line.startswith("error: the stream VICI has no_ack: JetStream acknowledges nothing")
+    status, lines = check(tmp_path, nats_server, 'stream = "OTHER"\nprovision = "bind"')
+    assert status == 1
+    hint = 'create it, or let the bridge do it with provision = "create" in [nats]'
+    assert lines[0] == f"error: there is no stream OTHER over vici.*.event.>, vici.*.bridge.>: {hint}"
+    assert lines[1] == (
+        "error: the stream OTHER cannot take its subjects: the stream VICI takes vici.*.event.> or vici.*.bridge.>: "
+        'set stream = "VICI" in [nats], or take these subjects from it'
+    )
+    assert lines[2:] == [
+        f"error: there is no bucket {bucket} over $KV.{bucket}.>: {hint}" for bucket in BUCKETS
+    ]  # fmt: skip
+
+
+def test_streams_of_other_names_are_named(nats_server: NatsServer, tmp_path: Path) -> None:
+    administer(
+        nats_server,
+        *ours(nats_server, "VICI", subjects=["vici.*.event.>"]),
+        {"name": "STATUS", "subjects": ["vici.gw1.bridge.status"]},
+        {"name": "REQUESTS", "subjects": ["vici.gw1.cmd.>"]},
+        {"name": "KEYS", "subjects": ["$KV.VICI_SA.x"]},
+    )
+    status, lines = check(tmp_path, nats_server)
+    assert status == 1
+    assert lines[0].startswith("error: the stream VICI does not take the subjects vici.*.bridge.>: nothing stores")
+    assert lines[1] == (
+        "error: the stream VICI cannot take its subjects: the stream STATUS takes vici.*.bridge.>: "
+        'set stream = "STATUS" in [nats], or take these subjects from it'
+    )
+    assert lines[2] == (
+        "error: the bucket VICI_SA cannot take its subjects: the stream KEYS takes $KV.VICI_SA.>: "
+        "take these subjects from it"
+    )
+    assert lines[3].startswith("warning: the stream REQUESTS captures requests (vici.*.cmd.*): JetStream answers")
+    assert len(lines) == 4
+    assert check(tmp_path, nats_server, 'prefix = "other"\nstream = "O"\n[mirror]\nenabled = false') == (0, [])
+
+
+def limited(make: Callable[..., NatsServer], limits: str) -> NatsServer:
+    return make(f"accounts {{ A {{ jetstream: {limits}, users: [{{user: a, password: a}}] }} }}\nno_auth_user: a")
+
+
+REACHED = {
+    "{max_streams: 3}": "error: max_streams = 3 of the account, of which 1 are in use, leaves no room for VICI, "
+    "KV_VICI_NODE, KV_VICI_CONN, KV_VICI_SA: raise it to 5 or more",
+    "{max_bytes_required: true}": "error: the account requires max_bytes (max_bytes_required): create VICI, "
+    "KV_VICI_NODE, KV_VICI_CONN, KV_VICI_SA by hand with it",
+    "{max_file: 1000}": "warning: 1000 of 1000 bytes of the account's storage are in use: when all are, JetStream "
+    "refuses events and changes of the mirror; raise its max_file",
+}
+
+
+@pytest.mark.parametrize("limits", REACHED)
+def test_limits_of_the_account_are_reported(
+    make_nats_server: Callable[..., NatsServer], tmp_path: Path, limits: str
+) -> None:
+    server = limited(make_nats_server, limits)
+    administer(server, {"name": "OTHER", "subjects": ["other"], "max_bytes": 1000})
+    status, lines = check(tmp_path, server)
+    assert (status, lines) == (int(REACHED[limits].startswith("error")), [REACHED[limits]])
+
+
+def test_an_account_without_storage(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    server = limited(make_nats_server, "{max_mem: 1000000, max_file: 0}")
+    administer(server)
+    status, lines = check(tmp_path, server)
+    assert status == 1 and lines == [
+        "error: the account has no storage for VICI, KV_VICI_NODE, KV_VICI_CONN, KV_VICI_SA: raise its max_file"
+    ]
+
+
+def test_the_limit_of_consumers(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    server = limited(make_nats_server, "{max_consumers: 1}")
+    administer(server, *ours(server))
+
+    async def read() -> tuple[int, list[str]]:
+        client = await nats.connect(server.url)
+        await client.jetstream().subscribe("", stream="VICI", ordered_consumer=True)
+        try:
+            return await asyncio.to_thread(check, tmp_path, server)
+        finally:
+            await client.close()
+
+    assert check(tmp_path, server) == (0, [])
+    assert asyncio.run(read()) == (
+        0,
+        [
+            "warning: the account has 1 consumers, as many as it may: JetStream refuses further readers of events and "
+            "of the mirror; raise its max_consumers"
+        ],
+    )
+
+
+def test_jetstream_off(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    server = limited(make_nats_server, "disabled")
+    server.start()
+    status, [line] = check(tmp_path, server)
+    assert status == 1 and line.startswith("error: JetStream cannot be used: JetStream not enabled for account")
+
+
+def test_what_this_user_may_not_ask(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    """What can be said is said; each question that goes unanswered is named."""
+    users = (
+        '{user: admin, password: admin}, {user: b, password: b, permissions: {publish: ["$JS.API.STREAM.INFO.VICI"]}}'
+    )
+    server = make_nats_server(f"authorization {{ users: [{users}] }}")
+    administer(server, *ours(server, "VICI", duplicate_window=10**9), user="admin")
+    more = 'user = "b"\npassword = "b"\n[mirror]\nenabled = false'
+    status, lines = check(tmp_path, server, more)
+    assert status == 0
+    assert lines[0].endswith("the limits of the account: let this user publish to $JS.API.INFO")
+    assert "the stream VICI has duplicate_window = 1s" in lines[1]
+    assert lines[2].endswith("streams that capture requests: let this user publish to $JS.API.STREAM.NAMES")
+    assert len(lines) == 3
+
+
+def test_nats_cannot_be_reached(nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicibridge.inspection._PATIENCE", 0.5)
+    status, [line] = check(tmp_path, nats_server, 'user = "u"\npassword = "s3cret"')
+    assert status == 1 and line.startswith(f"error: cannot connect to NATS at {nats_server.url}: ")
+    assert "Connect call failed" in line and "s3cret" not in line
+    path = tmp_path / "own.toml"
+    path.write_text(f"[nats.own]\nport = {nats_server.port}\n")
+    result = CliRunner().invoke(cli, ["check", "--nats", "--config", str(path)])
+    assert result.exit_code == 1
+    assert result.stderr.strip().endswith("; the bridge runs this server itself: check while it does")
