@@ -279,7 +279,7 @@ def metrics() -> str:
 def conditions() -> str:
     """What streams and buckets must not be like."""
     places = {"both": "stream, bucket"}
-    facts = {"name": "NAME", "kind": "stream", "subjects": "...", "age": "AGE", "window": "1h"}
+    facts = {"name": "NAME", "subjects": "...", "age": "AGE", "window": "1h"}
     rows = []
     for condition in CONDITIONS:
         mend = re.sub("run (nats stream edit [^,]*)", r"`\1`", condition.mend.format(**facts))

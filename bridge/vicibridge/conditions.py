@@ -81,7 +81,6 @@ class Condition:
             return None
         facts = {
             "name": target.name,
-            "kind": target.kind,
             "subjects": ",".join(_apart(present, target)),
             "age": _duration(target.wanted.max_age or 0),
             "window": _duration(target.wanted.duplicate_window),
@@ -205,7 +204,7 @@ def _duration(seconds: float) -> str:
 _EDIT = "run nats stream edit {name} "
 CAPTURED = "JetStream answers requests before the bridge does, stores their secrets, and hides that no bridge listens"
 """What follows when a stream captures requests."""
-_ANEW = "this cannot be changed: delete the {kind}, and create it anew or let the bridge do it"
+_ANEW = "delete it, and create it anew or let the bridge do it, as this cannot be changed"
 
 # fmt: off
 CONDITIONS = (
@@ -220,7 +219,8 @@ CONDITIONS = (
     ),
     Condition(
         "mirror", "both", "error", lambda present, _: f"is a mirror of {present.mirror.name}" if present.mirror else "",
-        "a mirror takes messages from another stream only, and none from the bridge", _ANEW,
+        "a mirror takes messages from another stream only, and none from the bridge",
+        "delete it, and create it anew or let the bridge do it",
     ),
     Condition(
         "allow_msg_counter", "both", "error", _is("has allow_msg_counter", allow_msg_counter=True),
@@ -228,12 +228,12 @@ CONDITIONS = (
     ),
     Condition(
         "subjects", "both", "error", _lacks_subjects,
-        "nothing stores what the bridge publishes there", _EDIT + "--subjects={subjects}", _add_subjects,
+        "nothing stores what the bridge publishes there", _EDIT + "--subjects='{subjects}'", _add_subjects,
     ),
     Condition(
         "subjects of requests", "stream", "warning", _captures_commands,
         CAPTURED,
-        _EDIT + "--subjects={subjects}",
+        _EDIT + "--subjects='{subjects}'",
     ),
     Condition(
         "subject_transform", "both", "error", _transforms,

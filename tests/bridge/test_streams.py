@@ -541,7 +541,7 @@ def test_subjects_that_cannot_be_added_are_reported(nats_server: NatsServer, cap
             before = await made(admin, case)
             said = await ensured(link, case, "reconcile", caplog)
             assert "does not take the subjects vici.*.event.>, vici.*.bridge.>: nothing stores" in said
-            assert "run nats stream edit VICI --subjects=vici.*.event.>,vici.*.bridge.>,vici.*.log.>" in said
+            assert "run nats stream edit VICI --subjects='vici.*.event.>,vici.*.bridge.>,vici.*.log.>'" in said
             assert await admin.config() == before
 
     run(test())
