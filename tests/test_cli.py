@@ -732,6 +732,7 @@ def test_load_reports_and_fails_when_something_failed(tmp_path: Path) -> None:
         file = tmp_path / "swanctl.conf"
         file.write_text("connections { good { }\n bad { } }\n")
         async with FakeCharon() as charon:
+            charon.on("version", VERSION)
             for command in ("get-keys", "get-shared", "get-authorities", "get-pools"):
                 charon.on(command, {})
             charon.on("get-conns", {"conns": ["old"]})
@@ -753,6 +754,7 @@ def test_load_reports_and_fails_when_something_failed(tmp_path: Path) -> None:
             "kept": [],
             "skipped": [],
             "failed": ["connection bad: not today"],
+            "warnings": [],
         }
 
     run(scenario)
@@ -772,6 +774,7 @@ async def loading(directory: Path) -> AsyncIterator[tuple[FakeCharon, Path]]:
     file = directory / "swanctl.conf"
     file.write_text("connections { c { } }\n")
     async with FakeCharon() as charon:
+        charon.on("version", VERSION)
         for command in ("get-keys", "get-shared"):
             charon.on(command, {"keys": ["old"]})
         charon.on("get-conns", {"conns": ["old"]})
@@ -818,6 +821,38 @@ def test_lenient_exits_as_swanctl(refused: str, code: int, tmp_path: Path) -> No
             charon.on(refused, {"success": "no", "errmsg": "not today"})
             result = await invoke(charon, "load", file, "--lenient")
         assert result.exit_code == code and "not today" in result.stderr
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("version", ["5.9.8", "6.0.7", "6.1.0", "6.2", "7.0dr1"])
+def test_load_warns_of_ikev1(version: str, tmp_path: Path) -> None:
+    """charon since 6.1.0 takes such connections without a word."""
+    text = """
+        new { version = 2 }
+        old { version = 1 }
+        plain { }
+        either { version = 0 }
+        aggressive { aggressive = yes }
+        xauth { local { auth = psk }
+                local-2 { auth = xauth } }
+    """
+    needing = "old, aggressive, xauth"
+    warnings = [
+        f"strongSwan {version} has no IKEv1 unless it was built with it, which these connections need: {needing}",
+        f"strongSwan {version} takes connections without a version for IKEv2 alone, unless it was built with IKEv1: "
+        "plain, either",
+    ]
+
+    async def scenario() -> None:
+        async with loading(tmp_path) as (charon, file):
+            file.write_text(f"connections {{ {text} }}\n")
+            charon.on("version", {"version": version})
+            result = await invoke(charon, "load", file, "--conns")
+            document = await invoke(charon, "load", file, "--conns", "--json")
+        expected = warnings if version >= "6.1" else []
+        assert (result.exit_code, result.stderr.splitlines()) == (0, [f"warning: {line}" for line in expected])
+        assert (json.loads(document.stdout)["warnings"], document.stderr) == (expected, "")
 
     run(scenario)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
+from ._wire import Message
 from .commands import COMMANDS, Danger
 from .errors import CommandError, EncodeError, UnknownCommand, ViciError
 
@@ -13,6 +15,8 @@ T = TypeVar("T")
 
 Part: TypeAlias = Literal["credentials", "authorities", "pools", "connections"]
 PARTS: tuple[Part, ...] = get_args(Part)
+NO_IKEV1 = (6, 1)
+"""The first release of strongSwan that is built without IKEv1 by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,20 @@ class Plan:
             report.failed.append(f"{' and '.join(left)}: left as they were, because {part} failed")
         return report
 
+    def warnings(self, version: str) -> list[str]:
+        """What a daemon of this version loads without an error, but may not be able to use: one line of text each."""
+        found = re.match(r"(\d+)\.(\d+)", version)
+        if found is None or (int(found[1]), int(found[2])) < NO_IKEV1:
+            return []
+        loads = [step for step in self.connections if step.command and not step.unread]
+        versions = {step.name: _ike_version(step.message[step.name]) for step in loads}
+        texts = {
+            1: "has no IKEv1 unless it was built with it, which these connections need",
+            0: "takes connections without a version for IKEv2 alone, unless it was built with IKEv1",
+        }
+        named = {text: [name for name, own in versions.items() if own == ike] for ike, text in texts.items()}
+        return [f"strongSwan {version} {text}: {', '.join(names)}" for text, names in named.items() if names]
+
     def _load_credentials(self, report: Report, clear: bool) -> _Asking[None]:
         if clear and any(step.unread for step in self.credentials):
             report.kept.append("all credentials: not every credential could be read")
@@ -185,6 +203,20 @@ def _replace(kind: _Kind, steps: Iterable[Step], report: Report) -> _Asking[None
         loaded = yield from _load(step, report)
         report.incomplete |= loaded is None and not step.skipped
     yield from _unload(kind, known, readable, report)
+
+
+def _ike_version(connection: object) -> int:
+    """1 or 2, or 0 for either; what only IKEv1 has decides where no version does."""
+    assert isinstance(connection, Mapping | Message)
+    items = [(key.lower(), value) for key, value in connection.items()]
+    values = dict(items)
+    if (version := str(values.get("version", "0"))) != "0":
+        return 1 if version == "1" else 2
+    rounds = [
+        value for key, value in items if key.startswith(("local", "remote")) and isinstance(value, Mapping | Message)
+    ]
+    xauth = any(str(value).startswith("xauth") for own in rounds for key, value in own.items() if key.lower() == "auth")
+    return 1 if xauth or str(values.get("aggressive")).lower() in ("yes", "true", "enabled", "1") else 0
 
 
 def _listed(kind: _Kind, report: Report) -> _Asking[dict[str, None]]:

@@ -164,7 +164,8 @@ def load(client: Client, file: Path | None, clear: bool, noprompt: bool, lenient
     plan = read_config(file, parts=parts, ask=None if noprompt or not sys.stdin.isatty() else ask)
     with Session(str(client.uri), timeout=client.timeout) as session, notes.status("load"):
         report = plan.load(session, clear=clear)
-    tell(client, report)
+        warnings = plan.warnings(str(session.version()["version"])) if plan.connections else []
+    tell(client, report, warnings)
     if report.incomplete or (report.failed and not lenient):
         sys.exit(FAILED)
 
@@ -175,7 +176,7 @@ def ask(prompt: str) -> str:
     return answer
 
 
-def tell(client: Client, report: Report) -> None:
+def tell(client: Client, report: Report, warnings: list[str]) -> None:
     """Write a report; programs get it as a message of lists."""
     lists = {
         "loaded": report.loaded,
@@ -183,17 +184,18 @@ def tell(client: Client, report: Report) -> None:
         "kept": report.kept,
         "skipped": report.skipped,
         "failed": report.failed,
+        "warnings": warnings,
     }
     if not client.output.for_people:
         client.output.packet(Packet(Message(_wire.encode(lists))))
         return
     for name, lines in lists.items():
         for line in lines:
-            if name == "failed":
-                notes.print(f"failed: {shown(line)}", soft_wrap=True)
+            if name in ("failed", "warnings"):
+                notes.print(f"{name.removesuffix('s')}: {shown(line)}", soft_wrap=True)
             else:
                 client.output.text(f"{name} {shown(line)}")
-    client.output.text(", ".join(f"{len(lines)} {name}" for name, lines in lists.items()))
+    client.output.text(", ".join(f"{len(lines)} {name}" for name, lines in lists.items() if name != "warnings"))
 
 
 @click.command()
