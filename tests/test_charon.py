@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from lab import Lab, certificates, sas
+from lab import Lab, certificates, sas, version
 from onloop import Kit
 
 from vicifast import Session, _wire
@@ -24,6 +24,7 @@ from vicifast.errors import (
     UnknownEvent,
     ViciError,
 )
+from vicifast.results import parse_event
 
 pytestmark = pytest.mark.lab(nats=True)
 
@@ -60,8 +61,8 @@ async def load_connections(address: str, names: list[str], *, initiate: bool = F
 def test_replies_and_errors(lab: Lab) -> None:
     async def test() -> None:
         async with AsyncSession(lab.left.address) as session:
-            version: Any = await session.call("version")
-            assert version["daemon"] == "charon" and version.keys() >= {"version", "sysname", "release", "machine"}
+            answer: Any = await session.call("version")
+            assert answer["daemon"] == "charon" and answer.keys() >= {"version", "sysname", "release", "machine"}
             stats: Any = await session.call("stats")
             assert stats["workers"]["total"] == "32" and "vici" in stats["plugins"]
             with pytest.raises(UnknownCommand, match="'no-such-command'"):
@@ -73,7 +74,7 @@ def test_replies_and_errors(lab: Lab) -> None:
                 await session.call("load-conn", {"site": {"bogus": True}})
             with pytest.raises(EncodeError, match="name: unload-conn takes printable ASCII"):
                 await session.call("unload-conn", {"name": "Zürich"})
-            assert await session.call("version") == version
+            assert await session.call("version") == answer
 
     run(test())
 
@@ -160,9 +161,8 @@ def test_many_blocking_clients_at_once(lab: Lab) -> None:
 def test_event_that_an_old_charon_does_not_have(lab: Lab) -> None:
     async def test() -> None:
         async with AsyncSession(lab.right.address) as session:
-            version: Any = (await session.call("version"))["version"]
             listener = session.listen("alert", "ike-updown")
-            if tuple(int(part) for part in version.split(".")[:3]) < (6, 0, 3):
+            if version() < (6, 0, 3):
                 with pytest.raises(UnknownEvent, match="'alert'"):
                     await listener.ready()
             await listener.ready()
@@ -171,6 +171,79 @@ def test_event_that_an_old_charon_does_not_have(lab: Lab) -> None:
             event, message = await anext(listener)
             assert (event, message["up"]) == ("ike-updown", "yes")
             assert message["site-001"]["state"] == "ESTABLISHED"
+
+    run(test())
+
+
+def test_what_replacing_looks_like(lab: Lab) -> None:
+    """As docs/explanation/vici.md says, which differs between versions."""
+    since_6 = version() >= (6, 0)
+    replacing = ("child-rekey", "ike-rekey")
+
+    async def states(side: str, names: list[str]) -> list[tuple[str, str]]:
+        """The state of `old` in each event of `side`, while `left` rekeys the CHILD_SA and then the IKE_SA."""
+        async with AsyncSession(getattr(lab, side).address) as session, session.listen(*replacing) as listener:
+            await sas.rekey_child(lab, names)
+            await sas.rekey_ike(lab, names)
+            found = []
+            for _ in replacing:
+                event, message = await anext(listener)
+                parsed: Any = parse_event(event, message)
+                found.append((event, parsed.old.state))
+            return found
+
+    async def test() -> None:
+        names = await sas.up(lab, 1)
+        began, peer = [await states(side, names) for side in ("left", "right")]
+        assert began == [("child-rekey", "REKEYING" if since_6 else "REKEYED"), ("ike-rekey", "REKEYING")]
+        assert peer == [
+            ("child-rekey", "DELETED" if since_6 else "REKEYED"),
+            ("ike-rekey", "REKEYING" if since_6 else "ESTABLISHED"),
+        ]
+
+        async with AsyncSession(lab.left.address) as session:
+            await session.call("load-pool", {"small": {"addrs": "10.4.0.0/30"}})
+            pool: Any = (await session.call("get-pools", {"name": "small"}))["small"]
+            assert (pool["base"], pool["size"]) == ("10.4.0.1" if since_6 else "10.4.0.0", "2")
+
+    run(test())
+
+
+def test_order_of_reauthentication(lab: Lab) -> None:
+    async def test() -> None:
+        [name] = await sas.up(lab, 1)
+        async with AsyncSession(lab.left.address) as session, session.listen("ike-updown") as listener:
+            await session.call("rekey", {"ike": name, "reauth": True})
+            ups = []
+            for _ in range(2):
+                _, message = await anext(listener)
+                ups.append(message.get("up") == "yes")
+        assert ups == ([True, False] if version() >= (6, 0) else [False, True])
+
+    run(test())
+
+
+@pytest.mark.lab(nats=True, since="6.1")
+def test_ikev1_is_accepted_and_missing(lab: Lab) -> None:
+    old = {"remote_addrs": ["10.99.0.2"], "local": {"auth": "psk"}, "remote": {"auth": "psk"}}
+
+    async def test() -> None:
+        async with AsyncSession(lab.left.address) as session:
+            for name, own in (("old", {"version": 1}), ("default", {}), ("either", {"version": 0})):
+                assert await session.call("load-conn", {name: {**old, **own, "children": {"net": {}}}}) == {
+                    "success": "yes"
+                }
+            listed: dict[str, Any] = {}
+            async for message in session.stream("list-conns"):
+                listed.update(message)
+            assert {name: conn["version"] for name, conn in listed.items()} == {
+                "old": "IKEv1",
+                "default": "IKEv2",
+                "either": "IKEv1/2",
+            }
+            with pytest.raises(CommandError, match="establishing CHILD_SA 'net' failed"):
+                await session.call("initiate", {"ike": "old", "child": "net", "timeout": 10_000})
+        assert "IKE version 1 not supported" in lab.left.log.read_text()
 
     run(test())
 
