@@ -145,14 +145,14 @@ def rekey(
 @click.option("--conns", "connections", is_flag=True, help="Load connections.")
 @click.option("--clear", is_flag=True, help="Remove all credentials first, certificates too.")
 @click.option("--noprompt", is_flag=True, help="Do not ask for passphrases and PINs.")
-@click.option("--lenient", is_flag=True, help="Exit with 1 only where swanctl exits with an error.")
+@click.option("--lenient", is_flag=True, help="Ignore failures of credentials and unloads in the exit code.")
 @talks
 def load(client: Client, file: Path | None, clear: bool, noprompt: bool, lenient: bool, **chosen: bool) -> None:
     """Load FILE as `swanctl --load-all` does, and unload what is not in it.
 
     Without FILE it is swanctl.conf in $SWANCTL_DIR or /etc/swanctl. The directories with certificates and keys are
     those beside it. With --creds, --authorities, --pools or --conns only these are loaded, and nothing else is
-    unloaded. Of a kind of which something could not be read nothing is unloaded. Passphrases that the configuration
+    unloaded. When something could not be read, nothing of its kind is unloaded. Passphrases that the configuration
     lacks are asked for when standard input is a terminal.
 
     Exits with 1 when anything was refused or could not be read; with --lenient only when an authority, a pool or a
