@@ -77,25 +77,28 @@ def run(path: Path | None, log_level: str | None) -> None:
 @cli.command()
 @_config_option
 @click.option("--nats", is_flag=True, help="Also connect to NATS, and check its streams, buckets and limits.")
-def check(path: Path | None, nats: bool) -> None:
+@click.option("--charon", is_flag=True, help="Also connect to each charon, and check its version and connections.")
+def check(path: Path | None, nats: bool, charon: bool) -> None:
     """Validate the configuration, say what the bridge would do, and print all of it, secrets hidden.
 
-    With --nats stderr has a line for each problem of JetStream: errors, warnings and notes. The exit status is 1 when
-    the configuration is invalid, NATS cannot be reached, or there is an error; else 0.
+    With --nats and --charon stderr has a line for each problem of JetStream and of charon: errors, warnings and notes.
+    The exit status is 1 when the configuration is invalid, NATS or a charon cannot be reached, or there is an error;
+    else 0.
     """
     settings = _or_exit(lambda: load(path))
     for line in plan(settings):
         click.echo(f"# {line}")
     click.echo(render(settings), nl=False)
-    if nats:
-        _check_nats(settings)
+    if nats or charon:
+        _inspect(settings, nats, charon)
 
 
-def _check_nats(settings: Config) -> None:
-    from .inspection import inspect
+def _inspect(settings: Config, nats: bool, charon: bool) -> None:
+    from .inspection import inspect, inspect_charons
 
     logging.getLogger(__package__).addHandler(logging.NullHandler())  # each problem is shown once, by us
-    found = asyncio.run(inspect(settings))
+    found = asyncio.run(inspect(settings)) if nats else []
+    found += asyncio.run(inspect_charons(settings)) if charon else []
     for problem in found:
         click.echo(f"{problem.grade}: {problem.text}", err=True)
     if any(problem.grade == "error" for problem in found):

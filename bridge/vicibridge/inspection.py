@@ -1,4 +1,4 @@
-"""What JetStream has for the bridge, looked at without changing anything: `vicibridge check --nats`."""
+"""What JetStream and charon have for the bridge, for `vicibridge check --nats --charon`; nothing is changed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any
 from nats.errors import Error as NatsError
 from nats.js.errors import NotFoundError
 
+from vicifast.aio import AsyncSession
+from vicifast.commands import EVENTS, NO_IKEV1, release
+from vicifast.errors import ViciError
+
 from .bus import Bus
 from .conditions import CAPTURED, Problem, Target, problems, uncovered
 from .config import Config, hide
@@ -19,6 +23,27 @@ from .values import CONN, NODE, SA
 
 _PATIENCE = 5.0  # seconds for a connection
 _NEARLY = 0.9  # of an account's storage
+
+
+async def inspect_charons(settings: Config) -> list[Problem]:
+    """Connect to each charon, and return what its version lacks for the bridge and for its connections."""
+    return [problem for gateway in settings.gateway for problem in await _inspect_charon(gateway.node, gateway.vici)]
+
+
+async def _inspect_charon(node: str, address: str) -> list[Problem]:
+    try:
+        async with AsyncSession(address, timeout=_PATIENCE) as session:
+            version = str((await session.call("version"))["version"])
+            listed = [item async for message in session.stream("list-conns") for item in message.items()]
+    except ViciError as error:
+        return [Problem("error", f"{node}: {error}")]
+    if release(version) < release(EVENTS["alert"].since):
+        return [Problem("note", f"{node}: strongSwan {version} has no alerts; they need {EVENTS['alert'].since}")]
+    old = [name for name, conn in listed if isinstance(conn, dict) and conn.get("version") == "IKEv1"]
+    if release(version) < NO_IKEV1 or not old:
+        return []
+    text = f"strongSwan {version} has no IKEv1 unless it was built with it, which these connections need"
+    return [Problem("warning", f"{node}: {text}: {', '.join(old)}")]
 
 
 async def inspect(settings: Config) -> list[Problem]:

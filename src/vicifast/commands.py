@@ -7,6 +7,7 @@ these releases. charon may know more (patched daemons); the library does not ref
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
@@ -15,8 +16,16 @@ from typing import NamedTuple
 
 TESTED = ("5.9.8", "6.0.1", "6.1.0")
 """The releases of strongSwan that the tests ran on: those of Debian 12, 13 and sid."""
+NO_IKEV1 = (6, 1)
+"""The first strongSwan that is built without IKEv1 by default."""
 DEFAULT_ADDRESS = "tcp://127.0.0.1:4502" if sys.platform == "win32" else "unix:///var/run/charon.vici"
 """Where charon listens: `charon.plugins.vici.socket` as strongSwan is built."""
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version of strongSwan, to be compared: (6, 0, 1) of "6.0.1"; () when there are none."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 class Danger(StrEnum):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from ._wire import Message
-from .commands import COMMANDS, Danger
+from .commands import COMMANDS, NO_IKEV1, Danger, release
 from .errors import CommandError, EncodeError, UnknownCommand, ViciError
 
 T = TypeVar("T")
 
 Part: TypeAlias = Literal["credentials", "authorities", "pools", "connections"]
 PARTS: tuple[Part, ...] = get_args(Part)
-NO_IKEV1 = (6, 1)
-"""The first release of strongSwan that is built without IKEv1 by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +158,7 @@ class Plan:
 
     def warnings(self, version: str) -> list[str]:
         """What a daemon of this version loads without an error, but may not be able to use: one line of text each."""
-        found = re.match(r"(\d+)\.(\d+)", version)
-        if found is None or (int(found[1]), int(found[2])) < NO_IKEV1:
+        if release(version) < NO_IKEV1:
             return []
         loads = [step for step in self.connections if step.command and not step.unread]
         versions = {step.name: _ike_version(step.message[step.name]) for step in loads}

@@ -1,4 +1,7 @@
-"""`vicibridge check --nats` on a real nats-server: what it reports, its exit status, and that it changes nothing."""
+"""`vicibridge check --nats` on a real nats-server: what it reports, its exit status, and that it changes nothing.
+
+`check --charon` on a scripted charon, as the real one of a machine has one version.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from harness import NatsServer, service, settings, until
 from vicibridge.cli import cli
 from vicibridge.streams import bucket_stream, state_stream
 from vicibridge.values import CONN, NODE, SA
+
+from vicifast.testing.blocking import FakeCharon
 
 BUCKETS = (NODE, CONN, SA)
 
@@ -217,3 +222,37 @@ def test_nats_cannot_be_reached(nats_server: NatsServer, tmp_path: Path, monkeyp
     result = CliRunner().invoke(cli, ["check", "--nats", "--config", str(path)])
     assert result.exit_code == 1
     assert result.stderr.strip().endswith("; the bridge runs this server itself: check while it does")
+
+
+@pytest.mark.parametrize(
+    ("version", "reported"),
+    [
+        ("5.9.8", ["note: gw1: strongSwan 5.9.8 has no alerts; they need 6.0.3"]),
+        ("6.0.7", []),
+        (
+            "6.1.0",
+            [
+                "warning: gw1: strongSwan 6.1.0 has no IKEv1 unless it was built with it, which these connections "
+                "need: old, oldest"
+            ],
+        ),
+    ],
+)
+def test_the_version_of_charon(fake_charon: FakeCharon, tmp_path: Path, version: str, reported: list[str]) -> None:
+    versions = {"new": "IKEv2", "old": "IKEv1", "either": "IKEv1/2", "oldest": "IKEv1"}
+    fake_charon.on("version", {"daemon": "charon", "version": version})
+    conns = [("list-conn", {name: {"version": own}}) for name, own in versions.items()]
+    fake_charon.on("list-conns", {}, stream=conns)
+    assert check_charon(tmp_path, fake_charon.address) == (0, reported)
+
+
+def test_a_charon_that_is_not_there(tmp_path: Path) -> None:
+    code, [line] = check_charon(tmp_path, f"unix://{tmp_path}/nothing.vici")
+    assert code == 1 and line.startswith(f"error: gw1: cannot connect to unix://{tmp_path}/nothing.vici")
+
+
+def check_charon(tmp_path: Path, address: str) -> tuple[int, list[str]]:
+    path = tmp_path / "bridge.toml"
+    path.write_text(f'[[gateway]]\nnode = "gw1"\nvici = "{address}"\n')
+    result = CliRunner().invoke(cli, ["check", "--charon", "--config", str(path)])
+    return result.exit_code, result.stderr.splitlines()

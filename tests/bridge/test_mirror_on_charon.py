@@ -24,6 +24,7 @@ Section = dict[str, Any]
 
 NODES = ("left", "right")
 COUNT = 200
+REAUTHENTICATED = 20
 TASKS = {"tasks-queued", "tasks-active", "tasks-passive"}
 RUNNING = {"established", "rekey-time", "reauth-time", "life-time", "install-time", "use-in", "use-out"}
 COUNTERS = {"bytes-in", "packets-in", "bytes-out", "packets-out"}
@@ -142,13 +143,18 @@ async def live(lab: Lab, someone: Witness) -> None:
     await equal(lab, client)
     await sas.send(lab, names)
     await equal(lab, client, counters=True)
+    await sas.reauthenticate(lab, names[:REAUTHENTICATED])
+    await equal(lab, client)
+    assert only_closed(someone, told), resyncs(someone, told)
     await sas.rekey_child(lab, names)
     await equal(lab, client)
     await sas.rekey_ike(lab, names)
     await equal(lab, client)
     sa_values, _ = await mirrored(client, "right")
-    totals = [value["totals"][f"{value['ike']}-lan"] for value in sa_values.values()]
-    assert totals == [{"bytes_in": 60, "packets_in": 1, "bytes_out": 40, "packets_out": 1}] * COUNT
+    kept = [value for value in sa_values.values() if value["ike"] not in names[:REAUTHENTICATED]]
+    totals = [value["totals"][f"{value['ike']}-lan"] for value in kept]
+    sent = {"bytes_in": 60, "packets_in": 1, "bytes_out": 40, "packets_out": 1}
+    assert totals == [sent] * (COUNT - REAUTHENTICATED)
     assert only_closed(someone, told)
     await sas.update(lab, names)
     await equal(lab, client)

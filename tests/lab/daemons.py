@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import threading
@@ -15,6 +14,8 @@ from types import TracebackType
 from typing import IO
 
 from vicibridge.natsserver import find_nats_server, free_port
+
+from vicifast.commands import release
 
 CHARON = "/usr/lib/ipsec/charon"
 _START_TIMEOUT = 10.0
@@ -65,10 +66,10 @@ class LabError(RuntimeError):
 def version() -> tuple[int, ...]:
     """The version of strongSwan that is installed: 6.0.1 is (6, 0, 1)."""
     done = subprocess.run([CHARON, "--version"], capture_output=True, text=True, timeout=10)
-    found = re.search(r"strongSwan (\d+(?:\.\d+)*)", done.stdout)
-    if found is None:
+    found = release(done.stdout.partition("strongSwan ")[2])
+    if not found:
         raise LabError(f"{CHARON} --version: {done.stdout}{done.stderr}")
-    return tuple(map(int, found[1].split(".")))
+    return found
 
 
 class Namespace:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -93,6 +94,17 @@ async def terminate(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT
 async def rekey_ike(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
     """Let `left` rekey the IKE_SAs."""
     await _rekey(lab, "ike-rekey", {name: {"ike": name} for name in names}, timeout)
+
+
+async def reauthenticate(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
+    """Let `left` authenticate anew, with new SAs; charon delays that while a CHILD_SA that was rekeyed is listed."""
+    names = list(names)
+    async with AsyncExitStack() as stack:
+        for charon in (lab.left, lab.right):
+            await stack.enter_async_context(_on(charon, "ike-updown", [*names, *names], timeout))
+        session = await stack.enter_async_context(AsyncSession(lab.left.address))
+        for name in names:
+            await session.call("rekey", {"ike": name, "reauth": True})
 
 
 async def rekey_child(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
@@ -208,24 +220,27 @@ async def _each(
 @asynccontextmanager
 async def _on_both(lab: Lab, event: str, names: Iterable[str], timeout: float) -> AsyncIterator[None]:
     """On leaving the block wait until `event` has come from both charons for each of `names`."""
+    names = set(names)
     async with AsyncExitStack() as stack:
         for charon in (lab.left, lab.right):
-            await stack.enter_async_context(_on(charon, event, set(names), timeout))
+            await stack.enter_async_context(_on(charon, event, names, timeout))
         yield
 
 
 @asynccontextmanager
-async def _on(charon: Charon, event: str, names: set[str], timeout: float) -> AsyncIterator[None]:
+async def _on(charon: Charon, event: str, names: Iterable[str], timeout: float) -> AsyncIterator[None]:
+    """On leaving the block wait until `event` has come for each of `names`, as often as the name is there."""
+    missing = Counter(names)
     async with AsyncSession(charon.address) as session, session.listen(event) as listener:
         yield
         try:
             async with asyncio.timeout(timeout):
-                while names:
+                while missing:
                     _, message = await anext(listener)
-                    names -= message.keys()
+                    missing -= Counter(message.keys())
                 await _settle(session)
         except TimeoutError:
-            late = f"no {event} for {', '.join(sorted(names))}" if names else "SAs are still being replaced"
+            late = f"no {event} for {', '.join(sorted(missing))}" if missing else "SAs are still being replaced"
             raise LabError(f"{charon.name}: after {timeout:g} s {late}") from None
 
 
