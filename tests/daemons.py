@@ -20,7 +20,7 @@ PACKAGES = (
     "gcc",
     "iproute2",
     "libc6-dev",
-    "netbase",  # a charon of 5.9.8 takes [tcp/80] in traffic selectors only where /etc/protocols is
+    "netbase",  # /etc/protocols, without which charon refuses [tcp/80] in traffic selectors
     "openssl",
     "python3-dev",
     "python3-venv",

@@ -334,6 +334,16 @@ async def _no_crl(lab: Lab) -> None:
     await _present(lab, ca, ca, strict=True)
 
 
+async def _no_crl_needed(lab: Lab) -> None:
+    """What `right` accepts all the same."""
+    async with AsyncSession(lab.right.address) as session, session.listen("ike-updown") as listener:
+        ca = _Authority("CA", None, _CA)
+        await _present(lab, ca, ca)
+        _, message = await anext(listener)
+        if message.get("up") != "yes":
+            raise LabError("a certificate without a CRL is refused")
+
+
 def _refused(alert: str) -> dict[str, frozenset[str]]:
     return {"left": frozenset({"local-auth-failed"}), "right": frozenset({alert, "peer-auth-failed"})}
 
@@ -383,6 +393,7 @@ WAYS: Mapping[str, Way] = {
     "a name that the CA may not give": Way(_not_its_name, **_refused("cert-policy-violation")),
     "a revoked certificate": Way(_revoked, **_refused("cert-revoked")),
     "no CRL": Way(_no_crl, **_refused("cert-validation-failed")),
+    "no CRL, and none needed": Way(_no_crl_needed, right=frozenset({"cert-validation-failed"})),
     "no RADIUS": Way(_radius_silent, **_refused("radius-not-responding")),
     "shutdown": Way(_shutdown, right=frozenset({"shutdown-signal"})),
 }
