@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-_NEEDS = {"aiohttp", "click", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic", "pydantic_settings", "rich"}
+_NEEDS = {
+    *("aiohttp", "click", "cryptography", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic"),
+    *("pydantic_settings", "rich"),
+}
 
 
 def main() -> None:

@@ -12,13 +12,14 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
 
 from .config import Nats, hide
+from .credentials import CredentialsError, read_credentials, without_userinfo
 from .link import Disconnected, Link, reason_of
 from .natsclient import HardClient
 
@@ -30,16 +31,28 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
 _QUIET = 10.0  # seconds between two log lines about errors that NATS reports
 
 
-class Bus:
-    """Keeps one link up; `link()` is how everybody gets at it."""
+class Refused(Exception):
+    """A server does not take us, or cannot be reached; the text says why."""
 
-    def __init__(self, config: Nats) -> None:
+
+class Bus:
+    """Keeps one link up; `link()` is how everybody gets at it.
+
+    Every credential is read anew for each connection. `name` is what NATS shows of the client. `on_violation` gets
+    each permission that NATS denies, in small letters, and returns whether that has reached whom it concerns; what
+    has not is logged.
+    """
+
+    def __init__(
+        self, config: Nats, name: str = "vicibridge", on_violation: Callable[[str], bool] = lambda text: False
+    ) -> None:
         self._config = config
-        self._options = config.options()
+        self._name = name
+        self._on_violation = on_violation
         self._link: Link | None = None
         self._changed = asyncio.Event()
+        self._reread = asyncio.Event()
         self._servers = list(config.urls)
-        self._last_error: Exception | None = None
         self._told: set[str] = set()  # reasons of the present outage that the log has
         self._reported: dict[str, frozenset[str]] = {}
         self._closed = False
@@ -47,6 +60,7 @@ class Bus:
         self.errors = 0  # what nats-py reported while connected
         self.connects = 0
         self.reason = "not connected yet"  # why there is no link
+        self.expires: Mapping[str, float] = {}  # when the credentials in use do, as `Credentials` says it
 
     async def link(self) -> Link:
         """Return the link that is up, waiting for one if need be."""
@@ -67,32 +81,36 @@ class Bus:
     def connected(self) -> bool:
         return self._link is not None and self._link.alive
 
+    @property
+    def current(self) -> Link:
+        """The link that is up; Disconnected when none is."""
+        if self._link is None or not self._link.alive:
+            raise Disconnected(self.reason)
+        return self._link
+
+    async def connect(self, rounds: int) -> None:
+        """Try each server `rounds` times, without a word in the log; Refused when none takes us. `run` goes on."""
+        for _ in range(rounds * len(self._servers)):
+            try:
+                return self._use(await self._open(self._next_server()))
+            except Refused as refused:
+                self.reason = str(refused)
+        raise Refused(self.reason)
+
     async def run(self) -> None:
         """Connect, watch, and connect again, until closed or cancelled."""
         delay = _FIRST_DELAY
         while not self._closed:
-            url = self._servers[0]
-            self._servers.append(self._servers.pop(0))
-            if await self._live(url) >= self._config.probe_interval:
+            if await self._live() >= self._config.probe_interval:
                 delay = _FIRST_DELAY
             elif not self._closed:  # a server that takes us and throws us out at once is not to be pestered either
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(delay * 2, _LONGEST_DELAY)
 
-    async def _live(self, url: str) -> float:
-        """Connect and stay as long as it goes; return for how many seconds that was."""
-        link = await self._connect(url)
-        if link is None:
-            return 0.0
-        began = time.monotonic()
-        try:
-            reason = await self._watch(link)
-        finally:
-            link.lose("stopped")
-            await link.discard()
-        if not self._closed:
-            self._report_down(reason)
-        return time.monotonic() - began
+    def reload(self, config: Nats) -> None:
+        """Take over credentials; where any have changed, a new connection with them replaces the one there is."""
+        self._config = config
+        self._reread.set()
 
     async def close(self, timeout: float) -> None:
         """Drain the link, if there is one, and make no other."""
@@ -100,17 +118,53 @@ class Bus:
         if self._link is not None and self._link.alive:
             await self._link.drain(timeout)
 
-    async def _connect(self, url: str) -> Link | None:
-        client = HardClient()
-        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        link = Link(client, lost, self._reported)
+    async def _live(self) -> float:
+        """Connect, unless `connect` has, and stay as long as it goes; return for how many seconds that was."""
+        if self._link is None:
+            try:
+                self._use(await self._open(self._next_server()))
+            except Refused as refused:
+                self._report_down(str(refused))
+                return 0.0
+        began = time.monotonic()
+        try:
+            while (reason := await self._watch()) is None:
+                await self._renew()
+        finally:
+            link, self._link = self._link, None
+            if link is not None:
+                link.lose("stopped")
+                await link.discard()
+        if not self._closed:
+            self._report_down(reason)
+        return time.monotonic() - began
+
+    def _next_server(self) -> str:
+        url = self._servers.pop(0)
+        self._servers.append(url)
+        return url
+
+    async def _open(self, url: str) -> Link:
+        """Return a link to the server at `url`; Refused says why there is none."""
+        reported: Exception | None = None
+
+        async def on_error(error: Exception) -> None:
+            nonlocal reported
+            reported = error
+            self._note(link, error)
 
         async def closed() -> None:
             link.lose(reason_of(client.last_error) if client.last_error else "the connection was closed")
 
         try:
+            credentials = read_credentials(self._config, url)
+        except CredentialsError as error:
+            raise Refused(str(error)) from None
+        client = HardClient()
+        link = Link(client, asyncio.get_running_loop().create_future(), url, credentials, self._reported)
+        try:
             async with asyncio.timeout(_CONNECT_TIMEOUT * 2):
-                await self._open(client, url, closed)
+                await self._connect(link, on_error, closed)
             _notice_cancellation()
         except asyncio.CancelledError:
             await link.discard()
@@ -118,22 +172,17 @@ class Bus:
         except Exception as error:  # whatever is wrong with server, credentials or TLS, the next try may find it right
             await link.discard()
             _notice_cancellation()
-            self._report_down(reason_of(self._last_error or error))
-            return None
+            raise Refused(reason_of(reported or error)) from None
         self._keep(client, url)
-        self.connects += 1
-        self._told.clear()
-        _logger.info("NATS: connected to %s", hide(url))
-        self._link = link
-        self._changed.set()
         return link
 
-    async def _open(self, client: Client, url: str, closed: Callable[[], Awaitable[None]]) -> None:
-        self._last_error = None
-        await client.connect(
-            servers=[url],
-            name="vicibridge",
-            error_cb=self._on_error,
+    async def _connect(
+        self, link: Link, on_error: Callable[[Exception], Awaitable[None]], closed: Callable[[], Awaitable[None]]
+    ) -> None:
+        await link.client.connect(
+            servers=[without_userinfo(link.url)],
+            name=self._name,
+            error_cb=on_error,
             closed_cb=closed,
             allow_reconnect=False,
             max_reconnect_attempts=1,
@@ -141,8 +190,17 @@ class Bus:
             connect_timeout=_CONNECT_TIMEOUT,
             ping_interval=_NEVER,
             pending_size=-1,  # publish() then never blocks; pipelines bound what is pending
-            **self._options,
+            inbox_prefix=self._config.inbox_prefix,
+            **link.credentials.options,
         )
+
+    def _use(self, link: Link) -> None:
+        self.connects += 1
+        self._told.clear()
+        _logger.info("NATS: connected to %s", hide(link.url))
+        self._link = link
+        self.expires = link.credentials.expires
+        self._changed.set()
 
     def _keep(self, client: Client, url: str) -> None:
         """Remember the servers of the cluster that the one at `url` told of, in place of those told of before."""
@@ -153,32 +211,61 @@ class Bus:
         new = [f"{scheme}://{userinfo}{at}{host}" for host, scheme in told.items() if host not in known]
         self._servers = kept + new
 
-    async def _watch(self, link: Link) -> str:
-        """Return why the link has to be given up."""
+    async def _watch(self) -> str | None:
+        """Return why the link has to be given up; None when its credentials may have changed."""
+        assert self._link is not None
+        link, reread = self._link, asyncio.create_task(self._reread.wait())
         interval, timeout = self._config.probe_interval, self._config.probe_timeout
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(interval):
-                    return await link.lost()
-            if not link.connected:
-                return "the connection was closed"
-            try:
-                await link.probe(timeout)
-            except Disconnected:
-                if link.connected:
-                    return f"the server has not answered for {timeout:g} seconds"
+        lost = asyncio.create_task(link.lost())
+        try:
+            while True:
+                await asyncio.wait([lost, reread], timeout=interval, return_when=asyncio.FIRST_COMPLETED)
+                if lost.done():
+                    return lost.result()
+                if not link.connected:
+                    return "the connection was closed"
+                if reread.done():
+                    return None
+                try:
+                    await link.probe(timeout)
+                except Disconnected:
+                    if link.connected:
+                        return f"the server has not answered for {timeout:g} seconds"
+        finally:
+            reread.cancel()
+            lost.cancel()
 
-    async def _on_error(self, error: Exception) -> None:
-        self._last_error = error
-        if not self.connected or isinstance(error, (nats.errors.UnexpectedEOF, OSError)):
+    async def _renew(self) -> None:
+        """Replace the link by one with the credentials as they are now; it stays where they do not work."""
+        old = self._link
+        assert old is not None
+        self._reread.clear()
+        try:
+            if read_credentials(self._config, old.url).digest == old.credentials.digest:
+                _logger.info("NATS: credentials read again, and unchanged")
+                return
+            new = await self._open(old.url)
+        except (CredentialsError, Refused) as error:
+            _logger.error("NATS: the connection goes on with the credentials it has, as the new ones fail: %s", error)
+            return
+        _logger.info("NATS: credentials read again, and changed: connecting anew with them")
+        self._use(new)
+        old.lose("the credentials were renewed")
+        await old.discard()
+
+    def _note(self, link: Link, error: Exception) -> None:
+        """Count and log an error of a link in use."""
+        if link is not self._link or not link.alive or isinstance(error, (nats.errors.UnexpectedEOF, OSError)):
             return  # the end of the link will be reported as such
+        text = str(error).lower()
+        if "permissions violation" in text and self._on_violation(text):
+            return
         self.errors += 1
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + _QUIET
             _logger.warning("NATS: %s (%d errors so far)", reason_of(error), self.errors)
 
     def _report_down(self, reason: str) -> None:
-        self._link = None
         self.reason = reason
         # The server may close before its own reason has been read, and a later attempt be the one that tells it.
         if reason not in self._told:

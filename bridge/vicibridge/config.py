@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-import ssl
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -38,17 +37,27 @@ def hide(url: str) -> str:
 
 
 def _remote(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in (*_SCHEMES, "nats-leaf") or not parts.hostname:
-        raise ValueError(f"{hide(url)!r} is no address of a hub: write nats-leaf://host:7422 or tls://host:7422")
+    if not _is_address(url, *_SCHEMES, "nats-leaf"):
+        raise ValueError(f"{hide(url)!r} is no address of a hub: write nats-leaf://host:7422 or tls://host:7422{_HINT}")
     return url
 
 
 def _server(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES or not parts.hostname:
-        raise ValueError(f"{hide(url)!r} is no server address: write nats://host:4222 or tls://host:4222")
+    if not _is_address(url, *_SCHEMES):
+        raise ValueError(f"{hide(url)!r} is no server address: write nats://host:4222 or tls://host:4222{_HINT}")
     return url
+
+
+_HINT = "; percent-encode special characters in a user or password, such as %2F for /"
+
+
+def _is_address(url: str, *schemes: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        usable = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    return usable and parts.scheme in schemes and bool(parts.hostname) and not (parts.path.strip("/") or parts.query)
 
 
 def _pattern(pattern: str | None) -> str | None:
@@ -151,6 +160,10 @@ class Nats(_Section):
 
     Without `servers` a nats-server is started, by `own`; `leaf` makes it a leaf node of a hub. `provision` says whether
     a missing stream or bucket is created, and whether what is missing from one is added (reconcile).
+
+    A user and password, or a token, in the address of a server are for that server, with special characters
+    percent-encoded. Files of credentials are read again for each connection, and on SIGHUP. `tls_first` is for servers
+    with `handshake_first`.
     """
 
     servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] | None = None
@@ -161,15 +174,16 @@ class Nats(_Section):
     stream_max_age_days: Annotated[float, Field(ge=0)] = 7
     provision: Provision = "create"
     inbox_prefix: Annotated[str, AfterValidator(_prefix)] = "_INBOX"
-    user: str | None = None
-    password: SecretStr | None = None
-    token: SecretStr | None = None
-    creds: _File | None = None
-    nkey: _File | None = None
-    tls_ca: _File | None = None
-    tls_cert: _File | None = None
-    tls_key: _File | None = None
-    tls_hostname: str | None = None
+    user: Annotated[str | None, LIVE] = None
+    password: Annotated[SecretStr | None, LIVE] = None
+    token: Annotated[SecretStr | None, LIVE] = None
+    creds: Annotated[_File | None, LIVE] = None
+    nkey: Annotated[_File | None, LIVE] = None
+    tls_ca: Annotated[_File | None, LIVE] = None
+    tls_cert: Annotated[_File | None, LIVE] = None
+    tls_key: Annotated[_File | None, LIVE] = None
+    tls_hostname: Annotated[str | None, LIVE] = None
+    tls_first: Annotated[bool, LIVE] = False
     probe_interval: _Seconds = 2.0
     probe_timeout: _Seconds = 4.0
 
@@ -179,7 +193,7 @@ class Nats(_Section):
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
         if self.servers is None and (
-            outside := [k for k in ("creds", "nkey", "tls_ca", "tls_cert") if getattr(self, k)]
+            outside := [k for k in ("creds", "nkey", "tls_ca", "tls_cert", "tls_first") if getattr(self, k)]
         ):
             raise ValueError(f"{' and '.join(outside)} needs servers: the bridge's own server is on loopback")
         if self.servers is not None and self.leaf.remotes:
@@ -194,29 +208,6 @@ class Nats(_Section):
     def urls(self) -> list[str]:
         """Where NATS is: `servers`, or the server of our own."""
         return self.servers or [f"nats://127.0.0.1:{self.own.port}"]
-
-    def tls(self) -> ssl.SSLContext | None:
-        """Return the TLS context, or None when neither an address nor a key asks for TLS."""
-        secure = any(urlsplit(url).scheme == "tls" for url in self.urls)
-        if not secure and not (self.tls_ca or self.tls_cert or self.tls_hostname):
-            return None
-        context = ssl.create_default_context(cafile=self.tls_ca)
-        if self.tls_cert:
-            context.load_cert_chain(self.tls_cert, self.tls_key)
-        return context
-
-    def options(self) -> dict[str, Any]:
-        """Return what nats-py's `connect` has to know of identity and TLS."""
-        return {
-            "tls": self.tls(),
-            "tls_hostname": self.tls_hostname,
-            "user": self.user,
-            "password": self.password.get_secret_value() if self.password else None,
-            "token": self.token.get_secret_value() if self.token else None,
-            "user_credentials": str(self.creds) if self.creds else None,
-            "inbox_prefix": self.inbox_prefix,
-            "nkeys_seed": str(self.nkey) if self.nkey else None,
-        }
 
 
 class Gateway(_Section):

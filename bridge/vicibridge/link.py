@@ -15,6 +15,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from .credentials import Credentials
+
 _T = TypeVar("_T")
 
 _API_TIMEOUT = 5.0  # seconds for an answer of the JetStream API
@@ -50,12 +52,21 @@ class TooLarge(Exception):
 
 
 class Link:
-    """One connection to one server, from connected to lost."""
+    """One connection to the server at `url`, from connected to lost; `client` is nats-py's."""
 
-    def __init__(self, client: Client, lost: asyncio.Future[str], reported: dict[str, frozenset[str]]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        lost: asyncio.Future[str],
+        url: str,
+        credentials: Credentials,
+        reported: dict[str, frozenset[str]],
+    ) -> None:
+        self.client = client
+        self.url = url
+        self.credentials = credentials
         self.reported = reported
         """What the log has of the problems of JetStream, by topic; it goes on from link to link."""
-        self._client = client
         self._lost = lost
         self._inboxes: list[str] = []
 
@@ -66,11 +77,11 @@ class Link:
     @property
     def max_payload(self) -> int:
         """The most bytes that payload and headers may have together."""
-        return self._client.max_payload
+        return self.client.max_payload
 
     @property
     def jetstream(self) -> JetStreamContext:
-        return self._client.jetstream(timeout=_API_TIMEOUT)
+        return self.client.jetstream(timeout=_API_TIMEOUT)
 
     async def api(self, endpoint: str, request: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Ask JetStream's API, such as `STREAM.INFO.VICI`, and return its answer as it came.
@@ -83,12 +94,12 @@ class Link:
         return answer
 
     def new_inbox(self) -> str:
-        self._inboxes.append(self._client.new_inbox())
+        self._inboxes.append(self.client.new_inbox())
         return self._inboxes[-1]
 
     def listens_to(self, subject: str) -> bool:
         """Whether `subject` is in an inbox of our own, where what others send would pass for an answer to us."""
-        requests = self._client._resp_sub_prefix
+        requests = self.client._resp_sub_prefix
         own = [*self._inboxes, *([requests.decode().removesuffix(".")] if requests else [])]
         return any(subject == inbox or subject.startswith(f"{inbox}.") for inbox in own)
 
@@ -107,14 +118,14 @@ class Link:
         size = len(payload)
         if headers:
             size += _HEADER_FRAME + sum(len(key) + len(value.encode()) + 4 for key, value in headers.items())
-        if size > self._client.max_payload:
-            raise TooLarge(f"{size} bytes, and the server takes {self._client.max_payload}")
+        if size > self.client.max_payload:
+            raise TooLarge(f"{size} bytes, and the server takes {self.client.max_payload}")
         if len(subject) + len(reply) > _MAX_SUBJECTS:
             raise TooLarge(f"a subject of {len(subject)} bytes, and the server takes about {_MAX_SUBJECTS}")
         if not self.alive:
             raise Disconnected(self._lost.result())
         try:
-            await self._client.publish(subject, payload, reply, dict(headers) if headers else None)
+            await self.client.publish(subject, payload, reply, dict(headers) if headers else None)
         except (
             nats.errors.ConnectionClosedError,
             nats.errors.ConnectionDrainingError,
@@ -128,17 +139,18 @@ class Link:
         """Wait until the server has processed all that was published before; Disconnected if it does not."""
         # nats-py writes the PING of flush() ahead of what publish() has queued. When the first PONG comes, that has
         # been written, so the second PING follows it.
-        await self._answered(self._client.flush(_whole(timeout)))
-        await self._answered(self._client.flush(_whole(timeout)))
+        await self._answered(self.client.flush(_whole(timeout)))
+        await self._answered(self.client.flush(_whole(timeout)))
 
     async def subscribe(
-        self, subject: str, callback: Callable[[Msg], Awaitable[None]], queue: str = ""
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]], queue: str = "", **limits: Any
     ) -> Subscription:
-        return await self.unless_lost(self._client.subscribe(subject, queue, callback))
+        """Subscribe; `limits` are those of nats-py for what waits for `callback`, 0 for none."""
+        return await self.unless_lost(self.client.subscribe(subject, queue, callback, **limits))
 
     async def probe(self, timeout: float) -> None:
         """Raise Disconnected when the server does not answer within `timeout` seconds."""
-        await self._answered(self._client.rtt(_whole(timeout)))
+        await self._answered(self.client.rtt(_whole(timeout)))
 
     async def _answered(self, work: Coroutine[Any, Any, object]) -> None:
         try:
@@ -177,21 +189,21 @@ class Link:
     @property
     def connected(self) -> bool:
         """What nats-py thinks; it may say no without having called back."""
-        return self._client.is_connected
+        return self.client.is_connected
 
     async def drain(self, timeout: float) -> None:
         """Finish in order: handle what has come in, send what is queued, close."""
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            await asyncio.wait_for(self._client.drain(), timeout)
+            await asyncio.wait_for(self.client.drain(), timeout)
         self.lose("closed")
         await self.discard()
 
     async def discard(self) -> None:
         """Close without waiting for the server, which may hang."""
-        tasks = _tasks(self._client)
-        _abort(self._client)
+        tasks = _tasks(self.client)
+        _abort(self.client)
         with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-            await asyncio.wait_for(self._client.close(), 1)
+            await asyncio.wait_for(self.client.close(), 1)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

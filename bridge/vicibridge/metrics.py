@@ -145,6 +145,12 @@ METRICS = (
     Metric("vicibridge_mirror_keys", "Keys in the mirror, by bucket.", ("node", "bucket"), _mirror_keys),
     Metric("vicibridge_nats_up", "1 while NATS is connected.", (), lambda service: [((), service.bus.connected)]),
     Metric(
+        "vicibridge_nats_credential_expiration_timestamp_seconds",
+        "When the credentials of the connection expire, in seconds since the epoch, by their key in [nats].",
+        ("kind",),
+        lambda service: [((kind,), time) for kind, time in service.bus.expires.items()],
+    ),
+    Metric(
         "vicibridge_nats_connects_total",
         "How often a NATS server was reached.",
         (),

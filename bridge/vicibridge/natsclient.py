@@ -7,9 +7,13 @@ requests would cost the connection.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
+from urllib.parse import ParseResult
 
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 from nats.errors import Error, ProtocolError
 from nats.protocol.parser import Parser
 
@@ -24,12 +28,31 @@ class Malformed(Error):
         return "a message with a malformed subject, reply or header was dropped"
 
 
+class _Transport(TcpTransport):
+    """TCP, and TLS over it as asyncio's own streams do it.
+
+    nats-py hands asyncio a protocol that does not know of TLS: each end of a connection was then a warning of asyncio
+    ("returning true from eof_received() has no effect when using ssl"), and nothing bounded what was read ahead.
+    """
+
+    async def connect_tls(
+        self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
+    ) -> None:
+        assert self._io_writer is not None
+        name = uri if isinstance(uri, str) else uri.hostname
+        await asyncio.wait_for(self._io_writer.start_tls(ssl_context, server_hostname=name), connect_timeout)
+
+    def __bool__(self) -> bool:
+        return True  # nats-py would put another one in place of what is not connected yet
+
+
 class HardClient(Client):
     """A client that drops what it cannot read, and goes on."""
 
     def __init__(self) -> None:
         super().__init__()
         self._ps = _Parser(self)
+        self._transport = _Transport()  # type: ignore[no-untyped-call]
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:

@@ -103,9 +103,10 @@ class Service:
         return f"NATS {nats}, charon up at {up} of {len(self.gateways)}, {waiting} events waiting"
 
     def reload(self, new: Config) -> None:
-        """Take over from `new` what may change while running, and say in the log what may not."""
+        """Take over from `new` what may change while running, and say in the log what may not; reread credentials."""
         self.settings, live, restart = adopt(self.settings, new)
         journal.set_up(self.settings.logging)
+        self.bus.reload(self.settings.nats)
         for gateway in self.gateways:
             gateway.reload(self.settings)
         for commands in self.commands:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -64,7 +65,10 @@ class Web:
         return web.json_response({"status": "ok"})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """Whether events are taken, from every charon and by JetStream; otherwise 503, with the `reasons`."""
+        """Whether events are taken, from every charon and by JetStream; otherwise 503, with the `reasons`.
+
+        `credentials_expire` says when those of the connection to NATS do, by their key in `[nats]`.
+        """
         reasons = self._service.reasons()
         gateways = self._service.gateways
         answer = {
@@ -72,6 +76,11 @@ class Web:
             "reasons": reasons,
             "nats": self._service.bus.connected,
             "charon": {gateway.node: gateway.up for gateway in gateways},
+            "credentials_expire": {kind: _iso(time) for kind, time in self._service.bus.expires.items()},
             "events": {gateway.node: not gateway.state.trouble for gateway in gateways},
         }
         return web.json_response(answer, status=503 if reasons else 200)
+
+
+def _iso(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

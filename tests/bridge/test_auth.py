@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nkeys
 import pytest
-import trustme
 from harness import NatsServer, run, running, settings, until
+from identities import Key, Operator, Pki
 from vicibridge.config import Config
 
 Make = Callable[..., NatsServer]
-
-
-class Key:
-    """An nkey; `kind` is a PREFIX_BYTE_... of nkeys."""
-
-    def __init__(self, kind: int) -> None:
-        self.seed: bytes = nkeys.encode_seed(os.urandom(32), kind)
-        self._pair = nkeys.from_seed(bytearray(self.seed))
-        self.public: str = self._pair.public_key.decode()
-
-    def jwt(self, subject: str, name: str, claims: dict[str, Any]) -> str:
-        """Return a JSON web token about `subject` as the servers of NATS take it, signed by this key."""
-
-        def encoded(data: bytes) -> str:
-            return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-        body = {"iss": self.public, "sub": subject, "name": name, "iat": 1, "nats": {"version": 2, **claims}}
-        body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).rstrip(b"=").decode()
-        head = {"typ": "JWT", "alg": "ed25519-nkey"}
-        text = ".".join(encoded(json.dumps(part).encode()) for part in (head, body))
-        return f"{text}.{encoded(self._pair.sign(text.encode()))}"
 
 
 def told(url: str, options: dict[str, Any]) -> Config:
@@ -109,54 +84,21 @@ def test_nkey(make_nats_server: Make, caplog: pytest.LogCaptureFixture, tmp_path
 
 def test_credentials_file(make_nats_server: Make, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """JWTs with an operator, an account and users, as nsc makes them."""
-    operator, account, user = (
-        Key(kind) for kind in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER)
-    )
-    stranger, system = Key(nkeys.PREFIX_BYTE_ACCOUNT), Key(nkeys.PREFIX_BYTE_ACCOUNT)
-    limits = {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": True, "conn": -1}
-    claims = {"type": "account", "limits": {**limits, "leaf": -1}}
-    preload = "\n".join(f"{key.public}: {operator.jwt(key.public, 'x', claims)}" for key in (account, system))
-    root = operator.jwt(operator.public, "op", {"type": "operator", "system_account": system.public})
-    server = make_nats_server(f"operator: {root}\nresolver: MEMORY\nresolver_preload: {{\n{preload}\n}}")
-
-    def credentials(name: str, issuer: Key) -> Path:
-        jwt = issuer.jwt(user.public, "gw1", {"type": "user", "subs": -1, "data": -1, "payload": -1})
-        path = tmp_path / name
-        path.write_text(
-            f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
-            f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
-        )
-        return path
+    operator, stranger = Operator(), Operator()
+    server = make_nats_server(operator.server_options())
+    good, bad = tmp_path / "good.creds", tmp_path / "bad.creds"
 
     async def test() -> None:
         await server.up()
-        await welcome(told(server.url, {"creds": credentials("good.creds", account)}))
-        await refused(
-            told(server.url, {"creds": credentials("bad.creds", stranger)}), "Authorization Violation", caplog
-        )
-        assert user.seed.decode() not in caplog.text
+        operator.write_credentials(good)
+        stranger.write_credentials(bad)
+        await welcome(told(server.url, {"creds": good}))
+        good.write_bytes(good.read_bytes().replace(b"\n", b"\r\n"))  # as an editor on Windows leaves it
+        await welcome(told(server.url, {"creds": good}))
+        await refused(told(server.url, {"creds": bad}), "Authorization Violation", caplog)
+        assert stranger.user.seed.decode() not in caplog.text
 
     run(test())
-
-
-class Pki:
-    """A certificate authority, with files for the server and for us."""
-
-    def __init__(self, directory: Path) -> None:
-        authority, other = trustme.CA(), trustme.CA()
-        self.ca, self.cert, self.key = directory / "ca.pem", directory / "cert.pem", directory / "key.pem"
-        self.other_cert, self.other_key = directory / "other-cert.pem", directory / "other-key.pem"
-        self.other_ca, self.server = directory / "other-ca.pem", directory / "server.pem"
-        authority.cert_pem.write_to_path(self.ca)
-        other.cert_pem.write_to_path(self.other_ca)
-        authority.issue_cert("nats.example").private_key_and_cert_chain_pem.write_to_path(self.server)
-        for issuer, cert, key in ((authority, self.cert, self.key), (other, self.other_cert, self.other_key)):
-            mine = issuer.issue_cert("gw1@example")
-            mine.cert_chain_pems[0].write_to_path(cert)
-            mine.private_key_pem.write_to_path(key)
-
-    def server_options(self, more: str = "") -> str:
-        return f'tls {{ cert_file: "{self.server}", key_file: "{self.server}"{more} }}'
 
 
 def test_tls(make_nats_server: Make, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_what_is_begun_while_the_end_is_near_ends_as_if_the_link_was_lost(nats_s
                 await link.publish("question", b"")
                 await arrived.wait()
                 closing = asyncio.create_task(bus.close(5))
-                await until(lambda: link._client.is_draining)
+                await until(lambda: link.client.is_draining)
                 serving = asyncio.create_task(bus.serve(subscribe))
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(serving), 0.3)

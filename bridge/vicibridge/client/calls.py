@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -29,11 +28,10 @@ from vicifast.protocol import Body, Call, Section, Values, check_text
 
 from .. import requests
 from ..answer import COUNT, PART
-from ..link import reason_of
+from ..bus import Bus
+from ..link import Disconnected, Link, TooLarge, reason_of
 from ..raw import NODE
 from .errors import BusError, Busy, Denied, Unavailable
-
-_HEADERS = 512  # bytes that the headers of a request may take
 
 
 class Asked(Protocol):
@@ -49,35 +47,52 @@ class Asked(Protocol):
 
 
 class Calls:
-    """The requests of one client that are under way."""
+    """The requests of one client that are under way.
 
-    def __init__(self, client: Client, user: str | None) -> None:
-        self._client = client
+    After a loss of the connection answers come on the next one. As those of between are lost, a request that would
+    wait without a limit ends with `ConnectionClosed`.
+    """
+
+    def __init__(self, bus: Bus, user: str | None) -> None:
+        self._bus = bus
         self._user = {} if user is None else {requests.USER_HEADER: user}
-        self._inbox = client.new_inbox()
+        self._inbox = ""
         self._open: dict[str, Asked] = {}
+        self._unlimited: set[str] = set()
         self._numbers = itertools.count(1)
-        self._subscribing: asyncio.Task[Subscription] | None = None
+        self._heard: Link | None = None  # the link on which answers come
+        self._hearing: asyncio.Task[Subscription] | None = None
         self._sending: set[asyncio.Task[None]] = set()
+        self._serving = asyncio.create_task(bus.serve(self._serve))
 
-    def begin(self, asked: Asked, payload: bytes, headers: Mapping[str, str]) -> Callable[[], None]:
-        """Send a request, at once; return what to call when no more answers are wanted."""
-        if len(payload) + _HEADERS > self._client.max_payload:
-            raise EncodeError(f"the request has {len(payload)} bytes, and NATS takes {self._client.max_payload}")
+    def begin(
+        self, asked: Asked, payload: bytes, headers: Mapping[str, str], limit: float | None
+    ) -> Callable[[], None]:
+        """Send a request, once there is a connection; return what to call when no more answers are wanted.
+
+        `limit` is how long its answers are waited for, in seconds.
+        """
         number = str(next(self._numbers))
         self._open[number] = asked
+        if limit is None:
+            self._unlimited.add(number)
         task = asyncio.create_task(self._send(asked, payload, number, headers))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
-        return lambda: cast(None, self._open.pop(number, None))
+        return lambda: self._leave(number)
+
+    def _leave(self, number: str) -> None:
+        self._open.pop(number, None)
+        self._unlimited.discard(number)
 
     async def close(self) -> None:
         """End what is under way with `ConnectionClosed`, and take no more answers."""
         for asked in list(self._open.values()):
             asked.fail(ConnectionClosed("the fleet was closed"))
-        if self._subscribing is not None:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await (await self._subscribing).unsubscribe()
+        tasks = [self._serving, *self._sending]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def denied(self, error: str) -> bool:
         """NATS does not let this user publish, or hear answers: fail the requests that `error` is about.
@@ -88,22 +103,49 @@ class Calls:
         reason = f"this user may not subscribe to {self._inbox}.*, where answers come; inbox_prefix names another place"
         failed = [each for each in self._open.values() if deaf or f'publish to "{each.subject}"'.lower() in error]
         if deaf:  # the next request tries again, in an inbox that no subscription is left of
-            self._inbox, self._subscribing = self._client.new_inbox(), None
+            self._inbox, self._hearing = "", None
         for asked in failed:
             text = reason if deaf else f"this user may not publish to {asked.subject}"
             asked.fail(Denied("NATS", asked.subject.rpartition(".")[2], requests.DENIED, text))
         return deaf or bool(failed)
 
+    async def _serve(self, link: Link) -> None:
+        if self._open:
+            await self._hear(link)
+        reason = await link.lost()
+        for number in list(self._unlimited):
+            text = f"NATS: the connection was lost, and maybe the answer with it: {reason}"
+            self._open[number].fail(ConnectionClosed(text))
+
+    async def _hear(self, link: Link) -> None:
+        """See that answers come on `link`."""
+        if self._hearing is None or self._heard is not link:
+            self._inbox = self._inbox or link.client.new_inbox()
+            self._heard = link
+            self._hearing = asyncio.create_task(link.subscribe(f"{self._inbox}.*", self._take))
+        await asyncio.shield(self._hearing)
+
     async def _send(self, asked: Asked, payload: bytes, number: str, headers: Mapping[str, str]) -> None:
+        link = await self._connected()
+        if number not in self._open:
+            return
         try:
-            if self._subscribing is None:
-                subscribe = self._client.subscribe(f"{self._inbox}.*", cb=self._take)
-                self._subscribing = asyncio.create_task(subscribe)
-            await asyncio.shield(self._subscribing)
             reply = f"{self._inbox}.{number}"
-            await self._client.publish(asked.subject, payload, reply=reply, headers={**self._user, **headers} or None)
-        except (nats.errors.Error, OSError) as error:
+            await link.publish(asked.subject, payload, reply, {**self._user, **headers} or None)
+        except TooLarge as error:
+            asked.fail(EncodeError(f"the request has {error}"))
+        except Disconnected as lost:
+            asked.fail(ConnectionClosed(f"NATS: the connection was lost while the request was sent: {lost}"))
+        except nats.errors.Error as error:
             asked.fail(ConnectionClosed(f"NATS: {reason_of(error)}"))
+
+    async def _connected(self) -> Link:
+        """Return a link on which answers come, waiting for one if need be."""
+        while True:
+            link = await self._bus.link()
+            with contextlib.suppress(Disconnected):
+                await self._hear(link)
+                return link
 
     async def _take(self, message: Msg) -> None:
         asked = self._open.get(message.subject.rpartition(".")[2])
@@ -117,17 +159,20 @@ class Calls:
             async with asyncio.timeout(timeout):
                 await news(call)
         except TimeoutError:
-            text = f"{call.node}: {call.command}: nothing came for {timeout:g} seconds"
-            if call.captured_by:
-                text += (
-                    f"; the stream {call.captured_by} captures {call.subject}, so NATS cannot report a missing bridge"
-                )
-            error = RequestTimeout(text)
+            error = self._overdue(call, timeout)
             call.fail(error)
             raise error from None
         except asyncio.CancelledError:
             call.abandon()
             raise
+
+    def _overdue(self, call: NodeCall, timeout: float | None) -> ViciError:
+        if not self._bus.connected:
+            return ConnectionClosed(f"NATS: not connected: {self._bus.reason}")
+        text = f"{call.node}: {call.command}: nothing came for {timeout:g} seconds"
+        if call.captured_by:
+            text += f"; the stream {call.captured_by} captures {call.subject}, so NATS cannot report a missing bridge"
+        return RequestTimeout(text)
 
 
 class Wakes(Protocol):

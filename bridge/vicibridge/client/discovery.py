@@ -88,7 +88,7 @@ class Discovery:
 
     async def run(self, calls: Calls) -> list[Mapping[str, Any]]:
         """Ask, and return the answers once no more come."""
-        leave = calls.begin(self, b"", {})
+        leave = calls.begin(self, b"", {}, _FIRST)
         try:
             while not self._ended:
                 async with asyncio.timeout(_NEXT if self.found else _FIRST):

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal, Self
 
-import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from vicifast.errors import ConnectionClosed, ViciError
-
-from ..link import reason_of
+from ..bus import Bus
+from ..link import Disconnected, Link
 from .calls import news
 from .envelopes import Envelope, unpack
 from .errors import JetStreamError, SlowConsumer
-from .watch import HEARTBEAT
+from .source import Ordered, Source, stream_number, unsubscribe
+
+_logger = logging.getLogger(__name__)
 
 LIMIT = 64 * 1024 * 1024  # bytes of messages that wait to be taken
 Start = int | datetime | Literal["first", "new"]
@@ -44,59 +44,82 @@ class Kept:
     start: Start
 
 
-class Events:
+class Events(Source):
     """Envelopes, as an async iterator; `Fleet.subscribe` makes it. Use it in `async with`, or call `aclose`.
 
     What comes faster than it is taken waits, up to `LIMIT` bytes. Then the oldest messages are dropped, and
     `SlowConsumer` is raised in their place; the iteration may go on. Reading from JetStream nothing is dropped: it
     waits. A message that holds no envelope is raised as ValueError, and the iteration may go on then too.
 
-    A message of a durable consumer is acknowledged when the iteration goes on after its last envelope, or by `ack`:
-    who stops before that gets it again, after a crash within a minute.
+    After a loss of the connection it goes on by itself: from JetStream where it was, else with what is published from
+    then on. A message of a durable consumer is acknowledged when the iteration goes on after its last envelope, or by
+    `ack`: who stops before that gets it again, after a crash within a minute.
     """
 
-    def __init__(self, client: Client, filters: Sequence[str], queue: str, kept: Kept | None, limit: int) -> None:
+    def __init__(self, bus: Bus, filters: Sequence[str], queue: str, kept: Kept | None, limit: int) -> None:
+        super().__init__(bus, "the subscription")
         self.filters = list(filters)
         self.lost = 0
         """How many messages were dropped so far."""
-        self.wake: Callable[[], None] | None = None
-        self._client = client
         self._queue = queue
         self._kept = kept
         self._limit = limit
-        self._subscriptions: list[Subscription | JetStreamContext.PushSubscription] = []
+        self._link: Link | None = None
+        self._newest: Msg | None = None  # of JetStream
         self._messages: deque[Msg] = deque()
         self._bytes = 0
         self._space = asyncio.Event()
         self._envelopes: deque[Envelope] = deque()
         self._taken: list[Msg] = []  # not acknowledged yet
         self._told = 0  # of those lost
-        self._error: ViciError | None = None
 
     async def start(self) -> Self:
         """Subscribe; what is published after this returns will come. Raises `JetStreamError` and `ConnectionClosed`."""
-        try:
-            if self._kept is None:
-                for subject in self.filters:
-                    subscription = await self._client.subscribe(
-                        subject, self._queue, self._take, pending_msgs_limit=0, pending_bytes_limit=0
-                    )
-                    self._subscriptions.append(subscription)
-                # nats-py writes the PING of flush() ahead of the subscriptions; the second follows them.
-                await self._client.flush()
-                await self._client.flush()
-            else:
-                self._subscriptions.append(await self._read(self._kept))
-        except nats.js.errors.Error as error:
-            raise JetStreamError(f"JetStream: {_said(error)}") from None
-        except (nats.errors.Error, OSError) as error:
-            raise ConnectionClosed(f"NATS: {reason_of(error)}") from None
-        return self
+        return await super().start()
 
-    async def _read(self, kept: Kept) -> JetStreamContext.PushSubscription:
-        jetstream = self._client.jetstream(timeout=_API_TIMEOUT)
-        config = ConsumerConfig(filter_subjects=self.filters if len(self.filters) > 1 else None)
-        match kept.start:
+    async def _serve(self, link: Link) -> None:
+        self._link = link
+        if self._kept is None:
+            await self._hear(link)
+            return
+        try:
+            if self._kept.start == "new":  # what comes from now on, over however many connections
+                start = await self._last(link, self._kept.stream) + 1
+                self._kept = Kept(self._kept.stream, self._kept.durable, start)
+            if self._kept.durable is None:
+                await self._follow(link, self._kept)
+            else:
+                await self._share(link, self._kept, self._kept.durable)
+        except nats.js.errors.NotFoundError:
+            hint = "a bridge creates it, and its name is stream in [nats]"
+            raise JetStreamError(f"JetStream: there is no stream {self._kept.stream}: {hint}") from None
+
+    async def _hear(self, link: Link) -> None:
+        subscriptions: list[Subscription] = []
+        try:
+            for subject in self.filters:
+                subscription = await link.subscribe(
+                    subject, self._take, self._queue, pending_msgs_limit=0, pending_bytes_limit=0
+                )
+                subscriptions.append(subscription)
+            await link.fence(_API_TIMEOUT)
+            self._goes_on()
+            await link.lost()
+        finally:
+            for subscription in subscriptions:
+                await unsubscribe(subscription)
+
+    async def _last(self, link: Link, stream: str) -> int:
+        """Return the number of the newest message in a stream."""
+        return (await link.unless_lost(link.jetstream.stream_info(stream))).state.last_seq
+
+    def _config(self, start: Start) -> ConsumerConfig:
+        config = ConsumerConfig()
+        if len(self.filters) > 1:
+            config.filter_subjects = self.filters
+        else:
+            [config.filter_subject] = self.filters
+        match start:
             case "first":
                 config.deliver_policy = DeliverPolicy.ALL
             case "new":
@@ -106,34 +129,46 @@ class Events:
             case datetime() as time:
                 config.deliver_policy = DeliverPolicy.BY_START_TIME
                 config.opt_start_time = time.astimezone(UTC)
-        if kept.durable is None:
-            return await jetstream.subscribe(
-                self.filters[0],
-                stream=kept.stream,
-                cb=self._take_when_space,
-                config=config,
-                ordered_consumer=True,
-                idle_heartbeat=HEARTBEAT,
-                pending_msgs_limit=0,
-                pending_bytes_limit=0,
-            )
-        await self._check(jetstream, kept.stream, kept.durable)
+        return config
+
+    async def _follow(self, link: Link, kept: Kept) -> None:
+        start = kept.start
+        if self._newest is not None:
+            start = stream_number(self._newest) + 1
+            if start > await self._last(link, kept.stream) + 1:
+                _logger.warning("JetStream: the stream %s was made anew; it is read from its beginning", kept.stream)
+                start = "first"
+        async with Ordered(link, partial(self._take_when_space, link)) as consumer:
+            await consumer.open(kept.stream, self._config(start))
+            self._goes_on()
+            await consumer.broken()
+
+    async def _share(self, link: Link, kept: Kept, durable: str) -> None:
+        await self._check(link, kept.stream, durable)
+        config = self._config(kept.start)
         config.ack_policy, config.ack_wait = AckPolicy.EXPLICIT, _ACK_WAIT
         config.max_ack_pending = _UNACKNOWLEDGED
-        return await jetstream.subscribe(
-            self.filters[0],
-            queue=self._queue or None,
-            durable=kept.durable,
-            stream=kept.stream,
-            cb=self._take_unless_here,
-            config=config,
-            manual_ack=True,
+        subscription = await link.unless_lost(
+            link.jetstream.subscribe(
+                self.filters[0],
+                queue=self._queue or None,
+                durable=durable,
+                stream=kept.stream,
+                cb=self._take_unless_here,
+                config=config,
+                manual_ack=True,
+            )
         )
+        try:
+            self._goes_on()
+            await link.lost()
+        finally:
+            await unsubscribe(subscription)
 
-    async def _check(self, jetstream: JetStreamContext, stream: str, durable: str) -> None:
+    async def _check(self, link: Link, stream: str, durable: str) -> None:
         """Refuse a consumer of that name that reads something else."""
         try:
-            config = (await jetstream.consumer_info(stream, durable)).config
+            config = (await link.unless_lost(link.jetstream.consumer_info(stream, durable))).config
         except nats.js.errors.NotFoundError:
             return
         reads = config.filter_subjects or [config.filter_subject or ""]
@@ -149,26 +184,24 @@ class Events:
             self._bytes -= _size(self._messages.popleft())
             self.lost += 1
 
-    async def _take_when_space(self, message: Msg) -> None:
+    async def _take_when_space(self, link: Link, message: Msg) -> None:
         while self._bytes > self._limit:
             self._space.clear()
             await self._space.wait()
-        self._append(message)
+        if link is self._link:  # else it comes again on the new one
+            self._newest = message
+            self._append(message)
 
     async def _take_unless_here(self, message: Msg) -> None:
         # JetStream hands out again what was not acknowledged in time, though it may still wait here.
-        number = message.metadata.sequence.stream
-        if not any(m.metadata.sequence.stream == number for m in (*self._messages, *self._taken)):
+        number = stream_number(message)
+        if not any(stream_number(m) == number for m in (*self._messages, *self._taken)):
             self._append(message)
 
     def _append(self, message: Msg) -> None:
         self._messages.append(message)
         self._bytes += _size(message)
         self._news()
-
-    def _news(self) -> None:
-        if self.wake is not None:
-            self.wake()
 
     def __aiter__(self) -> Self:
         return self
@@ -192,8 +225,13 @@ class Events:
         """Acknowledge the messages whose last envelope was taken, as going on with the iteration does."""
         taken, self._taken = self._taken, []
         for message in taken:
-            with contextlib.suppress(nats.errors.Error, OSError):  # then it will come again
-                await message.ack()
+            await self._answer(message, Msg.Ack.Ack)
+
+    async def _answer(self, message: Msg, what: bytes) -> None:
+        """Say what became of a message, on whatever connection there is; else it will come again."""
+        with contextlib.suppress(Disconnected):
+            if self._link is not None:
+                await self._link.publish(message.reply, what)
 
     async def _next_message(self) -> None:
         """Wait for a message, and acknowledge those whose envelopes were all taken."""
@@ -214,34 +252,15 @@ class Events:
             self._taken.append(message)
         self._envelopes.extend(unpack(message))
 
-    def fail(self, error: ViciError) -> None:
-        """Raise `error` once all that has come was taken."""
-        self._error = error
-        self._news()
-
     async def aclose(self) -> None:
         """Unsubscribe. A durable consumer stays, and hands out again what was not acknowledged."""
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await subscription.unsubscribe()
-        if subscriptions and self._kept is not None and self._kept.durable is not None:
+        reads = self._reading is not None
+        await super().aclose()
+        if reads and self._kept is not None and self._kept.durable is not None:
             for message in (*self._taken, *self._messages):
-                with contextlib.suppress(nats.errors.Error, OSError):
-                    await message.nak()
+                await self._answer(message, Msg.Ack.Nak)
             self._messages.clear()
-        self.fail(ConnectionClosed("the subscription was closed"))
-
-    async def __aenter__(self) -> Self:
-        return await self.start()
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
 
 
 def _size(message: Msg) -> int:
     return len(message.data) + _OVERHEAD
-
-
-def _said(error: nats.js.errors.Error) -> str:
-    return getattr(error, "description", None) or reason_of(error)

@@ -58,7 +58,7 @@ class Everyone(Commands["Answers[M]", "Answers[M]"], Generic[M]):
         answers = Answers[M](
             command_subject(self._prefix, ALL_NODES, command), command, limit, self._stall, self._values
         )
-        answers._begin(calls.begin(answers, payload, request_headers(limit)), self._present())
+        answers._begin(calls.begin(answers, payload, request_headers(limit), limit), self._present())
         return answers
 
     def stream(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import weakref
 from collections.abc import Sequence
 from typing import Any, Self, overload
 
-import nats.errors
 from nats.aio.client import Client
 
 from vicifast import _wire
@@ -17,8 +14,9 @@ from vicifast.errors import ConnectionClosed
 from vicifast.methods import DEFAULT
 from vicifast.protocol import Section, Values
 
+from ..bus import Bus, Refused
 from ..config import Nats, hide
-from ..link import reason_of
+from ..link import Disconnected
 from ..subjects import escape, filters
 from ..values import CONN, NODE, SA, ConnValue, NodeValue, SaValue
 from .calls import Calls
@@ -26,43 +24,40 @@ from .discovery import Node, take_inventory
 from .events import LIMIT, Events, Kept, Start
 from .everyone import Everyone
 from .session import BusSession
+from .source import Source
 from .watch import Watch
 
-_logger = logging.getLogger(__name__)
-
-_CONNECT_TIMEOUT = 5
-_TRIES = 2  # of each server, before the first connection
+_ROUNDS = 2  # so often each server is tried before the first connection
 _CLOSE_TIMEOUT = 2.0
-_PING = 5  # seconds; a server that leaves two of them unanswered is given up
 
 
 class Fleet:
     """Gateways behind bridges, by way of a NATS system: their commands, events and state.
 
-    `nats` is the address of a server, several of them, a `vicibridge.config.Nats` with credentials and TLS, or a client
-    of nats-py, connected, which stays the caller's. `prefix` is the bridges' own, by default what `nats` has or `vici`.
-    `timeout` is the sessions' default, in seconds. `user` is who the bridges' audit shall say has asked.
+    `nats` is the address of a server, several of them, or a `vicibridge.config.Nats` with credentials and TLS. `prefix`
+    is the bridges' own, by default what `nats` has or `vici`. `timeout` is the sessions' default, in seconds. `user` is
+    who the bridges' audit shall say has asked.
 
-    A connection of its own is taken up again whenever it breaks.
+    Whatever ends the connection, it is made anew, with every file of credentials read again; the logger `vicibridge`
+    says why that does not succeed, and `trouble` too. Subscriptions and watches go on by themselves.
     """
 
     def __init__(
         self,
-        nats: str | Sequence[str] | Nats | Client | None = None,
+        nats: str | Sequence[str] | Nats | None = None,
         *,
         prefix: str | None = None,
         timeout: float | None = 30.0,
         user: str | None = None,
     ) -> None:
-        self._given = nats if isinstance(nats, Client) else None
         self._settings = _settings(nats)
         self.prefix = prefix or self._settings.prefix
         self.timeout = timeout
         self._user = user
-        self._client: Client | None = self._given
+        self._bus: Bus | None = None
+        self._running: asyncio.Task[None] | None = None
         self._calls: Calls | None = None
-        self._trouble: Exception | None = None
-        self._events: weakref.WeakSet[Events | Watch[Any]] = weakref.WeakSet()
+        self._sources: weakref.WeakSet[Source] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
         return await self.connect()
@@ -72,48 +67,43 @@ class Fleet:
 
     @property
     def client(self) -> Client:
-        """The client of nats-py; `ConnectionClosed` when there is none."""
-        if self._client is None:
-            raise ConnectionClosed("the fleet is not connected")
-        return self._client
+        """The client of nats-py at the moment; the next connection has another. `ConnectionClosed` without any."""
+        try:
+            return self._required.current.client
+        except Disconnected as lost:
+            raise ConnectionClosed(f"NATS: not connected: {lost}") from None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why NATS is not connected; None when it is."""
+        if self._bus is None:
+            return "the fleet is not connected"
+        return None if self._bus.connected else f"NATS: not connected: {self._bus.reason}"
 
     async def connect(self) -> Self:
-        """Connect, unless a client was given. Raises `ConnectionClosed` when no server takes us."""
-        if self._client is None:
-            client = Client()
+        """Connect. Raises `ConnectionClosed` when no server takes us."""
+        if self._bus is None:
+            bus = Bus(self._settings, "vicibridge client", self._denied)
             try:
-                await client.connect(
-                    servers=self._settings.urls,
-                    name="vicibridge client",
-                    error_cb=self._on_error,
-                    connect_timeout=_CONNECT_TIMEOUT,
-                    max_reconnect_attempts=_TRIES - 1,
-                    reconnect_time_wait=0,
-                    ping_interval=_PING,
-                    max_outstanding_pings=2,
-                    **self._settings.options(),
-                )
-            except (nats.errors.Error, OSError, TimeoutError) as error:
+                await bus.connect(_ROUNDS)
+            except Refused as refused:
                 where = ", ".join(map(hide, self._settings.urls))
-                raise ConnectionClosed(
-                    f"NATS: cannot connect to {where}: {reason_of(self._trouble or error)}"
-                ) from None
-            client.options["max_reconnect_attempts"] = -1
-            client.options["reconnect_time_wait"] = 1
-            self._client = client
+                raise ConnectionClosed(f"NATS: cannot connect to {where}: {refused}") from None
+            self._bus, self._running = bus, asyncio.create_task(bus.run())
         return self
 
     async def close(self) -> None:
-        """Close the connection, unless its client was given."""
-        client, self._client = self._client, self._given
+        """Close the connection."""
+        bus, self._bus = self._bus, None
         calls, self._calls = self._calls, None
         if calls is not None:
             await calls.close()
-        for events in list(self._events):
-            await events.aclose()
-        if client is not None and client is not self._given:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT)
+        for source in list(self._sources):
+            await source.aclose()
+        if bus is not None and self._running is not None:
+            await bus.close(_CLOSE_TIMEOUT)
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
 
     @overload
     def node(
@@ -185,13 +175,13 @@ class Fleet:
         subjects = filters(self.prefix, nodes, events, ike)
         if log:
             subjects += filters(self.prefix, nodes, ["log"])
-        opened = Events(self.client, subjects, queue, kept, limit)
-        self._events.add(opened)
+        opened = Events(self._required, subjects, queue, kept, limit)
+        self._sources.add(opened)
         return opened
 
     def _watch(self, bucket: str, keys: str) -> Watch[Any]:
-        watch: Watch[Any] = Watch(self.client, bucket, keys)
-        self._events.add(watch)
+        watch: Watch[Any] = Watch(self._required, bucket, keys)
+        self._sources.add(watch)
         return watch
 
     def _limit(self, timeout: float | None) -> float | None:
@@ -199,15 +189,17 @@ class Fleet:
 
     def _require(self) -> Calls:
         if self._calls is None:
-            self._calls = Calls(self.client, self._user)
+            self._calls = Calls(self._required, self._user)
         return self._calls
 
-    async def _on_error(self, error: Exception) -> None:
-        self._trouble = error
-        text = str(error).lower()
-        if "permissions violation" in text and not (self._calls and self._calls.denied(text)):
-            # What waits for an answer cannot know why there is none.
-            _logger.warning("NATS: %s", text.removeprefix("nats: "))
+    @property
+    def _required(self) -> Bus:
+        if self._bus is None:
+            raise ConnectionClosed("the fleet is not connected")
+        return self._bus
+
+    def _denied(self, error: str) -> bool:
+        return self._calls is not None and self._calls.denied(error)
 
 
 def _settings(given: object) -> Nats:

@@ -70,5 +70,5 @@ class BusSession(Commands[Coroutine[Any, Any, M], Stream[M]], Generic[M]):
         call = NodeCall(self.node, command_subject(self._prefix, self.node, command), command, self._values)
         # The limit of a stream is for each message, and the bridge's is for all, except where charon has one itself.
         told = limit if call.event is None or COMMANDS[command].blocks else None
-        call.leave = calls.begin(call, payload, request_headers(told))
+        call.leave = calls.begin(call, payload, request_headers(told), limit)
         return calls, call

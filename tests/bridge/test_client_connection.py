@@ -1,0 +1,216 @@
+"""The connection of a fleet ends for good, most often as credentials expire: all that is read and asked goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import nats
+import pytest
+from harness import NatsServer, run, until
+from identities import Operator
+from nats.aio.client import Client
+from nats.js.api import KeyValueConfig
+from test_client_events import GOOD, SUBJECT, filled, take
+from vicibridge import values
+from vicibridge.client import Change, Events, Fleet
+from vicibridge.config import Nats
+
+from vicifast.errors import ConnectionClosed, RequestTimeout
+
+SHORT = 3.0  # seconds that a JWT lives
+
+
+@asynccontextmanager
+async def expiring(
+    make_nats_server: Callable[..., NatsServer], directory: Path, seconds: float = SHORT
+) -> AsyncIterator[tuple[Fleet, Client, Callable[[], None]]]:
+    """A fleet whose JWT ends soon, a client whose does not, and what renews the file of the fleet."""
+    operator = Operator()
+    server = make_nats_server(operator.server_options())
+    await server.up()
+    operator.write_credentials(directory / "other.creds")
+    other = await nats.connect(server.url, user_credentials=str(directory / "other.creds"))
+    operator.write_credentials(directory / "fleet.creds", seconds)
+    try:
+        async with Fleet(Nats(servers=[server.url], creds=directory / "fleet.creds")) as fleet:
+            yield fleet, other, lambda: operator.write_credentials(directory / "fleet.creds")
+    finally:
+        await other.close()
+
+
+async def ended(fleet: Fleet) -> None:
+    """Wait until the connection there is now has ended for good."""
+    client = fleet.client
+    await until(lambda: client.is_closed)
+
+
+async def heard(other: Client, events: Events, first: int) -> list[int]:
+    """Store events, numbered from `first`, until a plain subscription hears of one; return the numbers of all."""
+    hearing = asyncio.create_task(anext(events))
+    numbers: list[int] = []
+    while not hearing.done():
+        numbers.append(first + len(numbers))
+        await filled(other, 1, first=numbers[-1])
+        await asyncio.wait([hearing], timeout=0.05)
+    return numbers
+
+
+def test_all_that_is_read_goes_on_when_a_jwt_ends_and_its_file_is_fresh(
+    make_nats_server: Callable[..., NatsServer], tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with expiring(make_nats_server, tmp_path) as (fleet, other, renew):
+            await filled(other, 2)
+            bucket = await other.jetstream().create_key_value(KeyValueConfig(bucket="VICI_SA"))
+            for key in ("gw1.a.1", "gw1.b.2", "gw1.c.3"):
+                await bucket.put(key, values.dump({"n": 1}))
+            plain, kept, new = fleet.subscribe(), fleet.subscribe(start=1), fleet.subscribe(start="new")
+            async with plain, kept, new, fleet.subscribe(durable="pager") as durable, fleet.watch_sas() as watch:
+                assert await take(kept, 2) == await take(durable, 2) == [1, 2]
+                assert {(await anext(watch)).key for _ in range(3)} == {"gw1.a.1", "gw1.b.2", "gw1.c.3"}
+                renew()
+                await ended(fleet)
+                # What happens while nobody is connected comes too, all but what a plain subscription cannot hear.
+                await filled(other, 5, first=3)
+                await bucket.put("gw1.a.1", values.dump({"n": 2}))
+                await bucket.purge("gw1.b.2")
+                numbers = [*range(3, 8), *await heard(other, plain, 8)]
+                assert await take(kept, len(numbers)) == await take(new, len(numbers)) == numbers
+                while (got := await take(durable, 1)) != numbers[-1:]:
+                    assert got[0] in (2, *numbers)
+                changes = sorted([await anext(watch), await anext(watch)])
+                assert changes == [Change("gw1.a.1", {"n": 2}, {"n": 1}), Change("gw1.b.2", None, {"n": 1})]
+                assert watch.current == {"gw1.a.1": {"n": 2}, "gw1.c.3": {"n": 1}}
+
+    run(test(), 60)
+
+
+def test_what_is_asked_goes_on_when_a_jwt_ends(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    async def test() -> None:
+        async with expiring(make_nats_server, tmp_path) as (fleet, other, renew):
+            requests: asyncio.Queue[Any] = asyncio.Queue()
+            await other.subscribe("vici.gw1.cmd.*", cb=requests.put)
+            await other.flush()
+            node = fleet.node("gw1")
+            limited = asyncio.create_task(node.version())
+            unlimited = asyncio.create_task(node.call("version", timeout=None))
+            both = [await requests.get(), await requests.get()]
+            renew()
+            await ended(fleet)
+            with pytest.raises(ConnectionClosed, match="the connection was lost, and maybe the answer with it"):
+                await unlimited
+            await until(lambda: fleet.trouble is None)
+            while not limited.done():
+                for request in both:
+                    await other.publish(request.reply, b"\x80", headers={"Vici-Node": "gw1"})
+                await asyncio.wait([limited], timeout=0.05)
+            assert limited.result() == {}
+            asked = asyncio.create_task(node.stats())
+            request = await requests.get()
+            await other.publish(request.reply, b"\x80", headers={"Vici-Node": "gw1"})
+            assert await asked == {}
+
+    run(test(), 60)
+
+
+def test_a_file_that_is_not_renewed_is_reported_until_it_is(
+    make_nats_server: Callable[..., NatsServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        async with expiring(make_nats_server, tmp_path, 2) as (fleet, other, renew):
+            await filled(other, 1)
+            async with fleet.subscribe(start="new") as events, fleet.subscribe() as plain:
+                await ended(fleet)
+                await until(lambda: "not connected: 'authorization violation'" in caplog.text.lower())
+                assert fleet.trouble is not None and fleet.trouble.startswith("NATS: not connected: ")
+                with pytest.raises(ConnectionClosed, match="NATS: not connected: "):
+                    await fleet.node("gw1").version(timeout=0.2)
+                with pytest.raises(ConnectionClosed, match="NATS: not connected: "):
+                    await fleet.watch_sas().start()
+                (tmp_path / "fleet.creds").unlink()
+                await until(lambda: "creds: " in caplog.text)
+                assert f"creds: {tmp_path}/fleet.creds: No such file or directory; trying again" in caplog.text
+                (tmp_path / "fleet.creds").write_text("half of a")  # as a program leaves it that does not write at once
+                await until(lambda: "not a credentials file" in caplog.text)
+                renew()
+                numbers = await heard(other, plain, 2)
+                assert await take(events, len(numbers)) == numbers
+                assert fleet.trouble is None
+                assert "NATS: connected to" in caplog.messages[-1]
+
+    run(test(), 60)
+
+
+def test_a_consumer_that_jetstream_forgets_is_made_anew(nats_server: NatsServer) -> None:
+    """An administrator deletes it, or the bucket, while the connection stays."""
+
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            await filled(fleet.client, 1)
+            jetstream = fleet.client.jetstream()
+            bucket = await jetstream.create_key_value(KeyValueConfig(bucket="VICI_SA"))
+            for key in ("gw1.a.1", "gw1.b.2"):
+                await bucket.put(key, b"{}")
+            async with fleet.subscribe(start="first") as events, fleet.watch_sas() as watch:
+                assert await take(events, 1) == [1]
+                [consumer] = await jetstream.consumers_info("VICI")
+                await jetstream.delete_consumer("VICI", consumer.name)
+                await jetstream.delete_key_value("VICI_SA")
+                await filled(fleet.client, 3, first=2)
+                bucket = await jetstream.create_key_value(KeyValueConfig(bucket="VICI_SA"))
+                await bucket.put("gw1.b.2", b'{"n": 1}')
+                assert await take(events, 3) == [2, 3, 4]
+                await until(lambda: watch.current == {"gw1.b.2": {"n": 1}})
+
+    run(test(), 60)
+
+
+def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
+    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with Fleet(nats_server.url) as fleet:
+            await filled(fleet.client, 5)
+            async with fleet.subscribe(start="first") as events:
+                assert await take(events, 5) == [1, 2, 3, 4, 5]
+                await fleet.client.jetstream().delete_stream("VICI")
+                await until(lambda: "there is no stream VICI" in caplog.text)
+                await filled(fleet.client, 2, first=6)
+                assert await take(events, 2) == [6, 7]
+                assert "the stream VICI was made anew" in caplog.text
+
+    run(test(), 60)
+
+
+def test_the_answer_in_time_or_not_at_all(nats_server: NatsServer) -> None:
+    """Nobody waits longer than asked for, whatever becomes of the connection meanwhile."""
+
+    async def test() -> None:
+        await nats_server.up()
+        other = await nats.connect(nats_server.url, allow_reconnect=False)
+        async with Fleet(nats_server.url) as fleet:
+            requests = await other.subscribe("vici.*.cmd.*")
+            await other.flush()
+            lost = asyncio.create_task(fleet.node("gw1").version(timeout=4))
+            await requests.next_msg()
+            await other.close()
+            await asyncio.to_thread(nats_server.stop)
+            await nats_server.up()
+            with pytest.raises(RequestTimeout, match="gw1: version: nothing came for 4 seconds"):
+                await lost
+            envelope = msgpack.packb({**GOOD, "event": "ike-updown", "seq": 1})
+            async with fleet.subscribe() as events:
+                await fleet.client.publish(SUBJECT, envelope)
+                assert await take(events, 1) == [1]
+
+    run(test(), 60)

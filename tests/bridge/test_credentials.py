@@ -1,0 +1,275 @@
+"""Credentials: read anew for each connection and on SIGHUP, checked, and never in an error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import NatsServer, run, running, service, settings, until, up
+from identities import Operator, Pki
+from test_operation import fetch
+from vicibridge.client import Fleet, Unavailable
+from vicibridge.config import Nats
+from vicibridge.credentials import CredentialsError, read_credentials
+from vicibridge.link import Link
+
+from vicifast.testing import FakeCharon
+
+Make = Callable[..., NatsServer]
+
+
+def refusal(key: str, path: Path, **more: Path) -> str:
+    """Return what is wrong with a credential."""
+    with pytest.raises(CredentialsError) as wrong:
+        read_credentials(Nats(servers=["tls://127.0.0.1:4222"], **{key: path}, **more), "tls://127.0.0.1:4222")
+    return str(wrong.value)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    pki, operator, path = Pki(tmp_path), Operator(), tmp_path / "file"
+    operator.write_credentials(path)
+    good = path.read_text()
+    seed = operator.user.seed.decode()
+    for text, wrong in (
+        ("", "not a credentials file of NATS: it has no JWT of a user"),
+        (good.partition("---END NATS")[0], "not a credentials file of NATS: it has no seed of an nkey"),
+        (good.replace(seed, seed[:-4]), "it has no valid seed of an nkey"),
+        (good.replace(seed, Operator().user.seed.decode()), "its seed is not of the user of its JWT"),
+        (good.replace(".", "-"), "its JWT cannot be read"),
+        (good.replace(".", ".x"), "its JWT cannot be read"),
+    ):
+        path.write_text(text)
+        assert refusal("creds", path) == f"creds: {path}: {wrong}"
+    assert refusal("nkey", path).startswith(f"nkey: {path}: it has no valid seed")
+    path.write_text("no certificate")
+    assert refusal("tls_ca", path) == f"tls_ca: {path}: it has no certificate in PEM"
+    assert refusal("tls_cert", path, tls_key=pki.key) == f"tls_cert: {path}: it has no certificate in PEM"
+    assert refusal("tls_key", path, tls_cert=pki.cert) == f"tls_key: {path}: it has no private key in PEM"
+    other = f"tls_key: {pki.other_key}: it is not the key of the certificate in {pki.cert}"
+    assert refusal("tls_key", pki.other_key, tls_cert=pki.cert) == other
+    subprocess.run(["openssl", "pkey", "-in", pki.key, "-aes256", "-passout", "pass:x", "-out", path], check=True)
+    encrypted = f"tls_key: {path}: it is encrypted; store it without a passphrase"
+    assert refusal("tls_key", path, tls_cert=pki.cert) == encrypted
+
+
+def test_files_that_have_gone_since_the_start(tmp_path: Path) -> None:
+    pki, path = Pki(tmp_path), tmp_path / "file"
+    for key, more in (("creds", {}), ("nkey", {}), ("tls_ca", {}), ("tls_key", {"tls_cert": pki.cert})):
+        path.touch()
+        nats = Nats(servers=["tls://127.0.0.1:4222"], **{key: path}, **more)
+        path.unlink()
+        with pytest.raises(CredentialsError, match=f"^{key}: {path}: No such file or directory$"):
+            read_credentials(nats, "tls://127.0.0.1:4222")
+
+
+def test_when_they_expire(tmp_path: Path) -> None:
+    pki, operator = Pki(tmp_path), Operator()
+    operator.write_credentials(tmp_path / "x.creds", 500)
+    pki.renew(1000)
+    files = {"tls_ca": pki.ca, "tls_cert": pki.cert, "tls_key": pki.key, "creds": tmp_path / "x.creds"}
+    expires = read_credentials(Nats(servers=["nats://h:1"], **files), "nats://h:1").expires
+    assert abs(expires["creds"] - time.time() - 500) < 60 and abs(expires["tls_cert"] - time.time() - 1000) < 60
+    [authority] = ssl.create_default_context(cafile=pki.ca).get_ca_certs()
+    assert expires["tls_ca"] == ssl.cert_time_to_seconds(str(authority["notAfter"]))
+    operator.write_credentials(tmp_path / "x.creds")  # without an end
+    assert "creds" not in read_credentials(Nats(servers=["nats://h:1"], **files), "nats://h:1").expires
+
+
+@pytest.mark.parametrize(
+    ("given", "server_options"),
+    [
+        ("us%40er:p%2Fw%3A%25", 'authorization { user: "us@er", password: "p/w:%" }'),
+        ("t%2Fok%40en", 'authorization { token: "t/ok@en" }'),
+    ],
+)
+def test_percent_encoded_in_the_address_of_a_server(
+    make_nats_server: Make, caplog: pytest.LogCaptureFixture, given: str, server_options: str
+) -> None:
+    server = make_nats_server(server_options)
+    url = server.url.replace("//", f"//{given}@")
+
+    async def test() -> None:
+        await server.up()
+        async with running(settings(url)) as bus:
+            await (await bus.link()).fence(5)
+        async with Fleet(url) as fleet:
+            with pytest.raises(Unavailable):
+                await fleet.node("gw1").version()
+        async with running(settings(url.replace("%", "%25"))) as bus:  # each % is one, so it is another password
+            await until(lambda: "Authorization Violation" in bus.reason)
+
+    run(test())
+    assert given not in caplog.text and "p/w" not in caplog.text and "ok@en" not in caplog.text
+
+
+def test_the_address_of_a_server_counts_before_the_configuration() -> None:
+    nats = Nats(servers=["nats://a:b@h:1"], user="u", password="p")
+    named = read_credentials(nats, "nats://a:b@h:1").options
+    assert (named["user"], named["password"]) == ("a", "b")
+    other = read_credentials(nats, "nats://h:2").options
+    assert (other["user"], other["password"]) == ("u", "p")
+
+
+class TlsFirst(NatsServer):
+    """A server that says nothing before TLS."""
+
+    def _ready(self) -> bool:
+        return b"Server is ready" in self.log.read_bytes()
+
+
+def test_tls_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pki = Pki(tmp_path)
+    server = TlsFirst(tmp_path, more=pki.server_options(", handshake_first: true"))
+    good: dict[str, Any] = {"tls_ca": pki.ca, "tls_hostname": "nats.example", "tls_first": True}
+
+    async def test() -> None:
+        await server.up()
+        async with running(settings(server.url, nats=good)) as bus:
+            await (await bus.link()).fence(5)
+        async with Fleet(Nats(servers=[server.url], **good)) as fleet:
+            with pytest.raises(Unavailable):
+                await fleet.node("gw1").version()
+
+    try:
+        run(test())
+    finally:
+        server.kill()
+
+
+async def mutual(make_nats_server: Make, pki: Pki) -> NatsServer:
+    """Start a server that asks for certificates of ours."""
+    server = make_nats_server(pki.server_options(f', ca_file: "{pki.ca}", verify: true'))
+    await server.up()
+    return server
+
+
+def files_of(pki: Pki) -> dict[str, Any]:
+    return {"tls_ca": pki.ca, "tls_cert": pki.cert, "tls_key": pki.key, "tls_hostname": "nats.example"}
+
+
+def expiry(link: Link) -> float:
+    return link.credentials.expires["tls_cert"]
+
+
+def test_a_certificate_that_has_ended_is_replaced_by_that_in_its_file(
+    make_nats_server: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pki = Pki(tmp_path)
+
+    async def test() -> None:
+        server = await mutual(make_nats_server, pki)
+        pki.renew(seconds=-60)
+        async with running(settings(server.url, nats=files_of(pki))) as bus:
+            await until(lambda: "certificate" in bus.reason)  # "expired", as the server says it
+            pki.renew()
+            await (await bus.link()).fence(5)
+            pki.cert.write_text("half")
+            server.kill()
+            await server.up()
+            await until(lambda: "tls_cert" in bus.reason)
+            assert f"not connected: tls_cert: {pki.cert}: it has no certificate in PEM; trying again" in caplog.text
+            pki.renew(7200)
+            link = await bus.link()
+            await link.fence(5)
+            assert expiry(link) - time.time() > 3600
+            assert bus.expires == link.credentials.expires
+
+    run(test())
+
+
+def test_sighup_uses_the_new_certificate_and_keeps_what_works(
+    make_nats_server: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VICIBRIDGE_HTTP__LISTEN", "127.0.0.1:0")
+    pki = Pki(tmp_path)
+    log: list[str] = []
+
+    def logged(text: str, times: int = 1) -> bool:
+        log.append(capfd.readouterr().err)
+        return "".join(log).count(text) == times
+
+    async def test() -> None:
+        server = await mutual(make_nats_server, pki)
+        async with FakeCharon() as charon, service(settings(server.url, charon.address, nats=files_of(pki))) as bridge:
+            await up(bridge)
+            first = await bridge.bus.link()
+            bridge.reload(bridge.settings)
+            await until(lambda: logged("credentials read again, and unchanged"))
+            assert await bridge.bus.link() is first
+
+            pki.cert.write_text("half")
+            bridge.reload(bridge.settings)
+            await until(lambda: logged("goes on with the credentials it has, as the new ones fail: tls_cert"))
+            pki.renew(-60)
+            bridge.reload(bridge.settings)
+            await until(lambda: logged("goes on with the credentials it has", 2))
+            assert await bridge.bus.link() is first and bridge.bus.connects == 1
+
+            pki.renew(7200)
+            bridge.reload(bridge.settings)
+            assert "the credentials were renewed" in await first.lost()
+            second = await bridge.bus.link()
+            await second.fence(5)
+            assert expiry(second) > expiry(first) and bridge.bus.connects == 2
+            name = 'vicibridge_nats_credential_expiration_timestamp_seconds{kind="tls_cert"} '
+            [line] = [line for line in (await fetch(bridge, "/metrics"))[1].splitlines() if line.startswith(name)]
+            assert float(line.removeprefix(name)) == expiry(second)
+            ready = json.loads((await fetch(bridge, "/readyz"))[1])
+            told = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expiry(second)))
+            assert ready["credentials_expire"]["tls_cert"] == told
+
+    run(test())
+
+
+def test_sighup_takes_over_another_password(make_nats_server: Make) -> None:
+    users = "authorization { users: [ { user: a, password: one }, { user: b, password: two } ] }"
+    server = make_nats_server(users)
+
+    async def test() -> None:
+        await server.up()
+        old, new = (
+            settings(server.url, nats={"user": user, "password": password})
+            for user, password in (("a", "one"), ("b", "two"))
+        )
+        async with service(old) as bridge:
+            first = await bridge.bus.link()
+            bridge.reload(new)
+            await first.lost()
+            assert (await bridge.bus.link()).credentials.options["user"] == "b"
+
+    run(test())
+
+
+def test_no_event_is_lost_when_credentials_are_renewed(make_nats_server: Make, tmp_path: Path) -> None:
+    pki = Pki(tmp_path)
+
+    async def test() -> None:
+        server = await mutual(make_nats_server, pki)
+        ours = {**files_of(pki), "servers": [server.url]}
+        async with FakeCharon() as charon, service(settings(server.url, charon.address, nats=ours)) as bridge:
+            await up(bridge)
+            sent = 0
+            for number in range(5):
+                link = await bridge.bus.link()
+                pki.renew(3600 + number)
+                bridge.reload(bridge.settings)
+                while link.alive:
+                    sent += 1
+                    charon.emit("ike-updown", {"up": "yes", "gw": {"uniqueid": str(sent)}})
+                    await asyncio.sleep(0.001)
+            await until(lambda: bridge.gateways[0].events["ike-updown", "up"] == sent)
+            await until(lambda: not bridge.gateways[0].state.waiting)
+            seen: list[int] = []
+            async with Fleet(Nats(**ours)) as fleet, fleet.subscribe(start="first", events=["ike-updown"]) as events:
+                seen = [int((await anext(events)).data["gw"]["uniqueid"]) for _ in range(sent)]
+            assert seen == list(range(1, sent + 1))
+            assert bridge.bus.connects == 6
+
+    run(test(), 60)
