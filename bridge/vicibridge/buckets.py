@@ -1,51 +1,52 @@
 """The key-value buckets of the mirror: made when missing, and kept as the mirror says.
 
-Only keys wait, never values: what a key has to hold is asked when it is sent, so the last value wins however long NATS
-was away, and memory is bounded by the number of keys that there are. Values go straight to the stream of the bucket, a
-window of them at a time, each acknowledged. On every new link the buckets are listed once, and what is not as we left
-it is written anew.
+Values go straight to the stream of the bucket, a window of them at a time, each acknowledged; `Ledger` knows which are.
+What the buckets really hold is compared with it on every new link and whenever `compare` asks. A bucket that takes no
+writes holds up no other, and is looked at again from time to time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from typing import Protocol
+import math
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
 
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from .acked_publisher import AckedPublisher, Answer, Meaning, Refusal
+from .bucket_reader import BucketReader, Entry
 from .bus import Bus
+from .conditions import Target
 from .config import Provision
-from .link import Disconnected, Link, TooLarge, reason_of
-from .listing import Listing
+from .ledger import Ledger, Source
+from .link import Link, TooLarge, reason_of
 from .mirror import Key
-from .streams import MARKER, bucket_stream, ensure
+from .streams import MARKER, Unsuitable, bucket_stream, config_of, ensure
 from .values import CONN, HEARTBEATS, NODE, SA
 
 _logger = logging.getLogger(__name__)
 
 _ACK_TIMEOUT = 5.0
-_RETRY = 2.0  # seconds until what JetStream did not take is tried again
+_RETRY, _LONGEST_RETRY = 1.0, 30.0  # seconds until a bucket that takes no writes is looked at again
 _BATCH = 64  # keys between two looks at what else is to do
-_WAITING = 1000  # keys that may wait before those are looked for that came and went while NATS was away
 
 
-class Source(Protocol):
-    """Who knows what the keys of a node hold."""
+@dataclass(slots=True)
+class _Bucket:
+    """What is known of one bucket."""
 
-    @property
-    def changed(self) -> dict[Key, None]:
-        """The keys that may have to be written; what is sent is taken out."""
-
-    def keys(self) -> list[Key]: ...
-
-    def value(self, key: Key) -> bytes | None:
-        """Return what has to be at `key`; None when there must be nothing."""
-
-    def restore(self, key: Key, data: bytes) -> bool:
-        """Take over what an earlier start left at `key`; False when it has to be written or deleted."""
+    name: str
+    delay: float  # seconds from the next look that finds it unfit to the one after it
+    restored: bool  # what earlier starts have left is taken over
+    expires: bool = False  # whether the server removes keys whose time is over
+    trouble: str = "JetStream has not answered yet"  # why it takes no writes
+    seen: bool = False  # whether the last look found it fit to be written
+    refusal: str = ""  # why it refused a key last
+    look_at: float = 0.0  # when to see whether it is there, and what it holds
+    logged: set[str] = field(default_factory=set)  # what the log has of its present troubles
 
 
 class Buckets:
@@ -55,37 +56,64 @@ class Buckets:
 
     def __init__(self, bus: Bus, source: Source, node: str, heartbeat: float, provision: Provision) -> None:
         self.ready = asyncio.Event()
-        """Set once what earlier starts have left is taken over; nothing is written before."""
+        """Set once what earlier starts have left is taken over; of SAs and connections nothing is written before."""
         self.written = 0
+        self.refusals: Counter[str] = Counter()
+        """Writes that JetStream refused or did not acknowledge, by bucket."""
         self._bus = bus
         self._source = source
         self._node = node
         self._heartbeat = heartbeat
         self._provision: Provision = provision
-        self._expires: dict[str, bool] = {}
-        self._sent: dict[str, tuple[Key, bool]] = {}  # by number, the last token of the reply; whether it deletes
-        self._revisions: dict[Key, int] = {}
+        self._ledger = Ledger(source)
+        self._publisher = AckedPublisher(self.WINDOW, _ACK_TIMEOUT, self._settle)
+        self._buckets = {name: _Bucket(name, _RETRY, restored=name == NODE) for name in (NODE, CONN, SA)}
         self._deleted: dict[Key, tuple[float, int]] = {}  # when, and the revision of the mark
-        self._number = 0
-        self._many = _WAITING
-        self._refused = ""
-        self._troubled = False
+        self._announced = False  # whether the mirror is complete
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
 
     @property
     def expires(self) -> bool:
         """Whether the server removes the key of a bridge that is gone."""
-        return self._expires.get(NODE, False)
+        return self._buckets[NODE].expires
+
+    @property
+    def complete(self) -> bool:
+        """Whether the buckets take every key."""
+        return self._ledger.complete and not any(bucket.trouble for bucket in self._buckets.values())
+
+    def keys(self) -> Counter[str]:
+        """Return how many keys the buckets have acknowledged, by bucket."""
+        return Counter(bucket for bucket, _ in self._ledger.revisions)
+
+    def unwritten(self) -> dict[str, int]:
+        """Return how many keys the buckets do not take at present, by bucket."""
+        return {name: self._ledger.unwritten(name) for name in self._buckets}
+
+    def troubles(self) -> list[str]:
+        """Return why the mirror is incomplete, a sentence for each bucket; nothing when it is not."""
+        troubles = []
+        for bucket in self._buckets.values():
+            if bucket.trouble:
+                troubles.append(f"{bucket.name}: {bucket.trouble}")
+            elif refused := self._ledger.unwritten(bucket.name):
+                troubles.append(f"{bucket.name}: keys refused: {refused}: {bucket.refusal}")
+        return troubles
 
     def wake(self) -> None:
         self._wake.set()
-        if len(self._source.changed) > self._many and not self._bus.connected:
-            self._forget_gone()
+        self._ledger.forget_gone()
+
+    def compare(self) -> None:
+        """Ask for a comparison with what the buckets really hold."""
+        for bucket in self._buckets.values():
+            bucket.look_at = 0.0
+        self._wake.set()
 
     async def settled(self) -> None:
-        """Wait until everything that changed is acknowledged."""
-        while self._source.changed or self._sent:
+        """Wait until everything that changed is acknowledged, but for what the buckets do not take."""
+        while not self._ledger.settled:
             self._settled.clear()
             await self._settled.wait()
 
@@ -94,154 +122,190 @@ class Buckets:
         await self._bus.serve(self._serve)
 
     async def _serve(self, link: Link) -> None:
-        inbox = link.new_inbox()
+        await self._publisher.open(link)
+        reader = BucketReader(link)
+        await reader.open()
         link.on_lost(self._wake.set)
-        await link.subscribe(f"{inbox}.*", self._on_ack)
-        while True:
+        self.compare()
+        try:
+            while link.alive:
+                self._wake.clear()
+                self._give_up_late()
+                for bucket in self._buckets.values():
+                    if self._now() >= bucket.look_at:
+                        await self._look(link, reader, bucket)
+                self._open()
+                await self._send(link)
+                await self._sweep(link)
+                self._announce()
+                await self._pause()
+        finally:
+            self._publisher.forget()
+            self._ledger.recall()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _pause(self) -> None:
+        """Wait until something has changed, or is due."""
+        now = self._now()
+        if self._ledger.settled:
+            self._settled.set()
+        waits = [bucket.look_at - now for bucket in self._buckets.values()]
+        waits += [wait for wait in (self._publisher.wait(now), self._ledger.retry_in(now)) if wait is not None]
+        wait = min(waits)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if wait == math.inf else wait):
+                await self._wake.wait()
+
+    async def _look(self, link: Link, reader: BucketReader, bucket: _Bucket) -> None:
+        """See that a bucket is there, and hold it against what it acknowledged."""
+        bucket.look_at = math.inf
+        wanted, unsuitable = bucket_stream(bucket.name), ""
+        try:
             try:
-                await self._prepare(link)
-                await self._write(link, inbox)
-            except (NatsError, TimeoutError) as error:
-                self._trouble(reason_of(error))
-            finally:
-                self._again()
-            await link.unless_lost(asyncio.sleep(_RETRY))
+                config = await ensure(link, wanted, self._provision)
+            except Unsuitable as error:  # it can be read all the same
+                unsuitable = reason_of(error)
+                config = await config_of(link, Target(wanted))
+            bucket.expires = bool(config.allow_msg_ttl)
+            if bucket.name != NODE:
+                await self._compare(link, reader, bucket, history=config.max_msgs_per_subject != 1)
+        except (NatsError, TimeoutError) as error:
+            self._shut(bucket, reason_of(error))
+        else:
+            bucket.seen = not unsuitable
+            if unsuitable:
+                self._shut(bucket, unsuitable)
 
-    async def _prepare(self, link: Link) -> None:
-        """See that the buckets are there, and hold them against what we left in them."""
-        for bucket in (NODE, CONN, SA):
-            await self._ensure(link, bucket)
-            if bucket != NODE:
-                await link.unless_lost(self._compare(link, bucket))
-        self.ready.set()
+    async def _compare(self, link: Link, reader: BucketReader, bucket: _Bucket, *, history: bool) -> None:
+        """Restore what an earlier start left; later, have written again what is not as it was acknowledged."""
+        comparison = self._ledger.compare(bucket.name, restore=not bucket.restored)
 
-    async def _ensure(self, link: Link, bucket: str) -> None:
-        config = await ensure(link, bucket_stream(bucket), self._provision)
-        self._expires[bucket] = bool(config.allow_msg_ttl)
+        async def take(page: list[Entry]) -> None:
+            for count, entry in enumerate(page, 1):
+                if entry.value is None:
+                    self._note_deleted(bucket, entry.key, entry.revision)
+                comparison.entry(*entry)
+                if not count % _BATCH:
+                    await asyncio.sleep(0)
+            await self._send(link)
 
-    async def _compare(self, link: Link, bucket: str) -> None:
-        """Restore what an earlier start left; later, find what is not the revision that was acknowledged to us."""
-        first = not self.ready.is_set()
-        changed = self._source.changed
-        listed: set[Key] = set()
+        await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
+        differences = comparison.finish()
+        if differences and bucket.restored:
+            _logger.info("%s: %d keys were not as written; writing them again", bucket.name, differences)
+        bucket.restored = True
 
-        def take(key: Key, revision: int, value: bytes | None) -> None:
-            if value is None:
-                self._note_deleted(key, revision)
-                return
-            listed.add(key)
-            if first and self._source.restore(key, value):
-                self._revisions[key] = revision
-            if self._revisions.get(key) != revision:
-                changed[key] = None
+    def _open(self) -> None:
+        """Let the buckets that were seen take writes."""
+        if all(bucket.restored for bucket in self._buckets.values()):
+            self.ready.set()
+        for bucket in self._buckets.values():
+            if not bucket.seen or bucket.name in self._ledger.open:
+                continue
+            if (bucket.name == NODE or self.ready.is_set()) and not self._ledger.reopen(bucket.name):
+                bucket.trouble = ""  # otherwise the first acknowledgement ends it
 
-        await Listing(bucket, take).run(link, self._node, values=first)
-        changed.update((key, None) for key in self._source.keys() if key[0] == bucket and key not in listed)
+    def _shut(self, bucket: _Bucket, reason: str) -> None:
+        """Let a bucket take no writes until it was looked at again."""
+        bucket.seen = False
+        bucket.trouble = reason
+        bucket.look_at = self._now() + bucket.delay
+        bucket.delay = min(bucket.delay * 2, _LONGEST_RETRY)
+        self._ledger.open.discard(bucket.name)
+        if reason not in bucket.logged:
+            bucket.logged.add(reason)
+            _logger.warning("JetStream: the bucket %s cannot be written: %s; trying again", bucket.name, reason)
 
-    def _note_deleted(self, key: Key, revision: int) -> None:
-        self._revisions.pop(key, None)
-        if not self._expires.get(key[0]):
-            self._deleted[key] = (asyncio.get_running_loop().time(), revision)
+    def _note_deleted(self, bucket: _Bucket, key: Key, revision: int) -> None:
+        if not bucket.expires:
+            self._deleted[key] = (self._now(), revision)
 
     async def _sweep(self, link: Link) -> None:
         """Remove old marks of deleted keys from servers that do not do so themselves."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         due = [key for key, (when, _) in self._deleted.items() if now - when > MARKER]
         for key in due[:_BATCH]:
             _, revision = self._deleted.pop(key)
             purge = link.jetstream.purge_stream(f"KV_{key[0]}", subject=f"$KV.{key[0]}.{key[1]}", seq=revision + 1)
-            await link.unless_lost(purge)
-
-    async def _write(self, link: Link, inbox: str) -> None:
-        while not self._refused:
-            self._wake.clear()
-            await self._send(link, inbox)
-            await self._sweep(link)
-            if not self._source.changed and not self._sent:
-                self._settled.set()
             try:
-                async with asyncio.timeout(_ACK_TIMEOUT if self._sent else None):
-                    await self._wake.wait()
-            except TimeoutError:
-                raise TimeoutError(f"no acknowledgement within {_ACK_TIMEOUT:g} seconds") from None
-            if not link.alive:
-                raise Disconnected(await link.lost())
-        reason, self._refused = self._refused, ""
-        raise NatsError(reason)
+                await link.unless_lost(purge)
+            except NatsError as error:
+                self._deleted[key] = (now, revision)
+                _logger.warning("JetStream: cannot remove marks of deleted keys from %s: %s", key[0], reason_of(error))
+                return
 
-    async def _send(self, link: Link, inbox: str) -> None:
-        """Send what has changed, as far as the window is open; a key that is on its way waits."""
-        changed, on_their_way = self._source.changed, {key for key, _ in self._sent.values()}
-        due = [key for key in changed if key not in on_their_way]
-        for count, key in enumerate(due[: self.WINDOW - len(self._sent)], 1):
-            del changed[key]
-            self._number += 1
-            number = str(self._number)
-            value = self._source.value(key)
-            self._sent[number] = (key, value is None)
-            headers = self._headers(key[0], value is None)
+    async def _send(self, link: Link) -> None:
+        """Send what has changed, as far as the window is open."""
+        for count, write in enumerate(self._ledger.writes(self._now(), self._publisher.room), 1):
+            bucket = self._buckets[write.key[0]]
+            headers = self._headers(bucket, write.value is None)
             try:
-                await link.publish(f"$KV.{key[0]}.{key[1]}", value or b"", f"{inbox}.{number}", headers)
+                await self._publisher.publish(write.number, f"$KV.{'.'.join(write.key)}", write.value or b"", headers)
             except TooLarge as error:
-                del self._sent[number]
-                _logger.warning("%s: the value of %s is too large for NATS: %s", *key, error)
+                self._refuse(write.number, Refusal(0, 0, Meaning.TOO_LARGE, f"too large for NATS: {error}"))
             if not count % _BATCH:
                 await asyncio.sleep(0)
 
-    def _headers(self, bucket: str, delete: bool) -> dict[str, str] | None:
+    def _headers(self, bucket: _Bucket, delete: bool) -> dict[str, str] | None:
         headers = {}
         if delete:
             headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
-            if self._expires.get(bucket):
+            if bucket.expires:
                 headers["Nats-TTL"] = f"{MARKER:.0f}s"
-        elif bucket == NODE and self.expires:
+        elif bucket.name == NODE and bucket.expires:
             headers["Nats-TTL"] = f"{max(1.0, HEARTBEATS * self._heartbeat):.0f}s"
         return headers or None
 
-    async def _on_ack(self, message: Msg) -> None:
-        sent = self._sent.pop(message.subject.rpartition(".")[2], None)
-        if sent is None:
-            return
-        key, deleted = sent
-        try:
-            revision = int(json.loads(message.data)["seq"])
-        except (ValueError, KeyError, TypeError):
-            self._source.changed[key] = None
-            self._refused = _reason(message)
+    def _settle(self, number: int, answer: Answer) -> None:
+        if isinstance(answer, Refusal):
+            self._refuse(number, answer)
         else:
-            self.written += 1
-            self._revisions[key] = revision
-            self._deleted.pop(key, None)
-            if deleted:
-                self._note_deleted(key, revision)
-            if self._troubled:
-                self._troubled = False
-                _logger.info("JetStream: takes the mirror again")
+            self._stored(number, answer.seq)
         self._wake.set()
 
-    def _forget_gone(self) -> None:
-        """Forget the keys that are no more; what the buckets have of them is found on the next link."""
-        changed = self._source.changed
-        for key in changed.keys() - self._revisions.keys() - set(self._source.keys()):
-            del changed[key]
-        self._many = max(_WAITING, 2 * len(changed))
+    def _stored(self, number: int, revision: int) -> None:
+        key, deleted = self._ledger.stored(number, revision)
+        bucket = self._buckets[key[0]]
+        self.written += 1
+        self._deleted.pop(key, None)
+        if deleted:
+            self._note_deleted(bucket, key, revision)
+        if bucket.name in self._ledger.open:
+            bucket.trouble, bucket.delay = "", _RETRY
 
-    def _again(self) -> None:
-        """Everything on its way may have arrived or not: it is to be sent once more."""
-        self._source.changed.update((key, None) for key, _ in self._sent.values())
-        self._sent.clear()
-        self._refused = ""
+    def _refuse(self, number: int, refusal: Refusal) -> None:
+        bucket = self._buckets[self._ledger.key(number)[0]]
+        self.refusals[bucket.name] += 1
+        if refusal.meaning is Meaning.MISSING:
+            self._ledger.put_back(number)
+            if bucket.name in self._ledger.open:
+                self._shut(bucket, refusal.sentence)
+            return
+        _, key = self._ledger.refused(number, self._now())
+        bucket.refusal = refusal.sentence
+        if bucket.name in self._ledger.open:
+            bucket.trouble = ""  # it is this key only
+        if refusal.meaning.name not in bucket.logged:
+            bucket.logged.add(refusal.meaning.name)
+            _logger.warning("JetStream: %s: %s is refused: %s; trying again", bucket.name, key, refusal.sentence)
 
-    def _trouble(self, reason: str) -> None:
-        if not self._troubled:
-            self._troubled = True
-            _logger.warning("JetStream: the mirror cannot be written: %s; trying again", reason)
+    def _give_up_late(self) -> None:
+        """Have tried again what was not acknowledged in time, and see what is the matter with its bucket."""
+        silence = Refusal(0, 0, Meaning.OTHER, f"no acknowledgement within {_ACK_TIMEOUT:g} seconds")
+        for number in self._publisher.late(self._now()):
+            bucket = self._buckets[self._ledger.key(number)[0]]
+            bucket.look_at = min(bucket.look_at, self._now())
+            self._refuse(number, silence)
 
-
-def _reason(message: Msg) -> str:
-    if message.headers and message.headers.get("Status") == "503":
-        return "no bucket takes it, or JetStream is off"
-    try:
-        return str(json.loads(message.data)["error"]["description"])
-    except (ValueError, KeyError, TypeError):
-        return "an answer that is no acknowledgement"
+    def _announce(self) -> None:
+        """Tell the log and the readers of the node's key whether the mirror is complete, when that has changed."""
+        for bucket in self._buckets.values():
+            if bucket.logged and not bucket.trouble and not self._ledger.unwritten(bucket.name):
+                bucket.logged.clear()
+                _logger.info("JetStream: the bucket %s takes everything again", bucket.name)
+        if self.complete != self._announced:
+            self._announced = self.complete
+            self._source.changed[NODE, self._node] = None
+            self._wake.set()

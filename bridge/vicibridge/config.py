@@ -257,7 +257,7 @@ class Spool(_Section):
 
 
 class Mirror(_Section):
-    """The key-value mirror of SAs and connections: compared with charon every `interval` seconds.
+    """The key-value mirror of SAs and connections: compared with charon and the buckets every `interval` seconds.
 
     `heartbeat` is how often the key of the node is written; without three of them the bridge is taken for gone.
     """

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from .values import CONN, NODE, SA
 
 if TYPE_CHECKING:
     from .accounting import Counts
+    from .buckets import Buckets
     from .service import Service
 
 _Sample = tuple[tuple[str, ...], float]
@@ -88,12 +88,17 @@ def _command_seconds(service: Service) -> Iterator[_Sample]:
             yield (gateway.node, command or "unknown"), tally.nanoseconds / 1e9
 
 
-def _mirror_keys(service: Service) -> Iterator[_Sample]:
-    for gateway in service.gateways:
-        if gateway.mirroring:
-            buckets = Counter(bucket for bucket, _ in gateway.mirroring.keys())
-            for bucket in (CONN, NODE, SA):
-                yield (gateway.node, bucket), buckets[bucket]
+def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[Service], Iterator[_Sample]]:
+    """Read a value of every node and bucket."""
+
+    def read(service: Service) -> Iterator[_Sample]:
+        for gateway in service.gateways:
+            if gateway.mirroring:
+                values = value(gateway.mirroring.buckets)
+                for bucket in (CONN, NODE, SA):
+                    yield (gateway.node, bucket), values[bucket]
+
+    return read
 
 
 def _build(service: Service) -> Iterator[_Sample]:
@@ -142,7 +147,24 @@ METRICS = (
         ("node",),
         lambda service: [((gateway.node,), gateway.connects) for gateway in service.gateways],
     ),
-    Metric("vicibridge_mirror_keys", "Keys in the mirror, by bucket.", ("node", "bucket"), _mirror_keys),
+    Metric(
+        "vicibridge_mirror_keys",
+        "Keys that the buckets of the mirror have acknowledged.",
+        ("node", "bucket"),
+        _mirror(lambda buckets: buckets.keys()),
+    ),
+    Metric(
+        "vicibridge_mirror_unwritten",
+        "Keys that a bucket does not take at present; 0 is that the mirror is complete.",
+        ("node", "bucket"),
+        _mirror(lambda buckets: buckets.unwritten()),
+    ),
+    Metric(
+        "vicibridge_mirror_refused_total",
+        "Writes to the mirror that JetStream refused or did not acknowledge in time.",
+        ("node", "bucket"),
+        _mirror(lambda buckets: buckets.refusals),
+    ),
     Metric("vicibridge_nats_up", "1 while NATS is connected.", (), lambda service: [((), service.bus.connected)]),
     Metric(
         "vicibridge_nats_credential_expiration_timestamp_seconds",

@@ -109,6 +109,7 @@ class Mirroring:
             tasks.create_task(self.buckets.run())
             tasks.create_task(self._heartbeats())
             tasks.create_task(self._snapshots())
+            tasks.create_task(self._comparisons())
 
     async def stop(self) -> None:
         """Write what waits, and take this bridge off the list of those that run."""
@@ -125,6 +126,12 @@ class Mirroring:
             self._beat()
             await asyncio.sleep(self._settings.heartbeat)
 
+    async def _comparisons(self) -> None:
+        """Have the buckets compared with what they acknowledged, as others may write there, or remove what is there."""
+        while True:
+            await asyncio.sleep(self._settings.interval * random.uniform(0.9, 1.1))
+            self.buckets.compare()
+
     def _presence(self) -> bytes | None:
         if self._stopping:
             return None
@@ -140,6 +147,7 @@ class Mirroring:
                 updated=time.time_ns(),
                 heartbeat=self._settings.heartbeat,
                 expires=self.buckets.expires,
+                mirror="complete" if self.buckets.complete else "incomplete",
             )
         )
 

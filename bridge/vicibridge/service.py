@@ -84,7 +84,7 @@ class Service:
                 raise result
 
     def reasons(self) -> list[str]:
-        """Return what keeps events from reaching JetStream, one line for each reason; nothing when they do."""
+        """Return what keeps events or state from reaching JetStream, one line for each reason; nothing when they do."""
         reasons = ["the bridge is stopping"] if self._stopping else []
         if not self.bus.connected:
             reasons.append(f"NATS: {self.bus.reason}")
@@ -93,6 +93,9 @@ class Service:
                 reasons.append(f"{gateway.node}: charon: {gateway.reason}")
             if self.bus.connected and gateway.state.trouble:
                 reasons.append(f"{gateway.node}: events: {gateway.state.trouble}")
+            if self.bus.connected and gateway.mirroring:
+                troubles = gateway.mirroring.buckets.troubles()
+                reasons += [f"{gateway.node}: mirror: {trouble}" for trouble in troubles]
         return reasons
 
     def status(self) -> str:

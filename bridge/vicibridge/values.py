@@ -99,6 +99,8 @@ class NodeValue(TypedDict):
     updated: int
     heartbeat: float
     expires: bool
+    mirror: Literal["complete", "incomplete"]
+    """Incomplete while JetStream does not take some of the node's keys, so that old values are there, or none."""
 
 
 HEARTBEATS = 3

@@ -65,7 +65,7 @@ class Web:
         return web.json_response({"status": "ok"})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """Whether events are taken, from every charon and by JetStream; otherwise 503, with the `reasons`.
+        """Whether JetStream takes the events of every charon, and their state; otherwise 503, with the `reasons`.
 
         `credentials_expire` says when those of the connection to NATS do, by their key in `[nats]`.
         """
@@ -78,6 +78,7 @@ class Web:
             "charon": {gateway.node: gateway.up for gateway in gateways},
             "credentials_expire": {kind: _iso(time) for kind, time in self._service.bus.expires.items()},
             "events": {gateway.node: not gateway.state.trouble for gateway in gateways},
+            "mirror": {gateway.node: gateway.mirroring.buckets.complete for gateway in gateways if gateway.mirroring},
         }
         return web.json_response(answer, status=503 if reasons else 200)
 

@@ -1,4 +1,5 @@
-"""The mirror against a charon that is a few dicts: any sequence of events, losses, snapshots and restarts."""
+"""The mirror between a charon and buckets that are a few dicts: any sequence of events, losses, snapshots, restarts,
+refused writes, and of what others do to the buckets."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from vicibridge.ledger import Comparison, Ledger, Write
 from vicibridge.mirror import Key, Mirror
 from vicibridge.snapshot import Difference, Snapshot
 from vicibridge.subjects import Subjects
@@ -77,6 +79,52 @@ class Charon:
         return [uid for uid, ike in self.ikes.items() if ike["state"] == "ESTABLISHED"]
 
 
+class Jetstream:
+    """The buckets: of each key its last value, None for the mark that it was deleted, and the number of that."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.entries: dict[Key, tuple[int, bytes | None]] = {}
+
+    def put(self, key: Key, value: bytes | None) -> int:
+        self.last += 1
+        self.entries[key] = self.last, value
+        return self.last
+
+    def values(self) -> dict[Key, bytes]:
+        return {key: value for key, (_, value) in self.entries.items() if value is not None}
+
+    def after(self, bucket: str, revision: int) -> list[tuple[int, Key]]:
+        """What a reader that has come to `revision` still has to read."""
+        return sorted(
+            (number, key) for key, (number, _) in self.entries.items() if key[0] == bucket and number > revision
+        )
+
+
+class Source:
+    """A mirror as `Ledger` sees it."""
+
+    def __init__(self, mirror: Mirror, now: int) -> None:
+        self.mirror, self.now = mirror, now
+        self.refused: list[Key] = []
+
+    @property
+    def changed(self) -> dict[Key, None]:
+        return self.mirror.changed
+
+    def keys(self) -> list[Key]:
+        return self.mirror.keys()
+
+    def value(self, key: Key) -> bytes | None:
+        return self.mirror.value(key)
+
+    def restore(self, key: Key, data: bytes) -> bool:
+        return self.mirror.restore(key, data, self.now)
+
+
+BUCKETS = ("VICI_SA", "VICI_CONN")
+
+
 def view(charon: Charon, subjects: Subjects) -> dict[Key, Any]:
     """What has to be in the buckets: the keys, and of their values what is no counter and does not run."""
     rows: dict[Key, Any] = {}
@@ -112,7 +160,8 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.now = 1_000_000_000_000
         self.events: list[tuple[str, bytes]] = []
         self.charon = Charon({}, self.events)
-        self.bucket: dict[Key, bytes] = {}
+        self.jetstream = Jetstream()
+        self.clock = 0.0
         self.traffic: dict[str, Counter[str]] = {conn: Counter() for conn in NAMES}
         self.snapshot: Snapshot | None = None
         self.told_all = True  # no event was lost since the mirror last equalled charon
@@ -123,10 +172,18 @@ class MirrorAndCharon(RuleBasedStateMachine):
     def boot(self) -> None:
         self.boots += 1
         self.mirror = Mirror(self.subjects, "gw1", f"boot{self.boots}")
-        for key, data in self.bucket.items():
-            assert self.mirror.restore(key, data, self.now)
-        assert not self.mirror.changed
+        self.ledger = Ledger(Source(self.mirror, self.now))
+        self.flight: list[tuple[Write, int | None]] = []  # and the number, if it has arrived
+        self.comparison: Comparison | None = None
         self.snapshot = None
+        for bucket in BUCKETS:
+            self.comparison_begins(bucket, restore=True)
+            self.comparison_ends()
+        self.ledger.open.update(BUCKETS)
+
+    @property
+    def bucket(self) -> dict[Key, bytes]:
+        return self.jetstream.values()
 
     def time(self) -> int:
         self.now += 1
@@ -264,15 +321,83 @@ class MirrorAndCharon(RuleBasedStateMachine):
         del self.events[:count]
         self.told_all = self.counted_all = False
 
-    @rule()
-    def write(self) -> None:
-        for key in list(self.mirror.changed):
-            del self.mirror.changed[key]
-            value = self.mirror.value(key)
-            if value is None:
-                self.bucket.pop(key, None)
+    @rule(count=st.integers(1, 5), arrives=st.booleans())
+    def write(self, count: int, arrives: bool) -> None:
+        for write in self.ledger.writes(self.clock, count):
+            self.flight.append((write, self.jetstream.put(write.key, write.value) if arrives else None))
+
+    @precondition(lambda self: self.flight)
+    @rule(count=st.integers(1, 5), taken=st.booleans())
+    def jetstream_answers(self, count: int, taken: bool) -> None:
+        """What has not arrived is refused, or late, as an acknowledgement that is lost is."""
+        for write, revision in self.flight[:count]:
+            if revision is not None and taken:
+                self.ledger.stored(write.number, revision)
+            elif taken:
+                self.ledger.refused(write.number, self.clock)
             else:
-                self.bucket[key] = value
+                self.ledger.put_back(write.number)
+        del self.flight[:count]
+
+    @rule(seconds=st.floats(0.1, 100))
+    def time_passes(self, seconds: float) -> None:
+        self.clock += seconds
+
+    @rule()
+    def nats_goes_and_comes_back(self) -> None:
+        self.flight.clear()
+        self.ledger.recall()
+        self.comparison = None
+
+    @precondition(lambda self: self.comparison is None)
+    @rule(bucket=st.sampled_from(BUCKETS))
+    def comparison_begins(self, bucket: str, restore: bool = False) -> None:
+        self.comparison = self.ledger.compare(bucket, restore=restore)
+        self.compared, self.read = bucket, 0
+
+    @precondition(lambda self: self.comparison)
+    @rule(count=st.integers(1, 3))
+    def comparison_goes_on(self, count: int) -> None:
+        assert self.comparison
+        for number, key in self.jetstream.after(self.compared, self.read)[:count]:
+            self.comparison.entry(key, number, self.jetstream.entries[key][1])
+            self.read = number
+
+    @precondition(lambda self: self.comparison)
+    @rule()
+    def comparison_ends(self) -> None:
+        assert self.comparison
+        self.comparison_goes_on(1000)
+        self.comparison.finish()
+        self.comparison = None
+
+    # What others do.
+
+    @rule(bucket=st.sampled_from(BUCKETS))
+    def bucket_is_purged(self, bucket: str) -> None:
+        self.jetstream.entries = {k: entry for k, entry in self.jetstream.entries.items() if k[0] != bucket}
+
+    @precondition(lambda self: self.bucket)
+    @rule(which=pick, marked=st.booleans())
+    def another_deletes(self, which: int, marked: bool) -> None:
+        key = self.a_key(which)
+        if marked:
+            self.jetstream.put(key, None)
+        else:
+            del self.jetstream.entries[key]
+
+    @precondition(lambda self: self.bucket)
+    @rule(which=pick, value=st.sampled_from([b"", b"{}", b'{"v": 1}']))
+    def another_writes(self, which: int, value: bytes) -> None:
+        self.jetstream.put(self.a_key(which), value)
+
+    @rule(bucket=st.sampled_from(BUCKETS))
+    def another_adds(self, bucket: str) -> None:
+        self.jetstream.put((bucket, "gw1.foreign"), b"{}")
+
+    def a_key(self, which: int) -> Key:
+        keys = sorted(self.bucket)
+        return keys[which % len(keys)]
 
     @rule()
     def bridge_restarts(self) -> None:
@@ -318,7 +443,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
 
     @rule()
     def quiet(self) -> None:
-        """After a quiet moment the buckets equal charon, and each difference that there was is told."""
+        """After a quiet moment and a comparison the buckets equal charon, and each difference was told."""
         self.what_lingers_goes()
         while self.charon.children("DELETING"):
             self.child_down(0)
@@ -326,17 +451,34 @@ class MirrorAndCharon(RuleBasedStateMachine):
         if self.snapshot is not None:
             self.snapshot.abandon()
             self.snapshot = None
-        self.write()
+        self.compare_and_write()
         before = shown(self.bucket)
         stale = [("vanished", *key) for key, _ in self.mirror.stale]
         told = self.whole_snapshot()
         expected = view(self.charon, self.subjects)
         assert Counter((d.kind, d.bucket, d.key) for d in told) == Counter(stale + differences(before, expected))
-        self.write()
+        self.write_all()
         assert shown(self.bucket) == expected
+        assert self.ledger.revisions == {key: self.jetstream.entries[key][0] for key in self.bucket}
         assert not self.whole_snapshot() and not self.mirror.changed
         self.counts()
         self.told_all = True
+
+    def compare_and_write(self) -> None:
+        for bucket in (self.compared, *BUCKETS) if self.comparison else BUCKETS:
+            if not self.comparison:
+                self.comparison_begins(bucket)
+            self.comparison_ends()
+            self.write_all()
+
+    def write_all(self) -> None:
+        """Nothing is refused any more."""
+        while not self.ledger.settled or self.ledger.retry_in(self.clock) is not None:
+            self.jetstream_answers(1000, taken=True)
+            self.clock += 100
+            self.write(5, arrives=True)
+            self.jetstream_answers(1000, taken=True)
+        assert self.ledger.complete and not any(self.ledger.unwritten(bucket) for bucket in BUCKETS)
 
     def whole_snapshot(self) -> list[Difference]:
         snapshot = Snapshot(self.mirror)

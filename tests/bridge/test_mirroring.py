@@ -322,8 +322,8 @@ def test_without_jetstream_and_without_lists(
             async with service(mirrored(server.url, charon)) as bridge:
                 await until(lambda: "does not list its SAs" in caplog.text)
                 await someone.client.jetstream().delete_stream("KV_VICI_NODE")
-                await until(lambda: "the mirror cannot be written" in caplog.text)
-                await until(lambda: "takes the mirror again" in caplog.text)
+                await until(lambda: "the bucket VICI_NODE cannot be written" in caplog.text)
+                await until(lambda: "the bucket VICI_NODE takes everything again" in caplog.text)
                 listed(charon, [("gw", sa("1"))])
                 await settled(bridge)
                 assert list(await bucket(someone.client, "VICI_SA")) == ["gw1.gw.1"]
@@ -337,7 +337,7 @@ def test_a_server_without_expiring_keys(tmp_path: Path, monkeypatch: pytest.Monk
     if not old:
         pytest.skip(f"no nats-server before 2.11: {OLD_SERVER} may be the path of one")
     monkeypatch.setenv("NATS_SERVER_BINARY", old)
-    monkeypatch.setattr("vicibridge.buckets._MARKER", 0.3)
+    monkeypatch.setattr("vicibridge.buckets.MARKER", 0.3)
     server = NatsServer(tmp_path)
 
     async def test() -> None:

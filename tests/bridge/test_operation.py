@@ -171,7 +171,8 @@ def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp
             async with charon:
                 await until(lambda: bridge.gateways[0].up)
                 status, text = await fetch(bridge, "/readyz")
-                well = {"nats": True, "charon": {"gw1": True}, "events": {"gw1": True}, "credentials_expire": {}}
+                well = {"nats": True, "charon": {"gw1": True}, "events": {"gw1": True}, "mirror": {}}
+                well |= {"credentials_expire": {}}
                 assert (status, json.loads(text)) == (200, {"ready": True, "reasons": [], **well})
                 nats_server.kill()
                 await until(lambda: not bridge.bus.connected)

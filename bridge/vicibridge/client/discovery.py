@@ -47,6 +47,11 @@ class Node:
         """`up` or `down`."""
         return self.present["charon"] if self.present else None
 
+    @property
+    def mirror(self) -> str | None:
+        """`complete` or `incomplete`."""
+        return self.present["mirror"] if self.present else None
+
 
 async def take_inventory(calls: Calls, watch: Watch[NodeValue]) -> list[Node]:
     """Ask all bridges and read the bucket of nodes, at the same time."""

@@ -37,7 +37,7 @@ def nodes(reach: Reach, as_json: bool) -> None:
             click.echo(json.dumps(described(node)))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("node", "bridge", "charon", "version", "commands", "running for", "seen"):
+    for column in ("node", "bridge", "charon", "version", "mirror", "commands", "running for", "seen"):
         table.add_column(column, overflow="fold")
     for node in found:
         table.add_row(*map(shown, _row(node)))
@@ -53,6 +53,7 @@ def described(node: Node) -> dict[str, object]:
         "bridge_version": node.bridge_version,
         "charon": node.charon,
         "charon_version": node.charon_version,
+        "mirror": node.mirror,
         **({key: node.present[key] for key in ("boot", "started", "updated")} if node.present else {}),
     }
 
@@ -61,7 +62,7 @@ def _row(node: Node) -> tuple[object, ...]:
     present = node.present
     bridge = node.bridge_version if node.alive else f"{node.bridge_version or ''} gone".strip()
     times = (_ago(present["started"]), f"{_ago(present['updated'])} ago") if present else ("", "")
-    return node.name, bridge, node.charon, node.charon_version, "yes" if node.answers else "no", *times
+    return node.name, bridge, node.charon, node.charon_version, node.mirror, "yes" if node.answers else "no", *times
 
 
 def _ago(time_ns: int) -> str:

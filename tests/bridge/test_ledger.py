@@ -1,0 +1,233 @@
+"""What has to be written to the buckets, step by step; `test_mirror_model` does it in any order."""
+
+from __future__ import annotations
+
+import pytest
+from vicibridge import ledger
+from vicibridge.ledger import Ledger, Write
+from vicibridge.mirror import Key
+
+A, B, CONN = ("VICI_SA", "gw1.a"), ("VICI_SA", "gw1.b"), ("VICI_CONN", "gw1.a")
+
+
+class Source:
+    def __init__(self, **values: bytes) -> None:
+        self.values: dict[Key, bytes] = {("VICI_SA", f"gw1.{name}"): value for name, value in values.items()}
+        self.changed: dict[Key, None] = dict.fromkeys(self.values)
+        self.restored: list[Key] = []
+
+    def set(self, key: Key, value: bytes | None) -> None:
+        self.changed[key] = None
+        if value is None:
+            del self.values[key]
+        else:
+            self.values[key] = value
+
+    def keys(self) -> list[Key]:
+        return list(self.values)
+
+    def value(self, key: Key) -> bytes | None:
+        return self.values.get(key)
+
+    def restore(self, key: Key, data: bytes) -> bool:
+        self.restored.append(key)
+        if data == b"bad":
+            self.changed[key] = None
+            return False
+        self.values[key] = data
+        return True
+
+
+def opened(source: Source) -> Ledger:
+    made = Ledger(source)
+    made.open.update(("VICI_SA", "VICI_CONN"))
+    return made
+
+
+def sent(made: Ledger, now: float = 0.0, room: int = 100) -> list[tuple[Key, bytes | None]]:
+    return [(write.key, write.value) for write in made.writes(now, room)]
+
+
+def one(made: Ledger, now: float = 0.0) -> Write:
+    [write] = made.writes(now, 100)
+    return write
+
+
+def test_what_is_acknowledged_is_written() -> None:
+    source = Source(a=b"1", b=b"2")
+    made = opened(source)
+    first, second = made.writes(0, 100)
+    assert (first.key, first.value, second.key) == (A, b"1", B) and not made.settled
+    assert made.stored(first.number, 7) == (A, False)
+    assert made.revisions == {A: 7}
+    made.stored(second.number, 8)
+    assert made.settled and made.complete and sent(made) == []
+    source.set(A, None)
+    assert made.stored(one(made).number, 9) == (A, True)
+    assert made.revisions == {B: 8}
+
+
+def test_no_more_than_there_is_room_for() -> None:
+    made = opened(Source(**{f"k{number}": b"" for number in range(10)}))
+    assert [len(sent(made, room=room)) for room in (3, 0, 4, 100, 100)] == [3, 0, 4, 3, 0]
+
+
+def test_what_changes_on_its_way_is_sent_again() -> None:
+    source = Source(a=b"1")
+    made = opened(source)
+    write = one(made)
+    source.set(A, b"2")
+    assert sent(made) == [] and not made.settled
+    made.stored(write.number, 1)
+    assert not made.settled and sent(made) == [(A, b"2")]
+
+
+def test_a_refused_key_is_tried_again_later_and_later_with_its_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger.random, "uniform", lambda low, high: 1.0)
+    source = Source(a=b"1", b=b"2")
+    made = opened(source)
+    first, second = made.writes(0, 100)
+    assert made.refused(first.number, 0.0) == A
+    made.stored(second.number, 1)
+    assert (made.unwritten("VICI_SA"), made.complete, made.settled) == (1, False, True)
+    now, waits = 0.0, []
+    for number in range(9):
+        source.set(A, b"%d" % number)  # it may change as often as it likes
+        assert sent(made, now) == []
+        waits.append(made.retry_in(now))
+        now += waits[-1] or 0.0
+        write = one(made, now)
+        assert write.value == b"%d" % number and made.unwritten("VICI_SA") == 1
+        made.refused(write.number, now)
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    made.stored(one(made, now + 60).number, 5)
+    assert made.complete and made.retry_in(now) is None and made.revisions == {A: 5, B: 1}
+    source.set(A, b"later")
+    write = one(made, now + 60)
+    made.refused(write.number, now + 60)
+    assert made.retry_in(now + 60) == 1  # it begins anew
+
+
+def test_a_refused_key_that_is_gone_is_forgotten_unless_it_has_a_value_there() -> None:
+    source = Source(a=b"1", b=b"2")
+    made = opened(source)
+    first, second = made.writes(0, 100)
+    made.stored(first.number, 1)
+    made.refused(second.number, 0.0)
+    source.set(A, b"2")
+    made.refused(one(made).number, 0.0)
+    source.set(A, None)
+    source.set(B, None)
+    assert sent(made, 100.0) == [(A, None)]
+    assert made.unwritten("VICI_SA") == 1
+
+
+def test_keys_of_a_bucket_that_is_not_open_wait_for_it() -> None:
+    source = Source(a=b"1")
+    source.set(CONN, b"3")
+    made = Ledger(source)
+    made.open.add("VICI_CONN")
+    assert sent(made) == [(CONN, b"3")]
+    assert (made.unwritten("VICI_SA"), made.unwritten("VICI_CONN"), made.complete) == (1, 0, False)
+    assert made.reopen("VICI_SA") and not made.reopen("VICI_CONN")
+    write = one(made)
+    made.open.remove("VICI_SA")
+    assert made.put_back(write.number) == A and sent(made) == [] and made.unwritten("VICI_SA") == 1
+    assert made.reopen("VICI_SA") and sent(made) == [(A, b"1")] and made.complete
+
+
+def test_a_refused_key_whose_bucket_closes_counts_once() -> None:
+    made = opened(Source(a=b"1"))
+    made.refused(one(made).number, 0.0)
+    made.open.clear()
+    assert sent(made, 10.0) == [] and made.unwritten("VICI_SA") == 1
+    made.reopen("VICI_SA")
+    made.stored(one(made, 10.0).number, 1)
+    assert made.complete
+
+
+def test_what_was_on_its_way_when_the_link_ended_is_sent_again() -> None:
+    source = Source(a=b"1", b=b"2")
+    made = opened(source)
+    first, _ = made.writes(0, 100)
+    made.stored(first.number, 1)
+    made.open.clear()
+    source.set(A, b"3")
+    assert sent(made) == []
+    made.recall()
+    made.open.add("VICI_SA")
+    assert sorted(sent(made)) == [(A, b"3"), (B, b"2")]
+
+
+def compared(made: Ledger, *entries: tuple[Key, int, bytes | None], restore: bool = False) -> int:
+    comparison = made.compare("VICI_SA", restore=restore)
+    for entry in entries:
+        comparison.entry(*entry)
+    return comparison.finish()
+
+
+def test_what_is_not_as_it_was_acknowledged_is_written_again() -> None:
+    source = Source(a=b"1", b=b"2")
+    made = opened(source)
+    for number, write in enumerate(made.writes(0, 100), 1):
+        made.stored(write.number, number)
+    assert compared(made, (A, 1, b"1"), (B, 2, b"2")) == 0 and sent(made) == []
+    odd = ("VICI_SA", "gw1.odd")
+    assert compared(made, (odd, 3, b""), (A, 4, b"x")) == 3
+    assert B not in made.revisions  # what it said is not true any more
+    assert {key: value for key, value in sent(made)} == {odd: None, A: b"1", B: b"2"}
+
+
+def test_a_key_that_another_deletes_while_the_bucket_is_read() -> None:
+    made = opened(Source(a=b"1"))
+    made.stored(one(made).number, 1)
+    assert compared(made, (A, 1, b"1"), (A, 2, None)) == 1 and sent(made) == [(A, b"1")]
+
+
+def test_what_is_on_its_way_while_the_bucket_is_read_is_neither_missing_nor_odd() -> None:
+    source = Source(a=b"1", b=b"2")
+    made = opened(source)
+    first, second = made.writes(0, 100)
+    made.stored(first.number, 1)
+    comparison = made.compare("VICI_SA", restore=False)
+    comparison.entry(A, 1, b"1")
+    made.stored(second.number, 5)  # was on its way at the begin, and is not listed
+    source.set(A, b"3")
+    again = one(made)
+    comparison.entry(A, 6, b"3")  # read before the acknowledgement
+    made.stored(again.number, 6)
+    assert comparison.finish() == 0 and made.settled and made.revisions == {A: 6, B: 5}
+
+
+def test_what_waits_anyway_is_no_difference() -> None:
+    source = Source(a=b"1")
+    made = opened(source)
+    made.refused(one(made).number, 0.0)
+    source.set(B, b"2")
+    assert compared(made, (B, 1, b"x")) == 0
+    assert sent(made) == [(B, b"2")]
+
+
+def test_restoring_takes_over_what_there_is_once() -> None:
+    source = Source()
+    made = opened(source)
+    assert compared(made, (A, 3, b"1"), (B, 4, b"bad"), restore=True) == 0
+    assert made.revisions == {A: 3} and source.restored == [A, B]
+    assert sent(made) == [(B, None)]
+
+
+def test_keys_that_came_and_went_while_they_could_not_be_written_are_forgotten() -> None:
+    source = Source(a=b"1")
+    made = opened(source)
+    made.stored(one(made).number, 1)
+    made.open.clear()
+    for number in range(5000):
+        source.changed["VICI_SA", f"gw1.gone.{number}"] = None
+        if not number % 3:
+            assert sent(made) is not None
+        made.forget_gone()
+        assert len(source.changed) + made.unwritten("VICI_SA") <= 1001
+    source.set(A, None)
+    made.recall()
+    made.open.add("VICI_SA")
+    assert (A, None) in sent(made, room=10_000)
