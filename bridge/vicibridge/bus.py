@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import urlsplit
@@ -172,7 +173,7 @@ class Bus:
         except Exception as error:  # whatever is wrong with server, credentials or TLS, the next try may find it right
             await link.discard()
             _notice_cancellation()
-            raise Refused(reason_of(reported or error)) from None
+            raise Refused(_refusal(reported or error, tls_first=self._config.tls_first)) from None
         self._keep(client, url)
         return link
 
@@ -271,6 +272,18 @@ class Bus:
         if reason not in self._told:
             self._told.add(reason)
             _logger.warning("NATS: not connected: %s; trying again", reason)
+
+
+def _refusal(error: Exception, *, tls_first: bool) -> str:
+    """Return why a server does not take us, and what to set where client and server begin TLS in different ways."""
+    reason = reason_of(error)
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "the server has no TLS: unset tls_first in [nats]" if tls_first else "the server has no TLS"
+    if tls_first and isinstance(error, TimeoutError):
+        return f"{reason}: unset tls_first in [nats] for a server without handshake_first in its tls"
+    if not tls_first and "expecting INFO" in reason:
+        return f"{reason}: set tls_first in [nats] for a server with handshake_first in its tls"
+    return reason
 
 
 def _notice_cancellation() -> None:

@@ -29,18 +29,25 @@ class Malformed(Error):
 
 
 class _Transport(TcpTransport):
-    """TCP, and TLS over it as asyncio's own streams do it.
+    """TCP and TLS, of which asyncio's streams know.
 
-    nats-py hands asyncio a protocol that does not know of TLS: each end of a connection was then a warning of asyncio
-    ("returning true from eof_received() has no effect when using ssl"), and nothing bounded what was read ahead.
+    nats-py tells them nothing of TLS: each end of a connection was then a warning of asyncio ("returning true from
+    eof_received() has no effect when using ssl"), and nothing bounded what was read ahead.
     """
 
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
         assert self._io_writer is not None
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()  # another one: what came before TLS may be from anybody
+        protocol = asyncio.StreamReaderProtocol(reader)
         name = uri if isinstance(uri, str) else uri.hostname
-        await asyncio.wait_for(self._io_writer.start_tls(ssl_context, server_hostname=name), connect_timeout)
+        start = loop.start_tls(self._io_writer.transport, protocol, ssl_context, server_hostname=name)
+        transport = await asyncio.wait_for(start, connect_timeout)
+        assert transport is not None
+        protocol.connection_made(transport)
+        self._io_reader, self._io_writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def __bool__(self) -> bool:
         return True  # nats-py would put another one in place of what is not connected yet

@@ -124,23 +124,85 @@ class TlsFirst(NatsServer):
         return b"Server is ready" in self.log.read_bytes()
 
 
-def test_tls_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_tls_first(tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bool) -> None:
+    """With the server and against it; then the error says what to set."""
     pki = Pki(tmp_path)
-    server = TlsFirst(tmp_path, more=pki.server_options(", handshake_first: true"))
-    good: dict[str, Any] = {"tls_ca": pki.ca, "tls_hostname": "nats.example", "tls_first": True}
+    server = TlsFirst(tmp_path, more=pki.server_options(", handshake_first: true" if first else ""))
+    trust: dict[str, Any] = {"tls_ca": pki.ca, "tls_hostname": "nats.example"}
+    hint = "set tls_first in [nats] for a server with" if first else "unset tls_first in [nats] for a server without"
 
     async def test() -> None:
         await server.up()
-        async with running(settings(server.url, nats=good)) as bus:
+        async with running(settings(server.url, nats={**trust, "tls_first": first})) as bus:
             await (await bus.link()).fence(5)
-        async with Fleet(Nats(servers=[server.url], **good)) as fleet:
+        async with Fleet(Nats(servers=[server.url], **trust, tls_first=first)) as fleet:
             with pytest.raises(Unavailable):
                 await fleet.node("gw1").version()
+        async with running(settings(server.url, nats={**trust, "tls_first": not first})) as bus:
+            await until(lambda: bus.reason.endswith(f"{hint} handshake_first in its tls"))
 
     try:
         run(test())
     finally:
         server.kill()
+
+
+def test_a_server_without_tls(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        config = settings(nats_server.url.replace("nats:", "tls:"), nats={"tls_first": True})
+        async with running(config) as bus:
+            await until(lambda: bus.reason == "the server has no TLS: unset tls_first in [nats]")
+
+    run(test())
+
+
+def test_what_comes_before_tls_is_not_taken_for_the_servers(tmp_path: Path) -> None:
+    """Who can write into the connection could otherwise add what looks as if it had come over TLS."""
+    pki = Pki(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pki.server)
+    info = b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"headers":true,"tls_required":true}\r\n'
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(info + b"-ERR 'added by somebody'\r\n")
+        await writer.start_tls(context)
+        while line := await reader.readline():
+            if line.startswith(b"PING"):
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async def test() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with running(settings(url, nats={"tls_ca": pki.ca, "tls_hostname": "nats.example"})) as bus:
+            await (await bus.link()).fence(5)
+        server.close()
+
+    run(test())
+
+
+def test_the_end_of_a_connection_over_tls_is_no_warning(
+    make_nats_server: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pki = Pki(tmp_path)
+    server = make_nats_server(pki.server_options())
+    trust = {"tls_ca": pki.ca, "tls_hostname": "nats.example"}
+
+    async def test() -> None:
+        await server.up()
+        async with running(settings(server.url, nats=trust)) as bus:
+            link = await bus.link()
+            await asyncio.to_thread(server.stop)
+            await link.lost()
+            await server.up()
+            await bus.link()
+        async with Fleet(Nats(servers=[server.url], **trust)) as fleet:
+            assert await fleet.nodes() == []
+
+    run(test())
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def mutual(make_nats_server: Make, pki: Pki) -> NatsServer:
