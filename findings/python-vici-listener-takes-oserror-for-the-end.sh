@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# python vici 6.0.3: an EventListener takes an OSError of the function it calls for the end of the connection.
+#
+# A handler that cannot write a file or reach a host raises an OSError. The listener does not pass it on: it
+# drops the session, calls the functions for a disconnection, and returns False, which means that no session
+# is available. The exception is lost, and the connection to charon still works.
+set -euo pipefail
+home=$(mktemp -d)
+trap 'rm -rf "$home"' EXIT
+python3 -m venv "$home/venv"
+"$home/venv/bin/pip" install --quiet --disable-pip-version-check vici==6.0.3
+"$home/venv/bin/python" - "$home" <<'EOF'
+import socket, struct, sys
+
+import vici
+from vici.protocol import Message, Packet
+
+home = sys.argv[1]
+
+
+def framed(kind, name=b"", message={}):
+    body = bytes([kind]) + (bytes([len(name)]) + name if name else b"") + Message.serialize(message)
+    return struct.pack("!I", len(body)) + body
+
+
+ours, daemon = socket.socketpair()
+session = vici.Session(ours)
+listener = vici.EventListener(session)
+
+
+@listener.on_events(["ike-updown"])
+def write(name, message):
+    open("/no/such/directory/log", "a")
+
+
+@listener.on_disconnected()
+def disconnected(which):
+    print("on_disconnected was called")
+
+
+daemon.sendall(framed(Packet.EVENT_CONFIRM) + framed(Packet.EVENT, b"ike-updown", {"up": "yes"}))
+daemon.sendall(framed(Packet.EVENT_CONFIRM))
+result = listener.listen()
+print("listen() returned", result, "- the listener's session is", listener.session)
+daemon.sendall(framed(Packet.CMD_RESPONSE, message={"daemon": "charon"}))
+print("the session still works:", dict(session.version()))
+assert result is False and listener.session is None
+EOF
