@@ -36,8 +36,9 @@ Sessions
   session is used next, and its error, if any, is not raised. Until then the socket may be readable without an event.
 - shut their connection down when a timeout of the socket ends a request, as a late reply would be taken for the next
   one's; and when one ends a packet that has begun, for which there no timeout holds.
-- raise RuntimeError when a second thread uses one while the first is reading; `transport.close()` may always be called,
-  as often as one likes, and unregisters all events first, without which charon writes a line to its log for each.
+- raise RuntimeError when a second thread, or a signal handler, uses one while it is being read; `transport.close()` may
+  always be called, as often as one likes, and unregisters all events first, without which charon writes a line to its
+  log for each.
 - raise CommandException for `success=no` without an `errmsg` too, there KeyError.
 - unregister the events of a `listen` of which charon does not know one; a `streamed_request` with an event that charon
   does not know runs its command before it raises EventUnknownException. An event named twice in `listen` comes once.
