@@ -28,6 +28,7 @@ setup(
             Extension(
                 "vicifast._wire",
                 ["src/vicifast/_wire.pyx"],
+                include_dirs=["src/vicifast"],  # for wire/chunk.h
                 define_macros=[
                     ("CYTHON_USE_MODULE_STATE", "1"),
                     ("CYTHON_USE_TYPE_SPECS", "1"),

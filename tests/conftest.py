@@ -27,15 +27,16 @@ hypothesis.settings.load_profile("vicifast")
 
 def stale(package: Path) -> str:
     """Why the extension in `package` must be rebuilt; empty when it is current or comes from a wheel."""
-    source = package / "_wire.pyx"
-    if not source.exists():  # wheels do not carry it
+    sources = [package / "_wire.pyx", *(package / "wire").glob("*")]
+    if not sources[0].exists():  # wheels do not carry it
         return ""
     suffixes = importlib.machinery.EXTENSION_SUFFIXES
     built = [path for suffix in suffixes for path in package.glob(f"_wire{suffix}")]
     if not built:
-        return f"{source} has not been built for this Python; run: {REBUILD}"
-    if max(path.stat().st_mtime for path in built) < source.stat().st_mtime:
-        return f"{built[0].name} is older than _wire.pyx; run: {REBUILD}"
+        return f"{sources[0]} has not been built for this Python; run: {REBUILD}"
+    newest = max(sources, key=lambda path: path.stat().st_mtime)
+    if max(path.stat().st_mtime for path in built) < newest.stat().st_mtime:
+        return f"{built[0].name} is older than {newest.relative_to(package)}; run: {REBUILD}"
     return ""
 
 

@@ -1,6 +1,6 @@
 """The slow, obvious codec that the fast one is compared with.
 
-It is written from the protocol, not from `_wire.pyx`. `parse` gives a tree that hides nothing: a section is a
+It is written from the protocol, not from the codec. `parse` gives a tree that hides nothing: a section is a
 tuple of (name, value) pairs with duplicates kept, a list is a list of bytes, a value is bytes. The other
 functions turn such a tree, or a message, into what the library promises.
 """

@@ -1,0 +1,67 @@
+# Limits of VICI, types of packets and elements, sizes of caches and buffers, and the first bytes of msgpack objects.
+
+cpdef enum:
+    MAX_PACKET = 524288  # VICI_MESSAGE_SIZE_MAX: charon closes on a longer one, and drops its own silently
+    MAX_NAME = 255
+    MAX_VALUE = 65535
+    MAX_DEPTH = 64  # charon itself sends four at most; a bomb of 262,000 fits in one packet
+
+cpdef enum:
+    CMD_REQUEST = 0
+    CMD_RESPONSE = 1
+    CMD_UNKNOWN = 2
+    EVENT_REGISTER = 3
+    EVENT_UNREGISTER = 4
+    EVENT_CONFIRM = 5
+    EVENT_UNKNOWN = 6
+    EVENT = 7
+
+cdef enum:
+    END = 0
+    SECTION_START = 1
+    SECTION_END = 2
+    KEY_VALUE = 3
+    LIST_START = 4
+    LIST_ITEM = 5
+    LIST_END = 6
+
+cdef enum:
+    KNOWN_NAMES = 512  # slots of a decoder's cache of names; charon's own vocabulary is about 200
+    KNOWN_SHAPES = 64  # sections with the same names in the same order
+    KNOWN_KEYS = 64  # of such a section
+    KEPT_ENTRIES = 4096
+    OWNED_PER_ELEMENT = 3  # objects that one element can make or push out: two names, and a value or container
+    KNOWN_VALUE = 64  # longest value kept for reuse, so that a decoder's memory stays bounded
+    READ_SIZE = 65536  # least room that a read is offered
+    BUFFER_SIZE = 262144
+    LENT_NODES = 128
+    KNOWN_TOPICS = 64  # charon has 18 log groups and sends two levels by default
+    LENT_SIZE = 2048  # of the stack, for a message that is encoded; most fit
+
+cdef enum:  # first bytes of msgpack objects; see the msgpack specification
+    MP_FIXINT_LAST = 0x7F
+    MP_FIXMAP = 0x80
+    MP_FIXMAP_LAST = 0x8F
+    MP_FIXARRAY = 0x90
+    MP_FIXARRAY_LAST = 0x9F
+    MP_FIXSTR = 0xA0
+    MP_FIXSTR_LAST = 0xBF
+    MP_NIL = 0xC0
+    MP_FALSE = 0xC2
+    MP_TRUE = 0xC3
+    MP_BIN8 = 0xC4
+    MP_BIN16 = 0xC5
+    MP_BIN32 = 0xC6
+    MP_FLOAT32 = 0xCA
+    MP_FLOAT64 = 0xCB
+    MP_UINT8 = 0xCC
+    MP_INT8 = 0xD0
+    MP_INT64 = 0xD3
+    MP_STR8 = 0xD9
+    MP_STR16 = 0xDA
+    MP_STR32 = 0xDB
+    MP_ARRAY16 = 0xDC
+    MP_ARRAY32 = 0xDD
+    MP_MAP16 = 0xDE
+    MP_MAP32 = 0xDF
+    MP_NEGATIVE_FIXINT = 0xE0

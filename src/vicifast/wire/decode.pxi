@@ -1,0 +1,220 @@
+# Messages to Python objects: decode_message(), which the Decoder calls with its cache, and decode() without one.
+
+cdef inline PyObject* name_object(Decoder cache, Work* work, Cursor* cursor, Element* element, Slot** last) except NULL:
+    """The name of a key or list; `last` moves on to its slot."""
+    if cache is None:
+        return new_name(work, cursor, element)
+    last[0] = cache.known(cursor, element, last[0])
+    return last[0].name.made
+
+
+cdef inline PyObject* section_object(
+    Decoder cache, Work* work, Cursor* cursor, Element* element, Slot** last
+) except NULL:
+    """The name of a section; `last` moves on to the slot of its depth."""
+    if cache is None:
+        return new_name(work, cursor, element)
+    last[0] = cache.section(cursor, element)
+    return last[0].name.made
+
+
+cdef inline PyObject* value_object(
+    Decoder cache, Work* work, Element* element, Slot* last, bint as_bytes, bint blob
+) except NULL:
+    if cache is not None and not blob:
+        return cache.value(element, last)
+    cdef PyObject* made = new_value(element, as_bytes or blob)
+    own(work, made)
+    return made
+
+
+cdef PyObject* make_list(Work* work, Py_ssize_t first) except NULL:
+    """Make a list of the entries from `first` on, and take them off."""
+    cdef Py_ssize_t i
+    cdef PyObject* items = PyList_New(work.used - first)
+    for i in range(work.used - first):
+        Py_INCREF(<object>work.entries[first + i].value)
+        PyList_SET_ITEM(items, i, work.entries[first + i].value)
+    work.used = first
+    own(work, items)
+    return items
+
+
+cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first) except NULL:
+    """Make a dict of the entries from `first` on, and take them off."""
+    cdef Entry* entries = work.entries + first
+    cdef Py_ssize_t count = work.used - first
+    cdef PyObject* section
+    # Below four keys there is nothing to gain; above the limit there is nothing that charon sends.
+    if cache is None or count < 4 or count > KNOWN_KEYS:
+        section = new_section(work, entries, count)
+    else:
+        section = alike_section(cache, work, entries, count)
+    work.used = first
+    return section
+
+
+cdef PyObject* alike_section(Decoder cache, Work* work, Entry* entries, Py_ssize_t count) except NULL:
+    """Make a dict by copying one that had the same names, or be ready to do so the third time."""
+    cdef uint64_t names_hash = hash_names(entries, count)
+    cdef Shape* shape = &cache.shapes[names_hash % KNOWN_SHAPES]
+    cdef PyObject* section
+    if shape.names_hash == names_hash and shape.example and has_shape(shape, entries, count):
+        return copy_example(shape, work, entries)
+    section = new_section(work, entries, count)
+    if shape.names_hash == names_hash:
+        learn(shape, entries, count)
+    else:
+        shape.names_hash = names_hash
+        replace(&shape.example, NULL)
+    return section
+
+
+cdef inline uint64_t hash_names(Entry* entries, Py_ssize_t count) noexcept:
+    cdef uint64_t mixed = count
+    cdef Py_ssize_t i
+    for i in range(count):
+        mixed = (mixed ^ <uint64_t>entries[i].name) * 0x9E3779B97F4A7C15ULL
+    return (mixed ^ mixed >> 32) | 1  # 0 is a shape never used
+
+
+cdef inline bint has_shape(Shape* shape, Entry* entries, Py_ssize_t count) noexcept:
+    cdef Py_ssize_t i
+    if shape.count != count:
+        return False
+    for i in range(count):
+        if shape.names[i] != entries[i].name:
+            return False
+    return True
+
+
+cdef PyObject* copy_example(Shape* shape, Work* work, Entry* entries) except NULL:
+    """A copy is made at once and in the right size; only the values that differ are stored one by one."""
+    cdef PyObject* section = PyDict_Copy(shape.example)
+    cdef Py_ssize_t i
+    own(work, section)
+    for i in range(shape.count):
+        if entries[i].value != shape.values[i]:
+            PyDict_SetItem(section, entries[i].name, entries[i].value)
+    return section
+
+
+cdef PyObject* new_section(Work* work, Entry* entries, Py_ssize_t count) except NULL:
+    cdef PyObject* section = PyDict_New()
+    cdef Py_ssize_t i
+    own(work, section)
+    for i in range(count):
+        PyDict_SetItem(section, entries[i].name, entries[i].value)
+    return section
+
+
+cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
+    """Keep the names of a section that came for the second time, and its values unless large or open to change."""
+    cdef dict example = {}
+    cdef PyObject* value
+    cdef Py_ssize_t i
+    replace(&shape.example, NULL)
+    for i in range(count):
+        value = entries[i].value
+        is_kept = PyBytes_CheckExact(<object>value) and PyBytes_GET_SIZE(value) <= KNOWN_VALUE
+        is_kept = is_kept or PyUnicode_Check(<object>value) and PyUnicode_GET_LENGTH(value) <= KNOWN_VALUE
+        example[<object>entries[i].name] = <object>value if is_kept else None
+        shape.names[i] = entries[i].name
+        shape.values[i] = value if is_kept else NULL
+    shape.count = count
+    if len(example) == count:  # else a name stands twice, and the last must count
+        Py_INCREF(example)
+        shape.example = <PyObject*>example
+    return 0
+
+
+cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
+    cdef Cursor cursor
+    cdef Element element
+    cdef Py_ssize_t[MAX_DEPTH + 2] firsts  # where the entries of each open section, and of a list in it, begin
+    cdef Slot* last = NULL if cache is None else &cache.sections[0]
+    cdef bint has_binary = bool(binary), blob = False, list_blob = False
+    cdef int kind, top = 0
+    cdef Entry* entry
+    begin(&cursor, data, size)
+    firsts[0] = 0
+    while True:
+        if cache is not None and not cursor.in_list and (cursor.depth or not has_binary):
+            last = cache.keys(&cursor, last)
+        if work.used == work.size or work.owned_used + OWNED_PER_ELEMENT > work.owned_size:
+            grow_work(work)
+        entry = &work.entries[work.used]
+        kind = next_element(&cursor, &element)
+        if kind == KEY_VALUE:
+            entry.name = name_object(cache, work, &cursor, &element, &last)
+            if has_binary:
+                blob = not cursor.depth and is_one_of(binary, element.name, element.name_size)
+            entry.value = value_object(cache, work, &element, last, as_bytes, blob)
+            work.used += 1
+        elif kind == LIST_ITEM:
+            entry.value = value_object(cache, work, &element, last, as_bytes, list_blob)
+            work.used += 1
+        elif kind == LIST_START:
+            entry.name = name_object(cache, work, &cursor, &element, &last)
+            list_blob = has_binary and not cursor.depth and is_one_of(binary, element.name, element.name_size)
+            work.used += 1
+            top += 1
+            firsts[top] = work.used
+        elif kind == SECTION_START:
+            entry.name = section_object(cache, work, &cursor, &element, &last)
+            work.used += 1
+            top += 1
+            firsts[top] = work.used
+        elif kind == LIST_END:
+            work.entries[firsts[top] - 1].value = make_list(work, firsts[top])
+            top -= 1
+        elif kind == SECTION_END:
+            work.entries[firsts[top] - 1].value = make_section(cache, work, firsts[top])
+            top -= 1
+        else:
+            return <dict>make_section(cache, work, 0)
+
+
+cdef dict decode_alone(const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
+    """Decode without remembering anything."""
+    cdef Work work = Work(NULL, 0, 0, NULL, 0, 0)
+    try:
+        return decode_message(None, &work, data, size, as_bytes, binary)
+    finally:
+        clear_work(&work)
+        free_work(&work)
+
+
+cdef object read_buffer(Reader reader, data):
+    """Have `reader` read the bytes of any object with the buffer protocol."""
+    cdef Py_buffer view
+    if PyBytes_CheckExact(data):
+        return reader.read(<const uint8_t*>PyBytes_AS_STRING(<PyObject*>data), PyBytes_GET_SIZE(<PyObject*>data))
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return reader.read(<const uint8_t*>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+@cython.final
+cdef class Forgetful(Reader):
+    """Decodes without remembering anything, so that one call stands alone."""
+
+    cdef bint as_bytes
+    cdef tuple binary
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        return decode_alone(data, size, self.as_bytes, self.binary)
+
+
+def decode(data, *, values=str, binary=()):
+    """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = `values`.
+
+    Stateless; a `Decoder` is faster for more than one message. `values` is `str` (UTF-8, surrogateescape) or `bytes`;
+    `binary` names keys of the root whose values are always `bytes`. Raises `DecodeError` with the offset.
+    """
+    cdef Forgetful reader = Forgetful.__new__(Forgetful)
+    reader.as_bytes = are_bytes(values)
+    reader.binary = root_names(binary)
+    return read_buffer(reader, data)

@@ -1,0 +1,285 @@
+# Reader, Raw and Decoder: the Decoder keeps names, values and whole sections from one message to the next.
+
+cdef struct Known:
+    # A text seen before and the object that was made of it, owned.
+    PyObject* made
+    const uint8_t* text
+    Py_ssize_t size
+
+
+cdef struct Slot:
+    # A name, the last value that it had, and the slot of the name that came after it.
+    Known name
+    Known value
+    Slot* next
+
+
+cdef struct Entry:
+    # A key or list item that was read; a name without value is a section or list that is still open. Both are borrowed.
+    PyObject* name
+    PyObject* value
+
+
+cdef struct Work:
+    # What one message needs until it is complete: the entries of the sections that are open, and the objects that are
+    # kept alive for them, owned. Of most values the slot is the owner, and nothing needs to be counted.
+    Entry* entries
+    Py_ssize_t used
+    Py_ssize_t size
+    PyObject** owned
+    Py_ssize_t owned_used
+    Py_ssize_t owned_size
+
+
+cdef struct Shape:
+    # A section seen before: its names in order, and a dict of them with the values that it had then.
+    uint64_t names_hash
+    Py_ssize_t count
+    PyObject* example
+    (PyObject*)[KNOWN_KEYS] names
+    (PyObject*)[KNOWN_KEYS] values
+
+
+cdef bint are_bytes(values) except -1:
+    """What `values` asks for: bytes, or str."""
+    if values is not str and values is not bytes:
+        raise TypeError(f"values must be str or bytes, not {values!r}")
+    return values is bytes
+
+
+cdef class Reader:
+    """How a `Framer` hands out the message of a packet: as objects, transcoded or as it came. Not made directly.
+
+    A reader that keeps a message to itself gives None for it, and the framer goes on to the next packet.
+    """
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        raise TypeError("use Raw, Decoder or Transcoder")
+
+
+@cython.final
+cdef class Raw(Reader):
+    """Reads a message as the bytes of it, unchecked."""
+
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        return data[:size]
+
+
+@cython.final
+cdef class Decoder(Reader):
+    """Decodes messages into dicts and remembers names and values from one message to the next.
+
+    `values` is `str` (UTF-8, with surrogateescape for other bytes) or `bytes`; `binary` names keys of the root whose
+    values are `bytes` whatever `values` says. One decoder belongs to one connection; it may be used from several
+    threads, one at a time. Its memory is bounded, whatever it is fed.
+    """
+
+    cdef Slot* slots
+    cdef Slot[MAX_DEPTH + 1] sections
+    cdef Shape* shapes
+    cdef Work work
+    cdef unsigned int turn
+    cdef bint busy
+    cdef bint as_bytes
+    cdef tuple binary
+
+    def __cinit__(self):
+        self.slots = <Slot*>calloc(KNOWN_NAMES, sizeof(Slot))
+        self.shapes = <Shape*>calloc(KNOWN_SHAPES, sizeof(Shape))
+        if not self.slots or not self.shapes:
+            raise MemoryError
+
+    @cython.critical_section
+    def __init__(self, *, values=str, binary=()):
+        as_bytes, names = are_bytes(values), root_names(binary)
+        if self.busy:
+            raise RuntimeError("a Decoder is made anew while it decodes")
+        self.as_bytes = as_bytes
+        self.binary = names
+        self.forget()
+
+    def __dealloc__(self):
+        self.forget()
+        free(self.slots)
+        free(self.shapes)
+        free_work(&self.work)
+
+    cdef void forget(self) noexcept:
+        cdef int i
+        for i in range(KNOWN_SHAPES if self.shapes else 0):
+            replace(&self.shapes[i].example, NULL)
+            self.shapes[i].names_hash = 0
+        for i in range(KNOWN_NAMES if self.slots else 0):
+            forget_slot(&self.slots[i])
+        for i in range(MAX_DEPTH + 1):
+            forget_slot(&self.sections[i])
+
+    def decode(self, data, /):
+        """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = text.
+
+        Of keys that occur twice in a section the last counts, as in strongSwan's own module. Raises `DecodeError`.
+        """
+        return read_buffer(self, data)
+
+    @cython.critical_section
+    cdef object read(self, const uint8_t* data, Py_ssize_t size):
+        # Making a dict can run the garbage collector, and that anything: also a second message on this decoder.
+        if self.busy:
+            return decode_alone(data, size, self.as_bytes, self.binary)
+        self.busy = True
+        try:
+            return decode_message(self, &self.work, data, size, self.as_bytes, self.binary)
+        finally:
+            clear_work(&self.work)
+            self.busy = False
+
+    cdef Slot* keys(self, Cursor* cursor, Slot* last) except NULL:
+        """Read the keys that come next into the message's entries; return the slot of the last name."""
+        cdef Work* work = &self.work
+        cdef Element element
+        cdef Entry* entry
+        cdef const uint8_t* here = cursor.pos
+        cdef const uint8_t* after = next_key(here, cursor.end, &element)
+        while after:
+            if work.used == work.size or work.owned_used + OWNED_PER_ELEMENT > work.owned_size:
+                grow_work(work)
+            entry = &work.entries[work.used]
+            last = self.known(cursor, &element, last)
+            entry.name = last.name.made
+            entry.value = self.value(&element, last)
+            work.used += 1
+            here = after
+            after = next_key(here, cursor.end, &element)
+        cursor.pos = here
+        return last
+
+    cdef inline Slot* known(self, Cursor* cursor, Element* element, Slot* last) except NULL:
+        """The slot of a name; most often it is the one that followed last time, and no hash is needed."""
+        cdef Slot* slot = last.next
+        if not (slot and is_known(&slot.name, element.name, element.name_size)):
+            slot = self.find(cursor, element)
+            last.next = slot
+        return slot
+
+    cdef Slot* find(self, Cursor* cursor, Element* element) except NULL:
+        # An IKE_SA and its CHILD_SAs have keys of the same names, and values and followers of their own.
+        cdef uint64_t place = (hash_name(element.name, element.name_size) + 37 * cursor.depth) % KNOWN_NAMES
+        cdef Slot* slot = &self.slots[place]
+        if is_known(&slot.name, element.name, element.name_size):
+            return slot
+        slot = &self.slots[place ^ 1]
+        if is_known(&slot.name, element.name, element.name_size):
+            return slot
+        check_name(cursor, element)
+        # A name that is new takes one of two places, in turns, so that unique names cannot spoil the table for good.
+        self.turn += 1
+        if not self.slots[place].name.made or self.turn & 1:
+            slot = &self.slots[place]
+        keep_text(&self.work, &slot.name, new_text(element.name, element.name_size))
+        return slot
+
+    cdef inline Slot* section(self, Cursor* cursor, Element* element) except NULL:
+        """The slot of the last section of this depth, with its name made this one's: what follows is often alike."""
+        cdef Slot* slot = &self.sections[cursor.depth]
+        if not is_known(&slot.name, element.name, element.name_size):
+            name = <object>self.find(cursor, element).name.made
+            Py_INCREF(name)
+            keep_text(&self.work, &slot.name, <PyObject*>name)
+        return slot
+
+    cdef inline PyObject* value(self, Element* element, Slot* slot) except NULL:
+        """The value, borrowed; the object that the key had last time when the bytes are equal."""
+        if is_known(&slot.value, element.value, element.value_size):
+            return slot.value.made
+        cdef PyObject* made = new_value(element, self.as_bytes)
+        if element.value_size > KNOWN_VALUE:
+            own(&self.work, made)
+        elif self.as_bytes:
+            keep(&self.work, &slot.value, made, PyBytes_AS_STRING(made), element.value_size)
+        elif PyUnicode_IS_COMPACT_ASCII(made):
+            keep_text(&self.work, &slot.value, made)
+        else:
+            own(&self.work, made)
+        return made
+
+
+cdef inline bint is_known(Known* known, const uint8_t* text, Py_ssize_t size) noexcept:
+    return known.made and known.size == size and is_same(known.text, text, size)
+
+
+cdef inline void keep_text(Work* work, Known* known, PyObject* text) noexcept:
+    keep(work, known, text, PyUnicode_DATA(text), PyUnicode_GET_LENGTH(text))
+
+
+cdef inline void keep(Work* work, Known* known, PyObject* made, const void* text, Py_ssize_t size) noexcept:
+    """Hand an object over to a slot; the one before may be part of the message, and lives on until its end."""
+    if known.made:
+        own(work, known.made)
+    known.made = made
+    known.text = <const uint8_t*>text
+    known.size = size
+
+
+cdef inline void own(Work* work, PyObject* made) noexcept:
+    """Hand an object over to the message, which has room for `OWNED_PER_ELEMENT` more."""
+    work.owned[work.owned_used] = made
+    work.owned_used += 1
+
+
+cdef inline void replace(PyObject** place, PyObject* made) noexcept:
+    cdef PyObject* old = place[0]
+    place[0] = made
+    if old:
+        Py_DECREF(<object>old)
+
+
+cdef inline void forget_slot(Slot* slot) noexcept:
+    replace(&slot.name.made, NULL)
+    replace(&slot.value.made, NULL)
+    slot.next = NULL
+
+
+cdef inline PyObject* new_value(Element* element, bint as_bytes) except NULL:
+    if as_bytes:
+        return PyBytes_FromStringAndSize(<const char*>element.value, element.value_size)
+    return new_text(element.value, element.value_size)
+
+
+cdef PyObject* new_name(Work* work, Cursor* cursor, Element* element) except NULL:
+    check_name(cursor, element)
+    cdef PyObject* made = new_text(element.name, element.name_size)
+    own(work, made)
+    return made
+
+
+cdef int grow_work(Work* work) except -1:
+    cdef Py_ssize_t size = 2 * work.size or 128
+    cdef void* data = realloc(work.entries, size * sizeof(Entry))
+    if not data:
+        raise MemoryError
+    work.entries = <Entry*>data
+    work.size = size
+    data = realloc(work.owned, size * OWNED_PER_ELEMENT * sizeof(PyObject*))
+    if not data:
+        raise MemoryError
+    work.owned = <PyObject**>data
+    work.owned_size = size * OWNED_PER_ELEMENT
+    return 0
+
+
+cdef void clear_work(Work* work) noexcept:
+    """Let go of a message that is complete or given up, and of memory that only a huge one needs."""
+    cdef Py_ssize_t i
+    for i in range(work.owned_used):
+        Py_DECREF(<object>work.owned[i])
+    work.used = work.owned_used = 0
+    if work.size > KEPT_ENTRIES:
+        free_work(work)
+
+
+cdef void free_work(Work* work) noexcept:
+    free(work.entries)
+    free(work.owned)
+    work.entries = NULL
+    work.owned = NULL
+    work.size = work.owned_size = 0

@@ -1,0 +1,380 @@
+# Python objects to messages and packets: encode() and packet().
+
+cdef struct Frame:
+    # A section that is being written, and the name under which it stands in the one around it; both are owned.
+    PyObject* section
+    PyObject* name
+    Py_ssize_t position
+
+
+cdef struct Place:
+    # Where in the message the encoder is, also for the text of an error. Both objects are owned: a mapping's own code
+    # may take them out of the message at any time.
+    PyObject* name
+    PyObject* value
+    Py_ssize_t index
+
+
+cdef int refuse(str reason) except -1:
+    raise EncodeError(reason)
+
+
+cdef inline int add_name(Writer* out, int kind, const uint8_t* text, Py_ssize_t size) except -1:
+    """Write the kind of an element and its name, which has been checked."""
+    reserve(out, size + 2)
+    add_byte(out, <uint8_t>kind)
+    add_byte(out, <uint8_t>size)
+    add_bytes(out, text, size)
+    return 0
+
+
+cdef inline int put_name(Writer* out, int kind, object name) except -1:
+    cdef Py_ssize_t size
+    cdef const uint8_t* text
+    if not PyUnicode_Check(name):
+        return refuse(f"a name must be str, not {type(name).__name__}")
+    if PyUnicode_IS_COMPACT_ASCII(<PyObject*>name):
+        text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
+        size = PyUnicode_GET_LENGTH(<PyObject*>name)
+    else:
+        encoded = PyUnicode_AsEncodedString(name, b"utf-8", b"surrogatepass")  # a subclass may have its own encode
+        text = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>encoded)
+        size = PyBytes_GET_SIZE(<PyObject*>encoded)
+    if not is_printable(text, size):
+        return refuse("a name must be printable ASCII")
+    if size > MAX_NAME:
+        return refuse(f"a name of {size} bytes is longer than {MAX_NAME}")
+    return add_name(out, kind, text, size)
+
+
+cdef inline int put_bytes(Writer* out, const void* data, Py_ssize_t size) except -1:
+    if size > MAX_VALUE:
+        return refuse(f"a value of {size} bytes is longer than {MAX_VALUE}")
+    reserve(out, size + 2)
+    add_u16(out, size)
+    add_bytes(out, data, size)
+    return 0
+
+
+cdef int put_buffer(Writer* out, object value) except -1:
+    cdef Py_buffer view
+    PyObject_GetBuffer(value, &view, PyBUF_SIMPLE)
+    try:
+        return put_bytes(out, view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef int put_integer(Writer* out, object value) except -1:
+    cdef int overflow = 0
+    cdef Py_ssize_t start
+    cdef long long number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow:
+        try:
+            return put_buffer(out, int.__repr__(value).encode())
+        except ValueError:
+            return refuse("an int has too many digits")
+    reserve(out, 24)
+    add_byte(out, 0)
+    out.used += 1
+    start = out.used
+    if number < 0:
+        add_byte(out, c'-')
+    add_decimal(out, <uint64_t>number if number >= 0 else -<uint64_t>number)
+    out.data[start - 1] = <uint8_t>(out.used - start)
+    return 0
+
+
+cdef int put_other(Writer* out, object value) except -1:
+    """The scalars that are neither plain ASCII str nor bytes."""
+    if PyUnicode_Check(value):
+        try:
+            return put_buffer(out, PyUnicode_AsEncodedString(value, b"utf-8", b"surrogateescape"))
+        except UnicodeEncodeError:
+            return refuse("a str has a surrogate that stands for no byte")
+    if value is True:
+        return put_bytes(out, b"yes", 3)
+    if value is False:
+        return put_bytes(out, b"no", 2)
+    if PyLong_Check(value):
+        return put_integer(out, value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return put_buffer(out, PyBytes_FromObject(value))  # a memoryview may have gaps
+    if isinstance(value, Refused):
+        return refuse((<Refused>value).reason)
+    return refuse(f"{type(value).__name__} is no value of VICI")
+
+
+cdef inline bint is_plain(object value) noexcept:
+    """Whether it is a str as nearly all are: no subclass, and ASCII, so that its bytes are at hand."""
+    return PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(<PyObject*>value)
+
+
+cdef inline const uint8_t* plain_text(object text) noexcept:
+    """The bytes of a plain str, without the questions of PyUnicode_DATA."""
+    return <const uint8_t*>(<PyASCIIObject*><PyObject*>text + 1)
+
+
+cdef inline int put_value(Writer* out, object value) except -1:
+    if is_plain(value):
+        return put_bytes(out, PyUnicode_DATA(<PyObject*>value), PyUnicode_GET_LENGTH(<PyObject*>value))
+    if PyBytes_CheckExact(value):
+        return put_bytes(out, PyBytes_AS_STRING(<PyObject*>value), PyBytes_GET_SIZE(<PyObject*>value))
+    return put_other(out, value)
+
+
+cdef inline bint put_plain(Writer* out, object name, object value) except -1:
+    """Write a key and value when both are plain str and within bounds; else nothing, and the slow way says why."""
+    if unlikely(not is_plain(name) or not is_plain(value)):
+        return False
+    cdef const uint8_t* text = plain_text(name)
+    cdef Py_ssize_t name_size = PyUnicode_GET_LENGTH(<PyObject*>name)
+    cdef Py_ssize_t size = PyUnicode_GET_LENGTH(<PyObject*>value)
+    if unlikely(name_size > MAX_NAME or size > MAX_VALUE):
+        return False
+    reserve(out, name_size + size + 4 + CHUNK)
+    cdef uint8_t* to = out.data + out.used
+    to[0] = KEY_VALUE
+    to[1] = <uint8_t>name_size
+    if unlikely(not copy_printable(to + 2, text, name_size)):
+        return False
+    to[name_size + 2] = <uint8_t>(size >> 8)
+    to[name_size + 3] = <uint8_t>size
+    copy_text(to + name_size + 4, plain_text(value), size)
+    out.used += name_size + size + 4
+    return True
+
+
+cdef inline bint put_plain_list(Writer* out, object name, object items, Py_ssize_t limit) except -1:
+    """Write a list when its items are plain str and all is within bounds; else nothing, as `put_plain`."""
+    cdef Py_ssize_t start = out.used
+    cdef Py_ssize_t i, size
+    cdef PyObject* item
+    put_name(out, LIST_START, name)
+    with cython.critical_section(items):
+        for i in range(PyList_GET_SIZE(items)):
+            item = PyList_GET_ITEM(items, i)
+            size = PyUnicode_GET_LENGTH(item) if is_plain(<object>item) else MAX_VALUE + 1
+            if size > MAX_VALUE or out.used > limit:
+                out.used = start
+                return False
+            reserve(out, size + 3 + CHUNK)
+            add_byte(out, LIST_ITEM)
+            add_u16(out, size)
+            copy_text(out.data + out.used, plain_text(<object>item), size)
+            out.used += size
+    reserve(out, 1)
+    add_byte(out, LIST_END)
+    return True
+
+
+cdef inline bint is_scalar(object value) noexcept:
+    return PyUnicode_Check(value) or PyBytes_CheckExact(value) or PyLong_Check(value)
+
+
+cdef int put_list(Writer* out, object name, object items, Place* place, Py_ssize_t limit) except -1:
+    put_name(out, LIST_START, name)
+    place.index = 0
+    for item in items:
+        reserve(out, 1)
+        add_byte(out, LIST_ITEM)
+        put_value(out, item)
+        if out.used > limit:
+            too_long()
+        place.index += 1
+    place.index = -1
+    reserve(out, 1)
+    add_byte(out, LIST_END)
+    return 0
+
+
+cdef int too_long() except -1:
+    return refuse(f"the message is longer than {MAX_PACKET} bytes, the most that VICI carries")
+
+
+cdef int open_frame(Frame* frame, object section, object name) except -1:
+    # A mapping that is no plain dict is copied: its own code may do anything while we cursor.
+    if not PyDict_CheckExact(section):
+        section = dict(section)
+    Py_INCREF(section)
+    Py_INCREF(name)
+    frame.section = <PyObject*>section
+    frame.name = <PyObject*>name
+    frame.position = 0
+    return 0
+
+
+cdef void close_frame(Frame* frame) noexcept:
+    Py_DECREF(<object>frame.section)
+    Py_DECREF(<object>frame.name)
+
+
+cdef int put_plain_items(Writer* out, Frame* frame, Place* place, Py_ssize_t limit) except -1:
+    """Write the items of a section up to one that is not plain, which `place` owns then; 0 at the end."""
+    cdef PyObject* name
+    cdef PyObject* value
+    replace(&place.name, NULL)
+    replace(&place.value, NULL)
+    # Nothing in here runs other code, so that names and values can be borrowed.
+    with cython.critical_section(<object>frame.section):
+        while PyDict_Next(frame.section, &frame.position, &name, &value):
+            if not put_plain(out, <object>name, <object>value):
+                Py_INCREF(<object>name)
+                Py_INCREF(<object>value)
+                place.name = name
+                place.value = value
+                return 1
+            if out.used > limit:
+                too_long()
+    return 0
+
+
+cdef int put_sections(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
+    """Write the sections of `frames` until all are closed; `depth` is -1 then."""
+    while True:
+        if put_plain_items(out, &frames[depth[0]], place, limit):
+            put_item(out, frames, depth, place, limit)
+        else:
+            close_frame(&frames[depth[0]])
+            depth[0] -= 1
+            if depth[0] < 0:
+                return 0
+            reserve(out, 1)
+            add_byte(out, SECTION_END)
+        if out.used > limit:
+            too_long()
+
+
+cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
+    name = <object>place.name
+    value = <object>place.value
+    if PyList_CheckExact(value) and put_plain_list(out, name, value, limit):
+        return 0
+    if not PyDict_CheckExact(value):
+        if isinstance(value, (list, tuple)):
+            return put_list(out, name, value, place, limit)
+        if is_scalar(value):
+            put_name(out, KEY_VALUE, name)
+            return put_value(out, value)
+        if isinstance(value, Message):
+            return put_section(out, name, value, depth[0])
+    if PyDict_CheckExact(value) or isinstance(value, Mapping):
+        if depth[0] == MAX_DEPTH:
+            refuse(f"sections nested deeper than {MAX_DEPTH}")
+        put_name(out, SECTION_START, name)
+        open_frame(&frames[depth[0] + 1], value, name)
+        depth[0] += 1
+        return 0
+    put_name(out, KEY_VALUE, name)
+    return put_other(out, value)
+
+
+cdef int put_section(Writer* out, object name, Message section, int depth) except -1:
+    """Write a section that is valid already, with the names that stand twice in it."""
+    if depth + 1 + section.nested() > MAX_DEPTH:
+        return refuse(f"sections nested deeper than {MAX_DEPTH}")
+    put_name(out, SECTION_START, name)
+    put_whole(out, section)
+    reserve(out, 1)
+    add_byte(out, SECTION_END)
+    return 0
+
+
+cdef int put_whole(Writer* out, Message message) except -1:
+    reserve(out, message.end - message.first)
+    add_bytes(out, message.at(message.first), message.end - message.first)
+    return 0
+
+
+cdef str path_of(Frame* frames, int depth, Place* place):
+    cdef int i
+    names = [<object>frames[i].name for i in range(1, depth + 1)]
+    if place.name:
+        names.append(<object>place.name)
+    path = ".".join([name if isinstance(name, str) else repr(name) for name in names])
+    if len(path) > 200:
+        path = f"{path[:100]}...{path[len(path) - 100:]}"
+    return f"{path}[{place.index}]" if place.index >= 0 else path
+
+
+cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
+    cdef Frame[MAX_DEPTH + 1] frames
+    cdef Place place = Place(NULL, NULL, -1)
+    cdef int depth = -1
+    if not PyDict_CheckExact(message):
+        if isinstance(message, Message):
+            put_whole(out, message)
+            return too_long() if out.used > limit else 0
+        if isinstance(message, Refused):
+            return refuse((<Refused>message).reason)
+        if not isinstance(message, Mapping):
+            return refuse(f"a message must be a mapping, not {type(message).__name__}")
+    try:
+        open_frame(&frames[0], message, None)
+        depth = 0
+        put_sections(out, frames, &depth, &place, limit)
+    except EncodeError as error:
+        path = path_of(frames, depth, &place)
+        raise EncodeError(f"{path}: {error}" if path else str(error)) from None
+    finally:
+        replace(&place.name, NULL)
+        replace(&place.value, NULL)
+        while depth >= 0:
+            close_frame(&frames[depth])
+            depth -= 1
+    return 0
+
+
+def encode(message, /):
+    """Return a message, a mapping, as the bytes of a VICI message.
+
+    A mapping is a section, a list or tuple a list, all else a value: str (UTF-8, surrogateescape), bytes, bytearray,
+    memoryview, bool (yes or no) or int (decimal). Names are printable ASCII of 255 bytes at most, values 65535 bytes,
+    the message 512 KiB, sections nested 64 deep. Raises `EncodeError` that names the path; nothing is truncated.
+    """
+    cdef uint8_t[LENT_SIZE] lent
+    cdef Writer out
+    lend(&out, &lent[0])
+    try:
+        put_message(&out, message, MAX_PACKET)
+        return <bytes>out.data[:out.used]
+    finally:
+        free_writer(&out)
+
+
+def packet(kind, name=None, message=None):
+    """Return a whole packet, its length before it, of one of the types `CMD_REQUEST` to `EVENT`.
+
+    Requests, registrations and events have a name (printable ASCII, 255 bytes at most); requests, responses and events
+    have a message, empty when it is None. Raises `EncodeError` for anything else, and for more than 512 KiB.
+    """
+    cdef uint8_t[LENT_SIZE] lent
+    cdef Writer out
+    cdef int type_ = kind
+    lend(&out, &lent[0])
+    if not CMD_REQUEST <= type_ <= EVENT:
+        refuse(f"there is no packet type {kind}")
+    if (name is not None) != (type_ in (CMD_REQUEST, EVENT_REGISTER, EVENT_UNREGISTER, EVENT)):
+        refuse(f"a packet of type {kind} {'has no' if name is not None else 'needs a'} name")
+    if message is not None and type_ not in (CMD_REQUEST, CMD_RESPONSE, EVENT):
+        refuse(f"a packet of type {kind} has no message")
+    try:
+        reserve(&out, 5)
+        out.used = 4
+        if name is None:
+            add_byte(&out, <uint8_t>type_)
+        else:
+            put_name(&out, type_, name)
+        if message is not None:
+            put_message(&out, message, MAX_PACKET + 4)
+        write_length(out.data, <uint32_t>(out.used - 4))
+        return <bytes>out.data[:out.used]
+    finally:
+        free_writer(&out)
+
+
+cdef void write_length(uint8_t* data, uint32_t length) noexcept:
+    data[0] = <uint8_t>(length >> 24)
+    data[1] = <uint8_t>(length >> 16)
+    data[2] = <uint8_t>(length >> 8)
+    data[3] = <uint8_t>length
