@@ -143,7 +143,7 @@ def _five(tree: dict[str, Any]) -> list[Path]:
 
 def recorded(pattern: str, event: str | None = None) -> list[bytes]:
     """The messages in the recordings of this name, or those of one event."""
-    from vicifast.recording import Recording  # brings asyncio, which the many processes that measure memory need not
+    from vicifast.recording import Recording
 
     files = sorted(DATA.glob(f"{pattern}.recording"))
     packets = [packet for file in files for packet in Recording.load(file).packets("server")]

@@ -48,7 +48,7 @@ def find(app: Sphinx, env: Any, link: addnodes.pending_xref, content: nodes.Elem
     """Find what a name means without its module, or with that of the extension; what means nothing in prose is code."""
     python = env.domains.python_domain
     name = link.get("reftarget", "").removeprefix("vicifast._wire.")
-    shell = "vicifast.aio" if link.get("py:class") == "AsyncSession" else "vicifast.client"
+    shell = "vicifast.aio" if link.get("py:class") == "AsyncSession" else "vicifast.blocking"
     for module in (*HOMES, shell):
         found = python.objects.get(f"{module}.{name}")
         if found is not None and found.objtype != "module":

@@ -17,8 +17,8 @@ from pages import ADDRESS, NATS, PAGES, ROOT, Block, all_blocks, blocks, each, r
 
 from vicifast.commands import COMMANDS, TESTED
 from vicifast.errors import ConnectionClosed
-from vicifast.follow import BaseFollower
-from vicifast.settings import Settings
+from vicifast.follow.base import BaseFollower
+from vicifast.swanctl.settings import Settings
 
 PROGRAMS = [block for block in blocks("python") if ">>> " not in block.text and NATS not in block.text]
 

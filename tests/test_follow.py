@@ -16,7 +16,8 @@ from onloop import SAS, Kit
 
 from vicifast import AsyncFollower, EncodeError, Message
 from vicifast import _wire as wire
-from vicifast.follow import FIRST_DELAY, LONGEST_DELAY, BaseFollower, Down, Event, Gap, Snapshot, Up
+from vicifast.follow import Down, Event, Gap, Snapshot, Up
+from vicifast.follow.base import FIRST_DELAY, LONGEST_DELAY, BaseFollower
 from vicifast.testing import FakeCharon
 
 LISTED = [{f"site-{i}": {"uniqueid": str(i)}} for i in range(50)]

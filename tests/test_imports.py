@@ -1,51 +1,117 @@
-"""Imports go one way: errors <- _wire <- protocol <- session <- {client, aio} <- vicibridge."""
+"""Imports go one way, in the library and in the bridge, without circles; ARCHITECTURE.md has the tables in words."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 import pytest
 
-LAYER = {"errors": 0, "_wire": 1, "protocol": 2, "methods": 2, "session": 3, "connection": 3, "client": 4, "aio": 4}
-ALLOWED = {
-    "keys": {"cryptography"},
+# What each part may import: parts of a lower rank only. A part is a module or package directly below the root.
+RANKS = {
+    "vicifast": (
+        {"errors", "commands"},
+        {"_wire"},
+        {"address", "methods", "protocol", "results"},
+        {"session", "_blocking_connection", "_aio_connection", "recording", "swanctl"},
+        {"blocking", "aio", "compat", "testing"},
+        {"follow", "pytest_plugin"},
+        {"cli"},
+        {"__main__"},
+    ),
+}
+# Packages from elsewhere that a part of the library may import; the command line and the bridge choose freely.
+OUTSIDE = {
     "pytest_plugin": {"pytest"},
     "session": {"typing_extensions"},
+    "swanctl": {"cryptography"},
 }
-PACKAGES = ["", "follow", "testing"]
 
 
-def modules() -> dict[str, Path]:
-    spec = find_spec("vicifast")
-    assert spec and spec.submodule_search_locations
+def modules(package: str) -> dict[str, Path]:
+    """Return every module of an installed package by its name within it; a package within is named without __init__."""
+    spec = find_spec(package)
+    if spec is None:
+        pytest.skip(f"{package} is not installed")
+    assert spec.submodule_search_locations
     root = Path(spec.submodule_search_locations[0])
-    paths = [path for package in PACKAGES for path in (root / package).glob("*.py")]
-    return {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
+    found = {".".join(path.relative_to(root).with_suffix("").parts): path for path in root.rglob("*.py")}
+    return {name.removesuffix(".__init__") if name != "__init__" else "": path for name, path in found.items()}
 
 
-def imported(module: str, path: Path) -> set[str]:
-    """Full names of every module, or name in a module, that a file of the package imports anywhere."""
-    package, found = f"vicifast.{module}".rpartition(".")[0], set()
+def imported(package: str, module: str, path: Path) -> Iterator[str]:
+    """Yield the full name of every module, or name in a module, that a file imports anywhere."""
+    full = f"{package}.{module}".rstrip(".")
+    parent = full if path.name == "__init__.py" else full.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            source = resolve_name("." * node.level + (node.module or ""), package)
-            found |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
-    return found
+            source = resolve_name("." * node.level + (node.module or ""), parent) if node.level else str(node.module)
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_imports_go_one_way(module: str) -> None:
-    names = imported(module, modules()[module])
-    outside = {name.split(".")[0] for name in names} - {"vicifast", *sys.stdlib_module_names}
-    assert outside <= ALLOWED.get(module, set())
-    if module in LAYER:
-        inside = {name.split(".")[1] for name in names if name.startswith("vicifast.")}
-        assert all(LAYER[other] < LAYER[module] for other in inside & LAYER.keys())
-    assert {"vicifast.client", "vicifast.aio"} - names or module == "__init__"
-    if module == "protocol":
-        assert not {name.split(".")[0] for name in names} & {"asyncio", "selectors", "socket", "ssl"}
+def graph(package: str) -> dict[str, set[str]]:
+    """Return which modules of a package each of its modules imports."""
+    known = modules(package)
+    edges: dict[str, set[str]] = {}
+    for module, path in known.items():
+        names = {
+            name.removeprefix(f"{package}.") for name in imported(package, module, path) if name.startswith(package)
+        }
+        longest = {next((n for n in (name, name.rpartition(".")[0]) if n in known), "") for name in names}
+        edges[module] = longest - {module, ""}
+    return edges
+
+
+@pytest.mark.parametrize("package", RANKS)
+def test_parts_import_lower_ranks_only(package: str) -> None:
+    ranks = {part: rank for rank, parts in enumerate(RANKS[package]) for part in parts}
+    edges = graph(package)
+    assert {module.partition(".")[0] for module in edges} - {""} <= ranks.keys()
+    upward = [
+        f"{module} imports {other}"
+        for module, others in edges.items()
+        for other in others
+        if module
+        and (mine := module.partition(".")[0]) != (theirs := other.partition(".")[0])
+        and ranks[theirs] >= ranks[mine]
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("package", RANKS)
+def test_no_circle(package: str) -> None:
+    # A package imports its own modules to offer their names, and its modules do not import it back.
+    try:
+        TopologicalSorter(graph(package)).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_library_has_no_dependencies() -> None:
+    for module, path in modules("vicifast").items():
+        part = module.partition(".")[0]
+        if part in ("cli", "__main__"):
+            continue
+        outside = {name.partition(".")[0] for name in imported("vicifast", module, path)}
+        assert outside - {"vicifast", *sys.stdlib_module_names} <= OUTSIDE.get(part, set()), module
+
+
+def test_protocol_does_no_input_or_output() -> None:
+    names = {name.partition(".")[0] for name in imported("vicifast", "protocol", modules("vicifast")["protocol"])}
+    assert not names & {"asyncio", "selectors", "socket", "ssl"}
+
+
+def test_each_client_loads_only_itself() -> None:
+    program = "import sys, vicifast; vicifast.{}; print(*sys.modules)"
+    for session, other in (("Session", "vicifast.aio"), ("AsyncSession", "vicifast.blocking")):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(session)], capture_output=True, text=True, check=True
+        )
+        assert other not in done.stdout.split()

@@ -10,17 +10,7 @@ import pytest
 from vicifast import _wire
 from vicifast.address import Unix
 from vicifast.errors import DecodeError, ProtocolError, ViciError
-from vicifast.recording import (
-    MAGIC,
-    Chunk,
-    Packet,
-    Recording,
-    RecordingWriter,
-    RequestSplitter,
-    listen_at,
-    proxy,
-    tee,
-)
+from vicifast.recording import MAGIC, Chunk, Packet, Recording, RecordingWriter, RequestSplitter, listen_at, proxy, tee
 
 METADATA = {"made": "by a test", "daemon": "charon 6.0.6"}
 

@@ -20,12 +20,12 @@ import pytest
 from vicifast import Message, _wire, decode
 from vicifast.address import Unix
 from vicifast.aio import AsyncSession, connect_unix
-from vicifast.client import Session
+from vicifast.blocking import Session
 from vicifast.errors import CommandError, ConfigError, ConnectionClosed, EncodeError, UnknownCommand
-from vicifast.plan import PARTS, Part, Plan, Report, Step
 from vicifast.recording import Recording, RecordingWriter, listen_at, proxy
-from vicifast.settings import Settings
 from vicifast.swanctl import read_config
+from vicifast.swanctl.load_plan import PARTS, Part, Plan, Report, Step
+from vicifast.swanctl.settings import Settings
 from vicifast.testing import FakeCharon
 
 if TYPE_CHECKING:

@@ -13,17 +13,7 @@ from typing import Literal, NamedTuple
 from vicifast._wire import Message
 from vicifast.commands import UNESTABLISHED
 
-from .mirror import (
-    Conn,
-    Ike,
-    Mirror,
-    Window,
-    child_key,
-    is_ike,
-    same_child,
-    uniqueid_of,
-    without_tasks,
-)
+from .mirror import Conn, Ike, Mirror, Window, child_key, is_ike, same_child, uniqueid_of, without_tasks
 from .subjects import section_of
 from .values import Section
 

@@ -42,7 +42,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .aio import AsyncSession
-    from .client import Session
+    from .blocking import Session
     from .follow import AsyncFollower, Follower
 
 __all__ = [
@@ -78,7 +78,7 @@ __all__ = [
 ]
 
 
-_LATER = {"AsyncFollower": "follow", "AsyncSession": "aio", "Follower": "follow", "Session": "client"}
+_LATER = {"AsyncFollower": "follow", "AsyncSession": "aio", "Follower": "follow", "Session": "blocking"}
 
 
 def __getattr__(name: str) -> object:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def fake_charon() -> Iterator[BlockingFakeCharon]:
     """A scripted charon that listens at `fake_charon.address`; see `vicifast.testing`."""
-    from .testing import BlockingFakeCharon  # which loads asyncio, that not every test run needs
+    from .testing import BlockingFakeCharon
 
     with BlockingFakeCharon() as charon:
         yield charon

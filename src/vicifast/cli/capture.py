@@ -19,8 +19,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from .. import _wire
+from .._aio_connection import connect_unix
 from ..address import Tcp, Unix
-from ..aio import AsyncSession, Listener, connect_unix
+from ..aio import AsyncSession, Listener
 from ..commands import COMMANDS, EVENTS
 from ..errors import CommandError, ConnectionClosed, UnknownCommand, UnknownEvent, ViciError
 from ..recording import Recording, RecordingWriter, Side, listen_at, proxy, tee

@@ -11,10 +11,10 @@ import click
 
 from .. import _wire
 from .._wire import Message
-from ..client import Session, Stream
-from ..plan import PARTS, Report
+from ..blocking import Session, Stream
 from ..results import IkeSa, LogLine
 from ..swanctl import read_config
+from ..swanctl.load_plan import PARTS, Report
 from .common import FAILED, Client, notes, talks
 from .events import log_lines
 from .output import Packet, shown

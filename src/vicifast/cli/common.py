@@ -14,7 +14,7 @@ from rich.console import Console
 
 from .._wire import Message
 from ..address import Tcp, Unix, parse_address
-from ..client import Session
+from ..blocking import Session
 from ..commands import DEFAULT_ADDRESS
 from ..errors import ConnectionClosed, EncodeError, RequestTimeout, ViciError
 from .output import FORMATS, Output, shown

@@ -11,7 +11,7 @@ from rich.live import Live
 
 from .. import _wire
 from .._wire import Message
-from ..client import Session
+from ..blocking import Session
 from ..commands import COMMANDS
 from ..errors import ViciError
 from . import tables

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..client import Listener
+from ..blocking import Listener
 from ..results import ChildRekey, ChildSa, ChildUpDown, IkeRekey, IkeSa, IkeUpDown, parse_event
 from .common import Failed
 

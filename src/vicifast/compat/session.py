@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Callable, Generator, Iterable
 from typing import cast
 
+from .._blocking_connection import InUse
 from ..address import Tcp, parse_address
-from ..connection import InUse
 from ..errors import ConnectionClosed, UnknownEvent
 from ..protocol import CLOSE_TIMEOUT, Protocol, Subscription, content, readers_for
 from .command_wrappers import CommandWrappers, Request

@@ -10,7 +10,7 @@ from typing import Self
 from ..aio import AsyncSession, Listener
 from ..errors import UnknownEvent, ViciError
 from ..session import M
-from . import BaseFollower, Item
+from .base import BaseFollower, Item
 
 
 class AsyncFollower(BaseFollower[M]):

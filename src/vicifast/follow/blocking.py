@@ -6,10 +6,10 @@ import time
 from contextlib import suppress
 from typing import Self
 
-from ..client import Listener, Session
+from ..blocking import Listener, Session
 from ..errors import UnknownEvent, ViciError
 from ..session import M
-from . import BaseFollower, Item
+from .base import BaseFollower, Item
 
 
 class Follower(BaseFollower[M]):

@@ -277,7 +277,7 @@ def test_listening_without_waiting() -> None:
 
 
 def test_closing_waits_no_longer_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vicifast.connection.CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr("vicifast._blocking_connection.CLOSE_TIMEOUT", 0.05)
     with Peer() as peer:
         listener = peer.session.listen("log")
         peer.confirm()

@@ -32,7 +32,7 @@ class InUse:
         self._lock.release()
 
 
-class Connection:
+class BlockingConnection:
     """Moves bytes between a socket and a `Protocol`, both ways at once, while somebody waits."""
 
     def __init__(self, sock: socket.socket, protocol: Protocol, in_use: InUse) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
-from ._wire import Message
-from .commands import COMMANDS, NO_IKEV1, Danger, release
-from .errors import CommandError, EncodeError, UnknownCommand, ViciError
+from .._wire import Message
+from ..commands import COMMANDS, NO_IKEV1, Danger, release
+from ..errors import CommandError, EncodeError, UnknownCommand, ViciError
 
 T = TypeVar("T")
 

@@ -31,10 +31,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from ._wire import Message, encode
-from .errors import ConfigError, EncodeError
-from .keys import is_encrypted, open_container, open_key
-from .plan import PARTS, Part, Plan, Step
+from .._wire import Message, encode
+from ..errors import ConfigError, EncodeError
+from .load_plan import PARTS, Part, Plan, Step
+from .private_keys import is_encrypted, open_container, open_key
 from .settings import Settings
 
 DEFAULT_DIRECTORY = "/etc/swanctl"

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from . import _wire
-from .errors import ConfigError
+from .. import _wire
+from ..errors import ConfigError
 
 _SPACE = re.compile(r"(?:[\t\r\n ]|#[^\n]*)+")
 _INCLUDE = re.compile(r"include[\t ]+(?=[^=])")

@@ -6,22 +6,15 @@ from collections.abc import Mapping
 from typing import Generic, Self, cast, overload
 
 from . import _wire
+from ._blocking_connection import BlockingConnection, InUse, open_socket
 from .address import Address, no_connection, unreachable
-from .connection import Connection, InUse, open_socket
 from .errors import UnknownEvent
 from .methods import DEFAULT
-from .protocol import (
-    CLOSE_TIMEOUT,
-    Body,
-    Section,
-    Values,
-    content,
-    stream_event,
-)
+from .protocol import CLOSE_TIMEOUT, Body, Section, Values, content, stream_event
 from .session import BaseListener, BaseSession, BaseStream, M
 
 
-class Session(BaseSession[M, "Stream[M]", Connection], Generic[M]):
+class Session(BaseSession[M, "Stream[M]", BlockingConnection], Generic[M]):
     """A connection to charon: commands, streams and events, each answered in order whatever else goes on.
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
@@ -86,7 +79,7 @@ class Session(BaseSession[M, "Stream[M]", Connection], Generic[M]):
                 raise no_connection(self.address, self.timeout) from None
             except OSError as error:
                 raise unreachable(self.address, error) from error
-            self._connection = Connection(sock, self._new_protocol(), self._in_use)
+            self._connection = BlockingConnection(sock, self._new_protocol(), self._in_use)
         return self
 
     def call(self, command: str, message: Mapping[str, object] | None = None, *, timeout: float | None = DEFAULT) -> M:
@@ -148,7 +141,7 @@ class Session(BaseSession[M, "Stream[M]", Connection], Generic[M]):
                 connection.close()
 
 
-class Stream(BaseStream[Connection, M]):
+class Stream(BaseStream[BlockingConnection, M]):
     """The messages of one command, as an iterator; `response` is the reply once they have ended.
 
     It may be left at any point: what charon still sends is read and dropped when the session is used next. The error
@@ -191,7 +184,7 @@ class Stream(BaseStream[Connection, M]):
         self.close()
 
 
-class Listener(BaseListener[Connection, M]):
+class Listener(BaseListener[BlockingConnection, M]):
     """Events in the order in which they came, as an iterator of (name, message).
 
     Raises `UnknownEvent` once, before anything else, when charon does not have one of the events; the others go on.
