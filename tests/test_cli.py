@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vicifast import AsyncSession, Message, _wire
+from vicifast.__main__ import main as start
 from vicifast.commands import COMMANDS
 from vicifast.recording import Recording
 from vicifast.testing import FakeCharon
@@ -140,11 +140,52 @@ def test_without_click_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "click", None)
-    monkeypatch.delitem(sys.modules, "vicifast.__main__", raising=False)
     with pytest.raises(SystemExit) as caught:
-        importlib.import_module("vicifast.__main__")
+        start()
     assert caught.value.code == 2
     assert 'pip install "vicifast[cli]"' in capsys.readouterr().err
+
+
+FULL = "Error: standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["--help"], ["sas"], ["sas", "--json"], ["call", "list-sas"], ["log"], ["events"]])
+def test_output_that_cannot_be_written_is_one_line(command: list[str], unbuffered: str) -> None:
+    async def scenario() -> None:
+        async with daemon() as charon:
+            where = [] if command == ["--help"] else ["--uri", charon.address]
+            with open("/dev/full", "w") as full:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "vicifast", *command, *where),
+                    stdout=full,
+                    stderr=asyncio.subprocess.PIPE,
+                    env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+                )
+            if command in (["log"], ["events"]):
+                event = {"log": "log", "events": "ike-updown"}[command[0]]
+                await charon.registered(event)
+                charon.emit(event, {"group": "IKE", "level": "1", "msg": "x"} if event == "log" else {"up": "yes"})
+            _, err = await process.communicate()
+            assert (process.returncode, err.decode()) == (1, FULL)
+
+    run(scenario)
+
+
+def test_a_pipe_that_its_reader_has_closed_is_no_word() -> None:
+    async def scenario() -> None:
+        async with daemon() as charon, vicifast("log", "--uri", charon.address) as program:
+            await charon.registered("log")
+            assert program.process.stdout is not None
+            program.process.stdout._transport.close()  # type: ignore[attr-defined]
+            while program.process.returncode is None:
+                charon.emit("log", {"group": "IKE", "level": "1", "msg": "x"})
+                await asyncio.sleep(0.01)
+            assert program.process.stderr is not None
+            assert (program.process.returncode, await program.process.stderr.read()) == (1, b"")
+
+    run(scenario)
 
 
 def test_no_daemon_is_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from vicifast.__main__ import run
+
 _NEEDS = {
     *("aiohttp", "click", "cryptography", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic"),
     *("pydantic_settings", "rich"),
@@ -15,7 +17,7 @@ def main() -> None:
     try:
         from .cli import cli
 
-        cli(prog_name="vicibridge")
+        run(lambda: cli(prog_name="vicibridge"))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDS:

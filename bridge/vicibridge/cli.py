@@ -148,10 +148,13 @@ def schema(name: str | None, names: bool, directory: Path | None, prefix: str) -
             raise click.ClickException(f"there is no schema {name}; vicibridge schema --list names them")
         click.echo(_json(own.document(name)))
     elif directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
         files = {"asyncapi": asyncapi.document(prefix)} | {each: own.document(each) for each in own.schemas()}
-        for each, content in files.items():
-            (directory / f"{each}.json").write_text(f"{_json(content)}\n", "utf-8")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for each, content in files.items():
+                (directory / f"{each}.json").write_text(f"{_json(content)}\n", "utf-8")
+        except OSError as error:
+            raise click.ClickException(f"{directory}: {error.strerror}") from None
     else:
         click.echo(_json(asyncapi.document(prefix)))
 

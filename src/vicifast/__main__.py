@@ -2,15 +2,74 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-for _name in ("click", "rich"):
-    if find_spec(_name) is None:
-        print(f'the command line needs {_name}; run: pip install "vicifast[cli]"', file=sys.stderr)
-        sys.exit(2)
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
-from .cli import main  # noqa: E402
+_OUTPUT = "standard output"
+
+
+def main() -> None:
+    """Run `vicifast`; exit with 2 when the extra with its dependencies is missing."""
+    for name in ("click", "rich"):
+        if find_spec(name) is None:
+            print(f'the command line needs {name}; run: pip install "vicifast[cli]"', file=sys.stderr)
+            sys.exit(2)
+    from .cli import main as cli
+
+    run(lambda: cli(prog_name="vicifast"))
+
+
+def run(program: Callable[[], object]) -> None:
+    """Run a program. When its standard output cannot be written, report that in one line and exit with 1.
+
+    A pipe that its reader has closed is reported by the exit code alone.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.platform != "win32":
+        sys.stdout = _open_output(sys.stdout)
+    try:
+        try:
+            program()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename != _OUTPUT:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter writes what is left when it exits
+        if not isinstance(error, BrokenPipeError):
+            print(f"Error: {_OUTPUT}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+class _Output(io.FileIO):
+    """Standard output, which names itself in its errors."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = _OUTPUT
+            raise
+
+
+def _open_output(before: io.TextIOWrapper) -> io.TextIOWrapper:
+    before.flush()
+    raw = _Output(before.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if before.write_through else io.BufferedWriter(raw),
+        before.encoding,
+        before.errors,
+        line_buffering=before.line_buffering,
+        write_through=before.write_through,
+    )
+
 
 if __name__ == "__main__":
-    main(prog_name="vicifast")
+    main()

@@ -26,7 +26,7 @@ from ..configfile import SettingsProblem, explain, load
 DENIED = 4
 CODES = {
     **EXIT_CODES,
-    FAILED: "charon or a bridge said no, or something else failed",
+    FAILED: "charon or a bridge said no, the output cannot be written, or something else failed",
     NO_DAEMON: "no connection to NATS, no bridge or no charon there, or no answer in time",
     DENIED: "not allowed by the bridge or by NATS",
 }

@@ -23,7 +23,7 @@ TIMEOUT = 30.0
 FAILED, USAGE, NO_DAEMON = 1, 2, 3
 EXIT_CODES = {
     0: "done",
-    FAILED: "charon said no, or something else failed",
+    FAILED: "charon said no, the output cannot be written, or something else failed",
     USAGE: "wrong use; nothing was sent",
     NO_DAEMON: "no connection, or it was lost, or no reply in time",
 }
