@@ -336,6 +336,12 @@ CONDITIONS = (
         _EDIT + "--allow-rollup", _sets(allow_rollup_hdrs=True),
     ),
     Condition(
+        "allow_direct", "bucket", "note",
+        lambda present, _: "" if present.allow_direct else "has no allow_direct",
+        "the bridge reads the bucket with a consumer, which takes longer, and needs the right to create and delete one",
+        _EDIT + "--allow-direct", _sets(allow_direct=True),
+    ),
+    Condition(
         "allow_msg_ttl", "bucket", "warning", _no_expiry,
         "the key of a bridge that is gone does not expire",
         _EDIT + "--allow-msg-ttl --subject-del-markers-ttl=1h",

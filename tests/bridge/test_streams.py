@@ -198,6 +198,15 @@ async def delete_refused(admin: Admin) -> bool:
     return "error" in await admin.put(KEY, b"", KV_Operation="PURGE", Nats_Rollup="sub")
 
 
+async def not_read_directly(admin: Admin) -> bool:
+    assert (await admin.put(KEY))["seq"]
+    try:
+        await admin.client.request(f"$JS.API.DIRECT.GET.{admin.name}.{KEY}", timeout=5)
+    except nats.errors.NoRespondersError:
+        return True
+    return False
+
+
 async def expiry_refused(admin: Admin) -> bool:
     return "error" in await admin.put(KEY, Nats_TTL="60s")
 
@@ -340,6 +349,7 @@ CASES = [
         delete_refused,
         {"allow_rollup_hdrs": True, "subject_delete_marker_ttl": int(MARKER) * SECOND},
     ),
+    Case("allow_direct", "bucket", {"allow_direct": None}, not_read_directly, {"allow_direct": True}),
     Case(
         "allow_msg_ttl",
         "bucket",
