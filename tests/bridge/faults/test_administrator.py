@@ -1,0 +1,211 @@
+"""Streams and buckets that an administrator made or changed, while events flow; mended, nothing is missing untold.
+
+`make test-faults` runs these; the default run leaves them out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import nats
+import pytest
+from harness import NatsServer, run, stored, until
+from test_nats_faults import reload
+from test_streams import CASES, WANTED, Admin, Case, condition_of, made
+from traffic import account, scene, verify_numbers, verify_whole
+from vicibridge.client import Envelope, Fleet, unpack
+
+pytestmark = pytest.mark.faults
+
+OURS: dict[str, Any] = WANTED.as_dict()
+STREAMS = {str(case): case for case in CASES if case.of == "stream"}
+# Nothing is lost with these, or it is told.
+HELD = {
+    "no_ack", "sealed", "mirror", "allow_msg_counter", "subjects", "subjects of requests", "discard_new_per_subject",
+    "max_bytes, max_msgs, discard = new", "max_msg_size", "max_consumers", "duplicate_window",
+}  # fmt: skip
+# With these JetStream acknowledges what nobody finds later.
+LOST = {
+    "subject_transform", "retention = interest", "max_msgs_per_subject", "max_age", "storage = memory",
+    "max_bytes, max_msgs, discard = old",
+}  # fmt: skip
+WORK = "retention = workqueue"
+ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory"}  # what no change mends
+
+
+async def connected(server: NatsServer, **options: Any) -> Admin:
+    client = await nats.connect(
+        server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore, **options
+    )
+    return Admin(server, client, "VICI")
+
+
+async def _ignore(error: Exception) -> None:
+    """The server is restarted on purpose."""
+
+
+async def mend(admin: Admin, case: Case) -> None:
+    """Do what is logged about the stream."""
+    if case.property in ANEW:
+        assert (await admin.api("STREAM.DELETE.VICI"))["success"]
+    else:
+        await change(admin, **{key: OURS.get(key) for key in case.config})
+
+
+async def change(admin: Admin, **properties: Any) -> None:
+    """Change a stream; None is the default of the server."""
+    changed = {**await admin.config(), **properties}
+    answer = await admin.api("STREAM.UPDATE.VICI", {key: value for key, value in changed.items() if value is not None})
+    assert "error" not in answer, answer
+
+
+async def envelopes(server: NatsServer) -> list[Envelope]:
+    return [envelope for message in await stored(server.url) for envelope in unpack(message)]
+
+
+def of_events(found: list[Envelope]) -> list[int]:
+    """Return the numbers that charon gave its events."""
+    return [int(envelope.data["gw"]["uniqueid"]) for envelope in found if envelope.event == "ike-updown"]
+
+
+def test_every_condition_is_tried() -> None:
+    assert {case.property for case in STREAMS.values()} == HELD | LOST | {WORK}
+
+
+@pytest.mark.parametrize("name", [name for name, case in STREAMS.items() if case.property in HELD])
+def test_a_stream_of_others_is_mended_and_has_everything(
+    nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = STREAMS[name]
+
+    async def test() -> None:
+        await nats_server.up()
+        admin = await connected(nats_server)
+        await made(admin, case)
+        async with scene(nats_server.url) as at:
+            async with at.flowing():
+                await until(lambda: condition_of(case).breaks in caplog.text)
+                await asyncio.sleep(1)
+                await mend(admin, case)
+                await asyncio.sleep(1)
+            await at.settled()
+            assert at.bridge.gateways[0].state.trouble == ""
+        found = await envelopes(nats_server)
+        if case.property == "discard_new_per_subject":  # it refused some, and took others that came after them
+            found.sort(key=lambda envelope: envelope.seq)
+        gaps = verify_numbers(found)
+        assert {gap.cause for gap in gaps} <= {"refused by the server"}
+        there = of_events(found)
+        assert there == sorted(set(there))
+        assert at.traffic.sent - len(there) <= sum(gap.last - gap.first + 1 for gap in gaps)
+        await admin.client.close()
+
+    run(test(), 90)
+
+
+@pytest.mark.parametrize("name", [name for name, case in STREAMS.items() if case.property in LOST])
+def test_a_stream_of_others_that_loses_events_is_named_and_has_everything_once_it_is_mended(
+    nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    case = STREAMS[name]
+
+    async def test() -> None:
+        await nats_server.up()
+        admin = await connected(nats_server)
+        await made(admin, case)
+        async with scene(nats_server.url) as at:
+            async with at.flowing():
+                await until(lambda: condition_of(case).breaks in caplog.text)
+                await asyncio.sleep(1)
+                await mend(admin, case)
+                mended = at.traffic.sent
+                await asyncio.sleep(1)
+            await at.settled()
+        there = [number for number in of_events(await envelopes(nats_server)) if number > mended]
+        assert there == list(range(mended + 1, at.traffic.sent + 1))
+        await admin.client.close()
+
+    run(test(), 90)
+
+
+def test_a_work_queue_gives_each_event_to_one_worker(nats_server: NatsServer) -> None:
+    [case] = [case for case in STREAMS.values() if case.property == WORK]
+
+    async def test() -> None:
+        await nats_server.up()
+        admin = await connected(nats_server)
+        await made(admin, case)
+        async with scene(nats_server.url) as at:
+            async with at.flowing():
+                await asyncio.sleep(1)
+            await at.settled()
+            taken: list[int] = []
+            async with Fleet(nats_server.url) as fleet, fleet.subscribe(durable="worker") as events:
+                while len(taken) < at.traffic.sent:
+                    taken += of_events(await events.batch())
+                await events.ack()
+            assert taken == list(range(1, at.traffic.sent + 1))
+        await admin.client.close()
+
+    run(test(), 90)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "no_ack": {"no_ack": True},
+    "full": {"max_msgs": 50, "discard": "new"},
+    "without space": {"max_bytes": 20_000, "discard": "new"},
+    "too large": {"max_msg_size": 100},
+    "no subjects": {"subjects": ["other"]},
+    "no status": {"subjects": ["vici.*.event.>"]},
+    "requests": {"subjects": ["vici.>"]},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_stream_changed_under_traffic_and_changed_back(
+    nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        admin = await connected(nats_server)
+        async with scene(nats_server.url) as at:
+            async with at.flowing():
+                await until(lambda: at.bridge.gateways[0].state.counts.published > 100)
+                before = await admin.config()
+                await change(admin, **CHANGES[name])
+                await asyncio.sleep(8)  # longer than an acknowledgement may take
+                await change(admin, **{key: before.get(key) for key in CHANGES[name]})
+                await asyncio.sleep(0.5)
+            await at.settled()
+            assert at.bridge.gateways[0].state.trouble == ""
+        found = await account(nats_server.url, at.traffic.sent)
+        assert set(found.dropped) <= {"refused by the server"} and not found.absent
+        assert caplog.text.count("does not take events") <= 1
+        await admin.client.close()
+
+    run(test(), 90)
+
+
+ACCOUNT = "jetstream: {{max_file: {}}}, users: [{{user: a, password: a}}]"
+BIG, SMALL = (f"accounts {{ A {{ {ACCOUNT.format(size)} }} }}\nno_auth_user: a" for size in (10**9, 60_000))
+
+
+def test_the_account_is_full_and_given_room(make_nats_server: Callable[..., NatsServer]) -> None:
+    server = make_nats_server(SMALL)
+
+    async def test() -> None:
+        await server.up()
+        async with scene(server.url) as at:
+            async with at.flowing():
+                await until(lambda: "JetStream error 10002" in at.bridge.gateways[0].state.trouble)
+                await asyncio.sleep(1)
+                await reload(server, SMALL, BIG)
+                await until(lambda: at.bridge.gateways[0].state.trouble == "", 30)
+            await at.settled()
+        await verify_whole(server.url, at.traffic.sent)
+
+    run(test(), 90)
