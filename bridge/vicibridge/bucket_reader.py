@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -18,7 +18,6 @@ from nats.js.api import DeliverPolicy
 from nats.js.errors import APIError
 
 from .link import Link
-from .mirror import Key
 from .values import is_gone
 
 _TIMEOUT = 5.0  # seconds for the next entry
@@ -29,7 +28,7 @@ _PAGE_BYTES = 4 * 1024 * 1024
 class Entry(NamedTuple):
     """What is at a key; `value` is None where it was deleted, and a mark of that is there."""
 
-    key: Key
+    key: str
     revision: int
     value: bytes | None
 
@@ -42,7 +41,7 @@ class _Unsupported(Exception):
 
 
 class BucketReader:
-    """Reads buckets over one link, one at a time."""
+    """Reads buckets over one link, one at a time, in an `async with`."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -51,8 +50,14 @@ class BucketReader:
         self._answers: list[Msg] = []
         self._moved = asyncio.Event()
 
-    async def open(self) -> None:
-        await self._link.subscribe(f"{self._inbox}.*", self._on_answer)
+    async def __aenter__(self) -> Self:
+        self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_answer)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._link.release_inbox(self._inbox)
+        with suppress(NatsError, OSError):  # the connection may have ended
+            await self._subscription.unsubscribe()
 
     async def read(self, bucket: str, keys: str, take: Take, *, history: bool, values: bool) -> None:
         """Give `take` the last entry of each of `keys`, a page at a time; one that changes meanwhile may come twice.
@@ -148,5 +153,5 @@ def _entry(bucket: str, message: Msg) -> Entry:
     return Entry(_key(bucket, headers["Nats-Subject"]), int(headers["Nats-Sequence"]), value)
 
 
-def _key(bucket: str, subject: str) -> Key:
-    return bucket, subject.removeprefix(f"$KV.{bucket}.")
+def _key(bucket: str, subject: str) -> str:
+    return subject.removeprefix(f"$KV.{bucket}.")

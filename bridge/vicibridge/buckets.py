@@ -123,25 +123,28 @@ class Buckets:
 
     async def _serve(self, link: Link) -> None:
         await self._publisher.open(link)
-        reader = BucketReader(link)
-        await reader.open()
         link.on_lost(self._wake.set)
         self.compare()
         try:
-            while link.alive:
-                self._wake.clear()
-                self._give_up_late()
-                for bucket in self._buckets.values():
-                    if self._now() >= bucket.look_at:
-                        await self._look(link, reader, bucket)
-                self._open()
-                await self._send(link)
-                await self._sweep(link)
-                self._announce()
-                await self._pause()
+            async with BucketReader(link) as reader:
+                while link.alive:
+                    await self._step(link, reader)
         finally:
             self._publisher.forget()
             self._ledger.recall()
+
+    async def _step(self, link: Link, reader: BucketReader) -> None:
+        """Do what is due, and wait for more."""
+        self._wake.clear()
+        self._give_up_late()
+        for bucket in self._buckets.values():
+            if self._now() >= bucket.look_at:
+                await self._look(link, reader, bucket)
+        self._open()
+        await self._send(link)
+        await self._sweep(link)
+        self._announce()
+        await self._pause()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -184,9 +187,10 @@ class Buckets:
 
         async def take(page: list[Entry]) -> None:
             for count, entry in enumerate(page, 1):
+                key = bucket.name, entry.key
                 if entry.value is None:
-                    self._note_deleted(bucket, entry.key, entry.revision)
-                comparison.entry(*entry)
+                    self._note_deleted(bucket, key, entry.revision)
+                comparison.entry(key, entry.revision, entry.value)
                 if not count % _BATCH:
                     await asyncio.sleep(0)
             await self._send(link)

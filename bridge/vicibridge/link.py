@@ -97,6 +97,10 @@ class Link:
         self._inboxes.append(self.client.new_inbox())
         return self._inboxes[-1]
 
+    def release_inbox(self, inbox: str) -> None:
+        """Forget an inbox that nothing comes to any more."""
+        self._inboxes.remove(inbox)
+
     def listens_to(self, subject: str) -> bool:
         """Whether `subject` is in an inbox of our own, where what others send would pass for an answer to us."""
         requests = self.client._resp_sub_prefix

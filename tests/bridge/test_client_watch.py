@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -119,5 +121,32 @@ def test_presence_is_who_is_awaited(nats_server: NatsServer) -> None:
             answers = fleet.everyone(timeout=0.5).version()
             assert await answers.all() == [] and answers.missing == ["gw1"]
             await quiet.unsubscribe()
+
+    run(test())
+
+
+def test_who_is_asked_often_leaves_no_consumers(make_nats_server: Callable[..., NatsServer]) -> None:
+    """Those who ask for the nodes have none, and those of a watch end soon after it."""
+    server = make_nats_server(
+        "accounts { A { jetstream: {max_consumers: 2}, users: [{user: a, password: a}] } }\nno_auth_user: a"
+    )
+
+    async def test() -> None:
+        await server.up()
+        async with Fleet(server.url) as fleet:
+            kv = await bucket(fleet, "VICI_NODE", direct=True)
+            for node in ("gw1", "gw2", "gw3"):
+                await put(kv, node, node=node, updated=0, expires=True, bridge="1.0", charon_version=None)
+            await kv.delete("gw2")
+            await kv.put("odd", b"{")
+            for _ in range(10):
+                assert await fleet.present() == {"gw1", "gw3"}
+                assert (await fleet.client.jetstream().stream_info("KV_VICI_NODE")).state.consumer_count == 0
+            for _ in range(2):
+                async with fleet.watch_nodes() as first, fleet.watch_nodes() as second:
+                    assert first.current.keys() == second.current.keys() == {"gw1", "gw3"}
+                async with asyncio.timeout(4):  # JetStream's own default is five seconds
+                    while (await fleet.client.jetstream().stream_info("KV_VICI_NODE")).state.consumer_count:
+                        await asyncio.sleep(0.05)
 
     run(test())

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from vicifast.errors import ViciError
 
+from ..bucket_reader import BucketReader, Entry
 from ..discovery import NAME
-from ..values import HEARTBEATS, NodeValue
+from ..link import Link
+from ..values import HEARTBEATS, NODE, NodeValue, load
 from .calls import Calls, is_no_responders, news
-from .errors import JetStreamError
-from .watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,11 @@ class Node:
         return self.present["mirror"] if self.present else None
 
 
-async def take_inventory(calls: Calls, watch: Watch[NodeValue]) -> list[Node]:
+async def take_inventory(calls: Calls, link: Link) -> list[Node]:
     """Ask all bridges and read the bucket of nodes, at the same time."""
     asking = asyncio.create_task(Discovery("PING").run(calls))
-    present: dict[str, NodeValue] = {}
     try:
-        with contextlib.suppress(JetStreamError):  # then there is no mirror
-            async with watch:
-                present = {value["node"]: value for value in watch.current.values()}
+        present = await _present(link)
         found = await asking
     finally:
         asking.cancel()
@@ -75,6 +73,23 @@ async def take_inventory(calls: Calls, watch: Watch[NodeValue]) -> list[Node]:
         )
         for name in sorted(told.keys() | present.keys())
     ]
+
+
+async def _present(link: Link) -> dict[str, NodeValue]:
+    """Return what the bucket of nodes has; nothing when there is none, or this user may not read it."""
+    values: dict[str, NodeValue] = {}
+
+    async def take(page: list[Entry]) -> None:
+        for entry in page:
+            values.pop(entry.key, None)
+            if entry.value is not None:
+                with contextlib.suppress(ValueError):
+                    values[entry.key] = load(entry.value)
+
+    with contextlib.suppress(NatsError, TimeoutError):
+        async with BucketReader(link) as reader:
+            await reader.read(NODE, ">", take, history=False, values=True)
+    return {value["node"]: value for value in values.values()}
 
 
 _FIRST = 1.0  # seconds for the first answer; nobody at all NATS tells at once

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self, overload
 
 from nats.aio.client import Client
@@ -16,7 +17,7 @@ from vicifast.protocol import Section, Values
 
 from ..bus import Bus, Refused
 from ..config import Nats, hide
-from ..link import Disconnected
+from ..link import Disconnected, Link
 from ..subjects import escape, filters
 from ..values import CONN, NODE, SA, ConnValue, NodeValue, SaValue
 from .calls import Calls
@@ -68,10 +69,8 @@ class Fleet:
     @property
     def client(self) -> Client:
         """The client of nats-py at the moment; the next connection has another. `ConnectionClosed` without any."""
-        try:
-            return self._required.current.client
-        except Disconnected as lost:
-            raise ConnectionClosed(f"NATS: not connected: {lost}") from None
+        with self._connection() as link:
+            return link.client
 
     @property
     def trouble(self) -> str | None:
@@ -137,7 +136,8 @@ class Fleet:
 
     async def nodes(self) -> list[Node]:
         """Return the gateways whose bridges answer, or are present in the mirror, sorted by name."""
-        return await take_inventory(self._require(), self.watch_nodes())
+        with self._connection() as link:
+            return await take_inventory(self._require(), link)
 
     async def present(self) -> set[str]:
         """Return the names of `nodes()` that are alive."""
@@ -197,6 +197,14 @@ class Fleet:
         if self._bus is None:
             raise ConnectionClosed("the fleet is not connected")
         return self._bus
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Link]:
+        """Give the connection that there is, and raise `ConnectionClosed` when there is none or it ends."""
+        try:
+            yield self._required.current
+        except Disconnected as lost:
+            raise ConnectionClosed(f"NATS: not connected: {lost}") from None
 
     def _denied(self, error: str) -> bool:
         return self._calls is not None and self._calls.denied(error)

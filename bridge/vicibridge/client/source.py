@@ -26,6 +26,7 @@ _AGAIN = 1.0  # seconds until what failed is tried again
 _LINK_TIMEOUT = 5.0  # seconds to wait for a connection that is not there at the start
 _HEARTBEAT = 1.0  # seconds; JetStream forgets ordered consumers when it restarts
 _SILENCE = 4 * _HEARTBEAT
+_INACTIVE = 2.0  # seconds after which JetStream deletes a consumer that nobody listens to: each link makes its own
 _ACK = "$JS.ACK."
 
 
@@ -144,6 +145,7 @@ class Ordered:
             idle_heartbeat=_HEARTBEAT,
             mem_storage=True,
             num_replicas=1,
+            inactive_threshold=_INACTIVE,
         )
         return await self._link.unless_lost(self._link.jetstream.add_consumer(stream, config))
 
