@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from .contestants import contestant_of
 from .measure import drop, keep
 
 
@@ -51,8 +52,6 @@ def processes(operation: str, files: dict[str, list[Path]]) -> Iterator[dict[str
 
 
 def _serve(operation: str, name: str, files: list[str], orders: Iterable[str]) -> None:
-    from .codec import contestant_of
-
     contestant = contestant_of(operation, name)
     loop = keep if operation == "decode-keep" else drop
     cases = [(contestant.make(), stored(file)) for file in files]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from .contest import stored
+from .contestants import contestant_of
 
 _ROLLUP = Path("/proc/self/smaps_rollup")
 SUPPORTED = _ROLLUP.exists()
@@ -30,8 +31,6 @@ def _resident() -> int:
 
 
 def main() -> None:
-    from .codec import contestant_of
-
     name, file = sys.argv[1:]
     items = stored(file)
     decode = contestant_of("decode-keep", name).make()

@@ -29,7 +29,7 @@ from vicibridge.config import ENV_PREFIX, LIVE, Config
 from vicibridge.metrics import METRICS
 
 import vicifast.cli
-from vicifast.commands import ALERTS, COMMANDS, EVENTS, Command, Danger, Key, Kind, Trigger
+from vicifast.commands import ALERTS, COMMANDS, EVENTS, CommandSpec, Danger, Key, Kind, Trigger
 
 EXAMPLE = Path(__file__).parent.parent / "bridge" / "bridge.example.toml"
 
@@ -61,7 +61,7 @@ def commands() -> str:
     return "\n".join(parts)
 
 
-def _command(command: Command) -> str:
+def _command(command: CommandSpec) -> str:
     method = command.name.replace("-", "_")
     facts = [f"{{py:meth}}`{method}() <vicifast.methods.Commands.{method}>`", f"since {command.since}"]
     if command.event:
@@ -77,7 +77,7 @@ def _command(command: Command) -> str:
     return "\n".join(lines) + (f"\n\n{_plain(command.quirk)}\n" if command.quirk else "\n")
 
 
-def _request(command: Command) -> str:
+def _request(command: CommandSpec) -> str:
     if command.named:
         blobs = f"; {_list(sorted(command.blob))} may hold any bytes" if command.blob else ""
         return f"one section, under the name of what is loaded{blobs}"
@@ -91,7 +91,7 @@ def _key(key: Key) -> str:
     return _code(key.name) + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _reply(command: Command) -> str:
+def _reply(command: CommandSpec) -> str:
     own = [name if " " in name else _code(name) for name in command.reply]
     own += ["`success` and, when that is no, `errmsg`"] if command.result else []
     return ", ".join(own) or ("nothing; all is in the stream" if command.event else "nothing")

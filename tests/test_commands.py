@@ -13,7 +13,7 @@ from lab import Lab
 from onloop import Loop
 
 from vicifast import AsyncSession, Session
-from vicifast.commands import COMMANDS, EVENTS, Command, Danger, Kind
+from vicifast.commands import COMMANDS, EVENTS, CommandSpec, Danger, Kind
 from vicifast.methods import DEFAULT, Commands
 
 NOT_DONE = {"load-token"}  # which has no effect without a token
@@ -42,7 +42,7 @@ class Asked(Commands[tuple[str, Any, float | None], tuple[str, Any, float | None
         return command, message, timeout
 
 
-def method(command: Command) -> Any:
+def method(command: CommandSpec) -> Any:
     return getattr(Asked(), command.name.replace("-", "_"))
 
 
@@ -63,7 +63,7 @@ def test_the_table_is_whole() -> None:
 
 
 @every_command
-def test_methods_are_as_the_table_says(command: Command) -> None:
+def test_methods_are_as_the_table_says(command: CommandSpec) -> None:
     signature = inspect.signature(method(command))
     parameters = [name.rstrip("_").replace("_", "-") for name in signature.parameters]
     keys = ["name", "config"] if command.named else [key.name for key in command.keys]
@@ -84,7 +84,7 @@ def test_methods_are_as_the_table_says(command: Command) -> None:
 
 
 @every_command
-def test_methods_are_documented(command: Command) -> None:
+def test_methods_are_documented(command: CommandSpec) -> None:
     text = inspect.getdoc(getattr(Commands, command.name.replace("-", "_"))) or ""
     assert text.split("\n\n")[0].replace("\n", " ").rstrip().endswith((".", "`."))
     since = tuple(map(int, command.since.split(".")))
@@ -92,7 +92,7 @@ def test_methods_are_documented(command: Command) -> None:
 
 
 @every_command
-def test_every_key_is_sent_as_charon_spells_it(command: Command) -> None:
+def test_every_key_is_sent_as_charon_spells_it(command: CommandSpec) -> None:
     if command.named:
         assert method(command)("gw", {"a": ["b"]}) == (command.name, {"gw": {"a": ["b"]}}, DEFAULT)
         return
@@ -105,7 +105,7 @@ def test_every_key_is_sent_as_charon_spells_it(command: Command) -> None:
 
 
 @every_command
-def test_what_is_not_given_is_not_sent(command: Command) -> None:
+def test_what_is_not_given_is_not_sent(command: CommandSpec) -> None:
     if command.named:
         return
     required = {key.name: some_value(key.kind) for key in command.keys if key.required}
@@ -119,7 +119,7 @@ def test_what_is_not_given_is_not_sent(command: Command) -> None:
 
 
 @every_command
-def test_timeouts_are_handed_on(command: Command) -> None:
+def test_timeouts_are_handed_on(command: CommandSpec) -> None:
     values: dict[str, Any] = {"name": "gw", "config": {}} if command.named else {}
     values |= {key.name: some_value(key.kind) for key in command.keys if key.required}
     _, _, timeout = method(command)(**values, timeout=2.5)

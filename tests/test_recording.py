@@ -10,7 +10,17 @@ import pytest
 from vicifast import _wire
 from vicifast.address import Unix
 from vicifast.errors import DecodeError, ProtocolError, ViciError
-from vicifast.recording import MAGIC, Chunk, Packet, Recording, RecordingWriter, RequestSplitter, listen_at, proxy, tee
+from vicifast.recording import (
+    MAGIC,
+    Chunk,
+    RecordedPacket,
+    Recording,
+    RecordingWriter,
+    RequestSplitter,
+    listen_at,
+    proxy,
+    tee,
+)
 
 METADATA = {"made": "by a test", "daemon": "charon 6.0.6"}
 
@@ -119,13 +129,13 @@ def test_packets_carry_the_time_of_their_last_byte(tmp_path: Path) -> None:
     )
     recording = Recording.load(path)
     assert recording.packets("client") == [
-        Packet(2, _wire.EVENT_REGISTER, "log", None),
-        Packet(2, _wire.CMD_REQUEST, "version", b""),
+        RecordedPacket(2, _wire.EVENT_REGISTER, "log", None),
+        RecordedPacket(2, _wire.CMD_REQUEST, "version", b""),
     ]
     assert recording.packets("server") == [
-        Packet(3, _wire.EVENT_CONFIRM, None, None),
-        Packet(4, _wire.EVENT, "log", MESSAGE),
-        Packet(4, _wire.CMD_RESPONSE, None, MESSAGE),
+        RecordedPacket(3, _wire.EVENT_CONFIRM, None, None),
+        RecordedPacket(4, _wire.EVENT, "log", MESSAGE),
+        RecordedPacket(4, _wire.CMD_RESPONSE, None, MESSAGE),
     ]
 
 

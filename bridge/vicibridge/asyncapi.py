@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, get_args
 
 from typing_extensions import is_typeddict
 
-from vicifast.commands import COMMANDS, Command
+from vicifast.commands import COMMANDS, CommandSpec
 
 from . import answer, raw, requests
 from .notices import NOTICES
@@ -94,7 +94,7 @@ class _Document:
         self._channels[bucket] = _channel(f"$KV.{bucket}.{{node}}{own}", [bucket], note)
         self._operations[f"mirror-{bucket}"] = _operation("send", bucket, [bucket], summary)
 
-    def command(self, command: Command, prefix: str) -> None:
+    def command(self, command: CommandSpec, prefix: str) -> None:
         """Add a command: its requests, and the answers to them."""
         name, channel = command.name, f"{command.name}.request"
         self._messages[channel] = _message(f"A request for {name}.", channel, _request_headers())
@@ -114,7 +114,7 @@ class _Document:
             operation["description"] = command.quirk
         self._operations[name] = operation | {"tags": [{"name": f"@{command.danger}"}]}
 
-    def _stream(self, command: Command, event: str) -> list[str]:
+    def _stream(self, command: CommandSpec, event: str) -> list[str]:
         """Add the messages of a stream, and return what may come after a request."""
         part, gathered = f"{event}.part", f"{event}.list"
         self._messages[part] = _message(f"A part of the stream {event}.", f"{event}.data", _reply_headers())

@@ -132,11 +132,11 @@ _Seconds = Annotated[float, Field(gt=0, le=3600)]
 _Bytes = Annotated[int, Field(ge=1024 * 1024)]
 
 
-class _Section(BaseModel):
+class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Own(_Section):
+class Own(_Table):
     """The nats-server that runs when no servers are named: on loopback, JetStream in `directory`, bounded."""
 
     port: Annotated[int, Field(ge=1, le=65535)] = 4222
@@ -144,7 +144,7 @@ class Own(_Section):
     max_bytes: _Bytes = 4 * 1024**3
 
 
-class Leaf(_Section):
+class Leaf(_Table):
     """The hub whose leaf node that server is; without `remotes` it is none. `domain` is made from the node's name."""
 
     remotes: list[Annotated[str, AfterValidator(_remote)]] = []
@@ -155,7 +155,7 @@ class Leaf(_Section):
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
 
 
-class Nats(_Section):
+class Nats(_Table):
     """How to reach NATS, and what stands before every subject.
 
     Without `servers` a nats-server is started, by `own`; `leaf` makes it a leaf node of a hub. `provision` says whether
@@ -210,14 +210,14 @@ class Nats(_Section):
         return self.servers or [f"nats://127.0.0.1:{self.own.port}"]
 
 
-class Gateway(_Section):
+class Gateway(_Table):
     """One charon, and the name it has on the bus."""
 
     node: Annotated[str, AfterValidator(_node), Field(default_factory=socket.gethostname, validate_default=True)]
     vici: Annotated[str, AfterValidator(_address)] = DEFAULT_ADDRESS
 
 
-class Events(_Section):
+class Events(_Table):
     """The state class: acknowledged by JetStream; `max_bytes` bounds what waits for it in memory.
 
     `codec` raw is the VICI messages as they came, the rest of the envelope in headers. `unauthenticated_rate` limits
@@ -230,7 +230,7 @@ class Events(_Section):
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
-class Log(_Section):
+class Log(_Table):
     """The log class: gathered for `linger_ms` or 64 KiB; `max_bytes` bounds what waits, the oldest goes first.
 
     `groups` (none named: all), `levels` and `pattern`, a regular expression to be found in the text, choose what is
@@ -248,7 +248,7 @@ class Log(_Section):
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
-class Spool(_Section):
+class Spool(_Table):
     """Where state events are kept that JetStream does not take: a file for each gateway, the oldest events go first."""
 
     path: Annotated[Path, Field(default_factory=_state_directory)]
@@ -256,7 +256,7 @@ class Spool(_Section):
     max_age_days: Annotated[float, Field(ge=0)] = 7
 
 
-class Mirror(_Section):
+class Mirror(_Table):
     """The key-value mirror of SAs and connections: compared with charon and the buckets every `interval` seconds.
 
     `heartbeat` is how often the key of the node is written; without three of them the bridge is taken for gone.
@@ -267,7 +267,7 @@ class Mirror(_Section):
     heartbeat: Annotated[float, Field(gt=0, le=3600)] = 10.0
 
 
-class Commands(_Section):
+class Commands(_Table):
     """What may be asked over NATS: `@read`, `@operate`, `@configure`, `@secrets`, or names of commands.
 
     `blocking` bounds initiate and terminate; 0 is a quarter of charon's threads. What may be in a reply is bounded by
@@ -285,13 +285,13 @@ class Commands(_Section):
     audit: Annotated[Literal["all", "changes", "denied"], LIVE] = "all"
 
 
-class Http(_Section):
+class Http(_Table):
     """Where `/metrics`, `/healthz` and `/readyz` are; an empty `listen` is nowhere."""
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9273"
 
 
-class Logging(_Section):
+class Logging(_Table):
     """What the bridge itself writes to stderr."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import is_typeddict
 
-from vicifast.commands import ALERTS, COMMANDS, EVENTS, TRANSFORMS, Command, Kind
+from vicifast.commands import ALERTS, COMMANDS, EVENTS, TRANSFORMS, CommandSpec, Kind
 from vicifast.results import Alert, ChildSa, IkeSa, IkeUpdate, LogLine
 
 from . import notices, values
@@ -238,14 +238,14 @@ def _envelope(event: str) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": True}
 
 
-def _request(command: Command) -> Schema:
+def _request(command: CommandSpec) -> Schema:
     if command.named:
         return {**_each(refer("argument")), "minProperties": 1, "maxProperties": 1}
     properties = {key.name: _REQUESTS[key.kind] for key in command.keys}
     return _object(properties, [key.name for key in command.keys if key.required], refer("argument"))
 
 
-def _reply(command: Command) -> Schema:
+def _reply(command: CommandSpec) -> Schema:
     properties: Schema = {name: refer("value") for name in command.reply if " " not in name}
     if command.result:
         properties |= {"success": {"enum": ["yes", "no"]}, "errmsg": refer("text")}

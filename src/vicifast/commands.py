@@ -57,7 +57,7 @@ class Key(NamedTuple):
     required: bool = False
 
 
-class Command(NamedTuple):
+class CommandSpec(NamedTuple):
     """One command: `event` is what it streams, `blob` the request keys that may hold any bytes.
 
     `keys` are those of the request; a request `named` is instead one section of the caller's, under a name of the
@@ -99,7 +99,7 @@ class AlertType(NamedTuple):
     meaning: str
 
 
-class Event(NamedTuple):
+class EventSpec(NamedTuple):
     """One event: `standalone` ones come unasked once registered, the others only within a command of one's own.
 
     `since` is the first strongSwan release that has it; `binary` names the root keys whose values are no text.
@@ -125,7 +125,7 @@ _COUNTERS = (Key("name"), Key("all", Kind.SWITCH))
 _SECTION = "a section for each"
 
 _CONTROL = (
-    Command(
+    CommandSpec(
         "initiate",
         Danger.OPERATE,
         (*_texts("child", "ike"), _TIMEOUT, Key("init-limits", Kind.SWITCH), _LOGLEVEL),
@@ -133,7 +133,7 @@ _CONTROL = (
         blocks=True,
         quirk="Without a timeout it holds a thread of charon for ever, and goes on when the client has gone.",
     ),
-    Command(
+    CommandSpec(
         "terminate",
         Danger.OPERATE,
         (*_IKE_AND_CHILD, Key("force", Kind.SWITCH), _TIMEOUT, _LOGLEVEL),
@@ -142,7 +142,7 @@ _CONTROL = (
         reply=("matches", "terminated"),
         quirk="Matches are closed one after the other, and the timeout is for each.",
     ),
-    Command(
+    CommandSpec(
         "rekey",
         Danger.OPERATE,
         (*_IKE_AND_CHILD, Key("reauth", Kind.SWITCH)),
@@ -151,7 +151,7 @@ _CONTROL = (
         quirk="The reply comes before the rekeying, which ike-rekey and child-rekey report; ike-updown reports a"
         " reauthentication. charon delays that by 5 to 15 seconds while a rekeyed CHILD_SA is listed as DELETED.",
     ),
-    Command(
+    CommandSpec(
         "redirect",
         Danger.OPERATE,
         (
@@ -164,20 +164,20 @@ _CONTROL = (
         since="5.4.0",
         quirk="Needs gateway, of which strongSwan's documentation says nothing.",
     ),
-    Command("install", Danger.OPERATE, _POLICY),
-    Command("uninstall", Danger.OPERATE, _POLICY),
+    CommandSpec("install", Danger.OPERATE, _POLICY),
+    CommandSpec("uninstall", Danger.OPERATE, _POLICY),
 )
 
 _QUERIES = (
-    Command("version", Danger.READ, reply=("daemon", "version", "sysname", "release", "machine"), result=False),
-    Command(
+    CommandSpec("version", Danger.READ, reply=("daemon", "version", "sysname", "release", "machine"), result=False),
+    CommandSpec(
         "stats",
         Danger.READ,
         reply=("uptime", "workers", "queues", "scheduled", "ikesas", "plugins", "mem", "mallinfo"),
         result=False,
     ),
-    Command("reload-settings", Danger.CONFIGURE, since="5.2.1"),
-    Command(
+    CommandSpec("reload-settings", Danger.CONFIGURE, since="5.2.1"),
+    CommandSpec(
         "list-sas",
         Danger.READ,
         (*_IKE_AND_CHILD, Key("noblock", Kind.PRESENCE)),
@@ -185,7 +185,7 @@ _QUERIES = (
         result=False,
         quirk="With noblock, SAs that charon is working on are skipped. SAs with AEAD have no integ-alg.",
     ),
-    Command(
+    CommandSpec(
         "list-policies",
         Danger.READ,
         (*(Key(name, Kind.PRESENCE) for name in ("drop", "pass", "trap")), *_texts("child", "ike")),
@@ -193,7 +193,7 @@ _QUERIES = (
         result=False,
         quirk="Lists nothing unless drop, pass or trap is there.",
     ),
-    Command(
+    CommandSpec(
         "list-conns",
         Danger.READ,
         _texts("ike"),
@@ -202,8 +202,8 @@ _QUERIES = (
         quirk="local_port and remote_port since 6.0.3, proposals since 6.0.7. A connection for IKEv1 is listed, though"
         " charon 6.1.0 cannot use it by default.",
     ),
-    Command("get-conns", Danger.READ, reply=("conns",), result=False),
-    Command(
+    CommandSpec("get-conns", Danger.READ, reply=("conns",), result=False),
+    CommandSpec(
         "list-certs",
         Danger.READ,
         _texts("type", "flag", "subject"),
@@ -211,9 +211,9 @@ _QUERIES = (
         result=False,
         quirk="An unknown type lists nothing, and is no error; flag counts only with type X509.",
     ),
-    Command("list-authorities", Danger.READ, _texts("name"), event="list-authority", result=False, since="5.3.3"),
-    Command("get-authorities", Danger.READ, reply=("authorities",), result=False, since="5.3.3"),
-    Command(
+    CommandSpec("list-authorities", Danger.READ, _texts("name"), event="list-authority", result=False, since="5.3.3"),
+    CommandSpec("get-authorities", Danger.READ, reply=("authorities",), result=False, since="5.3.3"),
+    CommandSpec(
         "get-pools",
         Danger.READ,
         (Key("name"), Key("leases", Kind.SWITCH)),
@@ -221,8 +221,8 @@ _QUERIES = (
         result=False,
         quirk="base of 10.0.0.0/30 is 10.0.0.1, on 5.9.8 10.0.0.0; size is 2 on both.",
     ),
-    Command("get-algorithms", Danger.READ, reply=(_SECTION,), result=False, since="5.4.0"),
-    Command(
+    CommandSpec("get-algorithms", Danger.READ, reply=(_SECTION,), result=False, since="5.4.0"),
+    CommandSpec(
         "get-counters",
         Danger.READ,
         _COUNTERS,
@@ -230,11 +230,11 @@ _QUERIES = (
         since="5.6.1",
         quirk="Without name and all, the sums are under the empty name.",
     ),
-    Command("reset-counters", Danger.OPERATE, _COUNTERS, since="5.6.1"),
+    CommandSpec("reset-counters", Danger.OPERATE, _COUNTERS, since="5.6.1"),
 )
 
 _CONFIGURATION = (
-    Command(
+    CommandSpec(
         "load-conn",
         Danger.CONFIGURE,
         named=True,
@@ -242,22 +242,22 @@ _CONFIGURATION = (
         quirk="children.*.updown names a script that charon runs, certs' file a file that it reads. charon 6.1.0"
         " accepts version = 1, but by default has no IKEv1, and takes a connection without version for IKEv2 alone.",
     ),
-    Command("unload-conn", Danger.CONFIGURE, (_NAME,), quirk="SAs that are up stay up."),
-    Command("load-pool", Danger.CONFIGURE, named=True),
-    Command("unload-pool", Danger.CONFIGURE, (_NAME,), quirk="Fails while there are online leases."),
-    Command("load-authority", Danger.CONFIGURE, named=True, blob=frozenset({"cacert"}), since="5.3.3"),
-    Command("unload-authority", Danger.CONFIGURE, (_NAME,), since="5.3.3"),
+    CommandSpec("unload-conn", Danger.CONFIGURE, (_NAME,), quirk="SAs that are up stay up."),
+    CommandSpec("load-pool", Danger.CONFIGURE, named=True),
+    CommandSpec("unload-pool", Danger.CONFIGURE, (_NAME,), quirk="Fails while there are online leases."),
+    CommandSpec("load-authority", Danger.CONFIGURE, named=True, blob=frozenset({"cacert"}), since="5.3.3"),
+    CommandSpec("unload-authority", Danger.CONFIGURE, (_NAME,), since="5.3.3"),
 )
 
 _CREDENTIALS = (
-    Command(
+    CommandSpec(
         "load-cert",
         Danger.CONFIGURE,
         (Key("type", required=True), Key("flag"), _DATA),
         blob=frozenset({"data"}),
         quirk="PEM or DER. A CA's certificate is a trust anchor from then on.",
     ),
-    Command(
+    CommandSpec(
         "load-key",
         Danger.SECRETS,
         (Key("type", required=True), _DATA),
@@ -265,24 +265,24 @@ _CREDENTIALS = (
         reply=("id",),
         quirk="PEM without a password, or DER.",
     ),
-    Command("unload-key", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
-    Command("get-keys", Danger.READ, reply=("keys",), result=False, since="5.5.2"),
-    Command(
+    CommandSpec("unload-key", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
+    CommandSpec("get-keys", Danger.READ, reply=("keys",), result=False, since="5.5.2"),
+    CommandSpec(
         "load-token",
         Danger.SECRETS,
         (Key("handle", required=True), *_texts("slot", "module", "pin")),
         reply=("id",),
         since="5.5.2",
     ),
-    Command(
+    CommandSpec(
         "load-shared",
         Danger.SECRETS,
         (Key("id"), Key("type", required=True), _DATA, Key("owners", Kind.LIST)),
         blob=frozenset({"data"}),
         quirk="Without owners it is for everybody; without id it cannot be unloaded by itself.",
     ),
-    Command("unload-shared", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
-    Command(
+    CommandSpec("unload-shared", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
+    CommandSpec(
         "get-shared",
         Danger.READ,
         reply=("keys",),
@@ -290,26 +290,26 @@ _CREDENTIALS = (
         since="5.5.2",
         quirk="The identifiers of the secrets, as load-shared gave them; never the secrets.",
     ),
-    Command("flush-certs", Danger.CONFIGURE, _texts("type"), since="5.5.1"),
-    Command("clear-creds", Danger.CONFIGURE, quirk="Drops every credential that came over VICI, from whomever."),
+    CommandSpec("flush-certs", Danger.CONFIGURE, _texts("type"), since="5.5.1"),
+    CommandSpec("clear-creds", Danger.CONFIGURE, quirk="Drops every credential that came over VICI, from whomever."),
 )
 
 
-def _events() -> dict[str, Event]:
+def _events() -> dict[str, EventSpec]:
     table = [
-        Event("log", standalone=True),
-        Event("ike-updown", standalone=True),
-        Event("ike-rekey", standalone=True, since="5.3.3"),
-        Event("ike-update", standalone=True, since="5.9.2"),
-        Event("child-updown", standalone=True),
-        Event("child-rekey", standalone=True, since="5.3.3"),
-        Event("alert", standalone=True, since="6.0.3"),
-        Event("control-log", standalone=False),
-        Event("list-sa", standalone=False),
-        Event("list-policy", standalone=False),
-        Event("list-conn", standalone=False),
-        Event("list-cert", standalone=False, binary=frozenset({"data"})),
-        Event("list-authority", standalone=False, since="5.3.3"),
+        EventSpec("log", standalone=True),
+        EventSpec("ike-updown", standalone=True),
+        EventSpec("ike-rekey", standalone=True, since="5.3.3"),
+        EventSpec("ike-update", standalone=True, since="5.9.2"),
+        EventSpec("child-updown", standalone=True),
+        EventSpec("child-rekey", standalone=True, since="5.3.3"),
+        EventSpec("alert", standalone=True, since="6.0.3"),
+        EventSpec("control-log", standalone=False),
+        EventSpec("list-sa", standalone=False),
+        EventSpec("list-policy", standalone=False),
+        EventSpec("list-conn", standalone=False),
+        EventSpec("list-cert", standalone=False, binary=frozenset({"data"})),
+        EventSpec("list-authority", standalone=False, since="5.3.3"),
     ]
     return {event.name: event for event in table}
 
@@ -352,11 +352,11 @@ _ALERTS = (
 
 TRANSFORMS = ("encr", "integ", "prf", "ke", *(f"ake{number}" for number in range(1, 8)), "sn")
 """What a proposal in a `list-conn` may list: encryption, integrity, PRF, the key exchanges, sequence numbers."""
-COMMANDS: Mapping[str, Command] = MappingProxyType(
+COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
     {command.name: command for command in (*_CONTROL, *_QUERIES, *_CONFIGURATION, *_CREDENTIALS)}
 )
 """Every command, by its name."""
-EVENTS: Mapping[str, Event] = MappingProxyType(_events())
+EVENTS: Mapping[str, EventSpec] = MappingProxyType(_events())
 """Every event, by its name."""
 ALERTS: Mapping[str, AlertType] = MappingProxyType({alert.name: alert for alert in _ALERTS})
 """Every type of alert that strongSwan 6.1.0 has, by its name."""

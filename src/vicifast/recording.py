@@ -41,7 +41,7 @@ class Chunk(NamedTuple):
     data: bytes
 
 
-class Packet(NamedTuple):
+class RecordedPacket(NamedTuple):
     """One packet; `time` is that of the chunk that completed it, `message` None where the kind has none."""
 
     time: int
@@ -78,7 +78,7 @@ class Recording:
         """Every byte that `side` wrote, in order."""
         return b"".join(chunk.data for chunk in self.chunks if chunk.side == side)
 
-    def packets(self, side: Side) -> list[Packet]:
+    def packets(self, side: Side) -> list[RecordedPacket]:
         """Every packet that `side` wrote, in order; one cut off by the end of the connection is left out.
 
         Of a client's packets those that charon ignores as malformed are left out too (see RequestSplitter).
@@ -86,24 +86,24 @@ class Recording:
         """
         return list(self._requests() if side == "client" else self._replies())
 
-    def events(self) -> list[Packet]:
+    def events(self) -> list[RecordedPacket]:
         """Every event that came unasked, in order; those that commands stream are left out."""
         return [p for p in self.packets("server") if p.kind == _wire.EVENT and is_standalone(p.name or "")]
 
-    def _requests(self) -> Iterator[Packet]:
+    def _requests(self) -> Iterator[RecordedPacket]:
         splitter = RequestSplitter()
         for chunk in self.chunks:
             if chunk.side == "client":
                 for request in splitter.feed(chunk.data):
-                    yield Packet(chunk.time, *request)
+                    yield RecordedPacket(chunk.time, *request)
 
-    def _replies(self) -> Iterator[Packet]:
+    def _replies(self) -> Iterator[RecordedPacket]:
         framer = _wire.Framer(_wire.Raw())
         for chunk in self.chunks:
             if chunk.side == "server":
                 framer.feed(chunk.data)
                 for kind, name, body in framer.packets():
-                    yield Packet(chunk.time, kind, name, body if isinstance(body, bytes) else None)
+                    yield RecordedPacket(chunk.time, kind, name, body if isinstance(body, bytes) else None)
                 if framer.error is not None:
                     raise framer.error
 

@@ -82,7 +82,7 @@ _FORMS = {
 _UNLIKE = {"esn": _switch("1")}
 
 
-class _Section:
+class _ParsedSection:
     """Reads and writes the fields of a dataclass whose annotations are in `_FORMS`; the others are its own business."""
 
     __slots__ = ()
@@ -123,7 +123,7 @@ def _extra() -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChildSa(_Section):
+class ChildSa(_ParsedSection):
     """A CHILD_SA. `use_in`, `use_out` and `install_time` are how long ago, `rekey_time` and `life_time` how soon.
 
     The counters begin anew with each rekeying: the event child-rekey has the last ones of the SA before. `section` is
@@ -189,7 +189,7 @@ class ChildSa(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IkeSa(_Section):
+class IkeSa(_ParsedSection):
     """An IKE_SA and its CHILD_SAs. `established` is how long ago, `rekey_time` and `reauth_time` how soon.
 
     `name` is its connection's, which several SAs may have; `uniqueid` is one SA's, until charon restarts.
@@ -269,7 +269,7 @@ class IkeSa(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _UpDown(_Section):
+class _UpDown(_ParsedSection):
     event: ClassVar[str]
 
     ike: IkeSa
@@ -325,7 +325,7 @@ class ChildUpDown(_UpDown):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IkeRekey(_Section):
+class IkeRekey(_ParsedSection):
     """The IKE_SA `new` has taken the place of `old`."""
 
     event: ClassVar[str] = "ike-rekey"
@@ -349,7 +349,7 @@ class IkeRekey(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChildRekey(_Section):
+class ChildRekey(_ParsedSection):
     """The CHILD_SA `new` has taken the place of `old`, which has its last counters; `ike` has no children here."""
 
     event: ClassVar[str] = "child-rekey"
@@ -378,7 +378,7 @@ class ChildRekey(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IkeUpdate(_Section):
+class IkeUpdate(_ParsedSection):
     """The addresses of an IKE_SA are about to change, to those here; `ike` has those before."""
 
     event: ClassVar[str] = "ike-update"
@@ -403,7 +403,7 @@ class IkeUpdate(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alert(_Section):
+class Alert(_ParsedSection):
     """Something went wrong, of this `type`, and with this SA if it is about one. Since 6.0.3.
 
     `vicifast.commands.ALERTS` has the types.
@@ -431,7 +431,7 @@ class Alert(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogLine(_Section):
+class LogLine(_ParsedSection):
     """A message of charon's log, or of `initiate` and `terminate` (`control-log`), which name no thread."""
 
     event: ClassVar[str] = "log"

@@ -11,7 +11,7 @@ import click
 from vicifast._wire import Message
 from vicifast.cli.common import NO_DAEMON, results
 from vicifast.cli.events import log_lines
-from vicifast.cli.output import FORMATS, Output, Packet, lines, shown
+from vicifast.cli.output import FORMATS, Output, ReceivedMessage, lines, shown
 from vicifast.cli.queries import complete_command, parse_arguments
 from vicifast.commands import COMMANDS
 from vicifast.results import LogLine
@@ -65,7 +65,7 @@ async def call_one(fleet: Fleet, output: Output, node: str, command: str, reques
     session = fleet.node(node, values=Message)
     known = COMMANDS.get(command)
     if known is None or known.event is None:
-        output.packet(Packet(await session.call(command, request)))
+        output.message(ReceivedMessage(await session.call(command, request)))
         return
     stream = session.stream(command, request)
     async for message in stream:
@@ -73,9 +73,9 @@ async def call_one(fleet: Fleet, output: Output, node: str, command: str, reques
             for line in log_lines(LogLine.from_message(message)):
                 output.text(line)
         else:
-            output.packet(Packet(message, known.event))
+            output.message(ReceivedMessage(message, known.event))
     if stream.response:
-        output.packet(Packet(stream.response))
+        output.message(ReceivedMessage(stream.response))
 
 
 async def call_all(fleet: Fleet, output: Output, command: str, request: Mapping[str, object], stall: float) -> int:

@@ -16,7 +16,7 @@ from rich.table import Table
 from vicifast._wire import Message, encode
 from vicifast.cli import tables
 from vicifast.cli.common import results, until_interrupted
-from vicifast.cli.output import Packet, shown
+from vicifast.cli.output import ReceivedMessage, shown
 
 from .. import values
 from ..client import Change, Fleet, Node, Watch
@@ -122,7 +122,7 @@ async def _pause(mirror: Watch[SaValue]) -> None:
 def listing(found: Iterable[SaValue]) -> tables.Listing:
     """Return the SAs as the table that `vicifast sas` shows, with the node before the name."""
     ordered = sorted(found, key=lambda value: (value["node"], value["ike"], int(value["uniqueid"])))
-    return tables.sas([Packet(Message(encode(_message(value)))) for value in ordered])
+    return tables.sas([ReceivedMessage(Message(encode(_message(value)))) for value in ordered])
 
 
 def _message(value: SaValue) -> dict[str, Any]:

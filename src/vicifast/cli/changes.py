@@ -17,7 +17,7 @@ from ..swanctl import read_config
 from ..swanctl.load_plan import PARTS, Report
 from .common import FAILED, Client, notes, talks
 from .events import log_lines
-from .output import Packet, shown
+from .output import ReceivedMessage, shown
 from .replacing import EVENTS, Replacing
 
 _KINDS = {"conn": "name", "pool": "name", "authority": "name", "key": "id", "shared": "id"}
@@ -42,7 +42,7 @@ def progress(client: Client, doing: str, start: Callable[[Session[Message]], Str
 
 def finish(client: Client, doing: str, reply: Message, now: str = "done") -> None:
     if not client.output.for_people:
-        client.output.packet(Packet(reply))
+        client.output.message(ReceivedMessage(reply))
         return
     told = ", ".join(f"{key} {shown(value)}" for key, value in reply.to_dict().items() if key != "success")
     client.output.text(f"{doing}: {now}{f' ({told})' if told else ''}")
@@ -187,7 +187,7 @@ def tell(client: Client, report: Report, warnings: list[str]) -> None:
         "warnings": warnings,
     }
     if not client.output.for_people:
-        client.output.packet(Packet(Message(_wire.encode(lists))))
+        client.output.message(ReceivedMessage(Message(_wire.encode(lists))))
         return
     for name, lines in lists.items():
         for line in lines:

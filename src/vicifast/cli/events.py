@@ -15,7 +15,7 @@ from ..commands import EVENTS
 from ..errors import UnknownEvent
 from ..results import Alert, ChildRekey, ChildUpDown, IkeRekey, IkeSa, IkeUpdate, IkeUpDown, LogLine, parse_event
 from .common import Client, notes, talks, until_interrupted
-from .output import Packet, shown
+from .output import ReceivedMessage, shown
 
 STANDALONE = tuple(event.name for event in EVENTS.values() if event.standalone)
 
@@ -35,7 +35,7 @@ def follow(client: Client, names: tuple[str, ...], named: bool) -> None:
                 for line in told(name, message):
                     client.output.text(f"{time.strftime('%H:%M:%S')} {line}")
             else:
-                client.output.packet(Packet(message, name), named)
+                client.output.message(ReceivedMessage(message, name), named)
 
 
 def told(name: str, message: Mapping[str, Any] | Message) -> list[str]:

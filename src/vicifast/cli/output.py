@@ -1,4 +1,4 @@
-"""The formats of output: packets for programs, text and tables for people."""
+"""Output formats: encoded messages for programs, text and tables for terminals."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .. import _wire
 from .._wire import Message
 
 
-class Packet(NamedTuple):
-    """A message from charon, and the event it came with; without one it is a reply."""
+class ReceivedMessage(NamedTuple):
+    """A message from charon: an event, or a reply when `event` is None."""
 
     message: Message
     event: str | None = None
@@ -23,41 +23,41 @@ class Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """How to write a packet; `write` gets `named` when events of several names come, which must be told apart."""
+    """Writes one message; `named` adds the event name, for output that mixes several events."""
 
     help: str
-    write: Callable[[Packet, bool], bytes]
+    write: Callable[[ReceivedMessage, bool], bytes]
 
 
-def _json(packet: Packet, named: bool) -> bytes:
+def _json(received: ReceivedMessage, named: bool) -> bytes:
     if named:
-        name = json.dumps(packet.event).encode()
-        return b'{"event":%s,"message":%s}\n' % (name, packet.message.to_json())
-    return packet.message.to_json() + b"\n"
+        name = json.dumps(received.event).encode()
+        return b'{"event":%s,"message":%s}\n' % (name, received.message.to_json())
+    return received.message.to_json() + b"\n"
 
 
-def _msgpack(packet: Packet, named: bool) -> bytes:
+def _msgpack(received: ReceivedMessage, named: bool) -> bytes:
     if named:
-        name = (packet.event or "").encode()
+        name = (received.event or "").encode()
         head = b"\x82\xa5event\xd9" + bytes([len(name)]) + name + b"\xa7message"  # a map of 2, name as str 8
-        return head + packet.message.to_msgpack()
-    return packet.message.to_msgpack()
+        return head + received.message.to_msgpack()
+    return received.message.to_msgpack()
 
 
-def _raw(packet: Packet, named: bool) -> bytes:
-    kind = _wire.CMD_RESPONSE if packet.event is None else _wire.EVENT
-    return _wire.packet(kind, packet.event, packet.message)
+def _raw(received: ReceivedMessage, named: bool) -> bytes:
+    kind = _wire.CMD_RESPONSE if received.event is None else _wire.EVENT
+    return _wire.packet(kind, received.event, received.message)
 
 
 FORMATS: dict[str, Format] = {
     "json": Format("Write JSON, a line for each message.", _json),
     "msgpack": Format("Write msgpack, one message after the other.", _msgpack),
-    "raw": Format("Write the packets of VICI as charon sent them.", _raw),
+    "raw": Format("Write VICI packets as charon sent them.", _raw),
 }
 
 
 class Output:
-    """Writes packets in the chosen format; `form` is None when people read."""
+    """Writes messages in the chosen format, or as readable text when `form` is None."""
 
     def __init__(self, form: str | None, console: Console) -> None:
         self._format: Format | None = None if form is None else FORMATS[form]
@@ -67,14 +67,14 @@ class Output:
     def for_people(self) -> bool:
         return self._format is None
 
-    def packet(self, packet: Packet, named: bool = False) -> None:
-        """Write one packet at once."""
+    def message(self, received: ReceivedMessage, named: bool = False) -> None:
+        """Write one message and flush."""
         if self._format is None:
-            for line in lines(packet.message.to_dict()):
+            for line in lines(received.message.to_dict()):
                 self.text(line)
         else:
             stream = sys.stdout.buffer
-            stream.write(self._format.write(packet, named))
+            stream.write(self._format.write(received, named))
             stream.flush()
 
     def text(self, *line: str) -> None:

@@ -16,7 +16,7 @@ from ..commands import COMMANDS
 from ..errors import ViciError
 from . import tables
 from .common import Client, talks, until_interrupted, watch_option
-from .output import Packet
+from .output import ReceivedMessage
 
 _ike = click.option("--ike", metavar="NAME", help="Only this connection.")
 _child = click.option("--child", metavar="NAME", help="Only children of this name.")
@@ -25,18 +25,18 @@ _name = click.option("--name", metavar="NAME", help="Only this one.")
 
 def ask(
     session: Session[Message], command: str, request: Mapping[str, object], event: str | None = None
-) -> Iterator[Packet]:
+) -> Iterator[ReceivedMessage]:
     """The messages of a command as they come, and its reply if there is anything in it."""
     known = COMMANDS.get(command)
     event = event or (known.event if known is not None else None)
     if event is None:
-        yield Packet(session.call(command, request))
+        yield ReceivedMessage(session.call(command, request))
         return
     stream = session.stream(command, request, event)
     for message in stream:
-        yield Packet(message, event)
+        yield ReceivedMessage(message, event)
     if stream.response:
-        yield Packet(stream.response)
+        yield ReceivedMessage(stream.response)
 
 
 def query(
@@ -61,12 +61,12 @@ def query(
                     time.sleep(every)
 
 
-def show(client: Client, packets: Iterator[Packet], view: tables.View) -> None:
+def show(client: Client, messages: Iterator[ReceivedMessage], view: tables.View) -> None:
     if client.output.for_people:
-        client.output.show(view(list(packets)))
+        client.output.show(view(list(messages)))
         return
-    for packet in packets:
-        client.output.packet(packet)
+    for received in messages:
+        client.output.message(received)
 
 
 @click.command()
@@ -204,5 +204,5 @@ def call(client: Client, command: str, request: dict[str, object], event: str | 
     vicifast call load-pool '{"branches": {"addrs": "10.3.0.0/16"}}'
     """
     with client.session() as session:
-        for packet in ask(session, command, request, event):
-            client.output.packet(packet)
+        for received in ask(session, command, request, event):
+            client.output.message(received)

@@ -14,17 +14,17 @@ from rich.segment import Segment
 from rich.table import Table
 
 from ..results import ChildSa, IkeSa
-from .output import Packet, lines, shown
+from .output import ReceivedMessage, lines, shown
 
 Row: TypeAlias = tuple[object, ...]
 _NUMBERS = frozenset(("in", "out", "size", "online", "offline", "count"))
 _FITTED = 1000  # more rows than that are not fitted to the terminal, which takes a millisecond for each
-View: TypeAlias = Callable[[list[Packet]], "Listing | str"]
+View: TypeAlias = Callable[[list[ReceivedMessage]], "Listing | str"]
 
 
-def sas(packets: list[Packet]) -> Listing:
+def sas(messages: list[ReceivedMessage]) -> Listing:
     """IKE_SAs with their addresses and identities, and below each its CHILD_SAs with selectors and traffic."""
-    found = [IkeSa.from_message(packet.message) for packet in packets]
+    found = [IkeSa.from_message(received.message) for received in messages]
     rows = (row for sa in found for row in (_ike(sa), *map(_child, sa.children)))
     return _table(("SA", "state", "local", "remote", "for", "in", "out"), rows, _sums(found))
 
@@ -62,9 +62,9 @@ def since(seconds: int) -> str:
     return "".join([f"{number}{unit}" for number, unit in parts if number][:2]) or "0s"
 
 
-def conns(packets: list[Packet]) -> Listing:
+def conns(messages: list[ReceivedMessage]) -> Listing:
     """Connections with the two ends and how they authenticate, and below each its children."""
-    found = list(_all(packets))
+    found = list(_all(messages))
     rows = (row for name, conn in found for row in _conn(name, conn))
     return _table(("connection", "mode", "local", "remote"), rows, f"{len(found)} connections")
 
@@ -82,11 +82,11 @@ def _auth(round: Mapping[str, Any]) -> str:
     return f"{', '.join(filter(None, names)) or '%any'} ({shown(round.get('class'))})"
 
 
-def certs(packets: list[Packet]) -> Listing:
+def certs(messages: list[ReceivedMessage]) -> Listing:
     """Certificates with the first bytes of their SHA-256, as charon tells the subject of bare keys only."""
-    rows = (_cert(packet.message.to_dict()) for packet in packets)
+    rows = (_cert(received.message.to_dict()) for received in messages)
     return _table(
-        ("type", "flag", "key", "subject", "until", "SHA-256"), rows, f"{len(packets)} certificates and public keys"
+        ("type", "flag", "key", "subject", "until", "SHA-256"), rows, f"{len(messages)} certificates and public keys"
     )
 
 
@@ -97,10 +97,13 @@ def _cert(cert: Mapping[str, Any]) -> Row:
     return cert.get("type"), cert.get("flag"), key, cert.get("subject"), cert.get("not-after"), digest
 
 
-def pools(packets: list[Packet]) -> Listing:
+def pools(messages: list[ReceivedMessage]) -> Listing:
     """Pools with their use, and below each its leases if they were asked for."""
     rows = (
-        row for packet in packets for name, pool in _sections(packet.message.to_dict()) for row in _pool(name, pool)
+        row
+        for received in messages
+        for name, pool in _sections(received.message.to_dict())
+        for row in _pool(name, pool)
     )
     return _table(("pool", "base", "size", "online", "offline", "identity"), rows)
 
@@ -112,28 +115,28 @@ def _pool(name: str, pool: Mapping[str, Any]) -> Iterator[Row]:
         yield "", f"  {lease.get('address')}", "", *(("x", "") if online else ("", "x")), lease.get("identity")
 
 
-def counters(packets: list[Packet]) -> Listing:
+def counters(messages: list[ReceivedMessage]) -> Listing:
     """The counters of each connection that are not 0."""
-    sections = [item for packet in packets for item in _sections(packet.message.to_dict().get("counters"))]
+    sections = [item for received in messages for item in _sections(received.message.to_dict().get("counters"))]
     rows = ((name or "(all)", key, count) for name, values in sections for key, count in values.items() if count != "0")
     return _table(("connection", "counter", "count"), rows, "those not listed are 0")
 
 
-def policies(packets: list[Packet]) -> Listing:
+def policies(messages: list[ReceivedMessage]) -> Listing:
     """Trap, pass and drop policies."""
-    found = list(_all(packets))
+    found = list(_all(messages))
     rows = ((name, policy.get("mode"), policy.get("local-ts"), policy.get("remote-ts")) for name, policy in found)
     return _table(("policy", "mode", "local", "remote"), rows, f"{len(found)} policies")
 
 
-def plain(packets: list[Packet]) -> str:
+def plain(messages: list[ReceivedMessage]) -> str:
     """Messages as indented lines."""
-    return "\n".join(line for packet in packets for line in lines(packet.message.to_dict()))
+    return "\n".join(line for received in messages for line in lines(received.message.to_dict()))
 
 
-def _all(packets: list[Packet]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for packet in packets:
-        yield from _sections(packet.message.to_dict())
+def _all(messages: list[ReceivedMessage]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for received in messages:
+        yield from _sections(received.message.to_dict())
 
 
 def _sections(section: object) -> Iterator[tuple[str, Mapping[str, Any]]]:

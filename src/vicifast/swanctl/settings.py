@@ -32,21 +32,21 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\n": "", "\r\n": "", None: ""}
 _PATTERN_PART = re.compile(r'\\(["#} ])|(\\|[^"\\#}\r\n\t ]+)|\r')
 
 
-class _Section:
+class _ConfigSection:
     __slots__ = ("values", "sections", "references")
 
     def __init__(self) -> None:
         self.values: dict[str, str | None] = {}
-        self.sections: dict[str, _Section] = {}
+        self.sections: dict[str, _ConfigSection] = {}
         self.references: dict[str, str] = {}  # absolute name -> where it is referred to
 
 
 class Settings:
     """A file of settings with all that it includes; paths into it are names of sections, outermost first."""
 
-    def __init__(self, root: _Section) -> None:
+    def __init__(self, root: _ConfigSection) -> None:
         self._root = root
-        self._resolved: dict[str, list[_Section]] = {}
+        self._resolved: dict[str, list[_ConfigSection]] = {}
         self._resolving: list[str] = []
 
     @classmethod
@@ -69,14 +69,16 @@ class Settings:
         """The names of the sections in a section, then of those that its references bring."""
         return list(dict.fromkeys(name for section in self._find(path) for name in section.sections))
 
-    def _find(self, path: Sequence[str]) -> list[_Section]:
+    def _find(self, path: Sequence[str]) -> list[_ConfigSection]:
         if len(path) > _wire.MAX_DEPTH:  # where a section refers to one that it lies in there is no end to them
             raise ConfigError(f"{'.'.join(path[:4])}...: more than {_wire.MAX_DEPTH} sections in each other")
-        found: list[_Section] = []
+        found: list[_ConfigSection] = []
         self._collect(self._root, path, found, follow=True)
         return found
 
-    def _collect(self, section: _Section, path: Sequence[str], found: list[_Section], *, follow: bool) -> None:
+    def _collect(
+        self, section: _ConfigSection, path: Sequence[str], found: list[_ConfigSection], *, follow: bool
+    ) -> None:
         """Add the section at `path` and those it inherits from, nearest first.
 
         The references of a section on the way bring what lies at the rest of the path in the sections referred to;
@@ -94,7 +96,7 @@ class Settings:
                 for referred in self._resolve(reference, where):
                     self._collect(referred, path, found, follow=False)
 
-    def _resolve(self, reference: str, where: str) -> list[_Section]:
+    def _resolve(self, reference: str, where: str) -> list[_ConfigSection]:
         if reference in self._resolving:
             raise ConfigError(f"{where}: the reference to {reference} leads back to itself")
         if reference not in self._resolved:
@@ -106,7 +108,7 @@ class Settings:
         return self._resolved[reference]
 
 
-class _Token(NamedTuple):
+class _Lexeme(NamedTuple):
     kind: str  # "name", "value", or one of the marks { } : . , =
     text: str | None
     where: str
@@ -146,10 +148,10 @@ class _File:
         return self._text[self._position - 1 : self._position]
 
 
-def _parse(path: str) -> _Section:
+def _parse(path: str) -> _ConfigSection:
     """Read the statements of a file and of those that it includes: to the grammar they are one text."""
-    root = _Section()
-    opened: list[tuple[_Section, str]] = [(root, "")]
+    root = _ConfigSection()
+    opened: list[tuple[_ConfigSection, str]] = [(root, "")]
     tokens = _tokens(_File(path, ()))
     for token in tokens:
         section, where = opened[-1]
@@ -166,7 +168,7 @@ def _parse(path: str) -> _Section:
     return root
 
 
-def _is_section(parent: _Section, name: _Token, tokens: Iterator[_Token]) -> bool:
+def _is_section(parent: _ConfigSection, name: _Lexeme, tokens: Iterator[_Lexeme]) -> bool:
     """Add the value or the section that begins with `name` to `parent`; whether it is a section."""
     assert name.text is not None
     token = next(tokens, None)
@@ -175,7 +177,7 @@ def _is_section(parent: _Section, name: _Token, tokens: Iterator[_Token]) -> boo
         return False
     if token is None or token.kind not in "{:":
         raise ConfigError(f"{name.where}: after a name must come = or {{ or :")
-    section = parent.sections.setdefault(name.text, _Section())
+    section = parent.sections.setdefault(name.text, _ConfigSection())
     while token is not None and token.kind != "{":
         reference, token = next(tokens, None), next(tokens, None)
         if reference is None or reference.text is None or token is None or token.kind not in "{,":
@@ -184,7 +186,7 @@ def _is_section(parent: _Section, name: _Token, tokens: Iterator[_Token]) -> boo
     return True
 
 
-def _tokens(file: _File) -> Iterator[_Token]:
+def _tokens(file: _File) -> Iterator[_Lexeme]:
     name = _NAME
     while True:
         file.take(_SPACE)
@@ -193,13 +195,13 @@ def _tokens(file: _File) -> Iterator[_Token]:
             for included in _included(file, _pattern(file)):
                 yield from _tokens(included)
         elif match := file.take(name):
-            yield _Token("name", match[0], where)
+            yield _Lexeme("name", match[0], where)
         elif file.at('"'):
             raise ConfigError(f"{where}: a string where a name must be")
         elif mark := file.mark():
-            yield _Token(mark, None, where)
+            yield _Lexeme(mark, None, where)
             if mark == "=":
-                yield _Token("value", _value(file), where)
+                yield _Lexeme("value", _value(file), where)
             if mark != ",":  # in a list of references names are absolute, with dots
                 name = _REFERENCE if mark == ":" else _NAME
         else:

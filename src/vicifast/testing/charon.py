@@ -18,7 +18,7 @@ from .. import _wire
 from ..address import Tcp, Unix, parse_address
 from ..commands import EVENTS
 from ..errors import DecodeError, ProtocolError, UnknownEvent
-from ..recording import Packet, Recording, RequestSplitter, is_standalone, listen_at
+from ..recording import RecordedPacket, Recording, RequestSplitter, is_standalone, listen_at
 
 Message = Mapping[str, object] | bytes
 Handler = Callable[[Mapping[str, object]], Message | Awaitable[Message]]
@@ -245,7 +245,7 @@ class FakeCharon:
                 charon._learn(request, reply, stream)
         return charon
 
-    def _learn(self, request: Packet, reply: Packet, stream: list[Packet]) -> None:
+    def _learn(self, request: RecordedPacket, reply: RecordedPacket, stream: list[RecordedPacket]) -> None:
         name = request.name or ""
         if reply.kind == _wire.EVENT_UNKNOWN and request.kind == _wire.EVENT_REGISTER:
             self.events.discard(name)
@@ -449,10 +449,10 @@ async def _sleep_until(time: float) -> None:
         await asyncio.sleep(wait)
 
 
-def _exchanges(recording: Recording) -> Iterator[tuple[Packet, Packet, list[Packet]]]:
+def _exchanges(recording: Recording) -> Iterator[tuple[RecordedPacket, RecordedPacket, list[RecordedPacket]]]:
     """Each request with its answer and what was streamed in between; requests without an answer are left out."""
     requests = iter(recording.packets("client"))
-    stream: list[Packet] = []
+    stream: list[RecordedPacket] = []
     for packet in recording.packets("server"):
         if packet.kind == _wire.EVENT:
             stream += [] if is_standalone(packet.name or "") else [packet]
