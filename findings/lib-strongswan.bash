@@ -3,7 +3,8 @@
 # installed, and no daemon of the machine is touched. Then starts charon. Needs root, and Debian 12 with current package
 # lists (apt-get update).
 #
-# The script finds swanctl on PATH and its configuration directory in $SWANCTL_DIR; it may write to $work.
+# The script finds swanctl on PATH and its configuration directory in $SWANCTL_DIR; it may write to $work. When it sets
+# `requirement`, $work/venv/bin/python has that Python package.
 set -euo pipefail
 VERSION=5.9.8-5+deb12u6
 
@@ -14,6 +15,10 @@ if [ -z "${work:-}" ]; then
     packages=(libstrongswan libstrongswan-standard-plugins strongswan-libcharon strongswan-charon strongswan-swanctl)
     (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "${packages[@]/%/=$VERSION}")
     for package in "$work"/*.deb; do dpkg -x "$package" "$work/root"; done
+    if [ -n "${requirement:-}" ]; then
+        python3 -m venv "$work/venv"
+        "$work/venv/bin/pip" install --quiet --disable-pip-version-check "$requirement"
+    fi
     status=0
     timeout 60 unshare --mount --net --pid --fork --kill-child --mount-proc bash "$0" < /dev/null || status=$?
     exit "$status"
