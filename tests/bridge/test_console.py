@@ -7,14 +7,20 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import msgpack
+import nats
 import pytest
-from harness import NatsServer, run
+from harness import NatsServer, run, until
+from identities import Operator, Pki
+from nats.js.api import KeyValueConfig
 from test_client_calls import SAS, a_fleet
+from vicibridge import values
 from vicibridge.client import Envelope, Fleet, JetStreamError
 
 pytest.importorskip("rich", reason="the command line needs rich")
@@ -26,6 +32,7 @@ SA = {"uniqueid": "7", "state": "ESTABLISHED", "local-host": "192.0.2.1", "remot
 CHILD = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
 SITE = {**SA, "child-sas": {"net-3": CHILD}}
 SITES = [("list-sa", {"site": SITE})]
+LOG = {"v": 1, "node": "gw1", "boot": "b", "seq": 1, "time": 1, "event": "log", "data": {}}
 LINE = {"group": "IKE", "level": "1", "thread": "3", "msg": "retransmit"}
 
 
@@ -45,11 +52,12 @@ def test_tail_tells_up_down_and_failed_apart(direction: str, message: dict[str, 
 
 
 @asynccontextmanager
-async def program(server: NatsServer, *args: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    pipe = asyncio.subprocess.PIPE
+async def program(
+    server: NatsServer, *args: str, stdout: int | IO[str] = asyncio.subprocess.PIPE
+) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {"COLUMNS": "160", "PATH": os.environ["PATH"], "NATS_URL": server.url, "PYTHONWARNINGS": "error"}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "vicibridge", *args), stdout=pipe, stderr=pipe, env=environment
+        *(sys.executable, "-m", "vicibridge", *args), stdout=stdout, stderr=asyncio.subprocess.PIPE, env=environment
     )
     try:
         yield process
@@ -166,6 +174,86 @@ def test_nodes_and_sas(nats_server: NatsServer) -> None:
     run(test())
 
 
+def test_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    """Nothing but what was asked for, whatever asyncio thinks of the end of a connection."""
+    pki = Pki(tmp_path)
+    server = make_nats_server(pki.server_options())
+    url = server.url.replace("nats:", "tls:")
+    trust = f'tls_ca = "{pki.ca}"\ntls_hostname = "nats.example"'
+    (tmp_path / "bridge.toml").write_text(f'[nats]\nservers = ["{url}"]\n{trust}\n')
+
+    async def test() -> None:
+        await server.up()
+        here = ("--server", url, "--config", str(tmp_path / "bridge.toml"))
+        for first in ((), ("--tls-first",)):
+            results = [await outcome(server, *command, *here, *first) for command in (["nodes"], ["call", "x", "y"])]
+            if not first:
+                assert [(code, err) for code, _, err in results] == [
+                    (0, ""),
+                    (3, "Error: x: y: no bridge serves it\n"),
+                ]
+            else:
+                assert [code for code, _, _ in results] == [3, 3]
+                assert "unset tls_first in [nats]" in results[0][2]
+
+    run(test(), 60)
+
+
+def test_credentials_that_end(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    """What follows the fleet says that it was cut off and why, and goes on when the file is fresh."""
+    operator, creds = Operator(), tmp_path / "us.creds"
+    server = make_nats_server(operator.server_options())
+
+    async def note(process: asyncio.subprocess.Process, text: str) -> None:
+        assert process.stderr
+        while text not in (line := (await process.stderr.readline()).decode()):
+            assert line, f"ended without {text!r}"
+
+    cut: list[str] = []
+
+    async def follow(command: list[str], told: bytes) -> None:
+        async with program(server, *command, "--creds", str(creds)) as process:
+            await note(process, "NATS: not connected: ")
+            cut.append(command[0])
+            await note(process, f"NATS: connected to {server.url}")
+            assert process.stdout
+            await process.stdout.readuntil(told)
+
+    async def test() -> None:
+        await server.up()
+        operator.write_credentials(tmp_path / "other.creds")
+        other = await nats.connect(server.url, user_credentials=str(tmp_path / "other.creds"))
+        bucket = await other.jetstream().create_key_value(KeyValueConfig(bucket="VICI_SA"))
+        operator.write_credentials(creds, 10)  # as long as the slowest machine takes to start them
+        following = asyncio.gather(
+            follow(["tail", "--json"], b"vici.gw1.log"),
+            follow(["sas", "--watch", "--json"], b'"gw1.a.1"'),
+            follow(["top", "--interval", "0.2"], b"gw1 "),
+        )
+        await until(lambda: len(cut) == 3, 30)
+        operator.write_credentials(creds)
+        while not following.done():
+            await bucket.put("gw1.a.1", values.dump({"n": time.time()}))
+            await other.publish("vici.gw1.log.IKE.1", msgpack.packb(LOG))
+            await asyncio.wait([following], timeout=0.05)
+        following.result()
+        await other.close()
+
+    run(test(), 60)
+
+
+def test_output_that_cannot_be_written(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw1"):
+            for command in (["nodes"], ["nodes", "--json"], ["call", "gw1", "list-sas"], ["schema"], ["top"]):
+                with open("/dev/full", "w") as full:
+                    async with program(nats_server, *command, stdout=full) as process:
+                        _, err = await process.communicate()
+                assert (process.returncode, err) == (1, b"Error: standard output: No space left on device\n"), command
+
+    run(test(), 60)
+
+
 def test_no_nats(nats_server: NatsServer) -> None:
     async def test() -> None:
         code, _, err = await outcome(nats_server, "nodes")
@@ -180,6 +268,7 @@ def test_where_nats_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     contexts = tmp_path / "nats" / "context"
     contexts.mkdir(parents=True)
+    (contexts / "first.json").write_text('{"url": "tls://a:1", "tls_first": true}')
     (contexts / "prod.json").write_text('{"url": "nats://a:1,nats://b:2", "user": "u", "password": "p", "ca": ""}')
     config = tmp_path / "bridge.toml"
     config.write_text('[nats]\nservers = ["nats://c:3"]\nprefix = "p"\ntoken = "t"\n')
@@ -194,6 +283,8 @@ def test_where_nats_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found({"servers": ["nats://x:1"]}, "prod") == (["nats://x:1"], "u", None, "vici")
     assert found({}, None, config) == (["nats://c:3"], None, "t", "p")
     assert found({"user": "me"}, None, config) == (["nats://c:3"], "me", None, "p")  # in place of the token
+    assert found({"servers": ["nats://u@x:1"]}, None, config) == (["nats://u@x:1"], None, None, "p")
+    assert find_nats({}, "first", None).tls_first and find_nats({"tls_first": True}, None, None).tls_first
     for given, context, path, says in [
         ({}, "none", None, "no context none"),
         ({}, None, tmp_path / "none.toml", "none.toml"),

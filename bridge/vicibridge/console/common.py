@@ -6,14 +6,18 @@ import asyncio
 import functools
 import getpass
 import json
+import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from vicifast.cli.common import EXIT_CODES, FAILED, NO_DAEMON, NoDaemon, WrongUse, failure
 from vicifast.cli.output import shown
@@ -43,6 +47,7 @@ _CONTEXT = {  # what the contexts of NATS's own command line call our keys
     "ca": "tls_ca",
     "cert": "tls_cert",
     "key": "tls_key",
+    "tls_first": "tls_first",
     "inbox_prefix": "inbox_prefix",
 }
 
@@ -80,12 +85,35 @@ class Reach:
 
         async def connected() -> T:
             async with Fleet(self.nats, timeout=self.timeout, user=_user()) as fleet:
-                return await work(fleet)
+                with _reported():
+                    return await work(fleet)
 
         try:
             return asyncio.run(connected())
         except ViciError as error:
             raise ended(error) from error
+
+
+class _Stderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(click.style(shown(record.getMessage()), fg="yellow"), err=True)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Write to stderr what becomes of the connection: that it was lost, why there is no other yet, and the next."""
+    logger, handler = logging.getLogger("vicibridge"), _Stderr()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def below_trouble(fleet: Fleet, picture: RenderableType) -> RenderableType:
+    """Return a picture of what the fleet was, below why it is not read any more while NATS is not connected."""
+    return picture if fleet.trouble is None else Group(Text(shown(fleet.trouble), style="yellow"), picture)
 
 
 def _user() -> str | None:
@@ -121,6 +149,7 @@ _OPTIONS = [
     click.option("--tls-ca", envvar="NATS_CA", show_envvar=True, metavar="FILE", help="Who may certify the server."),
     click.option("--tls-cert", envvar="NATS_CERT", show_envvar=True, metavar="FILE", help="Our certificate."),
     click.option("--tls-key", envvar="NATS_KEY", show_envvar=True, metavar="FILE", help="The key of that."),
+    click.option("--tls-first", is_flag=True, default=None, help="Begin with TLS, for servers with handshake_first."),
     click.option("--prefix", metavar="SUBJECT", help="What stands before every subject, if it is not vici."),
     click.option("--inbox-prefix", metavar="SUBJECT", help="What stands before the subjects of answers to us."),
     click.option(
@@ -149,7 +178,19 @@ def reaches(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-_KEYS = ("creds", "nkey", "user", "password", "token", "tls_ca", "tls_cert", "tls_key", "prefix", "inbox_prefix")
+_KEYS = (
+    "creds",
+    "nkey",
+    "user",
+    "password",
+    "token",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+    "tls_first",
+    "prefix",
+    "inbox_prefix",
+)
 
 
 def find_nats(given: Mapping[str, object], context: str | None, config: Path | None) -> Nats:
@@ -161,10 +202,10 @@ def find_nats(given: Mapping[str, object], context: str | None, config: Path | N
         base = load(config).nats
     except SettingsProblem as error:
         raise WrongUse(str(error)) from None
-    over = {**(read_context(context) if context else {}), **given}
+    over: dict[str, Any] = {**(read_context(context) if context else {}), **given}
     values = base.model_dump(exclude_unset=True, exclude={"own", "leaf"})
     identity = {"user", "password", "token", "creds", "nkey"}
-    if identity.intersection(over):
+    if identity.intersection(over) or any("@" in url for url in over.get("servers", ())):
         values = {key: value for key, value in values.items() if key not in identity}
     try:
         return Nats(**{"servers": base.urls, **values, **over})

@@ -21,7 +21,7 @@ from vicifast.cli.output import ReceivedMessage, shown
 from .. import values
 from ..client import Change, Fleet, Node, Watch
 from ..values import SaValue
-from .common import EPILOG, Reach, reaches
+from .common import EPILOG, Reach, below_trouble, reaches
 
 _REFRESH = 0.25  # seconds between two pictures of a live table
 
@@ -83,7 +83,7 @@ def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: b
             if as_json:
                 await _write(mirror, watch)
             elif watch and results.is_terminal:
-                await _follow(mirror)
+                await _follow(fleet, mirror)
             else:
                 results.print(listing(mirror.current.values()))
 
@@ -104,10 +104,11 @@ def _line(change: Change[SaValue]) -> bytes:
     return values.dump({"key": change.key, "value": change.value})
 
 
-async def _follow(mirror: Watch[SaValue]) -> None:
+async def _follow(fleet: Fleet, mirror: Watch[SaValue]) -> None:
     with Live(console=results, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(listing(mirror.current.values()).top(results.height), refresh=True)
+            picture = listing(mirror.current.values()).top(results.height - (fleet.trouble is not None))
+            live.update(below_trouble(fleet, picture), refresh=True)
             await _pause(mirror)
 
 

@@ -15,7 +15,7 @@ from vicifast.cli.common import results, until_interrupted
 from vicifast.cli.output import shown
 
 from ..client import Completeness, Envelope, Fleet
-from .common import EPILOG, Reach, reaches
+from .common import EPILOG, Reach, below_trouble, reaches
 from .tail import batches
 
 _WINDOW = 10  # intervals that the average is of
@@ -106,12 +106,14 @@ async def show(fleet: Fleet, nodes: tuple[str, ...], interval: float, count: int
     async with fleet.subscribe(nodes=nodes, log=True) as source:
         gathering = asyncio.create_task(gather())
         try:
-            await _picture(rates, interval, count, gathering)
+            await _picture(fleet, rates, interval, count, gathering)
         finally:
             gathering.cancel()
 
 
-async def _picture(rates: Rates, interval: float, count: int | None, gathering: asyncio.Task[None]) -> None:
+async def _picture(
+    fleet: Fleet, rates: Rates, interval: float, count: int | None, gathering: asyncio.Task[None]
+) -> None:
     live = Live(console=results, screen=True, auto_refresh=False) if results.is_terminal else None
     if live is not None:
         live.start()
@@ -122,7 +124,7 @@ async def _picture(rates: Rates, interval: float, count: int | None, gathering: 
                 gathering.result()
             rates.tick()
             if live is not None:
-                live.update(rates.table(), refresh=True)
+                live.update(below_trouble(fleet, rates.table()), refresh=True)
             else:
                 results.print(rates.table())
             count = None if count is None else count - 1
