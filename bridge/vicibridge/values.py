@@ -7,6 +7,10 @@
 Names in keys are escaped as in subjects. Sections of charon (`sa`, `children`, `config`) have charon's keys and texts;
 a text that is no UTF-8 is `{"$base64": ...}`. Times are nanoseconds since the epoch. What runs with time in a section
 (`established`, `rekey-time`, `use-in` and so on) is as of `updated`: a value is not written again for that alone.
+
+A key is absent when its last message has a header that `is_gone` knows, or no data. `Fleet.watch_nodes` and its like
+do that for you. `KeyValue.get` of nats-py 2.16 returns an entry whose `value` is None for a key that has expired, such
+as that of a bridge that is gone, where it raises KeyNotFoundError or KeyDeletedError for one that is absent otherwise.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from harness import NatsServer, run, until
+from harness import NatsServer, run, settings, until
 from nats.js.api import KeyValueConfig
 from nats.js.kv import KeyValue
 from vicibridge import values
 from vicibridge.client import Change, Fleet, JetStreamError
 from vicibridge.client.discovery import Node
+from vicibridge.service import Service
 
 from vicifast.errors import ConnectionClosed
 
@@ -107,6 +108,39 @@ def test_who_is_alive() -> None:
     assert not node(False, expires=False, updated=now - 31_000_000_000).alive
     assert node(True, updated=0, expires=False).alive
     assert node(False, charon="down").charon == "down" and node(True).charon is None
+
+
+def test_a_node_whose_time_is_over_is_absent(nats_server: NatsServer) -> None:
+    """A bridge that was killed leaves its key to expire, and what marks that stays for an hour."""
+
+    async def test() -> None:
+        await nats_server.up()
+        nodes = settings(nats_server.url, mirror={"enabled": True, "heartbeat": 0.4})
+        async with Fleet(nats_server.url) as fleet:
+            killed = asyncio.create_task(Service(nodes).run(asyncio.Event()))
+            while "gw1" not in await present(fleet):
+                await asyncio.sleep(0.05)
+            async with fleet.watch_nodes() as watch:
+                killed.cancel()
+                await asyncio.gather(killed, return_exceptions=True)
+                async with asyncio.timeout(15):
+                    while (change := await anext(watch)).value is not None:
+                        assert change.key == "gw1"
+                assert change.before is not None and change.before["node"] == "gw1"
+            async with fleet.watch_nodes() as watch:
+                assert watch.current == {}
+            assert await fleet.nodes() == []
+            kv = await fleet.client.jetstream().key_value("VICI_NODE")
+            assert (await kv.get("gw1")).value is None  # what nats-py says of it, as the page on the mirror has it
+
+    run(test(), 60)
+
+
+async def present(fleet: Fleet) -> set[str]:
+    try:
+        return await fleet.present()
+    except JetStreamError:
+        return set()
 
 
 def test_presence_is_who_is_awaited(nats_server: NatsServer) -> None:
