@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nats.errors import Error as NatsError
@@ -14,14 +12,15 @@ from vicifast.aio import AsyncSession
 from vicifast.commands import EVENTS, NO_IKEV1, release
 from vicifast.errors import ViciError
 
-from .bus import Bus
+from .bus import Bus, Refused
 from .conditions import CAPTURED, Problem, Target, problems, uncovered
 from .config import Config, hide
 from .link import Link, reason_of
 from .streams import bucket_stream, config_of, missing, overlapping, state_stream, streams_over
 from .values import CONN, NODE, SA
 
-_PATIENCE = 5.0  # seconds for a connection
+_PATIENCE = 5.0  # seconds for the next answer of charon
+_CLOSE = 2.0  # seconds for the end of the connection to NATS
 _NEARLY = 0.9  # of an account's storage
 
 
@@ -48,33 +47,17 @@ async def _inspect_charon(node: str, address: str) -> list[Problem]:
 
 async def inspect(settings: Config) -> list[Problem]:
     """Connect to NATS, and return everything about JetStream that breaks a promise of the bridge."""
+    bus = Bus(settings.nats, "vicibridge check")
     try:
-        async with _linked(settings) as link:
-            return await _inspect(link, settings)
-    except _Unreachable as error:
-        return [Problem("error", str(error))]
-
-
-class _Unreachable(Exception):
-    """No server takes us; the text says why."""
-
-
-@asynccontextmanager
-async def _linked(settings: Config) -> AsyncIterator[Link]:
-    bus = Bus(settings.nats)
-    task = asyncio.create_task(bus.run())
+        await bus.connect(1)
+    except Refused as refused:
+        where = ", ".join(map(hide, settings.nats.urls))
+        hint = "" if settings.nats.servers else "; the bridge runs this server itself: check while it does"
+        return [Problem("error", f"cannot connect to NATS at {where}: {refused}{hint}")]
     try:
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                link = await bus.link()
-        except TimeoutError:
-            where = ", ".join(map(hide, settings.nats.urls))
-            hint = "" if settings.nats.servers else "; the bridge runs this server itself: check while it does"
-            raise _Unreachable(f"cannot connect to NATS at {where}: {bus.reason}{hint}") from None
-        yield link
+        return await _inspect(bus.current, settings)
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await bus.close(_CLOSE)
 
 
 async def _inspect(link: Link, settings: Config) -> list[Problem]:
@@ -102,6 +85,7 @@ async def _inspect(link: Link, settings: Config) -> list[Problem]:
             found.append(_unasked(f"STREAM.INFO.{target.name}", str(target)))
         else:
             found += problems(present, target)
+            found += await _read(link, target, _limits_of(account)["limits"]["max_consumers"]) if account else []
             found += await _others(link, target, uncovered(present, target))
     found += await _capturing(link, targets[0])
     if account and nats.provision != "bind":
@@ -151,16 +135,21 @@ def _creating(account: Mapping[str, Any], absent: Sequence[Target]) -> list[Prob
 
 
 def _filling(account: Mapping[str, Any]) -> list[Problem]:
-    """Return the limits of the account that are reached, or nearly so."""
-    limits, texts = account["limits"], []
-    used = max(account["storage"], account.get("reserved_storage", 0))
-    if 0 < limits["max_storage"] * _NEARLY <= used:
-        text = f"{used} of {limits['max_storage']} bytes of the account's storage are in use"
-        texts.append(f"{text}: when all are, JetStream refuses events and changes of the mirror; raise its max_file")
-    if 0 < limits["max_consumers"] <= account["consumers"]:
-        text = f"the account has {account['consumers']} consumers, as many as it may"
-        texts.append(f"{text}: JetStream refuses further readers of events and of the mirror; raise its max_consumers")
-    return [Problem("warning", text) for text in texts]
+    """Return what is wrong with the storage that is left to the account."""
+    limit, used = account["limits"]["max_storage"], max(account["storage"], account.get("reserved_storage", 0))
+    if not 0 < limit * _NEARLY <= used:
+        return []
+    text = f"{used} of {limit} bytes of the account's storage are in use"
+    hint = "when all are, JetStream refuses events and changes of the mirror; raise its max_file"
+    return [Problem("warning", f"{text}: {hint}")]
+
+
+async def _read(link: Link, target: Target, limit: int) -> list[Problem]:
+    """Return what is wrong when a stream has as many consumers as the account's limit allows each to have."""
+    if limit <= 0 or (count := (await link.api(f"STREAM.INFO.{target.name}"))["state"]["consumer_count"]) < limit:
+        return []
+    text = f"{target} has {count} consumers, as many as max_consumers of the account allows"
+    return [Problem("warning", f"{text}: JetStream refuses further readers; raise it, or delete consumers not in use")]
 
 
 def _unasked(endpoint: str, about: str) -> Problem:
