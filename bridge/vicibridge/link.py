@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -27,6 +28,10 @@ _MEANINGS: dict[type[Exception], str] = {
     nats.errors.NoRespondersError: "nothing answers requests on this subject",
     nats.errors.UnexpectedEOF: "the server closed the connection",
     nats.errors.StaleConnectionError: "the server did not answer pings",
+    nats.errors.SlowConsumerError: "messages were dropped, as they came faster than they were taken",
+    nats.errors.MsgAlreadyAckdError: "the message was already acknowledged",
+    nats.errors.JsonParseError: "the first line of the server is not JSON",
+    nats.js.errors.ConsumerSequenceMismatchError: "the consumer has lost messages",
     nats.js.errors.NoStreamResponseError: "no stream takes this subject, or JetStream is off",
     nats.js.errors.ServiceUnavailableError: "JetStream does not answer: it is off in this server or for this account, "
     "or its cluster has no leader",
@@ -245,6 +250,8 @@ def reason_of(error: Exception) -> str:
     if type(error).__str__ is nats.js.errors.APIError.__str__:
         return f"JetStream answered with an error without a description{_number(error)}"
     text = " ".join(str(error).split()).removeprefix("nats: ")
+    if isinstance(error, nats.errors.Error) and (text in ("", "None") or text.startswith("JetStream.")):
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()  # it says no more than its name
     return text or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 

@@ -243,6 +243,27 @@ def test_credentials_that_end(make_nats_server: Callable[..., NatsServer], tmp_p
     run(test(), 60)
 
 
+def test_without_jetstream(make_nats_server: Callable[..., NatsServer]) -> None:
+    """Commands need none; what is kept needs it, and says so."""
+    server = make_nats_server("jetstream: disabled")
+    off = "JetStream does not answer: it is off in this server or for this account, or its cluster has no leader"
+
+    async def test() -> None:
+        await server.up()
+        nodes, sas, tail, call = await asyncio.gather(
+            outcome(server, "nodes"),
+            outcome(server, "sas"),
+            outcome(server, "tail", "--since", "1h"),
+            outcome(server, "call", "all", "version"),
+        )
+        assert nodes[0] == 0 and nodes[2] == "" and "0 of 0 gateways" in nodes[1]
+        assert sas == (1, "", f"Error: JetStream: the watch of VICI_SA: {off}\n")
+        assert tail == (1, "", f"Error: JetStream: the subscription: {off}\n")
+        assert call == (3, "", "Error: no bridge answers\n")
+
+    run(test(), 60)
+
+
 def test_output_that_cannot_be_written(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with a_fleet(nats_server, "gw1"):

@@ -185,6 +185,21 @@ def test_every_error_is_a_sentence(error: Exception, reason: str) -> None:
     assert reason_of(error) == reason
 
 
+def of_nats_py() -> list[type[Exception]]:
+    bases = (nats.errors.Error, errors.Error)  # raised with a text alone
+    found = [each for module in (nats.errors, errors) for each in vars(module).values() if isinstance(each, type)]
+    return [each for each in found if issubclass(each, nats.errors.Error) and each not in bases]
+
+
+@pytest.mark.parametrize("kind", of_nats_py(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_no_error_of_nats_py_is_a_name_or_none(kind: type[Exception]) -> None:
+    """Whatever of it reaches a person, by whatever way, is words."""
+    error = kind(*(None,) * 4) if kind is nats.errors.SlowConsumerError else kind()
+    reason = reason_of(error)
+    assert reason == reason.strip() and " " in reason
+    assert not any(wrong in reason for wrong in ("None", "nats:", "JetStream.", "<", kind.__name__))
+
+
 def test_what_jetstream_answers_is_a_sentence(make_nats_server: Callable[..., NatsServer]) -> None:
     async def asked(server: NatsServer) -> str:
         await server.up()
