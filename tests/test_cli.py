@@ -668,6 +668,12 @@ STRANGERS: list[tuple[str, dict[str, object]]] = [
             "Error: rekey: net #7 was closed\n",
         ),
         (["--ike", "gw", "--reauth"], [], 1, "Error: rekey: not replaced within 0.5 seconds: gw #3\n"),
+        (
+            ["--ike", "gw", "--reauth", "--timeout", "0.5"],  # strongSwan 5.9.8, without a CHILD_SA
+            [("ike-updown", {"gw": OLD}), ("ike-updown", {"gw": OLD})],
+            1,
+            "Error: rekey: not replaced within 0.5 seconds: gw #3 (closed, without a new one)\n",
+        ),
     ],
 )
 def test_rekey_waits_until_it_has_happened(
@@ -683,7 +689,7 @@ def test_rekey_waits_until_it_has_happened(
 
             charon.on("list-sas", {}, stream=[("list-sa", OLD_UP)])
             charon.on("rekey", rekey)
-            result = await invoke(charon, "rekey", *args, "--wait", "--timeout", "10" if events else "0.5")
+            result = await invoke(charon, "rekey", "--wait", "--timeout", "10" if events else "0.5", *args)
         assert (result.exit_code, result.stderr) == (exit_code, says)
         assert result.stdout == ("" if exit_code else "rekey: done (matches 1)\n")
 

@@ -20,7 +20,7 @@ class Replacing:
         self._ikes: dict[int, IkeSa] = {}
         self._children: dict[int, ChildSa] = {}
         self._reauth = reauth
-        self._closed: list[IkeSa] = []
+        self._closed: dict[int, IkeSa] = {}
         self._new: list[IkeSa] = []
         for ike in listed:
             if child is None and child_id is None:
@@ -41,7 +41,7 @@ class Replacing:
             listener.timeout = max(0.0, deadline - time.monotonic())
             event = next(listener, None)
             if event is None:
-                waiting = [*map(_name, self._ikes.values()), *map(_name, self._children.values())]
+                waiting = [*map(self._state_of, self._ikes.values()), *map(_name, self._children.values())]
                 raise Failed(f"rekey: not replaced within {timeout:g} seconds: {', '.join(waiting)}")
             yield from self._take(*event)
 
@@ -58,16 +58,20 @@ class Replacing:
             case IkeUpDown(ike, up=False) if ike.uniqueid in self._ikes:
                 if not self._reauth and ike.version != 1:  # of which every rekeying is an authentication
                     raise Failed(f"rekey: {_name(ike)} was closed")
-                self._closed.append(ike)
+                self._closed[ike.uniqueid] = ike  # charon may report that twice
+        yield from self._pairs()
+
+    def _pairs(self) -> Iterator[str]:
         # Before strongSwan 6.0 the old SA is closed first, since then the new one is there first.
-        for old in list(self._closed):
-            for new in self._new:
-                if new.name == old.name:
-                    self._closed.remove(old)
-                    self._new.remove(new)
-                    del self._ikes[old.uniqueid]
-                    yield f"{_name(old)} replaced by #{new.uniqueid}"
-                    break
+        for old in list(self._closed.values()):
+            new = next((ike for ike in self._new if ike.name == old.name), None)
+            if new is not None:
+                self._new.remove(new)
+                del self._closed[old.uniqueid], self._ikes[old.uniqueid]
+                yield f"{_name(old)} replaced by #{new.uniqueid}"
+
+    def _state_of(self, ike: IkeSa) -> str:
+        return f"{_name(ike)} (closed, without a new one)" if ike.uniqueid in self._closed else _name(ike)
 
 
 def _name(sa: IkeSa | ChildSa) -> str:
