@@ -1,16 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 # cython: freethreading_compatible=True, subinterpreters_compatible=own_gil
 # cython: autotestdict=False, auto_pickle=False, binding=True, embedsignature=False
-"""VICI on the wire: messages to Python objects, msgpack and JSON and back, and packets cut from a byte stream.
+"""The VICI wire format: converts messages to and from Python objects, msgpack and JSON, and splits streams of packets.
 
-One extension module, cut into the files that are included below; nothing outside of them looks at a byte or a length.
+One extension module, built from the files included below; no other module parses bytes or lengths.
 Layout of the elements of a message (strongSwan, vici README):
 
     SECTION_START  01 nlen name              LIST_START  04 nlen name
     SECTION_END    02                        LIST_ITEM   05 vlen vlen value
     KEY_VALUE      03 nlen name vlen vlen value    LIST_END    06
 
-A packet is a big-endian u32 length, a type byte, for some types nlen and name, and for some types a message.
+A packet is a big-endian u32 length and a type byte, followed, depending on the type, by nlen and name, and a message.
 """
 
 cimport cython

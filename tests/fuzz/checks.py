@@ -394,7 +394,7 @@ def check_json(data: bytes) -> None:
 def section_of(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     section = dict(pairs)
     if len(section) < len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("duplicate name")
     return section
 
 
@@ -403,7 +403,7 @@ def section_or_bytes(pairs: list[tuple[str, Any]]) -> Any:
     if list(section) != ["$base64"]:
         return section
     if not isinstance(section["$base64"], str):
-        raise ValueError("no base64")
+        raise ValueError("invalid base64")
     return base64.b64decode(section["$base64"], validate=True)
 
 

@@ -1,8 +1,8 @@
-# Gatherer: packs the log events of one read into envelopes, batched by topic.
+# Gatherer: packs the events of one read into envelopes, batched by topic.
 
 cdef struct Topic:
-    # The messages that have the same two values, one envelope after the other, and under which name they are handed
-    # out: a str, or None for those nobody wants. All three objects are owned.
+    # The envelopes of messages with the same two values, concatenated, and the name that `take` returns them under: a
+    # str, or None to discard them. All three objects are owned.
     PyObject* one
     PyObject* other
     PyObject* name
@@ -13,7 +13,7 @@ cdef struct Topic:
 
 
 cdef struct Tally:
-    # Messages that were given a number and dropped.
+    # Messages that got a number and were dropped.
     uint64_t count
     uint64_t first
     uint64_t last
@@ -21,17 +21,17 @@ cdef struct Tally:
 
 @cython.final
 cdef class Gatherer(Reader):
-    """Puts the messages of an event that come in one read into envelopes, one after the other, sorted by two values.
+    """Writes the messages of an event that arrive in one read into envelopes, batched by the values of two keys.
 
-    `keys` names two root keys. `topic` is called with the values (bytes, empty when missing) that come for the first
-    time, and returns the name under which `take` hands out these messages, or None to leave them out. `limit` is the
-    most bytes that envelopes are gathered to. A read gives one packet with the gatherer itself as message, however many
-    came, so that there is no Python object per message.
+    `keys` names two root keys. `topic` is called with each new pair of their values (bytes, empty when missing) and
+    returns the name under which `take` returns these messages, or None to leave them out. `limit` is the maximum size
+    of a batch in bytes. Each read yields one packet whose message is the gatherer itself, so that no Python object is
+    created per message.
 
-    `every` keeps one of so many messages of a topic; `rate` is the most to keep in a second, 0 for no limit; `wanted`,
-    when not None, is called with the value of `text_key` (bytes) and says whether to keep the message. What `topic` and
-    `wanted` leave out has no number; what the other two drop has one, and `dropped` tells. While it is `silent` a read
-    gives no packet at all.
+    `every` keeps one message in `every`; `rate` is the maximum to keep per second, 0 for no limit; `wanted`, unless
+    None, is called with the value of `text_key` (bytes) and returns whether to keep the message. Messages left out by
+    `topic` and `wanted` get no number and are counted in `left_out`; those dropped by `every` and `rate` get one, and
+    `dropped` reports them. While `silent` is set, a read yields no packet.
     """
 
     cdef Envelope envelope
@@ -64,7 +64,7 @@ cdef class Gatherer(Reader):
     def __init__(self, Envelope envelope not None, event, keys, topic, *, Py_ssize_t limit=65536, text_key="msg"):
         name, names, text_name = text_of(event, "event"), root_names(keys), text_of(text_key, "text_key")
         if len(names) != 2:
-            raise ValueError("two keys are needed")
+            raise ValueError(f"keys must name two keys, not {len(names)}")
         self.envelope = envelope
         self.event = name
         self.keys = names
@@ -96,7 +96,7 @@ cdef class Gatherer(Reader):
         topic = self.find(&one, &other)
         if self.wanted is not None and topic.name != <PyObject*>None:
             is_wanted = self.is_wanted(data, size, &text)
-            topic = self.find(&one, &other)  # again, as `wanted` may have called `forget`
+            topic = self.find(&one, &other)  # `wanted` may have called `forget`
         if not is_wanted or topic.name == <PyObject*>None:
             self.left_out += 1
             return None
@@ -108,9 +108,9 @@ cdef class Gatherer(Reader):
         return self.waiting()
 
     cdef int check_whole(self) except -1:
-        # Objects that are made within C code can run the garbage collector, and that anything.
+        # Creating an object in C code can run the garbage collector, which can run any code.
         if self.is_adding:
-            raise RuntimeError("a Gatherer is used while it adds a message")
+            raise RuntimeError("a Gatherer was used while it was adding a message")
         return 0
 
     cdef int add(self, Topic* topic, const uint8_t* data, Py_ssize_t size) except -1:
@@ -128,7 +128,7 @@ cdef class Gatherer(Reader):
         return 0
 
     cdef object waiting(self):
-        """The gatherer for the first message of a read, to be told of; None for those after."""
+        """The gatherer itself for the first message of a read, None for the others."""
         if self.is_waiting or self.silent:
             return None
         self.is_waiting = True
@@ -146,7 +146,7 @@ cdef class Gatherer(Reader):
         return self.wanted(text.value[:text.value_size])
 
     cdef bint is_dropped(self) noexcept:
-        """Whether the message that has just been given a number goes no further."""
+        """Whether to drop the message that just got a number."""
         self.passed += 1
         if self.every > 1 and self.passed % self.every:
             tally(&self.sampled, self.envelope.last)
@@ -194,14 +194,14 @@ cdef class Gatherer(Reader):
         return topic
 
     cdef int split(self, Topic* topic, Py_ssize_t size) except -1:
-        """Complete the first `size` bytes, all the messages counted so far; what is behind them stays."""
+        """Complete a batch of the first `size` bytes, all messages counted so far; later bytes stay."""
         cdef uint64_t count = topic.count
         if count:
             name, gathered = <object>topic.name, topic.out.data[:size]
             topic.count = 0
             topic.out.used -= size
             memmove(topic.out.data, topic.out.data + size, topic.out.used)
-            # Last, as making a tuple can run the garbage collector, and that `take`.
+            # Last, as creating a tuple can run the garbage collector, which may call `take`.
             batch = (name, gathered, count, topic.first, topic.last)
             self.complete.append(batch)
         if not topic.out.used and topic.out.size > BUFFER_SIZE:
@@ -212,7 +212,7 @@ cdef class Gatherer(Reader):
 
     @cython.critical_section
     def take(self):
-        """Return what was gathered since the last call: (name, envelopes, count, first and last number), in order."""
+        """Return the batches since the last call, in order: (name, envelopes, count, first number, last number)."""
         cdef int i
         cdef list complete, empty = []
         self.check_whole()
@@ -225,18 +225,18 @@ cdef class Gatherer(Reader):
 
     @cython.critical_section
     def dropped(self):
-        """Return (why, count, first and last number) of what `every` and `rate` dropped since the last call."""
-        cdef list told = []
+        """Return what `every` and `rate` dropped since the last call: (reason, count, first number, last number)."""
+        cdef list reported = []
         if self.sampled.count:
-            told.append(("sampled", self.sampled.count, self.sampled.first, self.sampled.last))
+            reported.append(("sampled", self.sampled.count, self.sampled.first, self.sampled.last))
         if self.limited.count:
-            told.append(("over the rate limit", self.limited.count, self.limited.first, self.limited.last))
+            reported.append(("over the rate limit", self.limited.count, self.limited.first, self.limited.last))
         self.sampled.count = self.limited.count = 0
-        return told
+        return reported
 
     @cython.critical_section
     def forget(self):
-        """Ask `topic` again for every name, as its answers have changed."""
+        """Discard the cached names, so that `topic` is called again; for when its results have changed."""
         cdef int i
         self.check_whole()
         for i in range(KNOWN_TOPICS):
@@ -262,7 +262,7 @@ cdef void tally(Tally* dropped, uint64_t number) noexcept:
 
 
 cdef void root_value(const uint8_t* data, Py_ssize_t size, bytes name, Element* element) noexcept:
-    """The value of the first such key before any section or list, empty when there is none."""
+    """The value of the first key with this name before any section or list; empty when there is none."""
     cdef const uint8_t* end = data + size
     cdef const uint8_t* here = next_key(data, end, element)
     while here:

@@ -5,8 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Chunks: 16 bytes, in which nearly all names and most values fit, copied and looked at without a branch on their
-   size. The questions are asked of the first `size` bytes, 1 to 16. */
+/* A chunk is 16 bytes, enough for nearly all names and most values. Chunks are copied and checked without a branch on
+   the size of the text. The is_* functions check the first `size` bytes, 1 to 16. */
 #define CHUNK 16
 #if (defined(__SSE2__) || defined(_M_X64)) && !defined(VICIFAST_PORTABLE)
 #include <emmintrin.h>
@@ -14,7 +14,7 @@ typedef __m128i Chunk;
 
 static inline Chunk load_chunk(const uint8_t *text) { return _mm_loadu_si128((const __m128i *)text); }
 static inline void store_chunk(uint8_t *to, Chunk chunk) { _mm_storeu_si128((__m128i *)to, chunk); }
-/* Of bytes in which the sign bit says whether they are wanted: are those of the text? */
+/* Whether the sign bit is set in each of the first `size` bytes. */
 static inline int are_signed(__m128i bytes, size_t size) {
     return !((~(unsigned)_mm_movemask_epi8(bytes) & 0xffff) << (16 - size) & 0xffff);
 }
@@ -39,7 +39,7 @@ static inline Chunk load_chunk(const uint8_t *text) {
     return chunk;
 }
 static inline void store_chunk(uint8_t *to, Chunk chunk) { memcpy(to, &chunk, CHUNK); }
-/* The text alone: "@" for all that is behind it. */
+/* Replaces the bytes after the text with "@", which passes every check. */
 static inline Chunk text_of_chunk(Chunk chunk, size_t size) {
     static const uint8_t masks[2 * CHUNK] = {
         255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};

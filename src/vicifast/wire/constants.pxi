@@ -1,10 +1,10 @@
-# Limits of VICI, types of packets and elements, sizes of caches and buffers, and the first bytes of msgpack objects.
+# VICI limits, packet and element types, cache and buffer sizes, and the first bytes of msgpack objects.
 
 cpdef enum:
-    MAX_PACKET = 524288  # VICI_MESSAGE_SIZE_MAX: charon closes on a longer one, and drops its own silently
+    MAX_PACKET = 524288  # VICI_MESSAGE_SIZE_MAX: charon disconnects on a longer one, and drops its own silently
     MAX_NAME = 255
     MAX_VALUE = 65535
-    MAX_DEPTH = 64  # charon itself sends four at most; a bomb of 262,000 fits in one packet
+    MAX_DEPTH = 64  # charon sends at most four; a malicious packet can hold 262,000
 
 cpdef enum:
     CMD_REQUEST = 0
@@ -26,17 +26,17 @@ cdef enum:
     LIST_END = 6
 
 cdef enum:
-    KNOWN_NAMES = 512  # slots of a decoder's cache of names; charon's own vocabulary is about 200
-    KNOWN_SHAPES = 64  # sections with the same names in the same order
-    KNOWN_KEYS = 64  # of such a section
-    KEPT_ENTRIES = 4096
-    OWNED_PER_ELEMENT = 3  # objects that one element can make or push out: two names, and a value or container
-    KNOWN_VALUE = 64  # longest value kept for reuse, so that a decoder's memory stays bounded
-    READ_SIZE = 65536  # least room that a read is offered
+    KNOWN_NAMES = 512  # slots in a decoder's name cache; charon uses about 200 names
+    KNOWN_SHAPES = 64  # cached section shapes: the same names in the same order
+    KNOWN_KEYS = 64  # most keys in a cached shape
+    KEPT_ENTRIES = 4096  # more working memory than this is freed after each message
+    OWNED_PER_ELEMENT = 3  # most objects that one element can create or evict: two names, and a value or container
+    KNOWN_VALUE = 64  # longest value kept for reuse, which bounds a decoder's memory
+    READ_SIZE = 65536  # minimum free space offered to a read
     BUFFER_SIZE = 262144
-    LENT_NODES = 128
+    LENT_NODES = 128  # index nodes on the stack
     KNOWN_TOPICS = 64  # charon has 18 log groups and sends two levels by default
-    LENT_SIZE = 2048  # of the stack, for a message that is encoded; most fit
+    LENT_SIZE = 2048  # bytes on the stack for encoding a message; most messages fit
 
 cdef enum:  # first bytes of msgpack objects; see the msgpack specification
     MP_FIXINT_LAST = 0x7F

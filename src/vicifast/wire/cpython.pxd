@@ -1,4 +1,4 @@
-"""CPython's API on borrowed references: Cython's own declarations count references that need not be taken."""
+"""CPython's API with borrowed references; Cython's declarations would add reference counting that is not needed."""
 
 from cpython.ref cimport PyObject
 
@@ -13,7 +13,7 @@ cdef extern from "Python.h":
     bint PyList_CheckExact(object value)
     Py_ssize_t PyList_GET_SIZE(object items)
     PyObject* PyList_GET_ITEM(object items, Py_ssize_t index)  # borrowed
-    void PyList_SET_ITEM(PyObject* items, Py_ssize_t index, PyObject* item)  # takes over the reference
+    void PyList_SET_ITEM(PyObject* items, Py_ssize_t index, PyObject* item)  # steals the reference
     PyObject* PyUnicode_New(Py_ssize_t size, Py_UCS4 maximum) except NULL
     PyObject* PyUnicode_DecodeUTF8(const char* text, Py_ssize_t size, const char* errors) except NULL
     void* PyUnicode_DATA(PyObject* text)

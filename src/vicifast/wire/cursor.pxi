@@ -1,4 +1,4 @@
-# Reads the elements of a message in order. No other file forms a pointer into a message.
+# Reads the elements of a message in order. Only this file computes pointers into unchecked messages.
 
 cdef struct Cursor:
     const uint8_t* start
@@ -25,10 +25,10 @@ cdef int short_read(Cursor* cursor, Py_ssize_t wanted, const char* part) except 
 
 
 cdef inline const uint8_t* take(Cursor* cursor, Py_ssize_t size, const char* part) except NULL:
-    """The only door through which bytes are read: lengths are compared, pointers never formed past the end."""
-    # `part` is no str, as a constant that is a Python object has to be looked up in the state of the module.
+    """Return the next `size` bytes. Lengths are compared first, so that no pointer past the end is ever formed."""
+    # `part` is not a str: a Python constant would have to be looked up in the module state.
     cdef const uint8_t* here = cursor.pos
-    if <size_t>(cursor.end - here) < <size_t>size:  # a length of 32 bits may be negative
+    if <size_t>(cursor.end - here) < <size_t>size:  # unsigned, as a 32-bit length may be negative
         short_read(cursor, size, part)
     cursor.pos = here + size
     return here
@@ -64,9 +64,9 @@ cdef int unfinished(Cursor* cursor) except -1:
 
 
 cdef inline const uint8_t* next_key(const uint8_t* here, const uint8_t* end, Element* element) noexcept:
-    """Read a key and value and return what follows; NULL when there is none, or something is odd: see `next_element`.
+    """Read a key and value and return the position after it; NULL at any other element (see `next_element`).
 
-    Most elements are keys, in runs: whoever reads a run keeps `here` in a register, which a `Cursor` is not.
+    Most elements are keys, in runs: a loop over a run can keep `here` in a register, unlike a `Cursor`.
     """
     cdef Py_ssize_t left = end - here
     cdef Py_ssize_t size
@@ -86,7 +86,7 @@ cdef inline const uint8_t* next_key(const uint8_t* here, const uint8_t* end, Ele
 
 
 cdef inline int next_element(Cursor* cursor, Element* element) except -1:
-    """Read one element and check that it may stand here; END at the end. Names are left to `check_name`."""
+    """Read one element and check that it is allowed here; END at the end. Names are not checked (see `check_name`)."""
     cdef const uint8_t* after = next_key(cursor.pos, cursor.end, element)
     if not after or cursor.in_list:
         return any_element(cursor, element)
@@ -130,7 +130,7 @@ cdef int begin(Cursor* cursor, const uint8_t* data, Py_ssize_t size) except -1:
 
 
 cdef inline bint has_chunk(Cursor* cursor, const uint8_t* text, Py_ssize_t size) noexcept:
-    """Whether a text fits in a chunk and a whole one can be read there without leaving the message."""
+    """Whether the text fits in a chunk and a whole chunk can be read at it within the message."""
     return size <= CHUNK and cursor.end - text >= CHUNK
 
 

@@ -1,7 +1,7 @@
-# Messages to Python objects: decode_message(), which the Decoder calls with its cache, and decode() without one.
+# Decodes messages to Python objects: decode_message() with the cache of a Decoder, decode() without one.
 
 cdef inline PyObject* name_object(Decoder cache, Work* work, Cursor* cursor, Element* element, Slot** last) except NULL:
-    """The name of a key or list; `last` moves on to its slot."""
+    """The name of a key or list; sets `last` to its slot."""
     if cache is None:
         return new_name(work, cursor, element)
     last[0] = cache.known(cursor, element, last[0])
@@ -11,7 +11,7 @@ cdef inline PyObject* name_object(Decoder cache, Work* work, Cursor* cursor, Ele
 cdef inline PyObject* section_object(
     Decoder cache, Work* work, Cursor* cursor, Element* element, Slot** last
 ) except NULL:
-    """The name of a section; `last` moves on to the slot of its depth."""
+    """The name of a section; sets `last` to the slot of its depth."""
     if cache is None:
         return new_name(work, cursor, element)
     last[0] = cache.section(cursor, element)
@@ -29,7 +29,7 @@ cdef inline PyObject* value_object(
 
 
 cdef PyObject* make_list(Work* work, Py_ssize_t first) except NULL:
-    """Make a list of the entries from `first` on, and take them off."""
+    """Make a list of the entries from `first` on, and remove them."""
     cdef Py_ssize_t i
     cdef PyObject* items = PyList_New(work.used - first)
     for i in range(work.used - first):
@@ -41,11 +41,11 @@ cdef PyObject* make_list(Work* work, Py_ssize_t first) except NULL:
 
 
 cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first) except NULL:
-    """Make a dict of the entries from `first` on, and take them off."""
+    """Make a dict of the entries from `first` on, and remove them."""
     cdef Entry* entries = work.entries + first
     cdef Py_ssize_t count = work.used - first
     cdef PyObject* section
-    # Below four keys there is nothing to gain; above the limit there is nothing that charon sends.
+    # The cache gains nothing below four keys, and charon sends no section above the limit.
     if cache is None or count < 4 or count > KNOWN_KEYS:
         section = new_section(work, entries, count)
     else:
@@ -55,7 +55,7 @@ cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first) except 
 
 
 cdef PyObject* alike_section(Decoder cache, Work* work, Entry* entries, Py_ssize_t count) except NULL:
-    """Make a dict by copying one that had the same names, or be ready to do so the third time."""
+    """Make a dict, by copying one with the same names from their third occurrence on."""
     cdef uint64_t names_hash = hash_names(entries, count)
     cdef Shape* shape = &cache.shapes[names_hash % KNOWN_SHAPES]
     cdef PyObject* section
@@ -75,7 +75,7 @@ cdef inline uint64_t hash_names(Entry* entries, Py_ssize_t count) noexcept:
     cdef Py_ssize_t i
     for i in range(count):
         mixed = (mixed ^ <uint64_t>entries[i].name) * 0x9E3779B97F4A7C15ULL
-    return (mixed ^ mixed >> 32) | 1  # 0 is a shape never used
+    return (mixed ^ mixed >> 32) | 1  # 0 marks an unused shape
 
 
 cdef inline bint has_shape(Shape* shape, Entry* entries, Py_ssize_t count) noexcept:
@@ -89,7 +89,7 @@ cdef inline bint has_shape(Shape* shape, Entry* entries, Py_ssize_t count) noexc
 
 
 cdef PyObject* copy_example(Shape* shape, Work* work, Entry* entries) except NULL:
-    """A copy is made at once and in the right size; only the values that differ are stored one by one."""
+    """Copy the example, which allocates the right size at once, and store only the values that differ."""
     cdef PyObject* section = PyDict_Copy(shape.example)
     cdef Py_ssize_t i
     own(work, section)
@@ -109,7 +109,7 @@ cdef PyObject* new_section(Work* work, Entry* entries, Py_ssize_t count) except 
 
 
 cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
-    """Keep the names of a section that came for the second time, and its values unless large or open to change."""
+    """Cache the names of a section seen for the second time, and its values unless they are large or mutable."""
     cdef dict example = {}
     cdef PyObject* value
     cdef Py_ssize_t i
@@ -122,7 +122,7 @@ cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
         shape.names[i] = entries[i].name
         shape.values[i] = value if is_kept else NULL
     shape.count = count
-    if len(example) == count:  # else a name stands twice, and the last must count
+    if len(example) == count:  # else a name is duplicated, and the last one must win
         Py_INCREF(example)
         shape.example = <PyObject*>example
     return 0
@@ -131,7 +131,7 @@ cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
 cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
     cdef Cursor cursor
     cdef Element element
-    cdef Py_ssize_t[MAX_DEPTH + 2] firsts  # where the entries of each open section, and of a list in it, begin
+    cdef Py_ssize_t[MAX_DEPTH + 2] firsts  # index of the first entry of each open section, and of an open list
     cdef Slot* last = NULL if cache is None else &cache.sections[0]
     cdef bint has_binary = bool(binary), blob = False, list_blob = False
     cdef int kind, top = 0
@@ -176,7 +176,7 @@ cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssiz
 
 
 cdef dict decode_alone(const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
-    """Decode without remembering anything."""
+    """Decode without a cache."""
     cdef Work work = Work(NULL, 0, 0, NULL, 0, 0)
     try:
         return decode_message(None, &work, data, size, as_bytes, binary)
@@ -186,7 +186,7 @@ cdef dict decode_alone(const uint8_t* data, Py_ssize_t size, bint as_bytes, tupl
 
 
 cdef object read_buffer(Reader reader, data):
-    """Have `reader` read the bytes of any object with the buffer protocol."""
+    """Pass the bytes of any object with the buffer protocol to `reader`."""
     cdef Py_buffer view
     if PyBytes_CheckExact(data):
         return reader.read(<const uint8_t*>PyBytes_AS_STRING(<PyObject*>data), PyBytes_GET_SIZE(<PyObject*>data))
@@ -199,7 +199,7 @@ cdef object read_buffer(Reader reader, data):
 
 @cython.final
 cdef class Forgetful(Reader):
-    """Decodes without remembering anything, so that one call stands alone."""
+    """Decodes without a cache."""
 
     cdef bint as_bytes
     cdef tuple binary
@@ -211,8 +211,8 @@ cdef class Forgetful(Reader):
 def decode(data, *, values=str, binary=()):
     """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = `values`.
 
-    Stateless; a `Decoder` is faster for more than one message. `values` is `str` (UTF-8, surrogateescape) or `bytes`;
-    `binary` names keys of the root whose values are always `bytes`. Raises `DecodeError` with the offset.
+    Stateless; a `Decoder` is faster for several messages. `values` is `str` (UTF-8, surrogateescape) or `bytes`;
+    `binary` names root keys whose values are always `bytes`. Raises `DecodeError` with the offset.
     """
     cdef Forgetful reader = Forgetful.__new__(Forgetful)
     reader.as_bytes = are_bytes(values)

@@ -1,28 +1,28 @@
-# Reader, Raw and Decoder: the Decoder keeps names, values and whole sections from one message to the next.
+# Reader, Raw and Decoder. A Decoder caches names, values and section shapes between messages.
 
 cdef struct Known:
-    # A text seen before and the object that was made of it, owned.
+    # A text seen before, and the object made from it, owned.
     PyObject* made
     const uint8_t* text
     Py_ssize_t size
 
 
 cdef struct Slot:
-    # A name, the last value that it had, and the slot of the name that came after it.
+    # A name, its last value, and the slot of the name that followed it.
     Known name
     Known value
     Slot* next
 
 
 cdef struct Entry:
-    # A key or list item that was read; a name without value is a section or list that is still open. Both are borrowed.
+    # A key or list item that was read; a name without a value is a section or list still open. Both are borrowed.
     PyObject* name
     PyObject* value
 
 
 cdef struct Work:
-    # What one message needs until it is complete: the entries of the sections that are open, and the objects that are
-    # kept alive for them, owned. Of most values the slot is the owner, and nothing needs to be counted.
+    # Working memory for one message: the entries of the open sections, and the objects kept alive for them, owned.
+    # Most values are owned by their slot, and need no reference counting here.
     Entry* entries
     Py_ssize_t used
     Py_ssize_t size
@@ -32,7 +32,7 @@ cdef struct Work:
 
 
 cdef struct Shape:
-    # A section seen before: its names in order, and a dict of them with the values that it had then.
+    # A section seen before: its names in order, and a dict of them with their values at that time.
     uint64_t names_hash
     Py_ssize_t count
     PyObject* example
@@ -41,16 +41,16 @@ cdef struct Shape:
 
 
 cdef bint are_bytes(values) except -1:
-    """What `values` asks for: bytes, or str."""
+    """Whether `values` is bytes and not str."""
     if values is not str and values is not bytes:
         raise TypeError(f"values must be str or bytes, not {values!r}")
     return values is bytes
 
 
 cdef class Reader:
-    """How a `Framer` hands out the message of a packet: as objects, transcoded or as it came. Not made directly.
+    """Base class for how a `Framer` returns messages: decoded, transcoded or raw. Not instantiated directly.
 
-    A reader that keeps a message to itself gives None for it, and the framer goes on to the next packet.
+    When a reader returns None for the message of an event, the framer omits that packet.
     """
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
@@ -59,7 +59,7 @@ cdef class Reader:
 
 @cython.final
 cdef class Raw(Reader):
-    """Reads a message as the bytes of it, unchecked."""
+    """Returns the bytes of a message, unchecked."""
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
         return data[:size]
@@ -67,11 +67,11 @@ cdef class Raw(Reader):
 
 @cython.final
 cdef class Decoder(Reader):
-    """Decodes messages into dicts and remembers names and values from one message to the next.
+    """Decodes messages into dicts, and caches names and values between messages.
 
-    `values` is `str` (UTF-8, with surrogateescape for other bytes) or `bytes`; `binary` names keys of the root whose
-    values are `bytes` whatever `values` says. One decoder belongs to one connection; it may be used from several
-    threads, one at a time. Its memory is bounded, whatever it is fed.
+    `values` is `str` (UTF-8, with surrogateescape for other bytes) or `bytes`; `binary` names root keys whose values
+    are always `bytes`. Use one decoder per connection; several threads may use it, one at a time. Its memory is
+    bounded for any input.
     """
 
     cdef Slot* slots
@@ -93,7 +93,7 @@ cdef class Decoder(Reader):
     def __init__(self, *, values=str, binary=()):
         as_bytes, names = are_bytes(values), root_names(binary)
         if self.busy:
-            raise RuntimeError("a Decoder is made anew while it decodes")
+            raise RuntimeError("a Decoder was initialized again while it was decoding")
         self.as_bytes = as_bytes
         self.binary = names
         self.forget()
@@ -117,13 +117,13 @@ cdef class Decoder(Reader):
     def decode(self, data, /):
         """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = text.
 
-        Of keys that occur twice in a section the last counts, as in strongSwan's own module. Raises `DecodeError`.
+        When a section contains a key twice, the last one wins, as in strongSwan's Python module. Raises `DecodeError`.
         """
         return read_buffer(self, data)
 
     @cython.critical_section
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
-        # Making a dict can run the garbage collector, and that anything: also a second message on this decoder.
+        # Creating a dict can run the garbage collector, which can run any code, also a second decode on this decoder.
         if self.busy:
             return decode_alone(data, size, self.as_bytes, self.binary)
         self.busy = True
@@ -134,7 +134,7 @@ cdef class Decoder(Reader):
             self.busy = False
 
     cdef Slot* keys(self, Cursor* cursor, Slot* last) except NULL:
-        """Read the keys that come next into the message's entries; return the slot of the last name."""
+        """Read a run of keys into the message's entries; return the slot of the last name."""
         cdef Work* work = &self.work
         cdef Element element
         cdef Entry* entry
@@ -154,7 +154,7 @@ cdef class Decoder(Reader):
         return last
 
     cdef inline Slot* known(self, Cursor* cursor, Element* element, Slot* last) except NULL:
-        """The slot of a name; most often it is the one that followed last time, and no hash is needed."""
+        """The slot of a name; usually the one that followed last time, so that no hash is needed."""
         cdef Slot* slot = last.next
         if not (slot and is_known(&slot.name, element.name, element.name_size)):
             slot = self.find(cursor, element)
@@ -162,7 +162,7 @@ cdef class Decoder(Reader):
         return slot
 
     cdef Slot* find(self, Cursor* cursor, Element* element) except NULL:
-        # An IKE_SA and its CHILD_SAs have keys of the same names, and values and followers of their own.
+        # The depth is part of the hash: an IKE_SA and its CHILD_SAs share key names, but not values and order.
         cdef uint64_t place = (hash_name(element.name, element.name_size) + 37 * cursor.depth) % KNOWN_NAMES
         cdef Slot* slot = &self.slots[place]
         if is_known(&slot.name, element.name, element.name_size):
@@ -171,7 +171,7 @@ cdef class Decoder(Reader):
         if is_known(&slot.name, element.name, element.name_size):
             return slot
         check_name(cursor, element)
-        # A name that is new takes one of two places, in turns, so that unique names cannot spoil the table for good.
+        # New names alternate between two places, so that unique names cannot fill the table permanently.
         self.turn += 1
         if not self.slots[place].name.made or self.turn & 1:
             slot = &self.slots[place]
@@ -179,7 +179,7 @@ cdef class Decoder(Reader):
         return slot
 
     cdef inline Slot* section(self, Cursor* cursor, Element* element) except NULL:
-        """The slot of the last section of this depth, with its name made this one's: what follows is often alike."""
+        """The slot for sections of this depth, renamed to this section: sibling sections often have the same keys."""
         cdef Slot* slot = &self.sections[cursor.depth]
         if not is_known(&slot.name, element.name, element.name_size):
             name = <object>self.find(cursor, element).name.made
@@ -188,7 +188,7 @@ cdef class Decoder(Reader):
         return slot
 
     cdef inline PyObject* value(self, Element* element, Slot* slot) except NULL:
-        """The value, borrowed; the object that the key had last time when the bytes are equal."""
+        """The value, borrowed; reuses the key's previous object when the bytes are equal."""
         if is_known(&slot.value, element.value, element.value_size):
             return slot.value.made
         cdef PyObject* made = new_value(element, self.as_bytes)
@@ -212,7 +212,7 @@ cdef inline void keep_text(Work* work, Known* known, PyObject* text) noexcept:
 
 
 cdef inline void keep(Work* work, Known* known, PyObject* made, const void* text, Py_ssize_t size) noexcept:
-    """Hand an object over to a slot; the one before may be part of the message, and lives on until its end."""
+    """Give an object to a slot; the previous one may be part of the message and stays alive until the message ends."""
     if known.made:
         own(work, known.made)
     known.made = made
@@ -221,7 +221,7 @@ cdef inline void keep(Work* work, Known* known, PyObject* made, const void* text
 
 
 cdef inline void own(Work* work, PyObject* made) noexcept:
-    """Hand an object over to the message, which has room for `OWNED_PER_ELEMENT` more."""
+    """Give an object to the message, which must have room for it (`OWNED_PER_ELEMENT`)."""
     work.owned[work.owned_used] = made
     work.owned_used += 1
 
@@ -268,7 +268,7 @@ cdef int grow_work(Work* work) except -1:
 
 
 cdef void clear_work(Work* work) noexcept:
-    """Let go of a message that is complete or given up, and of memory that only a huge one needs."""
+    """Release the objects of a finished or failed message, and memory that only a huge one needs."""
     cdef Py_ssize_t i
     for i in range(work.owned_used):
         Py_DECREF(<object>work.owned[i])

@@ -1,15 +1,15 @@
-# Python objects to messages and packets: encode() and packet().
+# Encodes Python objects to messages and packets: encode() and packet().
 
 cdef struct Frame:
-    # A section that is being written, and the name under which it stands in the one around it; both are owned.
+    # A section being written, and its name in the enclosing section; both are owned.
     PyObject* section
     PyObject* name
     Py_ssize_t position
 
 
 cdef struct Place:
-    # Where in the message the encoder is, also for the text of an error. Both objects are owned: a mapping's own code
-    # may take them out of the message at any time.
+    # The encoder's position in the message, also for error texts. Both objects are owned, as a mapping's own code may
+    # remove them from the message at any time.
     PyObject* name
     PyObject* value
     Py_ssize_t index
@@ -20,7 +20,7 @@ cdef int refuse(str reason) except -1:
 
 
 cdef inline int add_name(Writer* out, int kind, const uint8_t* text, Py_ssize_t size) except -1:
-    """Write the kind of an element and its name, which has been checked."""
+    """Write the type of an element and its checked name."""
     reserve(out, size + 2)
     add_byte(out, <uint8_t>kind)
     add_byte(out, <uint8_t>size)
@@ -37,7 +37,7 @@ cdef inline int put_name(Writer* out, int kind, object name) except -1:
         text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
         size = PyUnicode_GET_LENGTH(<PyObject*>name)
     else:
-        encoded = PyUnicode_AsEncodedString(name, b"utf-8", b"surrogatepass")  # a subclass may have its own encode
+        encoded = PyUnicode_AsEncodedString(name, b"utf-8", b"surrogatepass")  # a subclass may override encode()
         text = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>encoded)
         size = PyBytes_GET_SIZE(<PyObject*>encoded)
     if not is_printable(text, size):
@@ -86,12 +86,12 @@ cdef int put_integer(Writer* out, object value) except -1:
 
 
 cdef int put_other(Writer* out, object value) except -1:
-    """The scalars that are neither plain ASCII str nor bytes."""
+    """Write a scalar that is neither a plain ASCII str nor bytes."""
     if PyUnicode_Check(value):
         try:
             return put_buffer(out, PyUnicode_AsEncodedString(value, b"utf-8", b"surrogateescape"))
         except UnicodeEncodeError:
-            return refuse("a str has a surrogate that stands for no byte")
+            return refuse("a str contains a surrogate that does not represent a byte")
     if value is True:
         return put_bytes(out, b"yes", 3)
     if value is False:
@@ -102,16 +102,16 @@ cdef int put_other(Writer* out, object value) except -1:
         return put_buffer(out, PyBytes_FromObject(value))  # a memoryview may have gaps
     if isinstance(value, Refused):
         return refuse((<Refused>value).reason)
-    return refuse(f"{type(value).__name__} is no value of VICI")
+    return refuse(f"{type(value).__name__} is not a VICI value")
 
 
 cdef inline bint is_plain(object value) noexcept:
-    """Whether it is a str as nearly all are: no subclass, and ASCII, so that its bytes are at hand."""
+    """Whether a value is an ASCII str and not a subclass, as nearly all are, so that its bytes can be read directly."""
     return PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(<PyObject*>value)
 
 
 cdef inline const uint8_t* plain_text(object text) noexcept:
-    """The bytes of a plain str, without the questions of PyUnicode_DATA."""
+    """The bytes of a plain str, without the checks of PyUnicode_DATA."""
     return <const uint8_t*>(<PyASCIIObject*><PyObject*>text + 1)
 
 
@@ -124,7 +124,7 @@ cdef inline int put_value(Writer* out, object value) except -1:
 
 
 cdef inline bint put_plain(Writer* out, object name, object value) except -1:
-    """Write a key and value when both are plain str and within bounds; else nothing, and the slow way says why."""
+    """Write a key and value when both are plain str within the limits; else nothing: the slow path reports errors."""
     if unlikely(not is_plain(name) or not is_plain(value)):
         return False
     cdef const uint8_t* text = plain_text(name)
@@ -146,7 +146,7 @@ cdef inline bint put_plain(Writer* out, object name, object value) except -1:
 
 
 cdef inline bint put_plain_list(Writer* out, object name, object items, Py_ssize_t limit) except -1:
-    """Write a list when its items are plain str and all is within bounds; else nothing, as `put_plain`."""
+    """Write a list when all its items are plain str within the limits; else nothing, as `put_plain`."""
     cdef Py_ssize_t start = out.used
     cdef Py_ssize_t i, size
     cdef PyObject* item
@@ -189,11 +189,11 @@ cdef int put_list(Writer* out, object name, object items, Place* place, Py_ssize
 
 
 cdef int too_long() except -1:
-    return refuse(f"the message is longer than {MAX_PACKET} bytes, the most that VICI carries")
+    return refuse(f"the message is longer than {MAX_PACKET} bytes, the maximum of VICI")
 
 
 cdef int open_frame(Frame* frame, object section, object name) except -1:
-    # A mapping that is no plain dict is copied: its own code may do anything while we cursor.
+    # A mapping that is not exactly a dict is copied: its own code could change it during iteration.
     if not PyDict_CheckExact(section):
         section = dict(section)
     Py_INCREF(section)
@@ -210,12 +210,12 @@ cdef void close_frame(Frame* frame) noexcept:
 
 
 cdef int put_plain_items(Writer* out, Frame* frame, Place* place, Py_ssize_t limit) except -1:
-    """Write the items of a section up to one that is not plain, which `place` owns then; 0 at the end."""
+    """Write the items of a section up to the first that is not plain, which `place` then owns; 0 at the end."""
     cdef PyObject* name
     cdef PyObject* value
     replace(&place.name, NULL)
     replace(&place.value, NULL)
-    # Nothing in here runs other code, so that names and values can be borrowed.
+    # Nothing in this block runs other code, so that names and values can be borrowed.
     with cython.critical_section(<object>frame.section):
         while PyDict_Next(frame.section, &frame.position, &name, &value):
             if not put_plain(out, <object>name, <object>value):
@@ -230,7 +230,7 @@ cdef int put_plain_items(Writer* out, Frame* frame, Place* place, Py_ssize_t lim
 
 
 cdef int put_sections(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
-    """Write the sections of `frames` until all are closed; `depth` is -1 then."""
+    """Write the sections of `frames` until all are closed and `depth` is -1."""
     while True:
         if put_plain_items(out, &frames[depth[0]], place, limit):
             put_item(out, frames, depth, place, limit)
@@ -270,7 +270,7 @@ cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize
 
 
 cdef int put_section(Writer* out, object name, Message section, int depth) except -1:
-    """Write a section that is valid already, with the names that stand twice in it."""
+    """Write a section that is already valid, including its duplicate names."""
     if depth + 1 + section.nested() > MAX_DEPTH:
         return refuse(f"sections nested deeper than {MAX_DEPTH}")
     put_name(out, SECTION_START, name)
@@ -328,9 +328,10 @@ cdef int put_message(Writer* out, object message, Py_ssize_t limit) except -1:
 def encode(message, /):
     """Return a message, a mapping, as the bytes of a VICI message.
 
-    A mapping is a section, a list or tuple a list, all else a value: str (UTF-8, surrogateescape), bytes, bytearray,
-    memoryview, bool (yes or no) or int (decimal). Names are printable ASCII of 255 bytes at most, values 65535 bytes,
-    the message 512 KiB, sections nested 64 deep. Raises `EncodeError` that names the path; nothing is truncated.
+    A mapping becomes a section, a list or tuple a list, anything else a value: str (UTF-8, surrogateescape), bytes,
+    bytearray, memoryview, bool (yes or no) or int (decimal). Names are printable ASCII. The limits are 255 bytes for a
+    name, 65535 bytes for a value, 512 KiB for the message and 64 nested sections. Raises `EncodeError` with the path;
+    nothing is truncated.
     """
     cdef uint8_t[LENT_SIZE] lent
     cdef Writer out
@@ -343,17 +344,17 @@ def encode(message, /):
 
 
 def packet(kind, name=None, message=None):
-    """Return a whole packet, its length before it, of one of the types `CMD_REQUEST` to `EVENT`.
+    """Return a whole packet with its length prefix; `kind` is one of `CMD_REQUEST` to `EVENT`.
 
-    Requests, registrations and events have a name (printable ASCII, 255 bytes at most); requests, responses and events
-    have a message, empty when it is None. Raises `EncodeError` for anything else, and for more than 512 KiB.
+    Requests, registrations and events have a name (printable ASCII, at most 255 bytes); requests, responses and events
+    have a message, empty when it is None. Raises `EncodeError` for any other combination, and above 512 KiB.
     """
     cdef uint8_t[LENT_SIZE] lent
     cdef Writer out
     cdef int type_ = kind
     lend(&out, &lent[0])
     if not CMD_REQUEST <= type_ <= EVENT:
-        refuse(f"there is no packet type {kind}")
+        refuse(f"unknown packet type {kind}")
     if (name is not None) != (type_ in (CMD_REQUEST, EVENT_REGISTER, EVENT_UNREGISTER, EVENT)):
         refuse(f"a packet of type {kind} {'has no' if name is not None else 'needs a'} name")
     if message is not None and type_ not in (CMD_REQUEST, CMD_RESPONSE, EVENT):

@@ -1,12 +1,12 @@
-# Framer: packets cut from a byte stream.
+# Framer: splits a byte stream into packets.
 
 @cython.final
 cdef class Framer:
-    """Cuts the packets that a daemon sends from reads of any size, each message read in place.
+    """Splits the byte stream from a daemon, in reads of any size, into packets; messages are read in place.
 
-    `default` reads the messages of responses and events, `events` maps names of events to readers of their own.
-    Bytes come in by `feed`, or without a copy: the framer is itself a writable buffer of at least 64 KiB, and
-    `received` says how much of it was filled. `error` is None, or the `ProtocolError` after which nothing follows.
+    `default` reads the messages of responses and events; `events` maps event names to readers that replace it.
+    Pass bytes to `feed`, or avoid a copy: the framer is itself a writable buffer of at least 64 KiB; call `received`
+    with the number of bytes written into it. `error` is None, or the `ProtocolError` that ended the stream.
     """
 
     cdef uint8_t* data
@@ -34,7 +34,7 @@ cdef class Framer:
         self.events = dict(events)
         for name, reader in self.events.items():
             if not isinstance(reader, Reader):
-                raise TypeError(f"the reader of {name} is a {type(reader).__name__}")
+                raise TypeError(f"the reader of {name} must be a Reader, not {type(reader).__name__}")
 
     def __dealloc__(self):
         free(self.data)
@@ -53,23 +53,23 @@ cdef class Framer:
 
     @property
     def pending(self):
-        """How many bytes of a packet that is not complete yet are waiting; 0 between two packets."""
+        """Number of buffered bytes of an incomplete packet; 0 between two packets."""
         return self.last - self.first
 
     @cython.critical_section
     def received(self, Py_ssize_t count):
-        """Say that `count` bytes were written into the framer's buffer."""
+        """Accept `count` bytes that were written into the framer's buffer."""
         if not 0 <= count <= self.size - self.last:
-            raise ValueError(f"{count} bytes were not received: the buffer has {self.size - self.last}")
+            raise ValueError(f"count is {count}, but the buffer has room for {self.size - self.last} bytes")
         self.last += count
 
     @cython.critical_section
     def feed(self, data, /):
-        """Take a copy of `data`, a bytes-like object; after an `error` nothing."""
+        """Copy `data`, a bytes-like object, into the buffer; ignored after an `error`."""
         cdef Py_buffer view
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            if self.views:  # asked now, as `data` may be the framer itself
+            if self.views:  # checked here, as `data` may be the framer itself
                 raise BufferError("the free space of the framer is in use")
             if self.error is not None:
                 return
@@ -81,16 +81,16 @@ cdef class Framer:
 
     @cython.critical_section
     def packets(self):
-        """Return all complete packets as (type, name or None, message), in the order in which they came.
+        """Return all complete packets in order of arrival, as (type, name or None, message).
 
-        The message is what the reader made of it, None for a type without one, and a `DecodeError` when it is
-        malformed: the stream itself is still in step then. A packet that breaks the rules ends the list and sets
-        `error` (vici.h: 512 KiB at most; a peer that is no daemon, or out of step, cannot be followed).
+        The message is what the reader returned, None for a type without a message, or a `DecodeError` when it is
+        malformed, which leaves the stream intact. An invalid packet ends the list and sets `error`: one over 512 KiB
+        (vici.h), or one that no daemon sends, after which the stream cannot be parsed.
         """
         cdef list found = []
-        # Reading a message can run the garbage collector, and that anything: nothing may move the buffer meanwhile.
+        # Reading a message can run the garbage collector, which can run any code: the buffer must not move meanwhile.
         if self.busy:
-            raise RuntimeError("packets() is called while it runs")
+            raise RuntimeError("packets() was called while it was already running")
         self.busy = True
         self.views += 1
         try:
@@ -107,7 +107,7 @@ cdef class Framer:
             head = self.data + self.first
             length = <uint32_t>head[0] << 24 | head[1] << 16 | head[2] << 8 | head[3]
             if length == 0 or length > MAX_PACKET:
-                self.error = ProtocolError(f"a packet of {length} bytes: a packet has 1 to {MAX_PACKET}")
+                self.error = ProtocolError(f"a packet of {length} bytes, but the length must be 1 to {MAX_PACKET}")
                 break
             if self.last - self.first - 4 < <Py_ssize_t>length:
                 break
@@ -140,7 +140,7 @@ cdef class Framer:
         return (kind, None, None)
 
     cdef int recall(self, const uint8_t* name, Py_ssize_t size) except -1:
-        """Make `event` and its reader those of `name`; mostly they are, from the event before."""
+        """Set `event` and its reader for `name`; usually both are still set from the previous event."""
         if self.event is not None and same_text(<PyObject*>self.event, name, size):
             return 0
         if not is_printable(name, size):
@@ -156,7 +156,7 @@ cdef class Framer:
             return error
 
     cdef int make_room(self, Py_ssize_t wanted) except -1:
-        """Have room for `wanted` more bytes: a partial packet moves to the front, and the buffer grows for it."""
+        """Make room for `wanted` more bytes: move a partial packet to the front, and grow the buffer if needed."""
         cdef Py_ssize_t kept = self.last - self.first
         cdef uint8_t* data
         if kept and self.size - self.last >= wanted:

@@ -1,4 +1,4 @@
-# JSON to messages.
+# Converts JSON to messages.
 
 cdef inline const uint8_t* skip_space(const uint8_t* at, const uint8_t* end) noexcept:
     while at < end and at[0] <= c' ' and at[0] in (c' ', c'\t', c'\n', c'\r'):
@@ -7,7 +7,7 @@ cdef inline const uint8_t* skip_space(const uint8_t* at, const uint8_t* end) noe
 
 
 cdef inline const uint8_t* json_token(const uint8_t* at, const uint8_t* end, Token* token) noexcept:
-    """As `msgpack_token`: strings without escapes, bools, integers and the opening brackets of containers."""
+    """Like `msgpack_token`, for strings without escapes, bools, integers and the opening brackets of containers."""
     token.kind = PLAIN_BYTES
     token.text = at
     if at == end:
@@ -45,14 +45,14 @@ cdef inline const uint8_t* json_token(const uint8_t* at, const uint8_t* end, Tok
 
 
 cdef inline const uint8_t* json_after(const uint8_t* at, const uint8_t* end, uint8_t mark, Token* token) noexcept:
-    """Read what follows a comma or a colon."""
+    """Read the token after a comma or a colon."""
     at = skip_space(at, end)
     return json_token(skip_space(at + 1, end), end, token) if at < end and at[0] == mark else NULL
 
 
 @cython.final
 cdef class Refused:
-    """Stands in a message for what JSON said there, until the encoder comes by and knows the path."""
+    """Replaces invalid content in a message until the encoder reaches it and can report its path."""
 
     cdef str reason
 
@@ -64,24 +64,24 @@ cdef Refused refused(str reason):
 
 
 def _json_section(pairs):
-    """Make a section of the names and values of a JSON object, or bytes of `{"$base64": "..."}`."""
+    """Make a section from the pairs of a JSON object, or bytes from `{"$base64": "..."}`."""
     section = dict(pairs)
     if len(section) != len(pairs):
         seen = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        return refused(f"the name {twice[:MAX_NAME]!r} stands twice")
+        return refused(f"duplicate name {twice[:MAX_NAME]!r}")
     if len(section) == 1 and isinstance(section.get("$base64"), str):
         from base64 import b64decode
 
         try:
             return b64decode(section["$base64"], validate=True)
         except ValueError as error:
-            return refused(f"no base64: {error}")
+            return refused(f"invalid base64: {error}")
     return section
 
 
 def _json_integer(digits):
-    """Keep an integer as it is written, of any length; "-0" is the one that has two ways to be."""
+    """Keep the digits of an integer, of any length; "-0" becomes "0"."""
     return "0" if digits == "-0" else digits
 
 
@@ -99,9 +99,9 @@ cdef bytes bytes_of(data):
 def from_json(data, /):
     """Return the VICI bytes of a message in JSON: object = section, array = list, `{"$base64": "..."}` = any bytes.
 
-    `data` is UTF-8 bytes or a str. `from_json(to_json(x)) == x` for every message without duplicates (and without a
-    section that is itself like `$base64`). Raises `DecodeError` with the offset for what is no JSON, and `EncodeError`
-    with the path for what VICI cannot carry: null, numbers that are no integers, names that stand twice.
+    `data` is UTF-8 bytes or a str. `from_json(to_json(x)) == x` for every message without duplicate names and without
+    a section whose only key is `$base64`. Raises `DecodeError` with the offset for invalid JSON, and `EncodeError` with
+    the path for content that VICI cannot carry: null, numbers other than integers, duplicate names.
     """
     cdef bytes held
     if PyUnicode_Check(data):
@@ -111,7 +111,7 @@ def from_json(data, /):
     cdef bytes plain = from_plain(held, True)
     if plain is not None:
         return plain
-    # Only who needs it pays for importing it.
+    # Imported here, as it is rarely needed and slow to import.
     from json import JSONDecodeError, loads
 
     text = data
@@ -119,11 +119,12 @@ def from_json(data, /):
         try:
             text = held.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DecodeError("no UTF-8", error.start) from None
+            raise DecodeError("invalid UTF-8", error.start) from None
     try:
         message = loads(text, object_pairs_hook=_json_section, parse_int=_json_integer)
     except JSONDecodeError as error:
-        raise DecodeError(f"no JSON: {error.msg}", len(text[:error.pos].encode("utf-8", "surrogatepass"))) from None
+        offset = len(text[:error.pos].encode("utf-8", "surrogatepass"))
+        raise DecodeError(f"invalid JSON: {error.msg}", offset) from None
     except RecursionError:
         raise EncodeError(f"sections nested deeper than {MAX_DEPTH}") from None
     return encode(message)

@@ -1,11 +1,12 @@
-# msgpack to messages. What the bridge itself writes, in either format, takes the one-pass path of from_plain().
+# Converts msgpack to messages. The form that the bridge itself writes, in either format, takes the one-pass path of
+# from_plain().
 
 cdef int fail_at(Cursor* cursor, str reason) except -1:
     return fail(cursor, cursor.pos, reason)
 
 
 cdef uint64_t take_number(Cursor* cursor, int size) except? 0xFFFFFFFF:
-    cdef const uint8_t* data = take(cursor, size, b"a number of msgpack")
+    cdef const uint8_t* data = take(cursor, size, b"a msgpack number")
     cdef uint64_t number = 0
     cdef int i
     for i in range(size):
@@ -14,7 +15,7 @@ cdef uint64_t take_number(Cursor* cursor, int size) except? 0xFFFFFFFF:
 
 
 cdef object take_text(Cursor* cursor, Py_ssize_t size):
-    cdef const uint8_t* text = take(cursor, size, b"a string of msgpack")
+    cdef const uint8_t* text = take(cursor, size, b"a msgpack string")
     made = <object>new_text(text, size)
     Py_DECREF(made)
     return made
@@ -29,7 +30,7 @@ cdef object take_integer(Cursor* cursor, int kind):
 
 
 cdef object take_scalar(Cursor* cursor, int kind):
-    """Read what follows the first byte of anything but a map or an array."""
+    """Read the rest of an object other than a map or an array; `kind` is its first byte."""
     if kind <= MP_FIXINT_LAST:
         return kind
     if kind >= MP_NEGATIVE_FIXINT:
@@ -40,7 +41,7 @@ cdef object take_scalar(Cursor* cursor, int kind):
         return take_text(cursor, take_number(cursor, 1 << (kind - MP_STR8)))
     if MP_BIN8 <= kind <= MP_BIN32:
         size = take_number(cursor, 1 << (kind - MP_BIN8))
-        return take(cursor, size, b"binary data of msgpack")[:<Py_ssize_t>size]
+        return take(cursor, size, b"msgpack binary data")[:<Py_ssize_t>size]
     if MP_UINT8 <= kind <= MP_INT64:
         return take_integer(cursor, kind)
     if kind == MP_FALSE or kind == MP_TRUE:
@@ -49,7 +50,7 @@ cdef object take_scalar(Cursor* cursor, int kind):
         return None
     cursor.pos -= 1
     is_float = kind in (MP_FLOAT32, MP_FLOAT64)
-    fail_at(cursor, "a float" if is_float else f"type 0x{kind:02x} of msgpack, which VICI has no value for")
+    fail_at(cursor, "VICI cannot carry a float" if is_float else f"VICI cannot carry msgpack type 0x{kind:02x}")
 
 
 cdef object take_key(Cursor* cursor, dict section):
@@ -57,17 +58,17 @@ cdef object take_key(Cursor* cursor, dict section):
     cdef int kind = take(cursor, 1, b"a key")[0]
     if not (MP_FIXSTR <= kind <= MP_FIXSTR_LAST or MP_STR8 <= kind <= MP_STR32):
         cursor.pos = start
-        fail_at(cursor, "a key that is no string")
+        fail_at(cursor, "a key that is not a string")
     key = take_scalar(cursor, kind)
     if key in section:
         cursor.pos = start
-        fail_at(cursor, f"the key {key[:MAX_NAME]!r} stands twice")
+        fail_at(cursor, f"duplicate key {key[:MAX_NAME]!r}")
     return key
 
 
 @cython.wraparound(True)
 cdef object unpack(Cursor* cursor):
-    """Read one msgpack object; iterative, and counts are only believed as far as there are bytes."""
+    """Read one msgpack object; iterative, and allocates nothing for a count before its items are there."""
     cdef list containers = [], lefts = [], keys = []
     cdef const uint8_t* first
     while True:
@@ -97,8 +98,8 @@ cdef object unpack(Cursor* cursor):
 
 
 cdef tuple unpack_one(Cursor* cursor):
-    """Read a scalar, or the head of a container: (object, how many items follow; -1 for a scalar)."""
-    cdef int kind = take(cursor, 1, b"a value of msgpack")[0]
+    """Read a scalar or a container header: (object, number of items that follow; -1 for a scalar)."""
+    cdef int kind = take(cursor, 1, b"a msgpack value")[0]
     if MP_FIXMAP <= kind <= MP_FIXMAP_LAST:
         return {}, kind & 15
     if MP_FIXARRAY <= kind <= MP_FIXARRAY_LAST:
@@ -111,7 +112,8 @@ cdef tuple unpack_one(Cursor* cursor):
 
 
 cdef struct Token:
-    # The head of a plain object: text, or how many items a map or an array of msgpack has; -1 for those of JSON.
+    # A scalar with its text, or the start of a container. `size` is the length of the text, the number of items of a
+    # msgpack container, or -1 for a JSON container.
     int kind
     const uint8_t* text
     Py_ssize_t size
@@ -122,13 +124,13 @@ cdef enum:
     PLAIN_MAP = 1
     PLAIN_ARRAY = 2
     PLAIN_STRING = 3
-    PLAIN_BYTES = 4  # binary data, and what a bool or a number of JSON stands for
-    PLAIN_NAMES = 64  # in a map, and a power of two
+    PLAIN_BYTES = 4  # binary data, and the value of a bool or of a JSON number
+    PLAIN_NAMES = 64  # most names in a map; a power of two
     PLAIN_DEPTH = 8
 
 
 cdef const uint8_t* msgpack_token(const uint8_t* at, const uint8_t* end, Token* token) noexcept:
-    """Read strings, binary data, bools and the heads of containers; NULL for all else, and where bytes are missing."""
+    """Read a string, binary data, a bool or a container header; NULL for anything else, or if bytes are missing."""
     cdef int kind
     cdef Py_ssize_t wide = 0
     if at == end:
@@ -174,7 +176,7 @@ cdef const uint8_t* msgpack_token(const uint8_t* at, const uint8_t* end, Token* 
 cdef inline const uint8_t* next_item(
     const uint8_t* at, const uint8_t* end, Py_ssize_t left, uint8_t bracket, Token* item
 ) noexcept:
-    """Read what comes next in a map or an array. `left` is how many items are; in JSON -1 and less after each."""
+    """Read the next item of a map or array. `left` is the number of items left; in JSON it counts down from -1."""
     if left > 0:
         return msgpack_token(at, end, item)
     item.kind = PLAIN_END
@@ -187,7 +189,7 @@ cdef inline const uint8_t* next_item(
 
 
 cdef inline bint is_new_name(uint64_t* seen, Token* name) noexcept:
-    """Note a name; False when it or one with the same hash is there already."""
+    """Record a name; False when it, or one with the same hash, was recorded before."""
     cdef uint64_t mixed = hash_name(name.text, name.size) | 1
     cdef uint64_t place = mixed >> 32
     while seen[place % (2 * PLAIN_NAMES)]:
@@ -220,7 +222,7 @@ cdef const uint8_t* put_plain_array(Writer* out, const uint8_t* at, const uint8_
 cdef const uint8_t* put_plain_map(
     Writer* out, const uint8_t* at, const uint8_t* end, Py_ssize_t count, int depth
 ) except? NULL:
-    """Write the items of a map when all is plain and within bounds; else NULL, and the slow way says why."""
+    """Write the items of a map when all are plain and within the limits; else NULL: the slow path reports errors."""
     cdef Token name, value
     cdef uint64_t[2 * PLAIN_NAMES] seen
     cdef bint json = count < 0
@@ -259,7 +261,7 @@ cdef const uint8_t* put_plain_map(
 
 
 cdef bytes from_plain(bytes data, bint json):
-    """The message in msgpack or JSON of the kind that we write ourselves, rewritten in one pass; else None."""
+    """Convert msgpack or JSON in one pass when it has the form that this module writes; else return None."""
     cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>data)
     cdef const uint8_t* end = at + PyBytes_GET_SIZE(<PyObject*>data)
     cdef uint8_t[LENT_SIZE] lent
@@ -279,11 +281,11 @@ cdef bytes from_plain(bytes data, bint json):
 
 
 def from_msgpack(data, /):
-    """Return the VICI bytes of a message in msgpack: map = section, array = list, all else as `encode` takes it.
+    """Return the VICI bytes of a msgpack message: map = section, array = list, other objects as in `encode`.
 
-    `from_msgpack(to_msgpack(x)) == x` for every message without duplicates. Raises `DecodeError` with the offset for
-    what is no msgpack, a float, an extension, a key that is no string or stands twice, and `EncodeError` with the path
-    for what VICI cannot carry.
+    `from_msgpack(to_msgpack(x)) == x` for every message without duplicate names. Raises `DecodeError` with the offset
+    for invalid msgpack, a float, an extension, and a key that is not a string or is a duplicate, and `EncodeError` with
+    the path for content that VICI cannot carry.
     """
     cdef Cursor cursor
     held = bytes_of(data)
@@ -295,5 +297,5 @@ def from_msgpack(data, /):
         return plain
     message = unpack(&cursor)
     if cursor.pos != cursor.end:
-        fail_at(&cursor, "more bytes after the message")
+        fail_at(&cursor, "trailing bytes after the message")
     return encode(message)

@@ -1,12 +1,12 @@
-# Message: a message indexed once and decoded only where it is read.
+# Message: indexed once, values decoded only when read.
 
 cdef enum:
     IS_SECTION = 0x80000000  # in the tag of a node
 
 
 cdef struct Node:
-    # A key, list or section of a message: where it begins, and a tag that differs for most names. A section has a
-    # second node: where its content ends, and in `tag` which node comes after all that is in it.
+    # A key, list or section of a message: its offset, and a tag that differs for most names. A section has a second
+    # node: `first` is the offset of the end of its content, `tag` the index of the node after the section.
     uint32_t first
     uint32_t tag
 
@@ -35,7 +35,7 @@ cdef int grow_nodes(Nodes* nodes) except -1:
 
 
 cdef inline int add_node(Nodes* nodes, Cursor* cursor, const uint8_t* first, Element* element) except -1:
-    """Check the name of an element and note it."""
+    """Check the name of an element and add a node for it."""
     check_name(cursor, element)
     if nodes.used == nodes.size:
         grow_nodes(nodes)
@@ -47,7 +47,7 @@ cdef inline int add_node(Nodes* nodes, Cursor* cursor, const uint8_t* first, Ele
 
 
 cdef int add_keys(Nodes* nodes, Cursor* cursor) except -1:
-    """Note the keys that come next."""
+    """Add nodes for a run of keys."""
     cdef Element element
     cdef const uint8_t* here = cursor.pos
     cdef const uint8_t* after = next_key(here, cursor.end, &element)
@@ -60,7 +60,7 @@ cdef int add_keys(Nodes* nodes, Cursor* cursor) except -1:
 
 
 cdef Node* index_of(const uint8_t* data, Py_ssize_t size, uint32_t* count) except? NULL:
-    """Check a message and return its nodes, in memory of just that size; NULL without an error for none."""
+    """Check a message and return its nodes, in memory of exactly their size; NULL without an error if it has none."""
     cdef Node[LENT_NODES] lent
     cdef Nodes nodes
     cdef Node* kept = NULL
@@ -82,7 +82,7 @@ cdef Node* index_of(const uint8_t* data, Py_ssize_t size, uint32_t* count) excep
 
 
 cdef int index_message(Nodes* nodes, const uint8_t* data, Py_ssize_t size) except -1:
-    """Check a whole message and note where its elements are; what a list holds is left out."""
+    """Check a whole message and add a node for each element except list items."""
     cdef Cursor cursor
     cdef Element element
     cdef Py_ssize_t[MAX_DEPTH + 1] opened
@@ -110,19 +110,19 @@ cdef int index_message(Nodes* nodes, const uint8_t* data, Py_ssize_t size) excep
 
 
 @cython.final
-@cython.no_gc  # what a Message refers to cannot refer back
+@cython.no_gc  # no object that a Message refers to can refer back
 cdef class Message:
-    """One message, or a section of it, read only where it is asked: validated once, immutable, safe to keep.
+    """One message, or a section of it: validated once, immutable, and decoded only where it is read.
 
-    `data` is a bytes-like object (bytes are kept, all else is copied); `values` and `binary` are as for `Decoder`.
-    Raises `DecodeError`. Names that stand twice are all there in iteration and `get_all`; `get` and `[]` give the last,
-    as `decode` does. A value is a str (or bytes), a list of them, or for a section a Message.
+    `data` is a bytes-like object (bytes are kept, others copied); `values` and `binary` are as for `Decoder`. Raises
+    `DecodeError`. Iteration and `get_all` return every element of a duplicate name; `get` and `[]` return the last, as
+    `decode` does. A value is a str (or bytes), a list of them, or a Message for a section.
     """
 
     cdef bytes data
     cdef Node* nodes
-    cdef Message whole  # the message whose bytes and nodes these are; None for the whole itself
-    cdef uint32_t first  # of this section's bytes
+    cdef Message whole  # the message that owns the bytes and nodes; None for the whole itself
+    cdef uint32_t first  # offset of this section's content
     cdef uint32_t end
     cdef uint32_t from_node
     cdef uint32_t to_node
@@ -131,7 +131,7 @@ cdef class Message:
 
     def __init__(self, data, *, values=str, binary=()):
         if self.data is not None:
-            raise TypeError("a Message cannot be changed")
+            raise TypeError("a Message cannot be initialized twice")
         self.open(
             bytes_of(data),
             are_bytes(values),
@@ -152,7 +152,7 @@ cdef class Message:
         return 0
 
     cdef int nested(self) noexcept:
-        """How many sections deep this one goes."""
+        """The maximum depth of nested sections in this one."""
         cdef int depth = 0, deepest = 0
         cdef uint32_t node = self.from_node
         cdef uint32_t[MAX_DEPTH + 1] ends
@@ -188,9 +188,9 @@ cdef class Message:
         cdef const uint8_t* text
         cdef Py_ssize_t size
         if not PyUnicode_Check(name):
-            raise TypeError(f"a name is a str, not {type(name).__name__}")
+            raise TypeError(f"a name must be str, not {type(name).__name__}")
         if not PyUnicode_IS_COMPACT_ASCII(<PyObject*>name):
-            # A subclass may have its own __str__; what str makes of it is no subclass.
+            # A subclass may override __str__; str.__str__ returns an exact str.
             return self.find(str.__str__(name), node, to_node) if type(name) is not str and str.isascii(name) else -1
         text = <const uint8_t*>PyUnicode_DATA(<PyObject*>name)
         size = PyUnicode_GET_LENGTH(<PyObject*>name)
@@ -215,8 +215,8 @@ cdef class Message:
         return found - self.nodes if found else -1
 
     cdef inline uint32_t next(self, uint32_t node) noexcept:
-        """The node after this one in the same section."""
-        # A branch that is guessed, where the compiler would make the next load wait for this one.
+        """The next node in the same section."""
+        # `unlikely` keeps this a predicted branch; without it the compiler makes the next load wait for this one.
         return self.nodes[node + 1].tag if unlikely(self.is_section(node)) else node + 1
 
     cdef inline bint is_section(self, uint32_t node) noexcept:
@@ -255,16 +255,16 @@ cdef class Message:
         cdef const uint8_t* at = self.element(node)
         return at[2:2 + at[1]].decode("ascii")
 
-    @cython.binding(False)  # else Cython's function object makes another tuple of the path at every call
+    @cython.binding(False)  # else Cython's function object copies the tuple of the path at every call
     def get(self, *path, default=None):
-        """Return what stands under the last of the names, each in the section of the one before; else `default`."""
+        """Return the value at `path`, the names of nested sections and last of the key; `default` if there is none."""
         cdef uint32_t node = self.from_node
         cdef uint32_t to_node = self.to_node
         cdef int64_t found = -1
         cdef Py_ssize_t i
         cdef Py_ssize_t last = len(path) - 1
         if last < 0:
-            raise TypeError("get needs a name")
+            raise TypeError("get() needs at least one name")
         for i in range(last + 1):
             found = self.find(path[i], node, to_node)
             if found < 0:
@@ -361,7 +361,7 @@ def _restore(data, values, binary):
 
 
 cdef object call_message(PyObject* kind, PyObject* const* arguments, size_t flagged, PyObject* names):
-    """`Message(...)`; of bytes and no more it is made without the tuple and the parsing that calls of classes need."""
+    """`Message(...)`; for a single bytes argument it skips the argument tuple and parsing of a normal class call."""
     cdef Py_ssize_t i
     cdef Py_ssize_t count = PyVectorcall_NARGS(flagged)
     cdef Message made
@@ -379,7 +379,7 @@ cdef object call_message(PyObject* kind, PyObject* const* arguments, size_t flag
 
 @cython.final
 cdef class MessageReader(Reader):
-    """Reads a message as a `Message`; `values` and `binary` are as for `Decoder`."""
+    """Returns each message as a `Message`; `values` and `binary` are as for `Decoder`."""
 
     cdef bint as_bytes
     cdef tuple binary

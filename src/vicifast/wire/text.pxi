@@ -1,4 +1,4 @@
-# Text of up to 64 KiB, mostly short: compared, copied, hashed and checked eight or sixteen bytes at a time.
+# Compares, copies, hashes and checks texts of up to 64 KiB, mostly short, eight or sixteen bytes at a time.
 
 cdef extern from "wire/chunk.h":
     enum: CHUNK
@@ -18,18 +18,18 @@ cdef inline uint64_t eight_at(const uint8_t* text) noexcept:
 
 
 cdef inline uint64_t some_at(const uint8_t* text, Py_ssize_t size) noexcept:
-    """One to seven bytes in eight lanes, some of them twice; the reads stay within the text."""
+    """Pack one to seven bytes into eight lanes, some of them twice; the reads stay within the text."""
     cdef uint32_t first, last
     if size >= 4:
         memcpy(&first, text, 4)
         memcpy(&last, text + size - 4, 4)
         return <uint64_t>first << 32 | last
-    # The other lanes hold "@", which no test of ours finds.
+    # The other lanes hold "@", which passes every check.
     return 0x4040404040000000ULL | text[0] << 16 | text[size >> 1] << 8 | text[size - 1]
 
 
 cdef inline uint64_t odd_in(uint64_t eight) noexcept:
-    """Non-zero when one of eight bytes is not 0x20 to 0x7e."""
+    """Non-zero when one of eight bytes is outside 0x20 to 0x7e."""
     return (eight | (eight + 0x0101010101010101ULL) | (eight - 0x2020202020202020ULL)) & 0x8080808080808080ULL
 
 
@@ -45,7 +45,7 @@ cdef inline bint is_printable(const uint8_t* text, Py_ssize_t size) noexcept:
 
 
 cdef inline bint copy_printable(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
-    """Copy a name and say whether it is printable, in one pass."""
+    """Copy a name and return whether it is printable, in one pass."""
     cdef uint64_t eight, last, odd = 0
     cdef Py_ssize_t i = 0
     if size < 8:
@@ -68,7 +68,7 @@ cdef inline bint copy_printable(uint8_t* to, const uint8_t* text, Py_ssize_t siz
 
 
 cdef inline bint is_same(const uint8_t* one, const uint8_t* other, Py_ssize_t size) noexcept:
-    """Whether two texts of one length are equal; most are short, so that a call would cost more than the work."""
+    """Whether two texts of the same length are equal. Most are short, and calling memcmp would cost more."""
     cdef uint64_t differs = 0
     cdef Py_ssize_t i = 0
     if size < 8:
@@ -82,7 +82,7 @@ cdef inline bint is_same(const uint8_t* one, const uint8_t* other, Py_ssize_t si
 
 
 cdef inline void copy(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
-    """memcpy for texts that are short as a rule; nothing is written past `size`."""
+    """memcpy for mostly short texts; nothing is written past `size`."""
     cdef Py_ssize_t i = 0
     if size > 64:
         memcpy(to, text, size)
@@ -104,10 +104,10 @@ cdef inline void copy(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcep
 
 
 cdef inline void copy_text(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
-    """Copy the text of a plain str to where there is room for `CHUNK` bytes.
+    """Copy the text of a plain str to a place with room for `CHUNK` bytes.
 
-    Up to 16 bytes without a branch on the size, whose wrong guess would have to wait for the size to come from memory.
-    Of less than 8 bytes the end of the object's header, which stands before the text, is read too and shifted out.
+    Up to 16 bytes are copied without a branch on the size: a misprediction would stall until the size is loaded.
+    Below 8 bytes the read includes the end of the object header, which precedes the text, and shifts it out.
     """
     cdef Py_ssize_t absent, behind
     cdef uint64_t first, last
@@ -145,7 +145,7 @@ cdef inline bint continues(const uint8_t* text, Py_ssize_t size, Py_ssize_t coun
 
 
 cdef bint is_utf8(const uint8_t* text, Py_ssize_t size) noexcept:
-    """Whether Python's own decoder would take it: shortest forms only, no surrogates, nothing past U+10FFFF."""
+    """Whether Python's decoder accepts the text: shortest forms only, no surrogates, nothing past U+10FFFF."""
     cdef Py_ssize_t i = 0, count
     cdef uint8_t lead, second
     if is_ascii(text, size):
@@ -171,19 +171,19 @@ cdef bint is_utf8(const uint8_t* text, Py_ssize_t size) noexcept:
 
 
 cdef tuple root_names(names):
-    """The names of root keys whose values are binary, as bytes."""
+    """The names of root keys as bytes."""
     if isinstance(names, str):
-        raise TypeError("binary must be several names, not one str")
+        raise TypeError("binary must be an iterable of names, not a str")
     return tuple([text_of(name, "a name in binary") for name in names])
 
 
 cdef bytes text_of(text, str what):
-    """The bytes of a str that is to stand beside messages."""
+    """The UTF-8 bytes of a str, 255 at most."""
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a str, not {type(text).__name__}")
     encoded = str.encode(text, "utf-8")
     if len(encoded) > MAX_NAME:
-        raise ValueError(f"{what} has {len(encoded)} bytes, {MAX_NAME} at most")
+        raise ValueError(f"{what} has {len(encoded)} bytes; the maximum is {MAX_NAME}")
     return encoded
 
 
@@ -196,7 +196,7 @@ cdef bint is_one_of(tuple names, const uint8_t* name, Py_ssize_t size) noexcept:
 
 cdef inline PyObject* new_text(const uint8_t* text, Py_ssize_t size) except NULL:
     cdef PyObject* made
-    # One character and none are left to CPython, which shares those objects.
+    # Empty and one-character strings are left to CPython, which shares those objects.
     if size > 1 and is_ascii(text, size):
         made = PyUnicode_New(size, 127)
         copy(<uint8_t*>PyUnicode_DATA(made), text, size)

@@ -1,7 +1,7 @@
-# Messages to JSON.
+# Transcodes messages to JSON.
 
 cdef inline bint needs_escape(uint64_t eight) noexcept:
-    """Whether one of eight bytes is a control character, a quote or a backslash (rarely true without need)."""
+    """Whether one of eight bytes is a control character, a quote or a backslash; false positives are rare."""
     cdef uint64_t quote = eight ^ 0x2222222222222222ULL
     cdef uint64_t backslash = eight ^ 0x5C5C5C5C5C5C5C5CULL
     cdef uint64_t found = (eight - 0x2020202020202020ULL) & ~eight
@@ -11,7 +11,7 @@ cdef inline bint needs_escape(uint64_t eight) noexcept:
 
 
 cdef uint8_t* json_byte(uint8_t* to, uint8_t byte) noexcept:
-    cdef const char* control = b"btn-fr"  # from 8 on; JSON has no short form of 11
+    cdef const char* control = b"btn-fr"  # for 8 to 13; JSON has no short form for 11
     cdef const char* digits = b"0123456789abcdef"
     cdef uint8_t short = 0
     if byte >= c' ' and byte != c'"' and byte != c'\\':
@@ -32,7 +32,7 @@ cdef uint8_t* json_byte(uint8_t* to, uint8_t byte) noexcept:
 
 
 cdef inline uint8_t* json_text(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
-    """Write a text that is UTF-8, for which there must be room: six times its size, and its quotes."""
+    """Write a UTF-8 text, for which there must be room: six times its size, and the quotes."""
     cdef uint64_t eight
     cdef Py_ssize_t i = 0, stop
     to[0] = c'"'
@@ -73,7 +73,7 @@ cdef uint8_t* json_base64(uint8_t* to, const uint8_t* data, Py_ssize_t size) noe
 
 
 cdef inline uint8_t* json_name(uint8_t* to, Cursor* cursor, Element* element) except NULL:
-    """Check a name and write it."""
+    """Check and write a name."""
     cdef Py_ssize_t size = element.name_size
     cdef Chunk chunk
     if has_chunk(cursor, element.name, size):
@@ -103,7 +103,7 @@ cdef inline uint8_t* json_value(uint8_t* to, Cursor* cursor, Element* element, b
 
 
 cdef uint8_t* json_keys(uint8_t* to, Cursor* cursor) except NULL:
-    """Write the keys that come next, each with a comma behind it."""
+    """Write a run of keys, each followed by a comma."""
     cdef Element element
     cdef const uint8_t* here = cursor.pos
     cdef const uint8_t* after = next_key(here, cursor.end, &element)
@@ -120,7 +120,7 @@ cdef uint8_t* json_keys(uint8_t* to, Cursor* cursor) except NULL:
 
 
 cdef inline uint8_t* json_close(uint8_t* to, uint8_t bracket) noexcept:
-    """End a container; the comma after its last element, when it has one, gives way to the bracket."""
+    """End a container; the bracket replaces the comma after its last element, if it has one."""
     if (to - 1)[0] == c',':
         to -= 1
     to[0] = bracket
@@ -134,7 +134,7 @@ cdef int write_json(Writer* out, const uint8_t* data, Py_ssize_t size, tuple bin
     cdef int kind
     cdef bint has_binary = bool(binary), blob = False, list_blob = False
     begin(&cursor, data, size)
-    # The worst are control characters, six bytes each, and base64 of one byte, 22 for a key and value of 5.
+    # Worst cases: a control character takes six bytes; base64 of one byte takes 22 for a key and value of 5.
     reserve(out, 6 * size + 64 + CHUNK)
     to = out.data + out.used
     to[0] = c'{'

@@ -1,13 +1,13 @@
-# Messages to msgpack.
+# Transcodes messages to msgpack.
 
 cdef struct Container:
-    # A map or array that is being written: where its header goes, and how many elements it has so far.
+    # A map or array being written: the position of its header, and its number of elements so far.
     uint8_t* header
     Py_ssize_t count
 
 
 cdef inline uint8_t* msgpack_text(uint8_t* to, const uint8_t* text, Py_ssize_t size) noexcept:
-    """Write a text whose bytes are checked, for which there must be room; return where the next thing goes."""
+    """Write a checked text, for which there must be room; return the position after it."""
     if size < 32:
         to[0] = <uint8_t>(MP_FIXSTR | size)
         to += 1
@@ -39,7 +39,7 @@ cdef inline uint8_t* msgpack_binary(uint8_t* to, const uint8_t* data, Py_ssize_t
 
 
 cdef inline uint8_t* msgpack_name(uint8_t* to, Cursor* cursor, Element* element) except NULL:
-    """Check a name and write it."""
+    """Check and write a name."""
     cdef Py_ssize_t size = element.name_size
     cdef Chunk chunk
     if has_chunk(cursor, element.name, size):
@@ -53,7 +53,7 @@ cdef inline uint8_t* msgpack_name(uint8_t* to, Cursor* cursor, Element* element)
 
 
 cdef uint8_t* msgpack_keys(uint8_t* to, Cursor* cursor, Py_ssize_t* count) except NULL:
-    """Write the keys that come next."""
+    """Write a run of keys."""
     cdef Element element
     cdef const uint8_t* here = cursor.pos
     cdef const uint8_t* after = next_key(here, cursor.end, &element)
@@ -90,7 +90,7 @@ cdef inline uint8_t* msgpack_open(uint8_t* to, Container* container) noexcept:
 
 
 cdef inline uint8_t* msgpack_close(uint8_t* to, Container* container, bint is_map) noexcept:
-    """Write the header of a container, for which one byte was left; a longer one moves the content."""
+    """Write the header of a container into the byte reserved for it; a longer header moves the content."""
     cdef uint8_t* header = container.header
     cdef Py_ssize_t count = container.count
     cdef Py_ssize_t more = 0 if count < 16 else 2 if count < 65536 else 4
@@ -115,7 +115,7 @@ cdef int write_msgpack(Writer* out, const uint8_t* data, Py_ssize_t size, tuple 
     cdef int top = 0, kind
     cdef bint has_binary = bool(binary), blob = False, list_blob = False
     begin(&cursor, data, size)
-    # msgpack is longer than VICI only where lengths reach 32 or 256, or a container 16 elements.
+    # msgpack is longer than VICI only for lengths from 32 or 256, and for containers from 16 elements.
     reserve(out, size + size // 8 + 64 + CHUNK)
     to = msgpack_open(out.data + out.used, &opened[0])
     while True:

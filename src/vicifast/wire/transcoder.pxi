@@ -1,4 +1,4 @@
-# Envelope and Transcoder, and to_msgpack() and to_json(), which are a Transcoder used once.
+# Envelope and Transcoder, and to_msgpack() and to_json(), which use a Transcoder once.
 
 cdef void add_u64(Writer* out, uint64_t number) noexcept:
     cdef int shift = 56
@@ -34,16 +34,16 @@ cdef bint is_json(format) except -1:
 
 cdef uint64_t whole(number) except? 0:
     if not PyLong_Check(number):
-        raise TypeError(f"a whole number is needed, not {type(number).__name__}")
+        raise TypeError(f"seq and time must be int, not {type(number).__name__}")
     return number
 
 
 @cython.final
 cdef class Envelope:
-    """What a `Transcoder` puts around messages: the map `v` (1), `node`, `boot`, `seq`, `time`, `event`, `data`.
+    """The map that a `Transcoder` wraps around messages: `v` (1), `node`, `boot`, `seq`, `time`, `event`, `data`.
 
-    `seq` is the number of the last envelope, counted from 1; `time` goes into those to come, in nanoseconds since the
-    epoch. Both are unsigned 64-bit integers and always 8 bytes in msgpack. A JSON envelope ends with a newline.
+    `seq` is the number of the last envelope, starting at 1; `time` is written into the next ones, in nanoseconds since
+    the epoch. Both are unsigned 64-bit integers, always 8 bytes in msgpack. A JSON envelope ends with a newline.
     """
 
     cdef uint64_t last
@@ -53,7 +53,7 @@ cdef class Envelope:
 
     def __init__(self, format, node, boot):
         if self.head.data:
-            raise TypeError("the form of an Envelope cannot be changed")
+            raise TypeError("an Envelope cannot be initialized twice")
         self.json = is_json(format)
         node = text_of(node, "node")
         boot = text_of(boot, "boot")
@@ -86,9 +86,9 @@ cdef class Envelope:
         self.now = whole(number)
 
     cdef int begin(self, Writer* out, bytes event) except -1:
-        """Write everything up to the data, with the next number; `end` counts it."""
+        """Write everything before the data, with the next number; `end` increments it."""
         if self.last + 1 == 0:
-            raise OverflowError("an envelope's seq has 64 bits")
+            raise OverflowError("the envelope's seq does not fit in 64 bits")
         reserve(out, self.head.used + 6 * PyBytes_GET_SIZE(<PyObject*>event) + 96)
         add_bytes(out, self.head.data, self.head.used)
         if self.json:
@@ -115,12 +115,12 @@ cdef class Envelope:
 
 @cython.final
 cdef class Transcoder(Reader):
-    """Rewrites messages as msgpack or JSON in one pass, without Python objects between.
+    """Rewrites messages as msgpack or JSON in one pass, without intermediate Python objects.
 
-    `format` is "msgpack" or "json"; `binary` names keys of the root whose values are always msgpack `bin` or base64.
-    Text is UTF-8; other values become msgpack `bin` or, in JSON, `{"$base64": "..."}`. Keys that occur twice in a
-    section stay twice, in order. With an `envelope`, of the same format, each message is put into one as its `data`,
-    with `event` as its event; a message that is malformed uses up no number.
+    `format` is "msgpack" or "json"; `binary` names root keys whose values are always msgpack `bin` or base64.
+    Text is UTF-8; other values become msgpack `bin` or, in JSON, `{"$base64": "..."}`. Duplicate keys of a section
+    are all kept, in order. With an `envelope` of the same format, each message becomes the `data` of an envelope whose
+    event is `event`; a malformed message does not use up a number.
     """
 
     cdef Writer out
@@ -132,7 +132,7 @@ cdef class Transcoder(Reader):
     def __init__(self, format, *, binary=(), Envelope envelope=None, event=""):
         json, names, text = is_json(format), root_names(binary), text_of(event, "event")
         if envelope is not None and envelope.json != json:
-            raise ValueError("the envelope has another format than the transcoder")
+            raise ValueError("the envelope and the transcoder must have the same format")
         self.json = json
         self.binary = names
         self.envelope = envelope
@@ -146,7 +146,7 @@ cdef class Transcoder(Reader):
         return read_buffer(self, data)
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
-        # Both at once: a lock taken within another lets go of that while it waits.
+        # Both locks at once: waiting for a nested critical section would release the outer one.
         with cython.critical_section(self, self if self.envelope is None else self.envelope):
             return self.write(data, size)
 
@@ -169,7 +169,7 @@ cdef class Transcoder(Reader):
 
 
 def to_msgpack(data, *, binary=()):
-    """Return the message in `data`, a bytes-like object, as msgpack: what `packb(decode(data))` would give.
+    """Return the message in `data`, a bytes-like object, as msgpack, as `packb(decode(data))` would.
 
     Values that are not UTF-8, and those of the root keys named in `binary`, are `bin`. Raises `DecodeError`.
     """
@@ -177,7 +177,7 @@ def to_msgpack(data, *, binary=()):
 
 
 def to_json(data, *, binary=()):
-    """Return the message in `data`, a bytes-like object, as compact UTF-8 JSON: what `json.dumps` would give.
+    """Return the message in `data`, a bytes-like object, as compact UTF-8 JSON, as `json.dumps` would.
 
     Values that are not UTF-8, and those of the root keys named in `binary`, are `{"$base64": "..."}`.
     Raises `DecodeError`.

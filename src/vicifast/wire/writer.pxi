@@ -1,10 +1,10 @@
-# Output that grows as it is written.
+# A growing output buffer.
 
 cdef struct Writer:
     uint8_t* data
     Py_ssize_t used
     Py_ssize_t size
-    uint8_t* lent  # memory to begin with that is not the writer's, or NULL
+    uint8_t* lent  # initial memory that the caller owns, or NULL
 
 
 cdef int grow(Writer* out, Py_ssize_t more) except -1:
@@ -20,7 +20,7 @@ cdef int grow(Writer* out, Py_ssize_t more) except -1:
 
 
 cdef inline void lend(Writer* out, uint8_t* memory) noexcept:
-    """Begin to write into memory of the caller, `LENT_SIZE` bytes."""
+    """Start writing into the caller's memory, `LENT_SIZE` bytes."""
     out.data = out.lent = memory
     out.used = 0
     out.size = LENT_SIZE
