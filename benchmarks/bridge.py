@@ -26,7 +26,7 @@ NAIVE_COUNT = 20_000
 def tables(settings: Settings) -> Iterator[Table]:
     """CPU of the bridge and wall time, for each class of events."""
     try:
-        from vicibridge.natsserver import NatsServer
+        from vicibridge.bus.nats_server import NatsServer
     except ModuleNotFoundError as error:
         raise SystemExit(f'not installed: {error.name}; run: pip install "vicifast[demo]"') from None
     for event, rate in RATES.items():

@@ -20,7 +20,7 @@ _TICK = 0.01  # seconds between two looks at a counter
 
 
 async def _vicibridge(path: str, url: str, event: str, count: int, directory: str, codec: str) -> Clock:
-    from vicibridge.config import Config
+    from vicibridge.config.model import Config
     from vicibridge.service import Service
 
     section = "log" if event == "log" else "events"

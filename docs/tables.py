@@ -23,10 +23,10 @@ from pydantic.fields import FieldInfo
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-from vicibridge import schema, subjects
-from vicibridge.conditions import CONDITIONS
-from vicibridge.config import ENV_PREFIX, LIVE, Config
-from vicibridge.metrics import METRICS
+from vicibridge.bus.conditions import CONDITIONS
+from vicibridge.config.model import ENV_PREFIX, LIVE, Config
+from vicibridge.contract import schema, subjects
+from vicibridge.ops.metrics import METRICS
 
 import vicifast.cli
 from vicifast.commands import ALERTS, COMMANDS, EVENTS, CommandSpec, Danger, Key, Kind, Trigger

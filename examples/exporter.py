@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, Metric
 from vicibridge.client import Fleet, Watch
-from vicibridge.values import ConnValue
+from vicibridge.contract.bucket_values import ConnValue
 
 
 class Tunnels:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from vicibridge.client import Envelope, Fleet, SlowConsumer
-from vicibridge.subjects import escape
+from vicibridge.contract.subjects import escape
 
 
 def row(envelope: Envelope) -> tuple[object, ...]:

@@ -53,7 +53,7 @@ def test_program(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 def test_versions_of_strongswan() -> None:
     """Every text that names a range or a list of versions names those that the tests ran on."""
-    texts = [*PAGES, *sorted((ROOT / "src").rglob("*.py")), ROOT / "bridge" / "vicibridge" / "schema.py"]
+    texts = [*PAGES, *sorted((ROOT / "src").rglob("*.py")), ROOT / "bridge" / "vicibridge" / "contract" / "schema.py"]
     ranges = {
         found
         for path in texts
@@ -65,7 +65,7 @@ def test_versions_of_strongswan() -> None:
 
 @each(list(blocks("toml")))
 def test_configuration(block: Block, tmp_path: Path) -> None:
-    config = pytest.importorskip("vicibridge.configfile", reason="needs the bridge extra")
+    config = pytest.importorskip("vicibridge.config.file", reason="needs the bridge extra")
     (tmp_path / "bridge.toml").write_text(block.text)
     assert config.load(tmp_path / "bridge.toml").gateway
 
@@ -133,7 +133,7 @@ def test_workflows_call_what_is_there() -> None:
 @each_line("nats")
 def test_what_is_asked_of_nats_is_there(words: list[str]) -> None:
     """The subjects and buckets in lines for a program that is not at hand, NATS's own command line."""
-    schema = pytest.importorskip("vicibridge.schema", reason="needs the bridge extra")
+    schema = pytest.importorskip("vicibridge.contract.schema", reason="needs the bridge extra")
     if "req" in words:
         subject, payload = words[words.index("req") + 1 :][:2]
         command = re.fullmatch(r"vici\.gw1\.cmd\.([\w-]+)", subject)
@@ -170,7 +170,7 @@ def test_strongswan_conf(block: Block, tmp_path: Path) -> None:
 
 @each(list(blocks("json")))
 def test_envelope(block: Block) -> None:
-    schema = pytest.importorskip("vicibridge.schema", reason="needs the bridge extra")
+    schema = pytest.importorskip("vicibridge.contract.schema", reason="needs the bridge extra")
     jsonschema = pytest.importorskip("jsonschema")
     envelope = json.loads(block.text)
     jsonschema.Draft202012Validator(schema.document(envelope["event"])).validate(envelope)

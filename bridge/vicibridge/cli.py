@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
-from . import journal
-from .config import Config, Nats
-from .configfile import SettingsProblem, load, render
-from .own import plan
+from .bus.embedded_server import plan
+from .config.file import SettingsProblem, load, render
+from .config.model import Config, Nats
+from .ops import logsetup
 
 _config_option = click.option(
     "--config",
@@ -56,9 +56,9 @@ def cli() -> None:
 )
 def run(path: Path | None, log_level: str | None) -> None:
     """Run the bridge until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
-    from .natsserver import NatsServerError
+    from .bus.nats_server import NatsServerError
+    from .ops.http import ListenError
     from .service import serve
-    from .web import ListenError
 
     def read() -> Config:
         settings = load(path)
@@ -67,7 +67,7 @@ def run(path: Path | None, log_level: str | None) -> None:
         return settings.model_copy(update={"logging": settings.logging.model_copy(update={"level": log_level})})
 
     settings = _or_exit(read)
-    journal.set_up(settings.logging)
+    logsetup.set_up(settings.logging)
     try:
         asyncio.run(serve(settings, read))
     except (ListenError, NatsServerError) as error:
@@ -94,7 +94,7 @@ def check(path: Path | None, nats: bool, charon: bool) -> None:
 
 
 def _inspect(settings: Config, nats: bool, charon: bool) -> None:
-    from .inspection import inspect, inspect_charons
+    from .ops.inspection import inspect, inspect_charons
 
     logging.getLogger(__package__).addHandler(logging.NullHandler())  # each problem is shown once, by us
     found = asyncio.run(inspect(settings)) if nats else []
@@ -117,8 +117,8 @@ def demo(recordings: Path) -> None:
     try:
         from rich.console import Console
 
+        from .bus.nats_server import NatsServerError
         from .demo import DemoError, recorded_demo
-        from .natsserver import NatsServerError
     except ModuleNotFoundError as error:
         raise click.ClickException(f'the demo needs {error.name}; pip install "vicifast[demo]"') from None
     try:
@@ -138,8 +138,8 @@ def demo(recordings: Path) -> None:
 @click.option("--prefix", default=Nats().prefix, show_default=True, help="What every subject begins with.")
 def schema(name: str | None, names: bool, directory: Path | None, prefix: str) -> None:
     """Print an AsyncAPI document of all subjects and what is on them."""
-    from . import asyncapi
-    from . import schema as own
+    from .contract import asyncapi
+    from .contract import schema as own
 
     if names:
         click.echo("\n".join(own.schemas()))

@@ -27,8 +27,8 @@ from vicifast.commands import EVENTS
 from vicifast.recording import Recording
 from vicifast.testing import FakeCharon
 
+from .bus.nats_server import NatsServer
 from .client import Completeness, Envelope, unpack
-from .natsserver import NatsServer
 
 NODE = "gw1"
 FLOOD = 50_000  # log events in one go

@@ -17,19 +17,19 @@ from vicifast.aio import AsyncSession, Listener
 from vicifast.commands import EVENTS
 from vicifast.errors import DecodeError, EncodeError, UnknownEvent, ViciError
 
-from . import config
-from .accounting import OVER_UNAUTHENTICATED_RATE, Loss
-from .backlog import KILLED, Backlog
-from .bus import Bus
-from .envelope import new_boot, new_envelopes
-from .log import STOPPED, LogPipeline
-from .mirroring import Mirroring
-from .ratelimit import UnauthenticatedLimit
-from .raw import RawGatherer
-from .spool import Spool
-from .state import StatePipeline
-from .streams import state_stream
-from .subjects import Subjects, kind_of
+from .bus.streams import state_stream
+from .bus.supervisor import Bus
+from .config import model as config
+from .contract.subjects import Subjects, kind_of
+from .events.backlog import KILLED, Backlog
+from .events.envelopes import new_boot, new_envelopes
+from .events.log_publisher import STOPPED, LogPipeline
+from .events.losses import OVER_UNAUTHENTICATED_RATE, Loss
+from .events.ratelimit import UnauthenticatedLimit
+from .events.raw_envelopes import RawGatherer
+from .events.spool import Spool
+from .events.state_publisher import StatePipeline
+from .mirror.worker import Mirroring
 
 _logger = logging.getLogger(__name__)
 

@@ -8,18 +8,18 @@ import os
 import signal
 from collections.abc import Callable
 
-from . import journal
-from .bus import Bus
-from .commands import Commands
-from .config import Config
-from .configfile import SettingsProblem, adopt
+from .bus.embedded_server import OwnServer
+from .bus.supervisor import Bus
+from .commands.server import Commands
+from .config.file import SettingsProblem, adopt
+from .config.model import Config
+from .events.log_publisher import LogPipeline
+from .events.state_publisher import StatePipeline
 from .gateway import Gateway
-from .log import LogPipeline
-from .own import OwnServer
-from .pulse import Lag, Pulse
-from .state import StatePipeline
-from .systemd import Systemd
-from .web import Web
+from .ops import logsetup
+from .ops.http import Web
+from .ops.systemd import Systemd
+from .ops.watchdog import Lag, Pulse
 
 _logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Service:
     def reload(self, new: Config) -> None:
         """Take over from `new` what may change while running, and say in the log what may not; reread credentials."""
         self.settings, live, restart = adopt(self.settings, new)
-        journal.set_up(self.settings.logging)
+        logsetup.set_up(self.settings.logging)
         self.bus.reload(self.settings.nats)
         for gateway in self.gateways:
             gateway.reload(self.settings)

@@ -12,13 +12,7 @@ from ._aio_connection import AsyncConnection, connect_unix
 from .address import Address, Tcp, keep_alive, no_connection, parse_address, unreachable
 from .errors import UnknownEvent
 from .methods import DEFAULT
-from .protocol import (
-    Body,
-    Section,
-    Values,
-    content,
-    stream_event,
-)
+from .protocol import Body, Section, Values, content, stream_event
 from .session import BaseListener, BaseSession, BaseStream, M, Waits
 
 

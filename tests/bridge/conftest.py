@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import NatsServer
-from vicibridge.natsserver import find_nats_server
+from vicibridge.bus.nats_server import find_nats_server
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,9 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import BucketNotFoundError
-from vicibridge import natsserver
-from vicibridge.bus import Bus
-from vicibridge.config import Config, Gateway
+from vicibridge.bus import nats_server
+from vicibridge.bus.supervisor import Bus
+from vicibridge.config.model import Config, Gateway
 from vicibridge.service import Service
 
 import vicifast
@@ -40,7 +40,7 @@ async def until(condition: Callable[[], object], timeout: float = 15.0) -> None:
             await asyncio.sleep(0.01)
 
 
-class NatsServer(natsserver.NatsServer):
+class NatsServer(nats_server.NatsServer):
     """One that starts while charon and the bridge go on in the same event loop, and that can hang."""
 
     async def up(self) -> None:

@@ -13,8 +13,16 @@ from harness import NatsServer, run, running, settings, until
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, StreamConfig
-from vicibridge.acked_publisher import UNEXPECTED, AckedPublisher, Answer, Meaning, Refusal, Stored, read_ack
-from vicibridge.link import Link, TooLarge
+from vicibridge.bus.acked_publisher import (
+    UNEXPECTED,
+    AckedPublisher,
+    Answer,
+    Meaning,
+    Refusal,
+    Stored,
+    read_ack,
+)
+from vicibridge.bus.connection import Link, TooLarge
 
 ACCOUNTS = """accounts {
   ROOMY { jetstream: enabled, users: [{user: roomy, password: x}] }

@@ -10,7 +10,7 @@ import nkeys
 import pytest
 from harness import NatsServer, run, running, settings, until
 from identities import Key, Operator, Pki
-from vicibridge.config import Config
+from vicibridge.config.model import Config
 
 Make = Callable[..., NatsServer]
 

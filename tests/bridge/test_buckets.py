@@ -18,9 +18,9 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.kv import KeyValue
 from test_console import outcome
-from test_mirroring import OLD_SERVER, child, listed, mirrored, sa, settled
+from test_mirror_worker import OLD_SERVER, child, listed, mirrored, sa, settled
 from test_operation import fetch
-from vicibridge.metrics import METRICS
+from vicibridge.ops.metrics import METRICS
 from vicibridge.service import Service
 
 from vicifast.testing import FakeCharon
@@ -31,10 +31,10 @@ ROOMY = {"max_bytes": -1, "max_msg_size": -1}
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VICIBRIDGE_HTTP__LISTEN", "127.0.0.1:0")
-    monkeypatch.setattr("vicibridge.ledger._FIRST_DELAY", 0.05)
-    monkeypatch.setattr("vicibridge.ledger._LONGEST_DELAY", 0.2)
-    monkeypatch.setattr("vicibridge.buckets._RETRY", 0.05)
-    monkeypatch.setattr("vicibridge.buckets._LONGEST_RETRY", 0.2)
+    monkeypatch.setattr("vicibridge.mirror.ledger._FIRST_DELAY", 0.05)
+    monkeypatch.setattr("vicibridge.mirror.ledger._LONGEST_DELAY", 0.2)
+    monkeypatch.setattr("vicibridge.mirror.buckets._RETRY", 0.05)
+    monkeypatch.setattr("vicibridge.mirror.buckets._LONGEST_RETRY", 0.2)
 
 
 def made(name: str, **config: Any) -> StreamConfig:
@@ -288,7 +288,7 @@ def test_a_bucket_that_never_acknowledges(nats_server: NatsServer, caplog: pytes
 
 
 def test_acknowledgements_that_end_while_running(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vicibridge.buckets._ACK_TIMEOUT", 0.3)
+    monkeypatch.setattr("vicibridge.mirror.buckets._ACK_TIMEOUT", 0.3)
 
     async def test() -> None:
         await nats_server.up()

@@ -13,7 +13,7 @@ import pytest
 from harness import NatsServer, run, service, settings, until, up
 from nats.js.api import DiscardPolicy, StreamConfig
 from vicibridge.client import BusError, Denied, Fleet, JetStreamError, Unavailable
-from vicibridge.config import Config, Gateway, Nats
+from vicibridge.config.model import Config, Gateway, Nats
 
 from vicifast import Message
 from vicifast.errors import CommandError, ConnectionClosed, EncodeError, RequestTimeout, UnknownCommand

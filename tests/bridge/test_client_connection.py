@@ -17,9 +17,9 @@ from identities import Operator
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
 from test_client_events import GOOD, SUBJECT, filled, take
-from vicibridge import values
 from vicibridge.client import Change, Events, Fleet
-from vicibridge.config import Nats
+from vicibridge.config.model import Nats
+from vicibridge.contract import bucket_values
 
 from vicifast.errors import ConnectionClosed, RequestTimeout
 
@@ -69,7 +69,7 @@ def test_all_that_is_read_goes_on_when_a_jwt_ends_and_its_file_is_fresh(
             await filled(other, 2)
             bucket = await other.jetstream().create_key_value(KeyValueConfig(bucket="VICI_SA"))
             for key in ("gw1.a.1", "gw1.b.2", "gw1.c.3"):
-                await bucket.put(key, values.dump({"n": 1}))
+                await bucket.put(key, bucket_values.dump({"n": 1}))
             plain, kept, new = fleet.subscribe(), fleet.subscribe(start=1), fleet.subscribe(start="new")
             async with plain, kept, new, fleet.subscribe(durable="pager") as durable, fleet.watch_sas() as watch:
                 assert await take(kept, 2) == await take(durable, 2) == [1, 2]
@@ -78,7 +78,7 @@ def test_all_that_is_read_goes_on_when_a_jwt_ends_and_its_file_is_fresh(
                 await ended(fleet)
                 # What happens while nobody is connected comes too, all but what a plain subscription cannot hear.
                 await filled(other, 5, first=3)
-                await bucket.put("gw1.a.1", values.dump({"n": 2}))
+                await bucket.put("gw1.a.1", bucket_values.dump({"n": 2}))
                 await bucket.purge("gw1.b.2")
                 numbers = [*range(3, 8), *await heard(other, plain, 8)]
                 assert await take(kept, len(numbers)) == await take(new, len(numbers)) == numbers

@@ -16,8 +16,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import KeyValueConfig
 from vicibridge.client import Completeness, Envelope, Events, Fleet, Gap, JetStreamError, SlowConsumer, unpack
-from vicibridge.envelope import Envelopes
-from vicibridge.subjects import filters
+from vicibridge.contract.subjects import filters
+from vicibridge.events.envelopes import Envelopes
 
 from vicifast import encode
 from vicifast.errors import ConnectionClosed

@@ -11,9 +11,9 @@ import pytest
 from harness import NatsServer, run, settings, until
 from nats.js.api import KeyValueConfig
 from nats.js.kv import KeyValue
-from vicibridge import values
 from vicibridge.client import Change, Fleet, JetStreamError
 from vicibridge.client.discovery import Node
+from vicibridge.contract import bucket_values
 from vicibridge.service import Service
 
 from vicifast.errors import ConnectionClosed
@@ -24,7 +24,7 @@ async def bucket(fleet: Fleet, name: str = "VICI_SA", **config: Any) -> KeyValue
 
 
 async def put(kv: KeyValue, key: str, **value: Any) -> None:
-    await kv.put(key, values.dump(value))
+    await kv.put(key, bucket_values.dump(value))
 
 
 def test_what_is_there_and_what_changes(nats_server: NatsServer) -> None:

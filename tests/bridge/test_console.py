@@ -20,8 +20,8 @@ from harness import NatsServer, run, until
 from identities import Operator, Pki
 from nats.js.api import KeyValueConfig
 from test_client_calls import SAS, a_fleet
-from vicibridge import values
 from vicibridge.client import Envelope, Fleet, JetStreamError
+from vicibridge.contract import bucket_values
 
 pytest.importorskip("rich", reason="the command line needs rich")
 
@@ -234,7 +234,7 @@ def test_credentials_that_end(make_nats_server: Callable[..., NatsServer], tmp_p
         await until(lambda: len(cut) == 3, 30)
         operator.write_credentials(creds)
         while not following.done():
-            await bucket.put("gw1.a.1", values.dump({"n": time.time()}))
+            await bucket.put("gw1.a.1", bucket_values.dump({"n": time.time()}))
             await other.publish("vici.gw1.log.IKE.1", msgpack.packb(LOG))
             await asyncio.wait([following], timeout=0.05)
         following.result()

@@ -15,10 +15,10 @@ import pytest
 from harness import NatsServer, run, running, service, settings, until, up
 from identities import Operator, Pki
 from test_operation import fetch
+from vicibridge.bus.connection import Link
+from vicibridge.bus.credentials import CredentialsError, read_credentials
 from vicibridge.client import Fleet, Unavailable
-from vicibridge.config import Nats
-from vicibridge.credentials import CredentialsError, read_credentials
-from vicibridge.link import Link
+from vicibridge.config.model import Nats
 
 from vicifast.testing import FakeCharon
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from pages import blocks
+from vicibridge.bus.nats_server import find_nats_server
 from vicibridge.cli import cli
-from vicibridge.natsserver import find_nats_server
 
 DATA = Path(__file__).parents[1] / "data"
 

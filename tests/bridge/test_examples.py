@@ -18,7 +18,7 @@ from harness import NatsServer, run
 from pages import NATS, Block, blocks, each
 from test_client_calls import a_fleet
 from test_console import LINE, SITE, SITES, mirrored
-from vicibridge.natsserver import free_port
+from vicibridge.bus.nats_server import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from harness import NatsServer, Witness, bucket, run, service, settings, until, up, witness
-from test_mirroring import child, listed, sa
+from test_mirror_worker import child, listed, sa
 from test_operation import Values, scraped, value
-from vicibridge.config import Config, Gateway
+from vicibridge.config.model import Config, Gateway
 from vicibridge.service import Service
 
 from vicifast.testing import FakeCharon

@@ -14,9 +14,9 @@ import pytest
 from harness import NatsServer, Witness, bucket, run, service, settings, until, up, witness
 from prometheus_client import generate_latest
 from test_service_commands import EVERYTHING, bridged, code, discover, ended, text
-from vicibridge.metrics import registry
+from vicibridge.contract.subjects import unescape
+from vicibridge.ops.metrics import registry
 from vicibridge.service import Service
-from vicibridge.subjects import unescape
 
 from vicifast import encode
 from vicifast.commands import COMMANDS, Danger

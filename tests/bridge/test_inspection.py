@@ -15,10 +15,10 @@ import nats
 import pytest
 from click.testing import CliRunner
 from harness import NatsServer, service, settings, until
+from vicibridge.bus.streams import bucket_stream, state_stream
 from vicibridge.cli import cli
 from vicibridge.client import Fleet, JetStreamError
-from vicibridge.streams import bucket_stream, state_stream
-from vicibridge.values import CONN, NODE, SA
+from vicibridge.contract.bucket_values import CONN, NODE, SA
 
 from vicifast.testing.blocking import FakeCharon
 

@@ -13,10 +13,10 @@ import nats
 import pytest
 from harness import NatsServer, envelopes, run, service, until, up
 from nats.js import JetStreamContext
-from test_mirroring import child, listed, sa, settled
+from test_mirror_worker import child, listed, sa, settled
+from vicibridge.bus.nats_server import free_port
 from vicibridge.client import Fleet, JetStreamError, Unavailable
-from vicibridge.config import Config, Gateway, Nats
-from vicibridge.natsserver import free_port
+from vicibridge.config.model import Config, Gateway, Nats
 from vicibridge.service import Service
 
 from vicifast.testing import FakeCharon

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from vicibridge import ledger
-from vicibridge.ledger import Ledger, Write
-from vicibridge.mirror import Key
+from vicibridge.mirror import ledger
+from vicibridge.mirror.ledger import Ledger, Write
+from vicibridge.mirror.model import Key
 
 A, B, CONN = ("VICI_SA", "gw1.a"), ("VICI_SA", "gw1.b"), ("VICI_CONN", "gw1.a")
 

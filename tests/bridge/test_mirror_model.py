@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from vicibridge.ledger import Comparison, Ledger, Write
-from vicibridge.mirror import Key, Mirror
-from vicibridge.snapshot import Difference, Snapshot
-from vicibridge.subjects import Subjects
+from vicibridge.contract.subjects import Subjects
+from vicibridge.mirror.ledger import Comparison, Ledger, Write
+from vicibridge.mirror.model import Key, Mirror
+from vicibridge.mirror.reconcile import Difference, Snapshot
 
 from vicifast import encode
 

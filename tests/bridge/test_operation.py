@@ -19,13 +19,13 @@ import aiohttp
 import pytest
 from harness import NatsServer, run, service, settings, start_bridge, until, up, witness
 from prometheus_client.parser import text_string_to_metric_families
-from vicibridge import journal
-from vicibridge.accounting import Counts
-from vicibridge.configfile import load
-from vicibridge.metrics import METRICS
-from vicibridge.pulse import Lag
+from vicibridge.config.file import load
+from vicibridge.events.losses import Counts
+from vicibridge.ops import logsetup
+from vicibridge.ops.metrics import METRICS
+from vicibridge.ops.systemd import Systemd
+from vicibridge.ops.watchdog import Lag
 from vicibridge.service import Service
-from vicibridge.systemd import Systemd
 
 from vicifast.testing import FakeCharon
 
@@ -235,7 +235,7 @@ def logged(capfd: pytest.CaptureFixture[str], level: str, form: str, *calls: Cal
     before = logging.root.level, logging.root.handlers
     try:
         logging.root.handlers = []
-        journal.set_up(settings("nats://h", logging={"level": level, "format": form}).logging)
+        logsetup.set_up(settings("nats://h", logging={"level": level, "format": form}).logging)
         for call in calls:
             call()
     finally:
@@ -254,13 +254,17 @@ def broken() -> None:
 
 def test_log_as_json(capfd: pytest.CaptureFixture[str]) -> None:
     line, error = logged(
-        capfd, "info", "json", lambda: logging.getLogger("vicibridge.bus").info('a "%s"\nline', "quoted"), broken
+        capfd,
+        "info",
+        "json",
+        lambda: logging.getLogger("vicibridge.bus.supervisor").info('a "%s"\nline', "quoted"),
+        broken,
     )
     parsed = json.loads(line)
     assert {**parsed, "time": ""} == {
         "time": "",
         "level": "info",
-        "logger": "vicibridge.bus",
+        "logger": "vicibridge.bus.supervisor",
         "message": 'a "quoted"\nline',
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", parsed["time"])
@@ -277,7 +281,7 @@ def test_log_never_repeats_a_line_at_the_rate_of_events(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(journal.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(logsetup.time, "monotonic", lambda: clock[0])
 
     def flood() -> None:
         for number in range(1000):

@@ -14,10 +14,10 @@ import pytest
 from harness import NatsServer, processed, run, service, settings, until, up
 from nats.aio.client import Client
 from test_console import outcome
-from test_mirroring import child, listed, sa, settled
+from test_mirror_worker import child, listed, sa, settled
 from vicibridge.client import Denied, Fleet
-from vicibridge.config import Config, Nats
-from vicibridge.inspection import inspect
+from vicibridge.config.model import Config, Nats
+from vicibridge.ops.inspection import inspect
 from vicibridge.service import Service
 
 from vicifast.commands import COMMANDS, Danger

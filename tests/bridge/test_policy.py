@@ -6,9 +6,9 @@ import itertools
 from typing import Any
 
 import pytest
-from vicibridge.config import Commands
-from vicibridge.policy import Policy, may_block
-from vicibridge.requests import Refusal
+from vicibridge.commands.policy import Policy, may_block
+from vicibridge.commands.request import Refusal
+from vicibridge.config.model import Commands
 
 from vicifast.commands import COMMANDS, Danger
 

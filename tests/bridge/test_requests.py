@@ -8,7 +8,14 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vicibridge.requests import Refusal, codec_of, decode_request, encode_list, encode_section, read_options
+from vicibridge.commands.request import (
+    Refusal,
+    codec_of,
+    decode_request,
+    encode_list,
+    encode_section,
+    read_options,
+)
 
 
 def refusal(payload: bytes) -> Refusal:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from harness import NatsServer, bucket, envelopes, run, service, settings, witness
-from test_raw import NOTICES
-from vicibridge import asyncapi
+from test_raw_envelopes import NOTICES
 from vicibridge.cli import cli
-from vicibridge.envelope import Envelopes
-from vicibridge.schema import BUCKETS, document, schemas
-from vicibridge.subjects import Subjects
+from vicibridge.contract import asyncapi
+from vicibridge.contract.schema import BUCKETS, document, schemas
+from vicibridge.contract.subjects import Subjects
+from vicibridge.events.envelopes import Envelopes
 
 from vicifast import encode
 from vicifast._wire import CMD_REQUEST, CMD_RESPONSE, EVENT

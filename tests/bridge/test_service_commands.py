@@ -14,9 +14,9 @@ import pytest
 from harness import NatsServer, Witness, run, service, settings, until, up, witness
 from nats.aio.msg import Msg
 from nats.micro.service import SEMVER_REGEX, ServiceInfo, ServicePing, ServiceStats
-from vicibridge.accounting import Tally
-from vicibridge.answer import Answer
-from vicibridge.link import Disconnected
+from vicibridge.bus.connection import Disconnected
+from vicibridge.commands.reply import Answer
+from vicibridge.events.losses import Tally
 from vicibridge.service import Service
 
 from vicifast.commands import COMMANDS, Danger
@@ -143,7 +143,7 @@ def test_connections_are_kept_a_while_and_none_after_an_error(
             await charon.start()
             [reply] = await someone.ask("vici.gw1.cmd.version")
             assert code(reply) == "200" and connections.connects == 4
-            monkeypatch.setattr("vicibridge.charon._IDLE", 0.05)
+            monkeypatch.setattr("vicibridge.commands.session_pool._IDLE", 0.05)
             await someone.ask("vici.gw1.cmd.version")
             await charon.connected(1)
 

@@ -9,9 +9,9 @@ import pytest
 from soak.account import AS_SPAN, BY_NUMBER, UNTOLD, WITH_BRIDGE, WITH_SERVER, Account
 from soak.ledger import Told
 from soak.notes import Fault, Notes
-from vicibridge.backlog import KILLED
 from vicibridge.client import Envelope
-from vicibridge.log import STOPPED
+from vicibridge.events.backlog import KILLED
+from vicibridge.events.log_publisher import STOPPED
 
 TOGETHER = 100  # lines in a moment, of which there is one in each second here
 

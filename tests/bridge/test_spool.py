@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from harness import NatsServer, run, settings, stored, until
-from vicibridge.accounting import Loss
-from vicibridge.backlog import KILLED, MEMORY_FULL, Backlog
-from vicibridge.bus import Bus
+from vicibridge.bus.streams import Stream
+from vicibridge.bus.supervisor import Bus
+from vicibridge.events.backlog import KILLED, MEMORY_FULL, Backlog
+from vicibridge.events.losses import Loss
+from vicibridge.events.spool import DAMAGED, FULL, OLD, Event, Note, Spool
+from vicibridge.events.state_publisher import StatePipeline
 from vicibridge.service import Service
-from vicibridge.spool import DAMAGED, FULL, OLD, Event, Note, Spool
-from vicibridge.state import StatePipeline
-from vicibridge.streams import Stream
 
 STREAM = Stream("VICI", ["vici.*.event.>", "vici.*.bridge.>"], 0)
 MIB = 1024 * 1024
@@ -473,7 +473,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 @needs_root
 def test_full_disk(nats_server: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "vicibridge.backlog")
+    caplog.set_level(logging.INFO, "vicibridge.events.backlog")
 
     async def test() -> None:
         boot = Boot(tmp_path / "disk" / "gw1.spool", "a", max_bytes=2 * MIB)

@@ -17,11 +17,11 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
 from nats.js.errors import BadRequestError
-from vicibridge.conditions import CONDITIONS, Condition
-from vicibridge.link import Link, reason_of
-from vicibridge.streams import MARKER, Stream, Unprovisioned, Unsuitable, bucket_stream, ensure
-from vicibridge.subjects import stream_subjects
-from vicibridge.values import NODE
+from vicibridge.bus.conditions import CONDITIONS, Condition
+from vicibridge.bus.connection import Link, reason_of
+from vicibridge.bus.streams import MARKER, Stream, Unprovisioned, Unsuitable, bucket_stream, ensure
+from vicibridge.contract.bucket_values import NODE
+from vicibridge.contract.subjects import stream_subjects
 
 SECOND, DAY = 10**9, 86400 * 10**9
 WANTED = Stream("VICI", stream_subjects("vici"), 7 * 86400, prefix="vici").config
@@ -498,7 +498,7 @@ HARMLESS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_what_breaks_no_promise_is_not_reported_and_left_alone(
     nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "vicibridge.streams")
+    caplog.set_level(logging.INFO, "vicibridge.bus.streams")
     of, config = HARMLESS[name]
     case = Case(name, of, config, unacknowledged)
 
@@ -606,7 +606,7 @@ def test_bind_creates_nothing_and_says_what_is_missing(nats_server: NatsServer) 
 def test_what_is_missing_is_created_without_a_problem(
     nats_server: NatsServer, provision: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "vicibridge.streams")
+    caplog.set_level(logging.INFO, "vicibridge.bus.streams")
 
     async def test() -> None:
         async with administered(nats_server) as (admin, link):

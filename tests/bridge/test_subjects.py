@@ -11,7 +11,7 @@ import pytest
 from harness import NatsServer, run
 from hypothesis import given
 from hypothesis import strategies as st
-from vicibridge.subjects import Subjects, covered, escape, overlap, stream_subjects, unescape
+from vicibridge.contract.subjects import Subjects, covered, escape, overlap, stream_subjects, unescape
 
 import vicifast
 

@@ -10,7 +10,7 @@ import pytest
 from harness import NatsServer, envelopes, run, service, settings, stored, until, up
 from vicibridge import gateway
 from vicibridge.client import Completeness, unpack
-from vicibridge.ratelimit import BURST, TokenBucket, UnauthenticatedLimit, unauthenticated
+from vicibridge.events.ratelimit import BURST, TokenBucket, UnauthenticatedLimit, unauthenticated
 from vicibridge.service import Service
 
 from vicifast import decode, encode

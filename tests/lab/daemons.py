@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from vicibridge.natsserver import find_nats_server, free_port
+from vicibridge.bus.nats_server import find_nats_server, free_port
 
 from vicifast.commands import release
 

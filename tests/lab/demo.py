@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 
 from rich.console import Console
+from vicibridge.bus.nats_server import NatsServerError
 from vicibridge.demo import DemoError, run_demo
-from vicibridge.natsserver import NatsServerError
 
 from . import Lab, LabError, sas
 

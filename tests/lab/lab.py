@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from vicibridge.natsserver import find_nats_server
+from vicibridge.bus.nats_server import find_nats_server
 
 from .daemons import CHARON, Charon, LabError, Namespace, NatsServer
 

@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vicibridge.backlog import KILLED
-from vicibridge.log import STOPPED
+from vicibridge.events.backlog import KILLED
+from vicibridge.events.log_publisher import STOPPED
 
 from .ledger import Hole, Ledger, Told
 from .notes import Notes

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from vicibridge.natsserver import NatsServer
+from vicibridge.bus.nats_server import NatsServer
 
 from vicifast.testing import FakeCharon
 

@@ -26,11 +26,9 @@ from vicifast.errors import (
 )
 from vicifast.protocol import Body, Call, Section, Values, check_text
 
-from .. import requests
-from ..answer import COUNT, PART
-from ..bus import Bus
-from ..link import Disconnected, Link, TooLarge, reason_of
-from ..raw import NODE
+from ..bus.connection import Disconnected, Link, TooLarge, reason_of
+from ..bus.supervisor import Bus
+from ..contract import names
 from .errors import BusError, Busy, Denied, Unavailable
 
 
@@ -55,7 +53,7 @@ class Calls:
 
     def __init__(self, bus: Bus, user: str | None) -> None:
         self._bus = bus
-        self._user = {} if user is None else {requests.USER_HEADER: user}
+        self._user = {} if user is None else {names.USER_HEADER: user}
         self._inbox = ""
         self._open: dict[str, Asked] = {}
         self._unlimited: set[str] = set()
@@ -106,7 +104,7 @@ class Calls:
             self._inbox, self._hearing = "", None
         for asked in failed:
             text = reason if deaf else f"this user may not publish to {asked.subject}"
-            asked.fail(Denied("NATS", asked.subject.rpartition(".")[2], requests.DENIED, text))
+            asked.fail(Denied("NATS", asked.subject.rpartition(".")[2], names.DENIED, text))
         return deaf or bool(failed)
 
     async def _serve(self, link: Link) -> None:
@@ -196,7 +194,7 @@ async def news(asked: Wakes) -> None:
 def is_no_responders(message: Msg) -> bool:
     """Whether NATS itself reports that nobody subscribes to the subject of the request."""
     headers = message.headers or {}
-    return not message.data and headers.get("Status") == "503" and NODE not in headers
+    return not message.data and headers.get(names.STATUS_HEADER) == "503" and names.NODE_HEADER not in headers
 
 
 class NodeCall(Call):
@@ -224,7 +222,7 @@ class NodeCall(Call):
         if self.done:
             return
         headers = message.headers or {}
-        if NODE not in headers and not is_no_responders(message):
+        if names.NODE_HEADER not in headers and not is_no_responders(message):
             self.captured_by = self.captured_by or _stream_of(message.data)
             return
         try:
@@ -232,17 +230,17 @@ class NodeCall(Call):
         except DecodeError as error:
             self.fail(error)
         except EncodeError as error:  # what stands in msgpack is not all VICI
-            self.fail(BusError(self.node, self.command, requests.BAD_ANSWER, str(error)))
+            self.fail(BusError(self.node, self.command, names.BAD_ANSWER, str(error)))
         if self.wake is not None:
             self.wake()
 
     def _take(self, data: bytes, headers: Mapping[str, str]) -> None:
-        code = headers.get("Nats-Service-Error-Code") or headers.get("Status", "")
+        code = headers.get(names.ERROR_CODE_HEADER) or headers.get(names.STATUS_HEADER, "")
         if code and code != "200":
             self.fail(_error(self.node, self.command, int(code), headers, data))
         elif code:
-            self._end(headers.get(COUNT, ""))
-        elif headers.get(PART) == "response":
+            self._end(headers.get(names.COUNT_HEADER, ""))
+        elif headers.get(names.PART_HEADER) == "response":
             self._told = self._read(data)
         elif self.event is None:
             self._finish(self._read(data))
@@ -254,7 +252,7 @@ class NodeCall(Call):
     def _end(self, count: str) -> None:
         if count != str(self._count):
             text = f"{self._count} parts of {count} have come, the others were lost"
-            self.fail(BusError(self.node, self.command, requests.BAD_ANSWER, text))
+            self.fail(BusError(self.node, self.command, names.BAD_ANSWER, text))
             return
         good: dict[str, object] = {"success": "yes"} if COMMANDS[self.command].result else {}
         self._finish(self._told if self._told is not None else _value(_wire.encode(good), self._values))
@@ -303,26 +301,26 @@ def encode_request(command: str, message: Mapping[str, object] | None) -> bytes:
 
 def request_headers(timeout: float | None) -> dict[str, str]:
     """Return the headers that tell a bridge how long it may take."""
-    return {} if timeout is None else {requests.TIMEOUT_HEADER: f"{timeout:g}"}
+    return {} if timeout is None else {names.TIMEOUT_HEADER: f"{timeout:g}"}
 
 
 def _error(node: str, command: str, code: int, headers: Mapping[str, str], data: bytes) -> ViciError:
     """Return what a session would raise, or its counterpart on the bus."""
-    text = headers.get("Nats-Service-Error") or headers.get("Description")
-    if "Nats-Service-Error-Code" not in headers and code == requests.UNAVAILABLE:
+    text = headers.get(names.ERROR_HEADER) or headers.get(names.DESCRIPTION_HEADER)
+    if names.ERROR_CODE_HEADER not in headers and code == names.UNAVAILABLE:
         text = "no bridge serves it"  # says NATS, as nobody listens
     kinds: dict[int, Any] = {
-        requests.DENIED: Denied,
-        requests.BUSY: Busy,
-        requests.UNAVAILABLE: Unavailable,
+        names.DENIED: Denied,
+        names.BUSY: Busy,
+        names.UNAVAILABLE: Unavailable,
     }
     match code:
-        case requests.UNKNOWN:
+        case names.UNKNOWN:
             return UnknownCommand(command)
-        case requests.FAILED:
+        case names.FAILED:
             response: dict[str, object] = {"success": "no", "errmsg": text or ""}
             return CommandError(command, text or "", _wire.decode(_wire.from_msgpack(data)) if data else response)
-        case requests.TIMEOUT:
+        case names.TIMEOUT:
             return RequestTimeout(f"{node}: {command}: {text}")
     error: ViciError = kinds.get(code, BusError)(node, command, code, text or f"error {code}")
     return error

@@ -15,10 +15,10 @@ from nats.errors import Error as NatsError
 
 from vicifast.errors import ViciError
 
-from ..bucket_reader import BucketReader, Entry
-from ..discovery import NAME
-from ..link import Link
-from ..values import HEARTBEATS, NODE, NodeValue, load
+from ..bus.bucket_reader import BucketReader, Entry
+from ..bus.connection import Link
+from ..contract.bucket_values import HEARTBEATS, NODE, NodeValue, load
+from ..contract.names import SERVICE
 from .calls import Calls, is_no_responders, news
 
 
@@ -100,7 +100,7 @@ class Discovery:
     """Gathers what the instances of the service say of themselves."""
 
     def __init__(self, what: str) -> None:
-        self.subject = f"$SRV.{what}.{NAME}"
+        self.subject = f"$SRV.{what}.{SERVICE}"
         self.found: list[Mapping[str, Any]] = []
         self.wake: Callable[[], None] | None = None
         self._ended = False
@@ -144,4 +144,4 @@ def _instance(answer: bytes) -> Mapping[str, Any] | None:
         told = json.loads(answer)
     except ValueError:
         return None
-    return told if isinstance(told, dict) and told.get("name") == NAME else None
+    return told if isinstance(told, dict) and told.get("name") == SERVICE else None

@@ -12,8 +12,8 @@ from nats.aio.msg import Msg
 
 from vicifast import _wire
 
-from .. import raw, values
-from ..notices import NOTICES, from_vici
+from ..contract import bucket_values, names
+from ..contract.bridge_events import NOTICES, from_vici
 
 Kind = Literal["state", "log"]
 
@@ -42,7 +42,7 @@ def unpack(message: Msg) -> list[Envelope]:
     """Return the envelopes in a message, of whatever codec; ValueError when it holds something else."""
     payload, subject, headers = message.data, message.subject, message.headers or {}
     try:
-        if raw.EVENT in headers:
+        if names.EVENT_HEADER in headers:
             return [_raw(headers, payload, subject)]
         found = _json(payload) if payload[:1] == b"{" else _msgpack(payload)
         return [Envelope(e["node"], e["boot"], e["seq"], e["time"], e["event"], e["data"], subject) for e in found]
@@ -51,7 +51,10 @@ def unpack(message: Msg) -> list[Envelope]:
 
 
 def _raw(headers: Mapping[str, str], payload: bytes, subject: str) -> Envelope:
-    node, boot, seq, time, event = (headers[name] for name in (raw.NODE, raw.BOOT, raw.SEQ, raw.TIME, raw.EVENT))
+    node, boot, seq, time, event = (
+        headers[name]
+        for name in (names.NODE_HEADER, names.BOOT_HEADER, names.SEQ_HEADER, names.TIME_HEADER, names.EVENT_HEADER)
+    )
     data: dict[str, Any] = _wire.decode(payload)
     if event in NOTICES:
         data = from_vici(event, data)
@@ -59,7 +62,7 @@ def _raw(headers: Mapping[str, str], payload: bytes, subject: str) -> Envelope:
 
 
 def _json(payload: bytes) -> Iterator[Mapping[str, Any]]:
-    return map(values.load, payload.splitlines())
+    return map(bucket_values.load, payload.splitlines())
 
 
 def _msgpack(payload: bytes) -> Iterator[Mapping[str, Any]]:

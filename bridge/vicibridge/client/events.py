@@ -17,8 +17,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from ..bus import Bus
-from ..link import Disconnected, Link
+from ..bus.connection import Disconnected, Link
+from ..bus.supervisor import Bus
 from .calls import news
 from .envelopes import Envelope, unpack
 from .errors import JetStreamError, SlowConsumer

@@ -15,8 +15,8 @@ from vicifast.methods import DEFAULT, Commands
 from vicifast.protocol import Values
 from vicifast.session import M
 
-from ..raw import NODE
-from ..subjects import ALL_NODES, command_subject, unescape
+from ..contract.names import NODE_HEADER
+from ..contract.subjects import ALL_NODES, command_subject, unescape
 from .calls import Calls, NodeCall, encode_request, is_no_responders, news, request_headers
 
 
@@ -124,7 +124,7 @@ class Answers(Generic[M]):
             self.fail(error)
 
     def take(self, message: Msg) -> None:
-        token = (message.headers or {}).get(NODE)
+        token = (message.headers or {}).get(NODE_HEADER)
         if token is None:
             if not is_no_responders(message):
                 return  # an acknowledgement of JetStream: a stream captures the request

@@ -15,11 +15,11 @@ from vicifast.errors import ConnectionClosed
 from vicifast.methods import DEFAULT
 from vicifast.protocol import Section, Values
 
-from ..bus import Bus, Refused
-from ..config import Nats, hide
-from ..link import Disconnected, Link
-from ..subjects import escape, filters
-from ..values import CONN, NODE, SA, ConnValue, NodeValue, SaValue
+from ..bus.connection import Disconnected, Link
+from ..bus.supervisor import Bus, Refused
+from ..config.model import Nats, hide
+from ..contract.bucket_values import CONN, NODE, SA, ConnValue, NodeValue, SaValue
+from ..contract.subjects import escape, filters
 from .calls import Calls
 from .discovery import Node, take_inventory
 from .events import LIMIT, Events, Kept, Start
@@ -35,7 +35,7 @@ _CLOSE_TIMEOUT = 2.0
 class Fleet:
     """Gateways behind bridges, by way of a NATS system: their commands, events and state.
 
-    `nats` is the address of a server, several of them, or a `vicibridge.config.Nats` with credentials and TLS. `prefix`
+    `nats` is the address of a server, several of them, or a `NatsConfig` with credentials and TLS. `prefix`
     is the bridges' own, by default what `nats` has or `vici`. `timeout` is the sessions' default, in seconds. `user` is
     who the bridges' audit shall say has asked.
 

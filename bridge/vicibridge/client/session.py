@@ -11,7 +11,7 @@ from vicifast.methods import DEFAULT, Commands
 from vicifast.protocol import Values, stream_event
 from vicifast.session import M
 
-from ..subjects import command_subject
+from ..contract.subjects import command_subject
 from .calls import Calls, NodeCall, encode_request, request_headers
 
 

@@ -16,8 +16,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
 
 from vicifast.errors import ConnectionClosed, ViciError
 
-from ..bus import Bus
-from ..link import Disconnected, Link, reason_of
+from ..bus.connection import Disconnected, Link, reason_of
+from ..bus.supervisor import Bus
 from .errors import JetStreamError
 
 _logger = logging.getLogger(__name__)

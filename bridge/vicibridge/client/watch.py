@@ -9,9 +9,9 @@ import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
-from .. import values
-from ..bus import Bus
-from ..link import Link
+from ..bus.connection import Link
+from ..bus.supervisor import Bus
+from ..contract import bucket_values
 from .calls import news
 from .errors import JetStreamError
 from .source import Ordered, Source
@@ -28,7 +28,7 @@ class Change(NamedTuple, Generic[V]):
 
 
 class Watch(Source, Generic[V]):
-    """What is in a bucket, and then its changes, as an async iterator of `Change`; see `vicibridge.values`.
+    """What is in a bucket, and then its changes, as an async iterator of `Change`; see `bucket_values`.
 
     `current` is all of it by key, complete once the watch is entered, and as it was while NATS is not connected: what
     has changed meanwhile comes after that. A key that changes faster than its changes are taken comes once, with its
@@ -65,7 +65,7 @@ class Watch(Source, Generic[V]):
 
     async def _take(self, message: Msg) -> None:
         key = message.subject.removeprefix(self._prefix)
-        if values.is_gone(message.headers):
+        if bucket_values.is_gone(message.headers):
             self._set(key, None)
         else:
             self._read_value(key, message.data)
@@ -77,7 +77,7 @@ class Watch(Source, Generic[V]):
         if self._listed is not None:
             self._listed.add(key)
         try:
-            self._set(key, cast(V, values.load(data)))
+            self._set(key, cast(V, bucket_values.load(data)))
         except ValueError as error:
             self.current.pop(key, None)
             self._changed[key] = ValueError(f"{self._bucket}: {key}: {error}")

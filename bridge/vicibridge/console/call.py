@@ -17,7 +17,7 @@ from vicifast.commands import COMMANDS
 from vicifast.results import LogLine
 
 from ..client import Answer, Fleet
-from ..subjects import ALL_NODES
+from ..contract.subjects import ALL_NODES
 from .common import EPILOG, Reach, code_of, reaches
 
 

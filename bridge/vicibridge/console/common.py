@@ -24,8 +24,8 @@ from vicifast.cli.output import shown
 from vicifast.errors import ViciError
 
 from ..client import Busy, Denied, Fleet, Unavailable
-from ..config import Nats
-from ..configfile import SettingsProblem, explain, load
+from ..config.file import SettingsProblem, explain, load
+from ..config.model import Nats
 
 DENIED = 4
 CODES = {

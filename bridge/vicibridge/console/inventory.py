@@ -18,9 +18,9 @@ from vicifast.cli import tables
 from vicifast.cli.common import results, until_interrupted
 from vicifast.cli.output import ReceivedMessage, shown
 
-from .. import values
 from ..client import Change, Fleet, Node, Watch
-from ..values import SaValue
+from ..contract import bucket_values
+from ..contract.bucket_values import SaValue
 from .common import EPILOG, Reach, below_trouble, reaches
 
 _REFRESH = 0.25  # seconds between two pictures of a live table
@@ -94,14 +94,14 @@ def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: b
 async def _write(mirror: Watch[SaValue], on: bool) -> None:
     if not on:
         for value in mirror.current.values():
-            click.echo(values.dump(value))
+            click.echo(bucket_values.dump(value))
         return
     async for change in mirror:
         click.echo(_line(change))
 
 
 def _line(change: Change[SaValue]) -> bytes:
-    return values.dump({"key": change.key, "value": change.value})
+    return bucket_values.dump({"key": change.key, "value": change.value})
 
 
 async def _follow(fleet: Fleet, mirror: Watch[SaValue]) -> None:

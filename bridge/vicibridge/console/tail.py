@@ -15,9 +15,9 @@ from vicifast.cli.events import told
 from vicifast.cli.output import shown
 from vicifast.errors import ViciError
 
-from .. import values
 from ..client import Completeness, Envelope, Events, Fleet, Gap, SlowConsumer
-from ..subjects import kind_of
+from ..contract import bucket_values
+from ..contract.subjects import kind_of
 from .common import EPILOG, Reach, reaches
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -48,7 +48,7 @@ def text_of(envelope: Envelope) -> list[str]:
     """Return an envelope as lines for people."""
     with contextlib.suppress(ViciError):  # what a bridge tells of itself has numbers, and nothing, too
         return told(envelope.event, envelope.data)
-    return [shown(f"{envelope.event} {values.dump(envelope.data).decode()}")]
+    return [shown(f"{envelope.event} {bucket_values.dump(envelope.data).decode()}")]
 
 
 def coloured(envelope: Envelope, lines: Sequence[str]) -> str:
@@ -147,7 +147,7 @@ async def write(source: Events, wanted: Filter, count: int | None, as_json: bool
             lines = wanted.lines(envelope)
             if not lines:
                 continue
-            text += values.dump(envelope._asdict()).decode() + "\n" if as_json else coloured(envelope, lines)
+            text += bucket_values.dump(envelope._asdict()).decode() + "\n" if as_json else coloured(envelope, lines)
             if count is not None and (count := count - 1) == 0:
                 break
         click.echo(text, nl=False)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 SLOW = """
 import time
 from vicibridge.cli import cli
-from vicibridge.spool import Spool
+from vicibridge.events.spool import Spool
 
 read = Spool.read
 Spool.read = lambda *arguments: (time.sleep(0.1), read(*arguments))[1]

@@ -1,0 +1,157 @@
+"""What a key-value bucket holds, entry by entry: by direct gets in batches, which leave nothing behind in JetStream.
+
+Servers before 2.11, and buckets without `allow_direct`, do not answer those, and where a bucket keeps a history they
+would give all of it. There a consumer lists the bucket, and is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import NamedTuple, Self, TypeAlias
+
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js.api import DeliverPolicy
+from nats.js.errors import APIError
+
+from ..contract.bucket_values import is_gone
+from .connection import Link
+
+_TIMEOUT = 5.0  # seconds for the next entry
+_PAGE = 500  # entries
+_PAGE_BYTES = 4 * 1024 * 1024
+
+
+class Entry(NamedTuple):
+    """What is at a key; `value` is None where it was deleted, and a mark of that is there."""
+
+    key: str
+    revision: int
+    value: bytes | None
+
+
+Take: TypeAlias = Callable[[list[Entry]], Awaitable[None]]
+
+
+class _Unsupported(Exception):
+    """There are no direct gets in batches."""
+
+
+class BucketReader:
+    """Reads buckets over one link, one at a time, in an `async with`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._inbox = link.new_inbox()
+        self._page = 0
+        self._answers: list[Msg] = []
+        self._moved = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_answer)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._link.release_inbox(self._inbox)
+        with suppress(NatsError, OSError):  # the connection may have ended
+            await self._subscription.unsubscribe()
+
+    async def read(self, bucket: str, keys: str, take: Take, *, history: bool, values: bool) -> None:
+        """Give `take` the last entry of each of `keys`, a page at a time; one that changes meanwhile may come twice.
+
+        `history` is that the bucket may keep more than the last. Without `values` they may be empty. Raises
+        TimeoutError when the server does not go on, or what JetStream says.
+        """
+        try:
+            if history:
+                raise _Unsupported
+            await self._read_directly(bucket, keys, take)
+        except _Unsupported:
+            await self._read_by_consumer(bucket, keys, take, values)
+
+    async def _read_directly(self, bucket: str, keys: str, take: Take) -> None:
+        # Not multi_last, which refuses more than 1024 keys: a bucket has one entry of each key, so the next ones do.
+        start, more = 1, True
+        while more:
+            wanted = {"seq": start, "next_by_subj": f"$KV.{bucket}.{keys}", "batch": _PAGE, "max_bytes": _PAGE_BYTES}
+            page, more = await self._get(bucket, json.dumps(wanted).encode())
+            if page:
+                start = page[-1].revision + 1
+                await take(page)
+
+    async def _get(self, bucket: str, wanted: bytes) -> tuple[list[Entry], bool]:
+        """Return the entries of one page, and whether there are more."""
+        self._page += 1
+        self._answers.clear()
+        await self._link.publish(f"$JS.API.DIRECT.GET.KV_{bucket}", wanted, f"{self._inbox}.{self._page}")
+        status = ""
+        while not status:
+            self._moved.clear()
+            await self._link.unless_lost(asyncio.wait_for(self._moved.wait(), _TIMEOUT))
+            end = self._answers[-1].headers or {}
+            status = end.get("Status", "")
+            if not status and "Nats-Num-Pending" not in end:
+                raise _Unsupported
+        if status == "503":
+            raise _Unsupported
+        if status not in ("204", "404"):
+            raise APIError(code=int(status), description=end.get("Description"))
+        entries = [_entry(bucket, message) for message in self._answers[:-1]]
+        return entries, bool(entries) and end.get("Nats-Num-Pending") != "0"
+
+    async def _on_answer(self, message: Msg) -> None:
+        if message.subject == f"{self._inbox}.{self._page}":  # others are of a page that was given up
+            self._answers.append(message)
+            self._moved.set()
+
+    async def _read_by_consumer(self, bucket: str, keys: str, take: Take, values: bool) -> None:
+        entries: list[Entry] = []
+        left = -1  # entries to come, as far as is known
+
+        async def on_entry(message: Msg) -> None:
+            nonlocal left
+            metadata = message.metadata
+            value = None if is_gone(message.headers) else message.data
+            entries.append(Entry(_key(bucket, message.subject), metadata.sequence.stream, value))
+            left = metadata.num_pending
+            self._moved.set()
+
+        jetstream, stream = self._link.jetstream, f"KV_{bucket}"
+        subscription = await self._link.unless_lost(
+            jetstream.subscribe(
+                f"$KV.{bucket}.{keys}",
+                stream=stream,
+                cb=on_entry,
+                ordered_consumer=True,
+                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                headers_only=not values,
+            )
+        )
+        info = await self._link.unless_lost(subscription.consumer_info())
+        try:
+            if not info.num_pending and not (info.delivered and info.delivered.consumer_seq):
+                left = 0
+            while left or entries:
+                if not entries:
+                    self._moved.clear()
+                    await self._link.unless_lost(asyncio.wait_for(self._moved.wait(), _TIMEOUT))
+                page, entries[:] = list(entries), []
+                await take(page)
+        finally:
+            # When the link is lost, the server deletes the consumer five seconds later.
+            with suppress(NatsError):
+                await subscription.unsubscribe()
+                await self._link.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{info.name}", b"")
+
+
+def _entry(bucket: str, message: Msg) -> Entry:
+    headers = message.headers or {}
+    value = None if is_gone(headers) else message.data
+    return Entry(_key(bucket, headers["Nats-Subject"]), int(headers["Nats-Sequence"]), value)
+
+
+def _key(bucket: str, subject: str) -> str:
+    return subject.removeprefix(f"$KV.{bucket}.")

@@ -1,0 +1,357 @@
+"""What a stream or bucket made by others must not be like: the promise that breaks, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+
+from vicifast import _wire
+
+from ..contract.subjects import covered, overlap
+
+Grade = Literal["error", "warning", "note"]
+"""error: the bridge cannot do its work; warning: a promise does not hold; note: a limit, which may be intended."""
+
+_LARGEST = _wire.MAX_PACKET + 64 * 1024  # bytes: the largest message of charon, and its envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A promise of the bridge that does not hold; `text` says what is wrong, what follows, and how to mend it.
+
+    With `blocks` JetStream acknowledges nothing that is published there.
+    """
+
+    grade: Grade
+    text: str
+    blocks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A stream that the bridge needs: `wanted` as the bridge creates it, `prefix` of the bridge's other subjects."""
+
+    wanted: StreamConfig
+    prefix: str = ""
+
+    @property
+    def name(self) -> str:
+        return str(self.wanted.name)
+
+    @property
+    def subjects(self) -> list[str]:
+        return self.wanted.subjects or []
+
+    @property
+    def kind(self) -> Literal["stream", "bucket"]:
+        return "bucket" if self.name.startswith("KV_") else "stream"
+
+    def __str__(self) -> str:
+        return f"the {self.kind} {self.name.removeprefix('KV_')}"
+
+
+Find = Callable[[StreamConfig, Target], str]
+Add = Callable[[StreamConfig, Target], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One way in which a stream or bucket breaks a promise.
+
+    `find` returns what is wrong, as what follows the name in a sentence; nothing when all is well. `mend` is a command
+    or an instruction. `add` returns what `provision = "reconcile"` sets: never less than what is kept or accepted now.
+    """
+
+    property: str
+    of: Literal["stream", "bucket", "both"]
+    grade: Grade
+    find: Find
+    breaks: str
+    mend: str
+    add: Add | None = None
+    blocks: bool = False
+
+    def problem(self, present: StreamConfig, target: Target) -> Problem | None:
+        """Return what is wrong with a stream by this condition."""
+        wrong = self.find(present, target) if self.of in ("both", target.kind) else ""
+        if not wrong:
+            return None
+        facts = {
+            "name": target.name,
+            "subjects": ",".join(_apart(present, target)),
+            "age": _duration(target.wanted.max_age or 0),
+            "window": _duration(target.wanted.duplicate_window),
+        }
+        return Problem(self.grade, f"{target} {wrong}: {self.breaks}; {self.mend.format(**facts)}", self.blocks)
+
+
+def problems(present: StreamConfig, target: Target) -> list[Problem]:
+    """Return what is wrong with a stream or bucket; of one that takes nothing, only that."""
+    found = [problem for condition in CONDITIONS if (problem := condition.problem(present, target))]
+    return [problem for problem in found if problem.blocks] or found
+
+
+def _apart(present: StreamConfig, target: Target) -> list[str]:
+    """Return the subjects that a stream needs, with those that it has and that are neither commands nor in the way."""
+    log, commands = f"{target.prefix}.*.log.>", f"{target.prefix}.*.cmd.*"
+    has = present.subjects or []
+    needed = [*target.subjects, *([log] if target.prefix and any(overlap(log, subject) for subject in has) else [])]
+    return [*needed, *(one for one in has if not any(overlap(one, other) for other in (*needed, commands)))]
+
+
+def _is(text: str, **properties: object) -> Find:
+    return lambda present, _: text if all(getattr(present, key) == value for key, value in properties.items()) else ""
+
+
+def _number(key: str, below: int = 0) -> Find:
+    """Find a property that is above 0, and less than `below` if that is given."""
+
+    def find(present: StreamConfig, _: Target) -> str:
+        value = getattr(present, key) or 0
+        return f"has {key} = {value}" if value > 0 and (not below or value < below) else ""
+
+    return find
+
+
+def _limit(discard: DiscardPolicy) -> Find:
+    """Find a limit at which a stream refuses messages (new) or deletes its oldest (old)."""
+
+    def find(present: StreamConfig, _: Target) -> str:
+        limits = [f"{key} = {value}" for key in ("max_bytes", "max_msgs") if (value := getattr(present, key) or 0) > 0]
+        return (
+            f"has {' and '.join(limits)} with discard = {discard.value}"
+            if limits and present.discard == discard
+            else ""
+        )
+
+    return find
+
+
+def _short_age(present: StreamConfig, target: Target) -> str:
+    age, wanted = present.max_age or 0, target.wanted.max_age or 0
+    return f"has max_age = {_duration(age)}" if age and (not wanted or age < wanted) else ""
+
+
+def _short_window(present: StreamConfig, target: Target) -> str:
+    window = present.duplicate_window or 0
+    return f"has duplicate_window = {_duration(window)}" if window < target.wanted.duplicate_window else ""
+
+
+def uncovered(present: StreamConfig, target: Target) -> list[str]:
+    """Return the subjects of `target` that a stream does not take, or not all of."""
+    return [subject for subject in target.subjects if not covered(subject, present.subjects or ())]
+
+
+def _lacks_subjects(present: StreamConfig, target: Target) -> str:
+    missing = uncovered(present, target) if not present.mirror else []
+    return f"does not take the subjects {', '.join(missing)}" if missing else ""
+
+
+def _add_subjects(present: StreamConfig, target: Target) -> Mapping[str, Any]:
+    """Add what is missing in place of what that covers; nothing when it would overlap with what has to stay."""
+    missing = uncovered(present, target)
+    kept = [subject for subject in present.subjects or () if not covered(subject, missing)]
+    apart = not any(overlap(one, other) for one in kept for other in missing)
+    return {"subjects": [*kept, *missing]} if apart else {}
+
+
+def _captures_commands(present: StreamConfig, target: Target) -> str:
+    commands = f"{target.prefix}.*.cmd.*"
+    capturing = [subject for subject in present.subjects or () if target.prefix and overlap(subject, commands)]
+    return f"captures requests ({', '.join(capturing)})" if capturing else ""
+
+
+def _transforms(present: StreamConfig, target: Target) -> str:
+    transform = present.subject_transform
+    if not transform or not any(overlap(transform.src or ">", subject) for subject in target.subjects):
+        return ""
+    return f"has a subject_transform to {transform.dest}"
+
+
+def _no_rollups(present: StreamConfig, _: Target) -> str:
+    return "" if present.allow_rollup_hdrs or present.deny_purge else "has no allow_rollup_hdrs"
+
+
+def _no_expiry(present: StreamConfig, _: Target) -> str:
+    # Servers that can let messages expire, those from 2.11 on, tell their level here.
+    able = "_nats.level" in (present.metadata or {})
+    return "has no allow_msg_ttl" if able and not present.allow_msg_ttl else ""
+
+
+def _no_markers(present: StreamConfig, _: Target) -> str:
+    return "has no subject_delete_marker_ttl" if present.allow_msg_ttl and not present.subject_delete_marker_ttl else ""
+
+
+def _sets(**values: object) -> Add:
+    return lambda _, target: values
+
+
+def _as_wanted(*keys: str) -> Add:
+    return lambda _, target: {key: getattr(target.wanted, key) for key in keys}
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as the `nats` command takes it."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size and not seconds % size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
+_EDIT = "run nats stream edit {name} "
+CAPTURED = "JetStream answers requests before the bridge does, stores their secrets, and hides that no bridge listens"
+"""What follows when a stream captures requests."""
+_ANEW = "delete it, and create it anew or let the bridge do it, as this cannot be changed"
+
+# fmt: off
+CONDITIONS = (
+    Condition(
+        "no_ack", "both", "error", _is("has no_ack", no_ack=True),
+        "JetStream acknowledges nothing, so nothing counts as stored",
+        _EDIT + "--ack", _sets(no_ack=False), blocks=True,
+    ),
+    Condition(
+        "sealed", "both", "error", _is("is sealed", sealed=True),
+        "JetStream stores nothing in it any more", _ANEW, blocks=True,
+    ),
+    Condition(
+        "mirror", "both", "error", lambda present, _: f"is a mirror of {present.mirror.name}" if present.mirror else "",
+        "a mirror takes messages from another stream only, and none from the bridge",
+        "delete it, and create it anew or let the bridge do it",
+    ),
+    Condition(
+        "allow_msg_counter", "both", "error", _is("has allow_msg_counter", allow_msg_counter=True),
+        "JetStream refuses every message that is not an increment", _ANEW, blocks=True,
+    ),
+    Condition(
+        "subjects", "both", "error", _lacks_subjects,
+        "nothing stores what the bridge publishes there", _EDIT + "--subjects='{subjects}'", _add_subjects,
+    ),
+    Condition(
+        "subjects of requests", "stream", "warning", _captures_commands,
+        CAPTURED,
+        _EDIT + "--subjects='{subjects}'",
+    ),
+    Condition(
+        "subject_transform", "both", "error", _transforms,
+        "what the bridge publishes is stored under other subjects, where no reader finds it", _EDIT + "--no-transform",
+    ),
+    Condition(
+        "retention = interest", "both", "error", _is("has retention = interest", retention=RetentionPolicy.INTEREST),
+        "JetStream acknowledges and drops what no consumer waits for",
+        _EDIT + "--retention=limits", _sets(retention=RetentionPolicy.LIMITS),
+    ),
+    Condition(
+        "retention = workqueue", "stream", "warning",
+        _is("has retention = workqueue", retention=RetentionPolicy.WORK_QUEUE),
+        "each event goes to one consumer only, and reading with a start is refused", _ANEW,
+    ),
+    Condition(
+        "retention = workqueue", "bucket", "error",
+        _is("has retention = workqueue", retention=RetentionPolicy.WORK_QUEUE),
+        "JetStream refuses to let anybody watch the mirror", _ANEW,
+    ),
+    Condition(
+        "discard_new_per_subject", "stream", "error", _is("has discard_new_per_subject", discard_new_per_subject=True),
+        "JetStream refuses an event when its subject has max_msgs_per_subject events",
+        _EDIT + "--no-discard-per-subject --max-msgs-per-subject=-1",
+        _sets(discard_new_per_subject=False, max_msgs_per_subject=-1),
+    ),
+    Condition(
+        "discard_new_per_subject", "bucket", "error", _is("has discard_new_per_subject", discard_new_per_subject=True),
+        "JetStream refuses to change a key that is there",
+        _EDIT + "--no-discard-per-subject", _sets(discard_new_per_subject=False),
+    ),
+    Condition(
+        "max_msgs_per_subject", "stream", "warning", _number("max_msgs_per_subject"),
+        "older events of the same tunnel are deleted before stream_max_age_days",
+        _EDIT + "--max-msgs-per-subject=-1", _sets(max_msgs_per_subject=-1),
+    ),
+    Condition(
+        "max_msgs_per_subject", "bucket", "warning",
+        lambda present, _: "" if present.max_msgs_per_subject > 0 else "has no max_msgs_per_subject",
+        "every value ever written is kept, so the bucket grows without limit", _EDIT + "--max-msgs-per-subject=1",
+    ),
+    Condition(
+        "max_age", "stream", "warning", _short_age,
+        "events are deleted before stream_max_age_days",
+        _EDIT + "--max-age={age}, or lower stream_max_age_days", _as_wanted("max_age"),
+    ),
+    Condition(
+        "max_age", "bucket", "warning", _short_age,
+        "values that still hold vanish from the mirror, until the bridge next compares it",
+        _EDIT + "--max-age=0s", _sets(max_age=0),
+    ),
+    Condition(
+        "max_bytes, max_msgs, discard = old", "stream", "note", _limit(DiscardPolicy.OLD),
+        "when it is full, the oldest events are deleted before stream_max_age_days",
+        _EDIT + "--max-bytes=-1 --max-msgs=-1, unless this is intended",
+    ),
+    Condition(
+        "max_bytes, max_msgs, discard = new", "stream", "warning", _limit(DiscardPolicy.NEW),
+        "when it is full, JetStream refuses events: they wait in the spool, and the oldest are lost when that is full",
+        _EDIT + "--discard=old",
+    ),
+    Condition(
+        "max_bytes, max_msgs, discard = old", "bucket", "warning", _limit(DiscardPolicy.OLD),
+        "when it is full, keys vanish from the mirror",
+        _EDIT + "--max-bytes=-1 --max-msgs=-1 --discard=new", _sets(discard=DiscardPolicy.NEW),
+    ),
+    Condition(
+        "max_bytes, max_msgs, discard = new", "bucket", "warning", _limit(DiscardPolicy.NEW),
+        "when it is full, JetStream refuses changes, deletions too, and the mirror is incomplete",
+        _EDIT + "--max-bytes=-1 --max-msgs=-1",
+    ),
+    Condition(
+        "max_msg_size", "both", "warning", _number("max_msg_size", below=_LARGEST),
+        "JetStream refuses larger messages, and charon's have up to 512 KiB", _EDIT + "--max-msg-size=-1",
+    ),
+    Condition(
+        "max_consumers", "both", "warning", _number("max_consumers"),
+        "JetStream refuses further readers", _EDIT + "--max-consumers=0",
+    ),
+    Condition(
+        "duplicate_window", "stream", "warning", _short_window,
+        "an event that is sent again after a longer outage is stored twice",
+        _EDIT + "--dupe-window={window}", _as_wanted("duplicate_window"),
+    ),
+    Condition(
+        "storage = memory", "stream", "warning", _is("has storage = memory", storage=StorageType.MEMORY),
+        "acknowledged events are lost when the server restarts", _ANEW,
+    ),
+    Condition(
+        "storage = memory", "bucket", "warning", _is("has storage = memory", storage=StorageType.MEMORY),
+        "the mirror is lost when the server restarts, until a bridge writes it again", _ANEW,
+    ),
+    Condition(
+        "deny_purge", "bucket", "error", _is("has deny_purge", deny_purge=True),
+        "JetStream refuses to delete keys, so SAs that ended stay in the mirror", _ANEW,
+    ),
+    Condition(
+        "allow_rollup_hdrs", "bucket", "error", _no_rollups,
+        "JetStream refuses to delete keys, so SAs that ended stay in the mirror",
+        _EDIT + "--allow-rollup", _sets(allow_rollup_hdrs=True),
+    ),
+    Condition(
+        "allow_direct", "bucket", "note",
+        lambda present, _: "" if present.allow_direct else "has no allow_direct",
+        "the bridge reads the bucket with a consumer, which takes longer, and needs the right to create and delete one",
+        _EDIT + "--allow-direct", _sets(allow_direct=True),
+    ),
+    Condition(
+        "allow_msg_ttl", "bucket", "warning", _no_expiry,
+        "the key of a bridge that is gone does not expire",
+        _EDIT + "--allow-msg-ttl --subject-del-markers-ttl=1h",
+        _as_wanted("allow_msg_ttl", "subject_delete_marker_ttl"),
+    ),
+    Condition(
+        "subject_delete_marker_ttl", "bucket", "warning", _no_markers,
+        "those who watch the mirror do not learn that the key of a bridge has expired",
+        _EDIT + "--subject-del-markers-ttl=1h", _as_wanted("subject_delete_marker_ttl"),
+    ),
+)
+# fmt: on
+"""Every condition, in the order in which reconcile mends them."""

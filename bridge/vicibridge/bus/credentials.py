@@ -1,0 +1,181 @@
+"""What shows NATS who we are: read anew for each connection, as files are renewed while a program runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
+
+import nkeys
+from nats.aio.client import RawCredentials
+
+from ..config.model import Nats
+
+# In a credentials file each of both is one line between a line that names it and a line of dashes.
+_PART = r"-----BEGIN {}-----\s+([\w\-.=]+)\s"
+_JWT = re.compile(_PART.format("NATS USER JWT"))
+_SEED = re.compile(_PART.format("USER NKEY SEED"))
+
+
+class CredentialsError(Exception):
+    """A credential cannot be used; the text names its key in `[nats]`, the file, and what is wrong. No secrets."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What one connection uses: `options` for nats-py's `connect`, and when it expires.
+
+    `digest` changes with every byte of every file, password and option. `expires` has seconds since the epoch by the
+    key in `[nats]`: `creds` (its JWT), `tls_cert`, and `tls_ca` (the last authority in it that is valid).
+    """
+
+    options: Mapping[str, Any]
+    digest: bytes
+    expires: Mapping[str, float]
+
+
+def read_credentials(nats: Nats, url: str) -> Credentials:
+    """Read what `nats` names, for the server at `url`; CredentialsError says what cannot be used.
+
+    A user or token in `url` is that server's, and counts before those of `nats`.
+    """
+    return _Reading(nats, url).credentials()
+
+
+def without_userinfo(url: str) -> str:
+    """Return `url` without the user, password or token in it."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+class _Reading:
+    """One reading of everything; a file is read once, so that all that is said of it is of the same bytes."""
+
+    def __init__(self, nats: Nats, url: str) -> None:
+        self._nats = nats
+        self._url = url
+        self._digest = hashlib.sha256()
+        self._expires: dict[str, float] = {}
+
+    def credentials(self) -> Credentials:
+        options: dict[str, Any] = {
+            **self._identity(),
+            "tls": self._tls(),
+            "tls_hostname": self._nats.tls_hostname,
+            "tls_handshake_first": self._nats.tls_first,
+        }
+        for value in (self._url, self._nats.tls_hostname, self._nats.tls_first, *self._login().values()):
+            self._note(repr(value).encode())
+        return Credentials(options, self._digest.digest(), self._expires)
+
+    def _identity(self) -> dict[str, Any]:
+        if self._nats.creds:
+            return {"user_credentials": self._creds(self._nats.creds)}
+        if self._nats.nkey:
+            seed = self._read("nkey", self._nats.nkey).strip()
+            self._user_of("nkey", self._nats.nkey, seed)
+            return {"nkeys_seed_str": seed}
+        return self._login()
+
+    def _login(self) -> dict[str, str | None]:
+        parts, nats = urlsplit(self._url), self._nats
+        if parts.username is not None and parts.password is not None:
+            return {"user": unquote(parts.username), "password": unquote(parts.password)}
+        if parts.username is not None:
+            return {"token": unquote(parts.username)}
+        return {
+            "user": nats.user,
+            "password": nats.password.get_secret_value() if nats.password else None,
+            "token": nats.token.get_secret_value() if nats.token else None,
+        }
+
+    def _creds(self, path: Path) -> RawCredentials:
+        # nats-py itself would look for the JWT in a file without one for ever.
+        text = self._read("creds", path)
+        jwt, seed = _JWT.search(text), _SEED.search(text)
+        if jwt is None or seed is None:
+            missing = "JWT of a user" if jwt is None else "seed of an nkey"
+            raise CredentialsError(f"creds: {path}: not a credentials file of NATS: it has no {missing}")
+        user = self._user_of("creds", path, seed[1])
+        try:
+            claims = json.loads(base64.urlsafe_b64decode(jwt[1].split(".")[1] + "=="))
+            subject, end = claims["sub"], float(claims.get("exp", 0))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise CredentialsError(f"creds: {path}: its JWT cannot be read") from None
+        if subject != user:
+            raise CredentialsError(f"creds: {path}: its seed is not of the user of its JWT")
+        if end:
+            self._expires["creds"] = end
+        return RawCredentials(
+            f"-----BEGIN NATS USER JWT-----\n{jwt[1]}\n------END NATS USER JWT------\n"
+            f"-----BEGIN USER NKEY SEED-----\n{seed[1]}\n------END USER NKEY SEED------\n"
+        )
+
+    def _user_of(self, key: str, path: Path, seed: str) -> str:
+        """Return the public key of the user whose seed that is."""
+        try:
+            pair = nkeys.from_seed(bytearray(seed.encode()))
+            user: str = pair.public_key.decode()
+        except Exception:  # nkeys raises errors of several libraries, and of base64
+            raise CredentialsError(f"{key}: {path}: it has no valid seed of an nkey") from None
+        pair.wipe()
+        return user
+
+    def _tls(self) -> ssl.SSLContext | None:
+        """Return the TLS context, or None when neither the address nor a key asks for TLS."""
+        nats = self._nats
+        asked = nats.tls_ca or nats.tls_cert or nats.tls_hostname or nats.tls_first
+        if urlsplit(self._url).scheme != "tls" and not asked:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=nats.tls_ca)
+        except OSError:
+            assert nats.tls_ca
+            self._read("tls_ca", nats.tls_ca)  # says so when the file itself is the trouble
+            raise CredentialsError(f"tls_ca: {nats.tls_ca}: it has no certificate in PEM") from None
+        if nats.tls_ca:
+            self._read("tls_ca", nats.tls_ca)
+            ends = [ssl.cert_time_to_seconds(str(each["notAfter"])) for each in context.get_ca_certs()]
+            self._expires.update({"tls_ca": float(max(ends))} if ends else {})
+        if nats.tls_cert and nats.tls_key:
+            self._load_certificate(context, nats.tls_cert, nats.tls_key)
+        return context
+
+    def _load_certificate(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+        from cryptography import x509  # slow to import, and few need it
+
+        text = self._read("tls_cert", certificate)
+        self._read("tls_key", key)
+
+        def no_password() -> NoReturn:  # OpenSSL would ask at the terminal
+            raise CredentialsError(f"tls_key: {key}: it is encrypted; store it without a passphrase")
+
+        try:
+            self._expires["tls_cert"] = x509.load_pem_x509_certificate(text.encode()).not_valid_after_utc.timestamp()
+            context.load_cert_chain(certificate, key, no_password)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise CredentialsError(
+                    f"tls_key: {key}: it is not the key of the certificate in {certificate}"
+                ) from None
+            raise CredentialsError(f"tls_key: {key}: it has no private key in PEM") from None
+        except ValueError:
+            raise CredentialsError(f"tls_cert: {certificate}: it has no certificate in PEM") from None
+
+    def _read(self, key: str, path: Path) -> str:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CredentialsError(f"{key}: {path}: {error.strerror}") from None
+        self._note(data)
+        return data.decode("utf-8", "replace")
+
+    def _note(self, data: bytes) -> None:
+        self._digest.update(b"%d:%b" % (len(data), data))

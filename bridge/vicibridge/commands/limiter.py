@@ -1,0 +1,58 @@
+"""Room for so many requests at a time; the others wait their turn, and only so many may."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from ..contract.names import BUSY
+from .request import Refusal
+
+_QUEUE = 8  # requests that may wait for each one that may run
+
+
+class Lane:
+    """Enter it, with a limit of seconds, before work that it bounds, and leave it after; first come, first served."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.running = 0
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    async def enter(self, seconds: float) -> None:
+        """Wait for room, at most `seconds`; Refusal 429 when there is none by then, or too many wait already."""
+        if self.running < self.limit and not self._queue:
+            self.running += 1
+            return
+        if len(self._queue) >= self.limit * _QUEUE:
+            raise Refusal(BUSY, "too many requests are waiting; try again later")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            async with asyncio.timeout(seconds):
+                await turn
+        except TimeoutError:
+            self._give_up(turn)
+            raise Refusal(BUSY, "the requests before this one took too long; try again later") from None
+        except asyncio.CancelledError:
+            self._give_up(turn)
+            raise
+
+    def leave(self) -> None:
+        """Make room for the next one."""
+        self.running -= 1
+        while self._queue and self.running < self.limit:
+            turn = self._queue.popleft()
+            if not turn.cancelled():
+                self.running += 1
+                turn.set_result(None)
+
+    def _give_up(self, turn: asyncio.Future[None]) -> None:
+        if turn in self._queue:
+            self._queue.remove(turn)
+        elif not turn.cancelled():
+            self.leave()  # the turn had come in the same moment

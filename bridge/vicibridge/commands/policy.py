@@ -1,0 +1,126 @@
+"""What may be asked of charon over NATS: which commands, and with which arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from vicifast.commands import COMMANDS
+
+from ..contract.names import BAD_REQUEST, DENIED, UNKNOWN
+from .request import Refusal
+
+if TYPE_CHECKING:
+    from ..config import model as config
+
+MAX_LOGLEVEL = 2  # charon's levels 3 and 4 may show key material
+_ANSWER_IN = 0.9  # of our own time is charon's, so that its answer comes before we stop waiting
+_WHERE = "in [commands] of its configuration"
+
+# charon compares some of these names without regard to case, and sections by how they begin (cert*, cacert*), so they
+# are looked for in any case, at any depth.
+_SCRIPTS = frozenset({"updown"})
+_FILES = frozenset({"file", "handle", "slot", "module"})
+
+
+class Policy:
+    """The rules of one configuration."""
+
+    def __init__(self, settings: config.Commands) -> None:
+        self._settings = settings
+
+    def allows(self, command: str) -> bool:
+        """Whether the command may be asked for at all: named, or of a group that is."""
+        known = COMMANDS.get(command)
+        if known is not None and f"@{known.danger}" in self._settings.allow:
+            return True
+        return command in self._settings.allow and not command.startswith("@")
+
+    @property
+    def allowed(self) -> list[str]:
+        """The commands that may be asked for, those first that the table knows."""
+        named = [name for name in self._settings.allow if not name.startswith("@") and name not in COMMANDS]
+        return [name for name in COMMANDS if self.allows(name)] + named
+
+    def admit(self, command: str) -> None:
+        """Raise the Refusal that explains why the command may not be asked for, if it may not."""
+        if self.allows(command):
+            return
+        known = COMMANDS.get(command)
+        if known is None:
+            text = (
+                f"there is no command {command[:64]!r}; one that only this charon has must be named in allow {_WHERE}"
+            )
+            raise Refusal(UNKNOWN, text)
+        opens = f'add "{command}" or "@{known.danger}" to allow {_WHERE}'
+        raise Refusal(DENIED, f"{command} is not allowed on this bridge; to allow it, {opens}")
+
+    def judge(self, command: str, arguments: Mapping[str, object], seconds: float) -> dict[str, object]:
+        """Return the arguments that may be sent to charon, or raise the Refusal that says why they may not.
+
+        A command that can occupy a thread of charon gets a finite timeout below `seconds`.
+        """
+        known = COMMANDS.get(command)
+        sent = dict(arguments)
+        if known is None:
+            return sent
+        if known.name == "load-conn" and not self._settings.allow_updown:
+            _deny(command, _named(arguments, _SCRIPTS), "a script that charon runs", "allow_updown")
+        if known.name in ("load-conn", "load-authority") and not self._settings.allow_files:
+            _deny(command, _named(arguments, _FILES), "a file or token that charon reads", "allow_files")
+        if known.name == "load-authority" and not self._settings.allow_files:
+            _deny(command, _file_uri(arguments), "a file that charon fetches", "allow_files")
+        if known.blocks:
+            sent["timeout"] = _timeout(arguments, seconds)
+            sent["loglevel"] = min(_integer(arguments, "loglevel", 1, least=-1), MAX_LOGLEVEL)
+        return sent
+
+
+def _deny(command: str, path: str | None, what: str, switch: str) -> None:
+    if path is not None:
+        text = f"{command}: {path} names {what}; to allow that, set {switch} = true {_WHERE}"
+        raise Refusal(DENIED, text)
+
+
+def _named(arguments: Mapping[str, object], names: frozenset[str]) -> str | None:
+    return next((".".join(path) for path, _ in _values(arguments) if path[-1].lower() in names), None)
+
+
+def _file_uri(arguments: Mapping[str, object]) -> str | None:
+    for path, value in _values(arguments):
+        items = value if isinstance(value, list) else [value]
+        if any(str(item).strip().lower().startswith("file:") for item in items):
+            return ".".join(path)
+    return None
+
+
+def _values(section: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yield the path and the value of everything that is no section."""
+    for name, value in section.items():
+        path = (*above, name)
+        if isinstance(value, Mapping):
+            yield from _values(value, path)
+        else:
+            yield path, value
+
+
+def may_block(command: str, arguments: Mapping[str, object]) -> bool:
+    """Whether charon may keep a thread for this until it is done; of what the table lacks that is assumed."""
+    known = COMMANDS.get(command)
+    return known is None or (known.blocks and arguments.get("timeout") != -1)
+
+
+def _timeout(arguments: Mapping[str, object], seconds: float) -> int:
+    """Return charon's own timeout in milliseconds; 0 is for ever, as is none at all, and so is lowered as well."""
+    longest = max(1, int(seconds * 1000 * _ANSWER_IN))
+    given = _integer(arguments, "timeout", longest, least=-1)
+    return min(given, longest) if given else longest
+
+
+def _integer(arguments: Mapping[str, object], key: str, default: int, *, least: int) -> int:
+    value = arguments.get(key, str(default))
+    if not isinstance(value, str) or not value.removeprefix("-").isdecimal() or len(value) >= 16:
+        raise Refusal(BAD_REQUEST, f"{key} must be a whole number")
+    if int(value) < least:
+        raise Refusal(BAD_REQUEST, f"{key} must be {least} or more")
+    return int(value)

@@ -1,0 +1,115 @@
+"""Requests from the bus: what they say, and how their answers look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgpack
+
+from vicifast import _wire
+from vicifast.errors import ViciError
+
+from ..contract.names import (
+    BAD_REQUEST,
+    CODEC_HEADER,
+    COLLECT_HEADER,
+    DESCRIPTION_HEADER,
+    ERROR_CODE_HEADER,
+    ERROR_HEADER,
+    STATUS_HEADER,
+    TIMEOUT_HEADER,
+    Codec,
+)
+
+MAX_REQUEST = _wire.MAX_PACKET
+_JSON_STARTS = b"{ \t\r\n"
+
+
+class Refusal(Exception):
+    """A request that gets an error for an answer: `code` as in HTTP, and a text that may be shown to anybody."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of the empty message that says so (ADR-32 for services, ADR-47 for streams)."""
+        text = " ".join(self.text.split()).encode("ascii", "backslashreplace").decode("ascii")[:500]
+        code = str(self.code)
+        return {
+            ERROR_CODE_HEADER: code,
+            ERROR_HEADER: text,
+            STATUS_HEADER: code,
+            DESCRIPTION_HEADER: text,
+        }
+
+
+class Options(NamedTuple):
+    """How a request wants to be answered."""
+
+    codec: Codec
+    collect: bool
+    seconds: float
+
+
+def read_options(payload: bytes, headers: Mapping[str, str], longest: float) -> Options:
+    """Return what the headers of a request ask for, at most `longest` seconds; Refusal 400 says what is wrong."""
+    codec = codec_of(payload)
+    match headers.get(CODEC_HEADER):
+        case None:
+            pass
+        case "json":
+            codec = "json"
+        case "msgpack":
+            codec = "msgpack"
+        case _:
+            raise Refusal(BAD_REQUEST, f"{CODEC_HEADER} must be json or msgpack")
+    collect = headers.get(COLLECT_HEADER, "false").lower()
+    if collect not in ("true", "false"):
+        raise Refusal(BAD_REQUEST, f"{COLLECT_HEADER} must be true or false")
+    return Options(codec, collect == "true", min(_seconds(headers.get(TIMEOUT_HEADER), longest), longest))
+
+
+def _seconds(text: str | None, default: float) -> float:
+    try:
+        seconds = default if text is None else float(text)
+    except ValueError:
+        seconds = 0
+    if not seconds > 0:  # nor is what is no number
+        raise Refusal(BAD_REQUEST, f"{TIMEOUT_HEADER} must be a number of seconds above 0")
+    return seconds
+
+
+def codec_of(payload: bytes) -> Codec:
+    """Return the codec of a request by its first byte; an empty one is answered in JSON, for people at a prompt."""
+    return "json" if not payload or payload[0] in _JSON_STARTS else "msgpack"
+
+
+def decode_request(payload: bytes) -> dict[str, object]:
+    """Return the arguments in a request, scalars as text; Refusal 400 says what is wrong with it."""
+    if not payload:
+        return {}
+    if len(payload) > MAX_REQUEST:
+        raise Refusal(BAD_REQUEST, f"the request has {len(payload)} bytes, and charon takes {MAX_REQUEST}")
+    try:
+        encoded = _wire.from_json(payload) if codec_of(payload) == "json" else _wire.from_msgpack(payload)
+        return dict(_wire.decode(encoded))
+    except ViciError as error:
+        # The text has names, types and offsets, and no value, which may be a secret.
+        raise Refusal(BAD_REQUEST, f"the request: {error}") from None
+
+
+def encode_section(codec: Codec, section: Mapping[str, object]) -> bytes:
+    """Return a reply as JSON or msgpack, by the same rules as events."""
+    data = _wire.encode(section)
+    return _wire.to_json(data) if codec == "json" else _wire.to_msgpack(data)
+
+
+def encode_list(codec: Codec, parts: Sequence[bytes]) -> bytes:
+    """Return one list of `parts` that are encoded already."""
+    if codec == "json":
+        return b"[" + b",".join(parts) + b"]"
+    head: bytes = msgpack.Packer().pack_array_header(len(parts))
+    return head + b"".join(parts)

@@ -1,0 +1,181 @@
+"""What the bridge tells of itself: the data of `status`, `gap`, `resync` and `audit`, and how they look in VICI.
+
+VICI has texts, lists of texts and sections. So numbers become texts, true and false `yes` and `no`, what is not known
+(null) is left out, and a list of sections becomes a section of them, named by number. Names that VICI cannot have are
+escaped as in subjects.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import TypedDict, is_typeddict
+
+from vicifast import _wire
+
+from .bucket_values import ConnValue, SaValue, Section
+from .subjects import escape
+
+
+class Previous(TypedDict):
+    """The start of the bridge before this one."""
+
+    boot: str
+    last_seq: int
+    """The last number of class state that is known."""
+    clean: bool
+    """Whether it ended in order."""
+
+
+class Status(TypedDict):
+    """The bridge started or stops, or charon came or went."""
+
+    bridge: Literal["starting", "running", "stopping"]
+    charon: Literal["up", "down"]
+    previous: NotRequired[Previous]
+    """When starting, if a start before is known."""
+
+
+# A class statement cannot have a key `class`.
+_Gap = TypedDict(
+    "_Gap",
+    {
+        "class": Literal["state", "log", "all"],
+        "cause": str,
+        "count": int | None,
+        "first_seq": int | None,
+        "last_seq": int | None,
+    },
+)
+
+
+class Gap(_Gap, total=False):
+    """Events of a class are missing; null is what nobody can know."""
+
+    boot: str
+    """The start whose numbers these are."""
+    since: int
+    """From when on; in nanoseconds since the epoch."""
+    until: int
+
+
+class Resync(TypedDict):
+    """A key of the mirror was not as charon lists it, and was repaired."""
+
+    kind: Literal["appeared", "vanished", "changed"]
+    bucket: Literal["VICI_SA", "VICI_CONN"]
+    key: str
+    before: SaValue | ConnValue | None
+    after: SaValue | ConnValue | None
+
+
+class Audit(TypedDict):
+    """A request, and what became of it."""
+
+    subject: str
+    reply: str
+    command: str
+    """Empty for one that nobody knows."""
+    arguments: Section | None
+    """Secrets hidden, long texts cut; null when they were not read."""
+    code: int
+    """200, or what went wrong, as in HTTP."""
+    text: str
+    parts: int
+    bytes: int
+    began: int
+    nanoseconds: int
+    user: NotRequired[str]
+    """Header Vici-User: who asks, as the request itself says."""
+    id: NotRequired[str]
+    """Header Vici-Request-Id."""
+    info: NotRequired[str]
+    """Header Nats-Request-Info."""
+
+
+class Sum(TypedDict):
+    """So many requests for a command that ended alike."""
+
+    command: str
+    code: int
+    count: int
+
+
+class AuditSums(TypedDict):
+    """Requests that came too fast to be told of one by one."""
+
+    sums: list[Sum]
+    since: int
+    until: int
+
+
+NOTICES: Mapping[str, Any] = types.MappingProxyType(
+    {"status": Status, "gap": Gap, "resync": Resync, "audit": Audit | AuditSums}
+)
+
+
+def to_vici(data: Mapping[str, object]) -> dict[str, object]:
+    """Return the data of a notice as a section that VICI can carry."""
+    return {_name(key): _value(value) for key, value in data.items() if value is not None}
+
+
+def _value(value: object) -> object:
+    if isinstance(value, Mapping):
+        return to_vici(value)
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return to_vici({str(number): item for number, item in enumerate(value)})
+    return value
+
+
+def _name(name: str) -> str:
+    if len(name) <= _wire.MAX_NAME and name.isascii() and name.isprintable():
+        return name
+    return escape(name)[: _wire.MAX_NAME]
+
+
+def from_vici(kind: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data that `to_vici` had; ValueError when it is not of that kind."""
+    data: dict[str, Any] = _typed(NOTICES[kind], section)
+    return data
+
+
+def _typed(form: Any, value: Any) -> Any:
+    if get_origin(form) in (Union, types.UnionType):
+        form = None if value is None else _fitting(get_args(form), value)
+    if is_typeddict(form):
+        hints = _hints(form)
+        missing = {key: None for key in _required(form) if key not in value}
+        known = {key: _typed(hints.get(key), item) for key, item in value.items()}
+        return known | {key: _typed(hints[key], None) for key in missing}
+    if get_origin(form) is list:
+        (inner,) = get_args(form)
+        return [_typed(inner, item) for item in value.values()] if is_typeddict(inner) else value
+    if get_origin(form) is dict:
+        return {key: _typed(get_args(form)[1], item) for key, item in value.items()}
+    if form is bool:
+        return value == "yes"
+    return int(value) if form is int or get_args(form) == (1,) else value
+
+
+def _fitting(forms: tuple[Any, ...], value: Any) -> Any:
+    """Return the alternative that has room for the value: the first section whose keys it has, or the only one."""
+    sections = [form for form in forms if is_typeddict(form)]
+    for form in sections:
+        optional = {key for key, hint in _hints(form).items() if type(None) in get_args(hint)}
+        if _required(form) - optional <= value.keys():
+            return form
+    return next(form for form in forms if form is not type(None)) if not sections else None
+
+
+@lru_cache
+def _required(form: Any) -> frozenset[str]:
+    hints = get_type_hints(form, include_extras=True)
+    return frozenset(key for key in form.__required_keys__ if get_origin(hints[key]) is not NotRequired)
+
+
+@lru_cache
+def _hints(form: Any) -> dict[str, Any]:
+    return get_type_hints(form)

@@ -1,0 +1,446 @@
+"""What waits for JetStream: the events of the state class, in order, in memory and on disk.
+
+An event that is not acknowledged within a moment goes to the spool. Memory holds the oldest events; when it is half
+full, those that come go to disk only and are read back when it is their turn, as are those of the boots before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from .losses import Counts, Loss, Losses
+from .spool import DAMAGED, Event, Found, Note, Row, Spool, SpoolError
+
+_logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+KILLED = "the bridge was killed"
+MEMORY_FULL = "the memory for unacknowledged events is full"
+
+_DELAY = 0.05  # seconds: what is acknowledged sooner never goes to the disk
+_BATCH = 256 * 1024  # bytes in memory of the events of a row
+_CHUNK = 1024 * 1024  # bytes that are read back at once
+_HUNGRY = 2048  # so few events in memory make it read
+_RETRY = 1.0  # seconds until a spool that failed is tried again
+_OPENING = 2.0  # seconds that the start waits for a slow disk
+
+
+class Backlog:
+    """The events of one node that JetStream has not acknowledged; `run` keeps the spool, and must run beside the rest.
+
+    Nothing but `open`, `flush` and `close` waits.
+    """
+
+    def __init__(self, node: str, boot: str, max_bytes: int, tell: Callable[[Loss], None], spool: Spool | None) -> None:
+        self.counts = Counts()
+        self.losses = Losses(tell)
+        self.in_flight = 0  # in memory only
+        self.spooled = 0
+        self.spool_trouble = ""  # why the spool is not used
+        self.window: dict[int, Event] = {}  # sent and not acknowledged, in order, by number
+        self.arrived = asyncio.Event()  # there is something new to send
+        self.max_bytes = max_bytes
+        self._node = node
+        self._boot = boot
+        self._spool = spool
+        self._seq = 0
+        self._number = 0
+        self._bytes = 0
+        self._queue: deque[Event] = deque()
+        self._unsaved: deque[Event] = deque()  # in memory only, in order; some of them sent, some in the queue
+        self._behind = False  # what comes goes to disk only
+        self._rows: dict[int, Row] = {}  # on disk and in memory
+        self._last_row = 0  # all rows up to this one have been in memory
+        self._known: set[int] = set()  # of the later rows those that have been, too
+        self._finished: list[Row] = []
+        self._note: Note | None = None  # what the spool has
+        self._open = False
+        self._before: Note | None = None
+        self._begun = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._at_once = False
+        self._work = asyncio.Event()
+        self._hunger = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(1, "spool")
+
+    def put(self, seq: int, subject: str, payload: bytes, tell: bool = True) -> None:
+        """Take over one envelope; `seq` must grow from call to call."""
+        self.counts.received += 1
+        self._seq = seq
+        self.in_flight += 1
+        event = Event(self._boot, seq, subject, payload, tell)
+        self._bytes += event.size
+        if self._open and not self.spool_trouble and self._bytes > self.max_bytes // 2:
+            self._behind = True
+        if not self._behind:
+            self._enqueue(event)
+        if self._spool is not None:
+            self._unsaved.append(event)
+            self._work.set()
+        if not tell:
+            self._at_once = True  # the note forgets the loss that this tells
+        if self._bytes > self.max_bytes:
+            self._shed()
+        self._empty.clear()
+
+    def lost(self, cause: str, first_seq: int, last_seq: int) -> None:
+        """Count events that never became envelopes."""
+        count = last_seq - first_seq + 1
+        self._seq = last_seq
+        self.counts.received += count
+        self.counts.drop(cause, count)
+        self.losses.add(cause, count, first_seq, last_seq)
+        self.arrived.set()
+        self._work.set()
+
+    def take(self) -> Event | None:
+        """Move the next event into the window and return it; None when there is none."""
+        while self._queue:
+            event = self._queue.popleft()
+            self._check_hunger()
+            if not event.done:
+                self.window[event.number] = event
+                return event
+        return None
+
+    def rewind(self) -> None:
+        """Make ready to send the window again, in order."""
+        self._queue.extendleft(reversed(self.window.values()))
+        self.window.clear()
+
+    def message_id(self, event: Event) -> str:
+        return f"{self._node}.{event.boot}.{event.seq}"
+
+    def published(self, number: int) -> Event | None:
+        """Note an acknowledgement; None when the event had been acknowledged or was taken back for sending again."""
+        event = self.window.pop(number, None)
+        if event is not None:
+            self.counts.published += 1
+            self.counts.bytes += len(event.payload)
+            self._release(event)
+        return event
+
+    def drop(self, event: Event, cause: str) -> None:
+        self.window.pop(event.number, None)
+        self.counts.drop(cause, 1)
+        if event.tell:
+            self.losses.add(cause, 1, event.seq, event.seq, self._other(event.boot))
+        self._release(event)
+
+    async def flush(self) -> None:
+        """Wait until everything is acknowledged or dropped."""
+        await self._empty.wait()
+
+    async def open(self) -> Note | None:
+        """Wait for the spool; return the note of the boot before, when there is one and the disk is not too slow."""
+        try:
+            async with asyncio.timeout(_OPENING):
+                await self._begun.wait()
+        except TimeoutError:
+            self._report("the disk is slow")
+        return self._before
+
+    async def close(self) -> None:
+        """Save what is left and note that this boot ended in order."""
+        self._closing = True
+        self._work.set()
+        self._hunger.set()
+        await self._ended.wait()
+
+    @property
+    def _hungry(self) -> bool:
+        """Whether the next events have to be read, and memory has room for them."""
+        room = self._room > self.max_bytes // 4 or not (self.window or self._queue)
+        return self._behind and len(self._queue) < _HUNGRY and room
+
+    @property
+    def _room(self) -> int:
+        """Bytes that may be read back: the other half of the memory is for what comes and is not on disk yet."""
+        return self.max_bytes // 2 - self._bytes
+
+    def _check_hunger(self) -> None:
+        if self._behind and self._hungry:
+            self._hunger.set()
+            self._work.set()
+
+    def _enqueue(self, event: Event) -> None:
+        self._number += 1
+        event.number = self._number
+        self._queue.append(event)
+        self.arrived.set()
+
+    def _release(self, event: Event) -> None:
+        event.done = True
+        self._bytes -= event.size
+        row = event.row
+        if row is None:
+            self.in_flight -= 1
+            while self._unsaved and self._unsaved[0].done:
+                self._unsaved.popleft()
+        else:
+            self.spooled -= 1
+            row.left -= 1
+            if not row.left:
+                self._finish(row)
+        self._check_hunger()
+        self._check_empty()
+
+    def _finish(self, row: Row) -> None:
+        self._rows.pop(row.id, None)
+        self._finished.append(row)
+        self._work.set()
+
+    def _check_empty(self) -> None:
+        if not self.in_flight and not self.spooled:
+            self._empty.set()
+
+    def _shed(self) -> None:
+        """Drop the oldest; when the disk is to take what comes, the oldest of what it has not taken."""
+        events = self._unsaved if self._behind else self._queue
+        while self._bytes > self.max_bytes and len(events) > 1:
+            event = events.popleft()
+            if not event.done:
+                self.drop(event, MEMORY_FULL)
+
+    def _other(self, boot: str) -> str:
+        return "" if boot == self._boot else boot
+
+    # What follows runs in one task, so between its awaits nothing of it changes but by put, take and _release.
+
+    async def run(self) -> None:
+        """Keep the spool until closed; whatever is wrong with it, events go on from memory."""
+        assert self._spool
+        try:
+            await self._keep(self._spool)
+        finally:
+            self._thread.submit(self._spool.close)  # not awaited, as this may be cancelled
+            self._begun.set()
+            self._ended.set()
+            self._thread.shutdown(wait=False)
+
+    async def _keep(self, spool: Spool) -> None:
+        while True:
+            try:
+                if not self._open:
+                    self._before = self._begin(await self._in_thread(spool.open))
+                    self._begun.set()
+                if await self._cycle():
+                    continue
+            except SpoolError as error:
+                self._report(str(error))
+                if error.damaged:
+                    await self._give_up_file()
+            self._begun.set()
+            if self._closing:
+                await self._in_thread(spool.close)
+                return
+            await self._starve(_RETRY)
+            self._work.set()
+
+    async def _starve(self, seconds: float) -> None:
+        """Sleep, unless there is nothing left to send that is not on disk."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hunger.wait()
+
+    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _begin(self, found: Found) -> Note | None:
+        """Take over what the boots before have left."""
+        self._open = True
+        self.counts.received += found.count
+        self.spooled += found.count
+        if found.count:
+            _logger.info("spool: %d events of before wait for NATS", found.count)
+            self._empty.clear()
+            self._behind = True
+            self._hunger.set()
+        if found.damaged:
+            _logger.error("spool: it was damaged; moved to %s", found.damaged)
+            self.losses.add(DAMAGED, None, None, None)
+        note = found.note
+        if note is not None and note.boot != self._boot:
+            for loss in note.losses:
+                self.losses.add(loss.cause, loss.count, loss.first_seq, loss.last_seq, loss.boot or note.boot)
+            if not note.clean:
+                self.losses.add(KILLED, None, note.seq + 1, None, note.boot)
+        self._note = None
+        self._work.set()
+        self.arrived.set()
+        return note
+
+    async def _cycle(self) -> bool:
+        """Wait for work and do it; False when it was the last."""
+        await self._work.wait()
+        self._work.clear()
+        until = self._seq
+        if not (self._hunger.is_set() or self._at_once or self.spool_trouble):
+            await self._starve(_DELAY)
+        closing = self._closing
+        if self._behind or self._at_once or closing:
+            until = self._seq
+        self._at_once = False
+        try:
+            await self._save(until, closing)
+        finally:  # a full disk can be read
+            self._hunger.clear()
+            if self._hungry and not closing:
+                await self._read()
+                self._check_hunger()  # the next cycle reads on, when it has saved what has come meanwhile
+        if self._unsaved:
+            self._work.set()
+        return not closing
+
+    async def _save(self, until: int, closing: bool) -> None:
+        """Bring events up to `until` on disk, and the note up to date."""
+        assert self._spool
+        saving: list[Event] = []
+        while self._unsaved and (self._unsaved[0].seq <= until or self._unsaved[0].boot != self._boot):
+            saving.append(self._unsaved.popleft())
+        finished, self._finished = self._finished, []
+        safe = self._unsaved[0].seq - 1 if self._unsaved else self._seq
+        note = Note(self._boot, safe, closing, self.losses.untold)
+        if not saving and not finished and note == self._note and not self.spool_trouble:
+            return
+        batches = list(_batches((event for event in saving if not event.done), min(_BATCH, self.max_bytes // 8)))
+        try:
+            stored = await self._in_thread(self._spool.store, batches, finished, note)
+        except SpoolError:
+            self._unsaved.extendleft(reversed([event for event in saving if not event.done]))
+            self._finished = finished + self._finished
+            raise
+        self._note = note
+        for row in stored.rows:
+            self._saved(row)
+        for id, loss in stored.dropped:
+            self._trimmed(id, loss)
+        if self.spool_trouble:
+            self.spool_trouble = ""
+            _logger.info("spool: in use again")
+
+    def _saved(self, row: Row) -> None:
+        in_memory = bool(row.events[0].number)
+        if in_memory:
+            self._rows[row.id] = row
+            if self._behind:
+                self._known.add(row.id)
+            else:
+                self._last_row = row.id
+        for event in row.events:
+            if event.done:
+                continue
+            self.in_flight -= 1
+            self.spooled += 1
+            row.left += 1
+            event.row = row
+            if not in_memory:
+                self._bytes -= event.size
+        if not row.left:
+            self._finish(row)
+
+    def _trimmed(self, id: int, loss: Loss) -> None:
+        """Take out what the spool had no room for."""
+        row = self._rows.pop(id, None)
+        count = loss.count or 0
+        if row is not None:
+            events = [event for event in row.events if not event.done]
+            count = len(events)
+            for event in events:
+                self.window.pop(event.number, None)
+                event.done = True
+                self._bytes -= event.size
+        elif id <= self._last_row or id in self._known:
+            self._finished = [row for row in self._finished if row.id != id]
+            return
+        self.spooled -= count
+        self.counts.drop(loss.cause, count)
+        self.losses.add(loss.cause, count, loss.first_seq, loss.last_seq, self._other(loss.boot))
+        while self._queue and self._queue[0].done:
+            self._queue.popleft()
+        self.arrived.set()
+        self._check_hunger()
+        self._check_empty()
+
+    async def _read(self) -> None:
+        """Bring the next events from the disk to memory; when there are none, what comes goes through memory again."""
+        assert self._spool
+        rows = await self._in_thread(self._spool.read, self._last_row, min(_CHUNK, self._room))
+        for row in rows:
+            if row.id in self._known:
+                self._known.remove(row.id)
+            elif row.loss:
+                self._trimmed(row.id, row.loss)
+                self._finish(row)
+            else:
+                self._was_read(row)
+            self._last_row = row.id
+        if not rows:
+            self._catch_up()
+
+    def _was_read(self, row: Row) -> None:
+        self._rows[row.id] = row
+        row.left = len(row.events)
+        for event in row.events:
+            event.row = row
+            self._bytes += event.size
+            self._enqueue(event)
+
+    def _catch_up(self) -> None:
+        self._behind = False
+        for event in self._unsaved:
+            if not event.number:
+                self._enqueue(event)
+
+    async def _give_up_file(self) -> None:
+        """Move the damaged file away; what is in memory too is saved again in the next one."""
+        assert self._spool
+        with suppress(SpoolError):
+            _logger.error("spool: moved to %s", await self._in_thread(self._spool.set_aside))
+        self._open = False
+        in_memory = [e for row in self._rows.values() for e in row.events if not e.done]
+        count = self.spooled - len(in_memory)
+        self._unsaved.extendleft(reversed(in_memory))
+        for event in in_memory:
+            event.row = None
+        self.in_flight += len(in_memory)
+        self.spooled = 0
+        self._rows.clear()
+        self._known.clear()
+        self._finished.clear()
+        self._last_row = 0
+        if count:
+            self.counts.drop(DAMAGED, count)
+            self.losses.add(DAMAGED, count, None, None)
+        self._catch_up()
+
+    def _report(self, reason: str) -> None:
+        if reason != self.spool_trouble:
+            self.spool_trouble = reason
+            _logger.error("spool: %s; events are kept in memory only", reason)
+
+
+def _batches(events: Iterable[Event], max_bytes: int) -> Iterator[list[Event]]:
+    """Cut into rows: of one boot, all in memory or none, and of about `max_bytes`."""
+    for _, group in itertools.groupby(events, lambda event: (event.boot, bool(event.number))):
+        batch: list[Event] = []
+        size = 0
+        for event in group:
+            batch.append(event)
+            size += event.size
+            if size >= max_bytes:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch

@@ -1,0 +1,77 @@
+"""Envelopes: what the bridge puts around a VICI message on the bus.
+
+An envelope is the map `v, node, boot, seq, time, event, data`. A payload holds one or more of them, one after the
+other: msgpack maps, or JSON objects each on a line of its own. The codec `raw` has a module of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgpack
+
+from vicifast import _wire
+from vicifast.commands import EVENTS
+
+from ..contract.names import Codec, EventCodec
+from .raw_envelopes import RawEnvelopes
+
+
+def new_boot() -> str:
+    """Return the name of one start of the bridge: unique, and sorted by the time of the start."""
+    return f"{time.time_ns() // 1_000_000:x}-{secrets.token_hex(3)}"
+
+
+class Envelopes:
+    """Builds the envelopes of one node and class, counting `seq` from 1.
+
+    `wrap` takes VICI bytes and rewrites them in one pass, so no Python object of the message exists; `wrap_object`
+    takes the data of the bridge's own events.
+    """
+
+    def __init__(self, codec: Codec, node: str, boot: str) -> None:
+        self.codec = codec
+        self._envelope = _wire.Envelope(codec, node, boot)
+        self._transcoders = {
+            event.name: self._transcoder(event.name, event.binary) for event in EVENTS.values() if event.standalone
+        }
+
+    @property
+    def seq(self) -> int:
+        """The number of the last event."""
+        return self._envelope.seq
+
+    def wrap(self, time_ns: int, event: str, raw: bytes) -> bytes:
+        """Return the envelope of `raw`, the message of `event`; DecodeError when it is no VICI message."""
+        self._envelope.time = time_ns
+        return self._transcoders[event].transcode(raw)
+
+    def wrap_object(self, time_ns: int, event: str, data: Mapping[str, object]) -> bytes:
+        """Return the envelope of `data`, which must be of types that both codecs know."""
+        self._envelope.time = time_ns
+        empty = self._transcoder(event, ()).transcode(b"")
+        if self.codec == "msgpack":
+            packed: bytes = msgpack.packb(data)
+            return empty.removesuffix(b"\x80") + packed
+        return empty.removesuffix(b"{}}\n") + json.dumps(data, separators=(",", ":")).encode() + b"}\n"
+
+    def gatherer(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> _wire.Gatherer:
+        """Return the reader that puts the messages of `event` into envelopes of this node and class as they come."""
+        return _wire.Gatherer(self._envelope, event, keys, topic)
+
+    def skip(self, count: int) -> tuple[int, int]:
+        """Give the next `count` numbers to events that will have no envelope; return the first and the last."""
+        first = self._envelope.seq + 1
+        self._envelope.seq += count
+        return first, self._envelope.seq
+
+    def _transcoder(self, event: str, binary: Iterable[str]) -> _wire.Transcoder:
+        return _wire.Transcoder(self.codec, binary=binary, envelope=self._envelope, event=event)
+
+
+def new_envelopes(codec: EventCodec, node: str, boot: str) -> Envelopes | RawEnvelopes:
+    """Return what builds the envelopes of one node and class."""
+    return RawEnvelopes(node, boot) if codec == "raw" else Envelopes(codec, node, boot)

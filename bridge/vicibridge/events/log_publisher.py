@@ -1,0 +1,193 @@
+"""The log class: events that may be dropped, but never silently."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..bus.connection import Disconnected, Link, TooLarge
+from ..bus.supervisor import Bus
+from .losses import Counts, Loss, Losses
+from .raw_envelopes import opened
+
+STOPPED = "the bridge stopped"
+_ROOM = 250  # bytes that a batch takes in memory beyond its payload
+
+
+class _Batch:
+    """Envelopes of one subject that will be one message."""
+
+    __slots__ = ("subject", "payload", "count", "first_seq", "last_seq", "due")
+
+    def __init__(self, subject: str, first_seq: int, due: float) -> None:
+        self.subject = subject
+        self.payload = bytearray()
+        self.count = 0
+        self.first_seq = self.last_seq = first_seq
+        self.due = due
+
+    @property
+    def size(self) -> int:
+        return len(self.payload) + _ROOM
+
+
+class LogPipeline:
+    """Gathers envelopes per subject and publishes them as one message; bounded memory, the oldest is dropped first.
+
+    A message counts as published when the server has processed it. One whose fate the end of a link left open is
+    sent again, so it may arrive twice; its `seq` tells. `batch` is the most bytes that are gathered to, 0 for envelopes
+    that have to stay alone.
+    """
+
+    BATCH = 64 * 1024  # bytes; a subject with that much waiting is published at once
+    WINDOW = 1024 * 1024  # bytes published between two round trips
+    FENCE_TIMEOUT = 5.0
+
+    def __init__(
+        self, bus: Bus, linger: float, max_bytes: int, tell: Callable[[Loss], None], batch: int = BATCH
+    ) -> None:
+        self.counts = Counts()
+        self._bus = bus
+        self._linger = linger
+        self._max_bytes = max_bytes
+        self._losses = Losses(tell)
+        self._open: dict[str, _Batch] = {}  # in the order of their first envelope, so of their due time
+        self._ready: deque[_Batch] = deque()
+        self._sent: deque[_Batch] = deque()  # and not confirmed
+        self._bytes = 0
+        self._limit = self._batch = batch
+        self._hurry = False
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def configure(self, linger: float, max_bytes: int) -> None:
+        """Change the limits; they hold from the next event on."""
+        self._linger = linger
+        self._max_bytes = max_bytes
+
+    @property
+    def in_flight(self) -> int:
+        return self.counts.received - self.counts.published - self.counts.dropped
+
+    def put(self, subject: str, payload: bytes, count: int, first_seq: int, last_seq: int, now: float) -> None:
+        """Take over `count` envelopes; `now` is the time of the loop, read once for all that came together."""
+        self.counts.received += count
+        batch = self._open.get(subject)
+        if batch is not None and len(batch.payload) + len(payload) > self._limit:
+            self._ready.append(batch)
+            del self._open[subject]
+            batch = None
+        if batch is None:
+            batch = self._open[subject] = _Batch(subject, first_seq, now + self._linger)
+            self._bytes += _ROOM
+            self._empty.clear()
+            self._wake.set()
+        batch.payload += payload
+        batch.count += count
+        batch.last_seq = last_seq
+        self._bytes += len(payload)
+        if self._bytes > self._max_bytes:
+            self._shed()
+
+    def lost(self, cause: str, first_seq: int, last_seq: int, count: int | None = None) -> None:
+        """Count events that never became envelopes: all from the first to the last, or `count` of them."""
+        count = last_seq - first_seq + 1 if count is None else count
+        self.counts.received += count
+        self.counts.drop(cause, count)
+        self._losses.add(cause, count, first_seq, last_seq)
+        self._wake.set()
+
+    async def flush(self) -> None:
+        """Publish without lingering; return when everything taken over is published or dropped."""
+        self._hurry = True
+        self._wake.set()
+        await self._empty.wait()
+        self._hurry = False
+
+    def give_up(self) -> None:
+        """Drop what is left when the bridge stops, and tell; what was sent and not confirmed may have arrived."""
+        for batch in (*self._sent, *self._ready, *self._open.values()):
+            self._drop(batch, STOPPED)
+        for waiting in (self._sent, self._ready, self._open):
+            waiting.clear()
+        self._losses.tell(math.inf)
+
+    async def run(self) -> None:
+        """Publish until cancelled, over as many links as it takes."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._pause(loop.time())
+            self._close_due(loop.time())
+            if not self._ready and self._losses.wait(loop.time()) != 0:
+                continue
+            link = await self._bus.link()
+            self._limit = min(self._batch, link.max_payload)
+            await self._send(link)
+
+    async def _pause(self, now: float) -> None:
+        """Wait for the first envelope, a full batch, or the time when something is due."""
+        self._wake.clear()
+        if self._ready or (self._hurry and self._open):
+            return
+        waits = [wait for wait in (self._losses.wait(now),) if wait is not None]
+        if self._open:
+            waits.append(next(iter(self._open.values())).due - now)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(waits)) if waits else None):
+                await self._wake.wait()
+
+    def _close_due(self, now: float) -> None:
+        while self._open:
+            subject, batch = next(iter(self._open.items()))
+            if batch.due > now and not self._hurry:
+                return
+            self._ready.append(batch)
+            del self._open[subject]
+
+    async def _send(self, link: Link) -> None:
+        """Publish what is ready, up to a window, and see it confirmed."""
+        size = 0
+        try:
+            while self._ready and size < self.WINDOW:
+                batch = self._ready.popleft()
+                try:
+                    headers, payload = opened(bytes(batch.payload))
+                    await link.publish(batch.subject, payload, headers=headers)
+                except TooLarge:
+                    self._drop(batch, "larger than the server accepts")
+                except Disconnected:
+                    self._sent.append(batch)
+                    raise
+                else:
+                    self._sent.append(batch)
+                    size += len(batch.payload)
+            await link.fence(self.FENCE_TIMEOUT)
+        except Disconnected:
+            self._ready.extendleft(reversed(self._sent))
+            self._sent.clear()
+            return
+        while self._sent:
+            batch = self._sent.popleft()
+            self.counts.published += batch.count
+            self.counts.bytes += len(batch.payload)
+            self._release(batch)
+        self._losses.tell(asyncio.get_running_loop().time())
+
+    def _shed(self) -> None:
+        while self._bytes > self._max_bytes and (self._ready or len(self._open) > 1):
+            batch = self._ready.popleft() if self._ready else self._open.pop(next(iter(self._open)))
+            self._drop(batch, "the memory for log events is full")
+
+    def _drop(self, batch: _Batch, cause: str) -> None:
+        self.counts.drop(cause, batch.count)
+        self._losses.add(cause, batch.count, batch.first_seq, batch.last_seq)
+        self._release(batch)
+
+    def _release(self, batch: _Batch) -> None:
+        self._bytes -= batch.size
+        if not self.in_flight:
+            self._empty.set()

@@ -1,0 +1,127 @@
+"""The codec `raw`: a message is the VICI message alone, byte for byte, and the rest of the envelope is its headers.
+
+Inside the bridge both are one piece of bytes, as NATS sends them: the block of headers, then the VICI message. Memory,
+spool and counters so need to know nothing of headers; `opened` takes them apart to publish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+from vicifast import _wire
+
+from ..contract.bridge_events import to_vici
+from ..contract.names import BOOT_HEADER, EVENT_HEADER, NODE_HEADER, SEQ_HEADER, TIME_HEADER
+from .losses import OVER_RATE, SAMPLED, Loss
+from .ratelimit import TokenBucket
+
+_BEGIN = b"NATS/1.0\r\n"  # as which no other codec can begin
+_END = b"\r\n\r\n"
+
+
+def opened(payload: bytes) -> tuple[dict[str, str], bytes]:
+    """Return headers and payload of an envelope; one of another codec has no headers."""
+    if not payload.startswith(_BEGIN):
+        return {}, payload
+    head, _, message = payload.removeprefix(_BEGIN).partition(_END)
+    pairs = (line.partition(": ") for line in head.decode().split("\r\n"))
+    return {name: value for name, _, value in pairs}, message
+
+
+class RawEnvelopes:
+    """What `Envelopes` is for the other codecs."""
+
+    def __init__(self, node: str, boot: str) -> None:
+        self.seq = 0
+        self._begin = f"{_BEGIN.decode()}{NODE_HEADER}: {node}\r\n{BOOT_HEADER}: {boot}\r\n"
+
+    def wrap(self, time_ns: int, event: str, raw: bytes) -> bytes:
+        """Return the envelope of `raw`, the message of `event`; DecodeError when it is no VICI message."""
+        _wire.Message(raw)
+        return self._sealed(time_ns, event, raw)
+
+    def wrap_object(self, time_ns: int, event: str, data: Mapping[str, object]) -> bytes:
+        """Return the envelope of `data` as a VICI message; EncodeError when that would be longer than VICI allows."""
+        return self._sealed(time_ns, event, _wire.encode(to_vici(data)))
+
+    def gatherer(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> RawGatherer:
+        """Return what puts the messages of `event` into envelopes of this node and class."""
+        return RawGatherer(self, event, keys, topic)
+
+    def skip(self, count: int) -> tuple[int, int]:
+        """Give the next `count` numbers to events that will have no envelope; return the first and the last."""
+        first = self.seq + 1
+        self.seq += count
+        return first, self.seq
+
+    def _sealed(self, time_ns: int, event: str, message: bytes) -> bytes:
+        self.seq += 1
+        return (
+            f"{self._begin}{SEQ_HEADER}: {self.seq}\r\n{TIME_HEADER}: {time_ns}\r\n{EVENT_HEADER}: {event}".encode()
+            + _END
+            + message
+        )
+
+
+class RawGatherer:
+    """What `_wire.Gatherer` is for the other codecs: the same choice and the same drops, but message by message."""
+
+    def __init__(
+        self, envelopes: RawEnvelopes, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]
+    ) -> None:
+        self.left_out = 0
+        self.every = 1
+        self.rate = 0.0
+        self.wanted: Callable[[bytes], object] | None = None
+        self.silent = False  # who stops reading tells of what comes late itself
+        self._envelopes = envelopes
+        self._event = event
+        self._keys = keys
+        self._topic = lru_cache(256)(topic)
+        self._taken: list[tuple[str, bytes, int, int, int]] = []
+        self._dropped: dict[str, Loss] = {}
+        self._passed = 0
+        self._bucket = TokenBucket()
+
+    def add(self, time_ns: int, raw: bytes) -> None:
+        """Take one message; DecodeError when it is none."""
+        message = _wire.Message(raw, values=bytes)
+        topic = self._topic(*(_bytes(message, key) for key in self._keys))
+        if topic is None or (self.wanted is not None and not self.wanted(_bytes(message, "msg"))):
+            self.left_out += 1
+        elif cause := self._reason_to_drop(time_ns):
+            number, _ = self._envelopes.skip(1)
+            loss = Loss(cause, 1, number, number)
+            if (known := self._dropped.setdefault(cause, loss)) is not loss:
+                known.merge(loss)
+        else:
+            payload = self._envelopes.wrap(time_ns, self._event, raw)
+            self._taken.append((topic, payload, 1, self._envelopes.seq, self._envelopes.seq))
+
+    def _reason_to_drop(self, time_ns: int) -> str:
+        self._passed += 1
+        if self.every > 1 and self._passed % self.every:
+            return SAMPLED
+        if self.rate and not self._bucket.takes(time_ns, self.rate, max(self.rate, 1.0)):
+            return OVER_RATE
+        return ""
+
+    def take(self) -> list[tuple[str, bytes, int, int, int]]:
+        """Return what was added since the last call: (topic, envelope, 1, number, number), in order."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    def dropped(self) -> list[tuple[str, int, int, int]]:
+        """Return (why, count, first and last number) of what `every` and `rate` dropped since the last call."""
+        dropped, self._dropped = self._dropped, {}
+        return [(x.cause, x.count or 0, x.first_seq or 0, x.last_seq or 0) for x in dropped.values()]
+
+    def forget(self) -> None:
+        """Ask `topic` again for every name, as its answers have changed."""
+        self._topic.cache_clear()
+
+
+def _bytes(message: _wire.Message, key: str) -> bytes:
+    value = message.get(key)
+    return value if isinstance(value, bytes) else b""

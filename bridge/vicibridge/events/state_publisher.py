@@ -1,0 +1,225 @@
+"""The state class: events that must arrive, each acknowledged by JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from nats.errors import Error as NatsError
+
+from ..bus.acked_publisher import AckedPublisher, Answer, Refusal
+from ..bus.connection import Link, TooLarge, reason_of
+from ..bus.streams import Stream, Unsuitable
+from ..bus.supervisor import Bus
+from .backlog import Backlog
+from .losses import Counts
+from .raw_envelopes import opened
+
+_logger = logging.getLogger(__name__)
+
+_IDLE = 60.0  # seconds without events after which the stream is looked at
+
+
+class StatePipeline:
+    """Publishes in order, each message acknowledged by JetStream; what is not acknowledged is sent again.
+
+    Each message carries `Nats-Msg-Id: <node>.<boot>.<seq>`, so JetStream stores it once. A new link or a refused or
+    late acknowledgement makes everything unacknowledged go again, in order, from the first. While the stream does not
+    acknowledge anything (`no_ack`), nothing is sent.
+    """
+
+    WINDOW = 1024  # messages on their way; nats-server buffers ten times as many for a stream
+    REFUSALS = 3
+
+    def __init__(
+        self, bus: Bus, stream: Stream, backlog: Backlog, ack_timeout: float = 5.0, delay: float = 0.25
+    ) -> None:
+        self.backlog = backlog
+        self.trouble = "JetStream has not answered yet"
+        """Why events are not taken, as a sentence; empty while they are."""
+        self._bus = bus
+        self._stream = stream
+        self._publisher = AckedPublisher(self.WINDOW, ack_timeout, self._settle)
+        self._longest_delay = ack_timeout
+        self._first_delay = self._delay = delay
+        self._window = backlog.window
+        self._refused: dict[int, Refusal] = {}
+        self._highest_ack = 0
+        self._idle: float | None = _IDLE
+        self._unseen = ""  # why the stream cannot be looked at
+        self._troubled = False  # nothing of what was sent last was taken
+        self._wake = backlog.arrived
+
+    @property
+    def counts(self) -> Counts:
+        return self.backlog.counts
+
+    def configure(self, max_bytes: int) -> None:
+        """Change the limit; it holds from the next event on."""
+        self.backlog.max_bytes = max_bytes
+
+    @property
+    def in_flight(self) -> int:
+        """Events in memory only."""
+        return self.backlog.in_flight
+
+    @property
+    def spooled(self) -> int:
+        """Events on disk, whether or not they are in memory as well."""
+        return self.backlog.spooled
+
+    @property
+    def waiting(self) -> int:
+        return self.backlog.in_flight + self.backlog.spooled
+
+    def put(self, seq: int, subject: str, payload: bytes, *, tell: bool = True) -> None:
+        """Take over one envelope; `seq` must grow from call to call."""
+        self.backlog.put(seq, subject, payload, tell)
+
+    def lost(self, cause: str, first_seq: int, last_seq: int) -> None:
+        """Count events that never became envelopes."""
+        self.backlog.lost(cause, first_seq, last_seq)
+
+    async def flush(self) -> None:
+        """Wait until everything taken over is acknowledged or dropped."""
+        await self.backlog.flush()
+
+    async def run(self) -> None:
+        """Publish until cancelled, over as many links as it takes."""
+        await self._bus.serve(self._serve)
+
+    async def _serve(self, link: Link) -> None:
+        await self._publisher.open(link)
+        link.on_lost(self._wake.set)
+        self._idle, refusal = _IDLE, None
+        try:
+            while link.alive:
+                if not await self._looked(link):
+                    await link.unless_lost(asyncio.sleep(self._longest_delay))
+                    continue
+                if refusal is not None:
+                    if refusal:
+                        self._report(refusal)
+                    await link.unless_lost(asyncio.sleep(self._delay))
+                    self._delay = min(self._delay * 2, self._longest_delay)
+                refusal = await self._flow(link)
+        finally:
+            self._rewind()
+
+    async def _looked(self, link: Link) -> bool:
+        """See that the stream is there; return whether it makes sense to publish."""
+        unseen, self._unseen = self._unseen, ""
+        try:
+            await self._stream.ensure(link)
+        except Unsuitable as error:
+            self._report(reason_of(error))
+            return False
+        except NatsError as error:
+            # An administrator may have forbidden the question; whether events are taken, the acknowledgements tell.
+            self._unseen = self.trouble = reason_of(error)
+            if isinstance(error, TimeoutError):
+                self._idle = None
+            if not (unseen or self._troubled):
+                _logger.warning("JetStream: cannot look after the stream %s: %s", self._stream.name, self._unseen)
+            return True
+        if not self._troubled:
+            self.trouble = ""
+        elif not self.waiting:
+            self._recover()
+        return True
+
+    async def _flow(self, link: Link) -> str | None:
+        """Publish until something is not taken, and return why if nothing was; None after a while without events."""
+        loop = asyncio.get_running_loop()
+        while link.alive:
+            self._wake.clear()
+            await self._send()
+            late = bool(self._publisher.late(loop.time()))
+            if late or self._refused:
+                return await self._retreat(link, late)
+            if not self._held_up:
+                self.backlog.losses.tell(loop.time())
+            if not await self._pause(loop.time()) and not self._window:
+                break
+        return None
+
+    async def _send(self) -> None:
+        while self._publisher.room and not self._refused and (event := self.backlog.take()):
+            headers, payload = opened(event.payload)
+            headers["Nats-Msg-Id"] = self.backlog.message_id(event)
+            try:
+                await self._publisher.publish(event.number, event.subject, payload, headers)
+            except TooLarge:
+                self.backlog.drop(event, "larger than the server accepts")
+
+    async def _pause(self, now: float) -> bool:
+        """Wait for a new event, an acknowledgement, the end of the link, or a deadline; False when it was idle."""
+        if self._wake.is_set():
+            return True
+        wait = self._publisher.wait(now)
+        if not self._held_up and (due := self.backlog.losses.wait(now)) is not None:
+            wait = due if wait is None else min(wait, due)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._idle if wait is None else wait):
+                await self._wake.wait()
+        return wait is not None or self._wake.is_set()
+
+    @property
+    def _held_up(self) -> bool:
+        """Whether a gap envelope would have to wait behind what caused the gap."""
+        return self._troubled or bool(self._refused)
+
+    def _settle(self, number: int, answer: Answer) -> None:
+        if isinstance(answer, Refusal):
+            if number in self._window:
+                self._refused[number] = answer
+                self._wake.set()
+            return
+        if self.backlog.published(number) is None:
+            return  # the spool had no room for it meanwhile
+        self._highest_ack = max(self._highest_ack, number)
+        self._delay = self._first_delay
+        if self.trouble:
+            self._recover()
+        self._wake.set()
+
+    async def _retreat(self, link: Link, late: bool) -> str:
+        """Let the window settle, make ready to send the rest again, and return why nothing was acknowledged, if so."""
+        loop = asyncio.get_running_loop()
+        while self._publisher.waiting and link.alive and not late:
+            self._wake.clear()
+            await self._pause(loop.time())
+            late = bool(self._publisher.late(loop.time()))
+        silence = f"no acknowledgement within {self._publisher.timeout:g} seconds"
+        reason = next((refusal.sentence for refusal in self._refused.values()), silence)
+        none_taken = bool(self._window) and next(iter(self._window)) > self._highest_ack
+        self._give_up_refused()
+        self._rewind()
+        return reason if none_taken else ""
+
+    def _give_up_refused(self) -> None:
+        """Drop what was refused again and again while later events were taken: it would hold up all others."""
+        for number, event in list(self._window.items()):
+            if number < self._highest_ack:
+                event.refusals += 1
+                if event.refusals >= self.REFUSALS:
+                    self.backlog.drop(event, "refused by the server")
+
+    def _rewind(self) -> None:
+        self._publisher.forget()
+        self.backlog.rewind()
+        self._refused.clear()
+        self._highest_ack = 0
+
+    def _report(self, trouble: str) -> None:
+        self.trouble = self._unseen or trouble
+        if not self._troubled:
+            self._troubled = True
+            _logger.warning("JetStream: does not take events: %s; keeping %d", trouble, self.waiting)
+
+    def _recover(self) -> None:
+        self.trouble = ""
+        if self._troubled:
+            self._troubled = False
+            _logger.info("JetStream: acknowledges events again")

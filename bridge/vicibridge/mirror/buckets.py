@@ -1,0 +1,315 @@
+"""The key-value buckets of the mirror: made when missing, and kept as the mirror says.
+
+Values go straight to the stream of the bucket, a window of them at a time, each acknowledged; `Ledger` knows which are.
+What the buckets really hold is compared with it on every new link and whenever `compare` asks. A bucket that takes no
+writes holds up no other, and is looked at again from time to time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from nats.errors import Error as NatsError
+
+from ..bus.acked_publisher import AckedPublisher, Answer, Meaning, Refusal
+from ..bus.bucket_reader import BucketReader, Entry
+from ..bus.conditions import Target
+from ..bus.connection import Link, TooLarge, reason_of
+from ..bus.streams import MARKER, Unsuitable, bucket_stream, config_of, ensure
+from ..bus.supervisor import Bus
+from ..config.model import Provision
+from ..contract.bucket_values import CONN, HEARTBEATS, NODE, SA
+from .ledger import Ledger, Source
+from .model import Key
+
+_logger = logging.getLogger(__name__)
+
+_ACK_TIMEOUT = 5.0
+_RETRY, _LONGEST_RETRY = 1.0, 30.0  # seconds until a bucket that takes no writes is looked at again
+_BATCH = 64  # keys between two looks at what else is to do
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """What is known of one bucket."""
+
+    name: str
+    delay: float  # seconds from the next look that finds it unfit to the one after it
+    restored: bool  # what earlier starts have left is taken over
+    expires: bool = False  # whether the server removes keys whose time is over
+    trouble: str = "JetStream has not answered yet"  # why it takes no writes
+    seen: bool = False  # whether the last look found it fit to be written
+    refusal: str = ""  # why it refused a key last
+    look_at: float = 0.0  # when to see whether it is there, and what it holds
+    logged: set[str] = field(default_factory=set)  # what the log has of its present troubles
+
+
+class Buckets:
+    """Keeps the keys of one node as `source` says; `wake` after something has changed there."""
+
+    WINDOW = 256  # values on their way
+
+    def __init__(self, bus: Bus, source: Source, node: str, heartbeat: float, provision: Provision) -> None:
+        self.ready = asyncio.Event()
+        """Set once what earlier starts have left is taken over; of SAs and connections nothing is written before."""
+        self.written = 0
+        self.refusals: Counter[str] = Counter()
+        """Writes that JetStream refused or did not acknowledge, by bucket."""
+        self._bus = bus
+        self._source = source
+        self._node = node
+        self._heartbeat = heartbeat
+        self._provision: Provision = provision
+        self._ledger = Ledger(source)
+        self._publisher = AckedPublisher(self.WINDOW, _ACK_TIMEOUT, self._settle)
+        self._buckets = {name: _Bucket(name, _RETRY, restored=name == NODE) for name in (NODE, CONN, SA)}
+        self._deleted: dict[Key, tuple[float, int]] = {}  # when, and the revision of the mark
+        self._announced = False  # whether the mirror is complete
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+
+    @property
+    def expires(self) -> bool:
+        """Whether the server removes the key of a bridge that is gone."""
+        return self._buckets[NODE].expires
+
+    @property
+    def complete(self) -> bool:
+        """Whether the buckets take every key."""
+        return self._ledger.complete and not any(bucket.trouble for bucket in self._buckets.values())
+
+    def keys(self) -> Counter[str]:
+        """Return how many keys the buckets have acknowledged, by bucket."""
+        return Counter(bucket for bucket, _ in self._ledger.revisions)
+
+    def unwritten(self) -> dict[str, int]:
+        """Return how many keys the buckets do not take at present, by bucket."""
+        return {name: self._ledger.unwritten(name) for name in self._buckets}
+
+    def troubles(self) -> list[str]:
+        """Return why the mirror is incomplete, a sentence for each bucket; nothing when it is not."""
+        troubles = []
+        for bucket in self._buckets.values():
+            if bucket.trouble:
+                troubles.append(f"{bucket.name}: {bucket.trouble}")
+            elif refused := self._ledger.unwritten(bucket.name):
+                troubles.append(f"{bucket.name}: keys refused: {refused}: {bucket.refusal}")
+        return troubles
+
+    def wake(self) -> None:
+        self._wake.set()
+        self._ledger.forget_gone()
+
+    def compare(self) -> None:
+        """Ask for a comparison with what the buckets really hold."""
+        for bucket in self._buckets.values():
+            bucket.look_at = 0.0
+        self._wake.set()
+
+    async def settled(self) -> None:
+        """Wait until everything that changed is acknowledged, but for what the buckets do not take."""
+        while not self._ledger.settled:
+            self._settled.clear()
+            await self._settled.wait()
+
+    async def run(self) -> None:
+        """Write until cancelled, over as many links as it takes."""
+        await self._bus.serve(self._serve)
+
+    async def _serve(self, link: Link) -> None:
+        await self._publisher.open(link)
+        link.on_lost(self._wake.set)
+        self.compare()
+        try:
+            async with BucketReader(link) as reader:
+                while link.alive:
+                    await self._step(link, reader)
+        finally:
+            self._publisher.forget()
+            self._ledger.recall()
+
+    async def _step(self, link: Link, reader: BucketReader) -> None:
+        """Do what is due, and wait for more."""
+        self._wake.clear()
+        self._give_up_late()
+        for bucket in self._buckets.values():
+            if self._now() >= bucket.look_at:
+                await self._look(link, reader, bucket)
+        self._open()
+        await self._send(link)
+        await self._sweep(link)
+        self._announce()
+        await self._pause()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _pause(self) -> None:
+        """Wait until something has changed, or is due."""
+        now = self._now()
+        if self._ledger.settled:
+            self._settled.set()
+        waits = [bucket.look_at - now for bucket in self._buckets.values()]
+        waits += [wait for wait in (self._publisher.wait(now), self._ledger.retry_in(now)) if wait is not None]
+        wait = min(waits)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if wait == math.inf else wait):
+                await self._wake.wait()
+
+    async def _look(self, link: Link, reader: BucketReader, bucket: _Bucket) -> None:
+        """See that a bucket is there, and hold it against what it acknowledged."""
+        bucket.look_at = math.inf
+        wanted, unsuitable = bucket_stream(bucket.name), ""
+        try:
+            try:
+                config = await ensure(link, wanted, self._provision)
+            except Unsuitable as error:  # it can be read all the same
+                unsuitable = reason_of(error)
+                config = await config_of(link, Target(wanted))
+            bucket.expires = bool(config.allow_msg_ttl)
+            if bucket.name != NODE:
+                await self._compare(link, reader, bucket, history=config.max_msgs_per_subject != 1)
+        except (NatsError, TimeoutError) as error:
+            self._shut(bucket, reason_of(error))
+        else:
+            bucket.seen = not unsuitable
+            if unsuitable:
+                self._shut(bucket, unsuitable)
+
+    async def _compare(self, link: Link, reader: BucketReader, bucket: _Bucket, *, history: bool) -> None:
+        """Restore what an earlier start left; later, have written again what is not as it was acknowledged."""
+        comparison = self._ledger.compare(bucket.name, restore=not bucket.restored)
+
+        async def take(page: list[Entry]) -> None:
+            for count, entry in enumerate(page, 1):
+                key = bucket.name, entry.key
+                if entry.value is None:
+                    self._note_deleted(bucket, key, entry.revision)
+                comparison.entry(key, entry.revision, entry.value)
+                if not count % _BATCH:
+                    await asyncio.sleep(0)
+            await self._send(link)
+
+        await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
+        differences = comparison.finish()
+        if differences and bucket.restored:
+            _logger.info("%s: %d keys were not as written; writing them again", bucket.name, differences)
+        bucket.restored = True
+
+    def _open(self) -> None:
+        """Let the buckets that were seen take writes."""
+        if all(bucket.restored for bucket in self._buckets.values()):
+            self.ready.set()
+        for bucket in self._buckets.values():
+            if not bucket.seen or bucket.name in self._ledger.open:
+                continue
+            if (bucket.name == NODE or self.ready.is_set()) and not self._ledger.reopen(bucket.name):
+                bucket.trouble = ""  # otherwise the first acknowledgement ends it
+
+    def _shut(self, bucket: _Bucket, reason: str) -> None:
+        """Let a bucket take no writes until it was looked at again."""
+        bucket.seen = False
+        bucket.trouble = reason
+        bucket.look_at = self._now() + bucket.delay
+        bucket.delay = min(bucket.delay * 2, _LONGEST_RETRY)
+        self._ledger.open.discard(bucket.name)
+        if reason not in bucket.logged:
+            bucket.logged.add(reason)
+            _logger.warning("JetStream: the bucket %s cannot be written: %s; trying again", bucket.name, reason)
+
+    def _note_deleted(self, bucket: _Bucket, key: Key, revision: int) -> None:
+        if not bucket.expires:
+            self._deleted[key] = (self._now(), revision)
+
+    async def _sweep(self, link: Link) -> None:
+        """Remove old marks of deleted keys from servers that do not do so themselves."""
+        now = self._now()
+        due = [key for key, (when, _) in self._deleted.items() if now - when > MARKER]
+        for key in due[:_BATCH]:
+            _, revision = self._deleted.pop(key)
+            purge = link.jetstream.purge_stream(f"KV_{key[0]}", subject=f"$KV.{key[0]}.{key[1]}", seq=revision + 1)
+            try:
+                await link.unless_lost(purge)
+            except NatsError as error:
+                self._deleted[key] = (now, revision)
+                _logger.warning("JetStream: cannot remove marks of deleted keys from %s: %s", key[0], reason_of(error))
+                return
+
+    async def _send(self, link: Link) -> None:
+        """Send what has changed, as far as the window is open."""
+        for count, write in enumerate(self._ledger.writes(self._now(), self._publisher.room), 1):
+            bucket = self._buckets[write.key[0]]
+            headers = self._headers(bucket, write.value is None)
+            try:
+                await self._publisher.publish(write.number, f"$KV.{'.'.join(write.key)}", write.value or b"", headers)
+            except TooLarge as error:
+                self._refuse(write.number, Refusal(0, 0, Meaning.TOO_LARGE, f"too large for NATS: {error}"))
+            if not count % _BATCH:
+                await asyncio.sleep(0)
+
+    def _headers(self, bucket: _Bucket, delete: bool) -> dict[str, str] | None:
+        headers = {}
+        if delete:
+            headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
+            if bucket.expires:
+                headers["Nats-TTL"] = f"{MARKER:.0f}s"
+        elif bucket.name == NODE and bucket.expires:
+            headers["Nats-TTL"] = f"{max(1.0, HEARTBEATS * self._heartbeat):.0f}s"
+        return headers or None
+
+    def _settle(self, number: int, answer: Answer) -> None:
+        if isinstance(answer, Refusal):
+            self._refuse(number, answer)
+        else:
+            self._stored(number, answer.seq)
+        self._wake.set()
+
+    def _stored(self, number: int, revision: int) -> None:
+        key, deleted = self._ledger.stored(number, revision)
+        bucket = self._buckets[key[0]]
+        self.written += 1
+        self._deleted.pop(key, None)
+        if deleted:
+            self._note_deleted(bucket, key, revision)
+        if bucket.name in self._ledger.open:
+            bucket.trouble, bucket.delay = "", _RETRY
+
+    def _refuse(self, number: int, refusal: Refusal) -> None:
+        bucket = self._buckets[self._ledger.key(number)[0]]
+        self.refusals[bucket.name] += 1
+        if refusal.meaning is Meaning.MISSING:
+            self._ledger.put_back(number)
+            if bucket.name in self._ledger.open:
+                self._shut(bucket, refusal.sentence)
+            return
+        _, key = self._ledger.refused(number, self._now())
+        bucket.refusal = refusal.sentence
+        if bucket.name in self._ledger.open:
+            bucket.trouble = ""  # it is this key only
+        if refusal.meaning.name not in bucket.logged:
+            bucket.logged.add(refusal.meaning.name)
+            _logger.warning("JetStream: %s: %s is refused: %s; trying again", bucket.name, key, refusal.sentence)
+
+    def _give_up_late(self) -> None:
+        """Have tried again what was not acknowledged in time, and see what is the matter with its bucket."""
+        silence = Refusal(0, 0, Meaning.OTHER, f"no acknowledgement within {_ACK_TIMEOUT:g} seconds")
+        for number in self._publisher.late(self._now()):
+            bucket = self._buckets[self._ledger.key(number)[0]]
+            bucket.look_at = min(bucket.look_at, self._now())
+            self._refuse(number, silence)
+
+    def _announce(self) -> None:
+        """Tell the log and the readers of the node's key whether the mirror is complete, when that has changed."""
+        for bucket in self._buckets.values():
+            if bucket.logged and not bucket.trouble and not self._ledger.unwritten(bucket.name):
+                bucket.logged.clear()
+                _logger.info("JetStream: the bucket %s takes everything again", bucket.name)
+        if self.complete != self._announced:
+            self._announced = self.complete
+            self._source.changed[NODE, self._node] = None
+            self._wake.set()

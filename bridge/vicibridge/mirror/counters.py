@@ -1,0 +1,88 @@
+"""Counters of CHILD_SAs, and their sums by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from ..contract.bucket_values import Section, Traffic
+
+Sums: TypeAlias = dict[str, Traffic]
+
+_MOST = 2**64 - 1
+
+
+def nothing() -> Traffic:
+    return Traffic(bytes_in=0, packets_in=0, bytes_out=0, packets_out=0)
+
+
+def traffic_of(child: Section) -> Traffic:
+    """Return the counters in a section of a CHILD_SA; what is missing or no number counts as 0."""
+    return Traffic(
+        bytes_in=number(child.get("bytes-in")),
+        packets_in=number(child.get("packets-in")),
+        bytes_out=number(child.get("bytes-out")),
+        packets_out=number(child.get("packets-out")),
+    )
+
+
+def number(text: object) -> int:
+    """Return the number in a value of charon's, of 64 bits at most; what is none counts as 0."""
+    return min(_MOST, int(text)) if isinstance(text, str) and text.isdecimal() and len(text) <= 20 else 0
+
+
+def checked(sums: Sums) -> Sums:
+    """Return sums that somebody else may have written; ValueError, TypeError or KeyError when they are none."""
+    for name in sums:
+        name.encode("utf-8", "surrogateescape")
+    return {
+        name: Traffic(
+            bytes_in=whole(each["bytes_in"]),
+            packets_in=whole(each["packets_in"]),
+            bytes_out=whole(each["bytes_out"]),
+            packets_out=whole(each["packets_out"]),
+        )
+        for name, each in sums.items()
+    }
+
+
+def whole(value: object) -> int:
+    """Return a number of 64 bits as what it is; ValueError for everything else."""
+    if not isinstance(value, int) or not 0 <= value <= _MOST:
+        raise ValueError(f"{value!r} is no counter")
+    return value
+
+
+def plus(one: Traffic, other: Traffic) -> Traffic:
+    """Return the sum; what is over 64 bits, which msgpack could not hold, stays the largest number."""
+    return Traffic(
+        bytes_in=min(_MOST, one["bytes_in"] + other["bytes_in"]),
+        packets_in=min(_MOST, one["packets_in"] + other["packets_in"]),
+        bytes_out=min(_MOST, one["bytes_out"] + other["bytes_out"]),
+        packets_out=min(_MOST, one["packets_out"] + other["packets_out"]),
+    )
+
+
+def minus(one: Traffic, other: Traffic) -> Traffic:
+    """Return what `one` has more than `other`: never less than 0."""
+    return Traffic(
+        bytes_in=max(0, one["bytes_in"] - other["bytes_in"]),
+        packets_in=max(0, one["packets_in"] - other["packets_in"]),
+        bytes_out=max(0, one["bytes_out"] - other["bytes_out"]),
+        packets_out=max(0, one["packets_out"] - other["packets_out"]),
+    )
+
+
+def add(sums: Sums, name: str, more: Traffic) -> None:
+    sums[name] = plus(sums[name], more) if name in sums else more
+
+
+def add_all(sums: Sums, more: Mapping[str, Traffic]) -> None:
+    for name, each in more.items():
+        add(sums, name, each)
+
+
+def together(one: Mapping[str, Traffic], other: Mapping[str, Traffic]) -> Sums:
+    sums = dict(one)
+    add_all(sums, other)
+    return sums

@@ -1,0 +1,258 @@
+"""The mirror of one charon at work: events as they come, snapshots when they are needed, everything into the buckets.
+
+A snapshot is taken at the start, when charon is there again, when events were lost, and from time to time. It goes over
+a connection of its own, while events go on; a question on the connection of the events then tells that every event
+raised before the last row has been read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterable, Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+
+from vicifast._wire import Raw, Reader
+from vicifast.aio import AsyncSession
+from vicifast.errors import UnknownCommand, ViciError
+
+from ..bus.supervisor import Bus
+from ..config import model as config
+from ..contract import bucket_values
+from ..contract.subjects import Subjects
+from .buckets import Buckets
+from .model import Key, Mirror
+from .reconcile import Difference, Snapshot
+
+_logger = logging.getLogger(__name__)
+
+_TIMEOUT = 10.0  # seconds for charon's next answer
+_LONGEST = 60.0  # for a whole list
+_SOON = 5.0  # after which a snapshot that found something on its way, or failed, is followed by another
+_BATCH = 64  # rows between two looks at what else is to do
+
+
+class Mirroring:
+    """Keeps the buckets equal to one charon; `tell` gets each difference that a snapshot repaired."""
+
+    def __init__(
+        self,
+        settings: config.Config,
+        subjects: Subjects,
+        gateway: config.Gateway,
+        boot: str,
+        bus: Bus,
+        tell: Callable[[str, Mapping[str, object]], None],
+    ) -> None:
+        self.mirror = Mirror(subjects, gateway.node, boot)
+        self.buckets = Buckets(bus, self, subjects.node, settings.mirror.heartbeat, settings.nats.provision)
+        self.snapshots = 0
+        self.differences = 0
+        self._settings = settings.mirror
+        self._gateway = gateway
+        self._boot = boot
+        self._tell = tell
+        self._key: Key = (bucket_values.NODE, subjects.key())
+        self._started = time.time_ns()
+        self._session: AsyncSession | None = None
+        self._charon_version: str | None = None
+        self._wanted = asyncio.Event()
+        self._questions: set[asyncio.Task[str | None]] = set()
+        self._troubled = False
+        self._stopping = False
+
+    @property
+    def changed(self) -> dict[Key, None]:
+        return self.mirror.changed
+
+    def keys(self) -> list[Key]:
+        return [self._key, *self.mirror.keys()]
+
+    def value(self, key: Key) -> bytes | None:
+        return self._presence() if key == self._key else self.mirror.value(key)
+
+    def restore(self, key: Key, data: bytes) -> bool:
+        return self.mirror.restore(key, data, time.time_ns())
+
+    def reload(self, settings: config.Mirror) -> None:
+        """Take over what may change at run time: the interval."""
+        self._settings = settings
+
+    def event(self, time_ns: int, event: str, raw: bytes) -> None:
+        """Take an event of the state class, in the order in which they came."""
+        doubted = self.mirror.doubtful
+        self.mirror.event(time_ns, event, raw)
+        if self.mirror.doubtful and not doubted:
+            asyncio.get_running_loop().call_later(_SOON, self.lost)
+        self.buckets.wake()
+
+    def connected(self, session: AsyncSession) -> None:
+        """charon is there and its events are registered on `session`."""
+        self._session = session
+        self.lost()
+        self._beat()
+
+    def disconnected(self) -> None:
+        """charon is gone, and so may be what the mirror knows of it."""
+        self._session = None
+        self._beat()
+
+    def lost(self) -> None:
+        """Ask for a snapshot, as events may be missing."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Mirror until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.buckets.run())
+            tasks.create_task(self._heartbeats())
+            tasks.create_task(self._snapshots())
+            tasks.create_task(self._comparisons())
+
+    async def stop(self) -> None:
+        """Write what waits, and take this bridge off the list of those that run."""
+        self._stopping = True
+        self._beat()
+        await self.buckets.settled()
+
+    def _beat(self) -> None:
+        self.mirror.changed[self._key] = None
+        self.buckets.wake()
+
+    async def _heartbeats(self) -> None:
+        while True:
+            self._beat()
+            await asyncio.sleep(self._settings.heartbeat)
+
+    async def _comparisons(self) -> None:
+        """Have the buckets compared with what they acknowledged, as others may write there, or remove what is there."""
+        while True:
+            await asyncio.sleep(self._settings.interval * random.uniform(0.9, 1.1))
+            self.buckets.compare()
+
+    def _presence(self) -> bytes | None:
+        if self._stopping:
+            return None
+        return bucket_values.dump(
+            bucket_values.NodeValue(
+                v=1,
+                node=self._gateway.node,
+                boot=self._boot,
+                bridge=version("vicifast"),
+                charon="down" if self._session is None else "up",
+                charon_version=self._charon_version,
+                started=self._started,
+                updated=time.time_ns(),
+                heartbeat=self._settings.heartbeat,
+                expires=self.buckets.expires,
+                mirror="complete" if self.buckets.complete else "incomplete",
+            )
+        )
+
+    async def _snapshots(self) -> None:
+        await self.buckets.ready.wait()  # what an earlier start has left is what charon is compared with
+        wait = self._settings.interval
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wanted.wait()
+            self._wanted.clear()
+            wait = self._settings.interval * random.uniform(0.9, 1.1)
+            session = self._session
+            if session is None:
+                continue
+            try:
+                if await self._snapshot(session):
+                    wait = min(wait, _SOON)
+            except (ViciError, OSError, TimeoutError) as error:
+                if self._session is session:
+                    self._trouble(error)
+                    wait = min(wait, _SOON)
+
+    async def _snapshot(self, session: AsyncSession) -> bool:
+        """Take one snapshot; return whether it should be followed by another."""
+        snapshot = Snapshot(self.mirror)
+        try:
+            async with asyncio.timeout(_LONGEST):
+                sas, conns = await self._listed()
+            await self._caught_up(session)
+            for rows, compare in ((sas, snapshot.sa), (conns, snapshot.conn)):
+                for number, raw in enumerate(rows, 1):
+                    compare(time.time_ns(), raw)
+                    if not number % _BATCH:
+                        await self._others(session)
+        except BaseException:
+            snapshot.abandon()
+            raise
+        differences = snapshot.finish(time.time_ns())
+        self.buckets.wake()
+        self.snapshots += 1
+        if self._troubled:
+            self._troubled = False
+            _logger.info("%s: charon lists its SAs again", self._gateway.node)
+        await self._tell_all(differences)
+        return snapshot.unsettled
+
+    async def _listed(self) -> tuple[list[bytes], list[bytes]]:
+        """Return the messages of list-sas and list-conns undecoded: as dicts, thousands would take much memory."""
+        readers: dict[str, Reader] = {"list-sa": Raw(), "list-conn": Raw()}
+        async with AsyncSession(self._gateway.vici, timeout=_TIMEOUT, readers=readers) as session:
+            # Without noblock, which would leave out SAs that charon is working on.
+            return await _raw(session.stream("list-sas")), await _raw(session.stream("list-conns"))
+
+    async def _caught_up(self, session: AsyncSession) -> None:
+        """Wait until every event that charon has raised by now has been taken from the connection of the events."""
+        # charon answers in order with its events. The question must not time out or be cancelled, which would close the
+        # connection, so it has a task of its own.
+        if self._questions:
+            raise TimeoutError("charon has not answered on the connection of the events yet")
+        question = asyncio.create_task(_version(session))
+        self._questions.add(question)
+        question.add_done_callback(self._answered)
+        await asyncio.wait([question], timeout=_TIMEOUT)
+        if not question.done():
+            raise TimeoutError(f"charon has not answered for {_TIMEOUT:g} seconds")
+        known, self._charon_version = self._charon_version, question.result()
+        if self._charon_version != known:
+            self._beat()
+        await self._others(session)
+
+    def _answered(self, question: asyncio.Task[str | None]) -> None:
+        self._questions.discard(question)
+        if not question.cancelled():
+            question.exception()  # nobody may wait for it any more
+
+    async def _others(self, session: AsyncSession) -> None:
+        """Let the events have their turn."""
+        await asyncio.sleep(0)
+        if self._session is not session:
+            raise TimeoutError("charon went away meanwhile")
+
+    async def _tell_all(self, differences: list[Difference]) -> None:
+        self.differences += len(differences)
+        if differences:
+            _logger.info("%s: the mirror differed from charon in %d keys", self._gateway.node, len(differences))
+        for number, difference in enumerate(differences, 1):
+            plain: Mapping[str, object] = bucket_values.tagged(difference._asdict())
+            self._tell("resync", plain)
+            if not number % _BATCH:
+                await asyncio.sleep(0)
+
+    def _trouble(self, error: Exception) -> None:
+        if not self._troubled:
+            self._troubled = True
+            _logger.warning("%s: charon does not list its SAs: %s; trying again", self._gateway.node, error)
+
+
+async def _raw(stream: AsyncIterable[object]) -> list[bytes]:
+    return [message async for message in stream if isinstance(message, bytes)]
+
+
+async def _version(session: AsyncSession) -> str | None:
+    try:
+        return str((await session.call("version", timeout=None)).get("version"))
+    except UnknownCommand:
+        return None

@@ -1,0 +1,87 @@
+"""`/metrics`, `/healthz` and `/readyz` over HTTP, answered by the event loop that does the work."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from prometheus_client.exposition import choose_encoder
+
+from ..config.model import parse_listen
+from .metrics import registry
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+
+_STOP = 0.5  # seconds that a client has for its answer when the bridge stops
+
+
+class ListenError(Exception):
+    """The address of `[http] listen` cannot be had."""
+
+
+class Web:
+    """Listens from `start` to `stop`; `port` is where."""
+
+    def __init__(self, listen: str, service: Service) -> None:
+        self._listen = listen
+        self._service = service
+        self._registry = registry(service)
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen, if the configuration wants it; ListenError says why that is not possible."""
+        if not self._listen:
+            return
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_STOP)
+        await self._runner.setup()
+        host, port = parse_listen(self._listen)
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self.stop()
+            hint = 'choose another address for [http] listen, or "" to do without'
+            raise ListenError(f"http.listen: {self._listen}: {error.strerror}; {hint}") from None
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        """Whether the process does its work; a hung event loop answers nothing."""
+        return web.json_response({"status": "ok"})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        """Whether JetStream takes the events of every charon, and their state; otherwise 503, with the `reasons`.
+
+        `credentials_expire` says when those of the connection to NATS do, by their key in `[nats]`.
+        """
+        reasons = self._service.reasons()
+        gateways = self._service.gateways
+        answer = {
+            "ready": not reasons,
+            "reasons": reasons,
+            "nats": self._service.bus.connected,
+            "charon": {gateway.node: gateway.up for gateway in gateways},
+            "credentials_expire": {kind: _iso(time) for kind, time in self._service.bus.expires.items()},
+            "events": {gateway.node: not gateway.state.trouble for gateway in gateways},
+            "mirror": {gateway.node: gateway.mirroring.buckets.complete for gateway in gateways if gateway.mirroring},
+        }
+        return web.json_response(answer, status=503 if reasons else 200)
+
+
+def _iso(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

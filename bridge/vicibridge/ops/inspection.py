@@ -1,0 +1,157 @@
+"""What JetStream and charon have for the bridge, for `vicibridge check --nats --charon`; nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
+
+from vicifast.aio import AsyncSession
+from vicifast.commands import EVENTS, NO_IKEV1, release
+from vicifast.errors import ViciError
+
+from ..bus.conditions import CAPTURED, Problem, Target, problems, uncovered
+from ..bus.connection import Link, reason_of
+from ..bus.streams import bucket_stream, config_of, missing, overlapping, state_stream, streams_over
+from ..bus.supervisor import Bus, Refused
+from ..config.model import Config, hide
+from ..contract.bucket_values import CONN, NODE, SA
+
+_PATIENCE = 5.0  # seconds for the next answer of charon
+_CLOSE = 2.0  # seconds for the end of the connection to NATS
+_NEARLY = 0.9  # of an account's storage
+
+
+async def inspect_charons(settings: Config) -> list[Problem]:
+    """Connect to each charon, and return what its version lacks for the bridge and for its connections."""
+    return [problem for gateway in settings.gateway for problem in await _inspect_charon(gateway.node, gateway.vici)]
+
+
+async def _inspect_charon(node: str, address: str) -> list[Problem]:
+    try:
+        async with AsyncSession(address, timeout=_PATIENCE) as session:
+            version = str((await session.call("version"))["version"])
+            listed = [item async for message in session.stream("list-conns") for item in message.items()]
+    except ViciError as error:
+        return [Problem("error", f"{node}: {error}")]
+    if release(version) < release(EVENTS["alert"].since):
+        return [Problem("note", f"{node}: strongSwan {version} has no alerts; they need {EVENTS['alert'].since}")]
+    old = [name for name, conn in listed if isinstance(conn, dict) and conn.get("version") == "IKEv1"]
+    if release(version) < NO_IKEV1 or not old:
+        return []
+    text = f"strongSwan {version} has no IKEv1 unless it was built with it, which these connections need"
+    return [Problem("warning", f"{node}: {text}: {', '.join(old)}")]
+
+
+async def inspect(settings: Config) -> list[Problem]:
+    """Connect to NATS, and return everything about JetStream that breaks a promise of the bridge."""
+    bus = Bus(settings.nats, "vicibridge check")
+    try:
+        await bus.connect(1)
+    except Refused as refused:
+        where = ", ".join(map(hide, settings.nats.urls))
+        hint = "" if settings.nats.servers else "; the bridge runs this server itself: check while it does"
+        return [Problem("error", f"cannot connect to NATS at {where}: {refused}{hint}")]
+    try:
+        return await _inspect(bus.current, settings)
+    finally:
+        await bus.close(_CLOSE)
+
+
+async def _inspect(link: Link, settings: Config) -> list[Problem]:
+    try:
+        account = await link.api("INFO")
+    except TimeoutError:
+        account = None
+    except NatsError as error:
+        return [Problem("error", f"JetStream cannot be used: {reason_of(error)}")]
+    found = [] if account else [_unasked("INFO", "the limits of the account")]
+    nats = settings.nats
+    targets = [Target(state_stream(nats).config, nats.prefix)]
+    if settings.mirror.enabled:
+        targets += [Target(bucket_stream(bucket)) for bucket in (NODE, CONN, SA)]
+    absent = []
+    for target in targets:
+        try:
+            present = await config_of(link, target)
+        except NotFoundError:
+            absent.append(target)
+            if nats.provision == "bind":
+                found.append(Problem("error", missing(target)))
+            found += await _others(link, target, target.subjects)
+        except TimeoutError:
+            found.append(_unasked(f"STREAM.INFO.{target.name}", str(target)))
+        else:
+            found += problems(present, target)
+            found += await _read(link, target, _limits_of(account)["limits"]["max_consumers"]) if account else []
+            found += await _others(link, target, uncovered(present, target))
+    found += await _capturing(link, targets[0])
+    if account and nats.provision != "bind":
+        found += _creating(_limits_of(account), absent)
+    return found + (_filling(_limits_of(account)) if account else [])
+
+
+async def _others(link: Link, target: Target, subjects: Sequence[str]) -> list[Problem]:
+    """Return what is wrong with streams of other names that take subjects of `target`."""
+    try:
+        others = [name for name in await streams_over(link, subjects) if name != target.name]
+    except TimeoutError:
+        return [_unasked("STREAM.NAMES", f"streams that take the subjects of {target}")]
+    text = f"{target} cannot take its subjects: {overlapping(target, subjects, others)}"
+    return [Problem("error", text)] if others else []
+
+
+async def _capturing(link: Link, target: Target) -> list[Problem]:
+    """Return what is wrong with streams of other names that capture requests."""
+    commands = f"{target.prefix}.*.cmd.*"
+    try:
+        others = [name for name in await streams_over(link, [commands]) if name != target.name]
+    except TimeoutError:
+        return [_unasked("STREAM.NAMES", "streams that capture requests")]
+    text = "the stream {} captures requests ({}): {}; take these subjects from it"
+    return [Problem("warning", text.format(name, commands, CAPTURED)) for name in others]
+
+
+def _limits_of(account: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what an account uses and its limits; those of streams without replicas, where they are by replicas."""
+    tiers: Mapping[str, Mapping[str, Any]] = account.get("tiers") or {}
+    return tiers.get("R1", account)
+
+
+def _creating(account: Mapping[str, Any], absent: Sequence[Target]) -> list[Problem]:
+    """Return what keeps the bridge from creating what is missing."""
+    limits, texts = account["limits"], []
+    names = ", ".join(target.name for target in absent)
+    if absent and 0 < limits["max_streams"] < account["streams"] + len(absent):
+        use = f"max_streams = {limits['max_streams']} of the account, of which {account['streams']} are in use"
+        texts.append(f"{use}, leaves no room for {names}: raise it to {account['streams'] + len(absent)} or more")
+    if absent and limits["max_bytes_required"]:
+        texts.append(f"the account requires max_bytes (max_bytes_required): create {names} by hand with it")
+    if absent and limits["max_storage"] == 0:
+        texts.append(f"the account has no storage for {names}: raise its max_file")
+    return [Problem("error", text) for text in texts]
+
+
+def _filling(account: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with the storage that is left to the account."""
+    limit, used = account["limits"]["max_storage"], max(account["storage"], account.get("reserved_storage", 0))
+    if not 0 < limit * _NEARLY <= used:
+        return []
+    text = f"{used} of {limit} bytes of the account's storage are in use"
+    hint = "when all are, JetStream refuses events and changes of the mirror; raise its max_file"
+    return [Problem("warning", f"{text}: {hint}")]
+
+
+async def _read(link: Link, target: Target, limit: int) -> list[Problem]:
+    """Return what is wrong when a stream has as many consumers as the account's limit allows each to have."""
+    if limit <= 0 or (count := (await link.api(f"STREAM.INFO.{target.name}"))["state"]["consumer_count"]) < limit:
+        return []
+    text = f"{target} has {count} consumers, as many as max_consumers of the account allows"
+    return [Problem("warning", f"{text}: JetStream refuses further readers; raise it, or delete consumers not in use")]
+
+
+def _unasked(endpoint: str, about: str) -> Problem:
+    text = f"JetStream does not answer about {about}: let this user publish to $JS.API.{endpoint}"
+    return Problem("warning", text)

@@ -1,0 +1,227 @@
+"""Prometheus metrics: one table; the objects' own counters are read when somebody asks, so nothing costs before.
+
+No label comes from charon's data: nodes are configured, everything else is named in the code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from ..contract.bucket_values import CONN, NODE, SA
+
+if TYPE_CHECKING:
+    from ..events.losses import Counts
+    from ..mirror.buckets import Buckets
+    from ..service import Service
+
+_Sample = tuple[tuple[str, ...], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: its full name, the names of its labels, and how its values are read from the service."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    read: Callable[[Service], Iterable[_Sample]]
+
+    @property
+    def kind(self) -> str:
+        """`counter`, whose name ends with _total, or `gauge`."""
+        return "counter" if self.name.endswith("_total") else "gauge"
+
+
+def _counts(value: Callable[[Counts], float]) -> Callable[[Service], Iterator[_Sample]]:
+    """Read a value of every node and class."""
+
+    def read(service: Service) -> Iterator[_Sample]:
+        for node, kind, pipeline in service.pipelines:
+            yield (node, kind), value(pipeline.counts)
+
+    return read
+
+
+def _dropped(service: Service) -> Iterator[_Sample]:
+    for node, kind, pipeline in service.pipelines:
+        for cause, count in pipeline.counts.causes.items():
+            yield (node, kind, cause), count
+
+
+def _in_flight(service: Service) -> Iterator[_Sample]:
+    for node, kind, pipeline in service.pipelines:
+        yield (node, kind), pipeline.in_flight
+
+
+def _lag(service: Service) -> Iterator[_Sample]:
+    now = asyncio.get_running_loop().time()
+    for (node, kind, _), lag in zip(service.pipelines, service.lags, strict=True):
+        yield (node, kind), lag.seconds(now)
+
+
+def _events(service: Service) -> Iterator[_Sample]:
+    for gateway in service.gateways:
+        yield (gateway.node, "log", ""), gateway.log.counts.received
+        for (event, kind), count in gateway.events.items():
+            yield (gateway.node, event, kind), count
+
+
+def _commands(service: Service) -> Iterator[_Sample]:
+    for gateway, commands in zip(service.gateways, service.commands, strict=True):
+        for command, tally in commands.stats.items():
+            for code, count in tally.codes.items():
+                yield (gateway.node, command or "unknown", str(code)), count
+
+
+def _command_seconds(service: Service) -> Iterator[_Sample]:
+    for gateway, commands in zip(service.gateways, service.commands, strict=True):
+        for command, tally in commands.stats.items():
+            yield (gateway.node, command or "unknown"), tally.nanoseconds / 1e9
+
+
+def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[Service], Iterator[_Sample]]:
+    """Read a value of every node and bucket."""
+
+    def read(service: Service) -> Iterator[_Sample]:
+        for gateway in service.gateways:
+            if gateway.mirroring:
+                values = value(gateway.mirroring.buckets)
+                for bucket in (CONN, NODE, SA):
+                    yield (gateway.node, bucket), values[bucket]
+
+    return read
+
+
+def _build(service: Service) -> Iterator[_Sample]:
+    yield (version("vicifast"), platform.python_version(), version("nats-py")), 1
+
+
+METRICS = (
+    Metric("vicibridge_received_total", "Events taken over.", ("node", "class"), _counts(lambda c: c.received)),
+    Metric("vicibridge_published_total", "Events that NATS has.", ("node", "class"), _counts(lambda c: c.published)),
+    Metric("vicibridge_dropped_total", "Events that were lost, by cause.", ("node", "class", "cause"), _dropped),
+    Metric("vicibridge_in_flight", "Events on their way to NATS.", ("node", "class"), _in_flight),
+    Metric(
+        "vicibridge_spooled",
+        "Events on disk that NATS has not acknowledged.",
+        ("node",),
+        lambda service: [((gateway.node,), gateway.state.spooled) for gateway in service.gateways],
+    ),
+    Metric(
+        "vicibridge_spool_up",
+        "1 while the spool works; 0 is that waiting events are in memory only.",
+        ("node",),
+        lambda service: [((gateway.node,), not gateway.state.backlog.spool_trouble) for gateway in service.gateways],
+    ),
+    Metric("vicibridge_lag_seconds", "How long the oldest event on its way has waited.", ("node", "class"), _lag),
+    Metric(
+        "vicibridge_published_bytes_total",
+        "Payload that NATS has, in bytes.",
+        ("node", "class"),
+        _counts(lambda c: c.bytes),
+    ),
+    Metric(
+        "vicibridge_vici_events_total",
+        "Events from charon, by name and kind: up, down or failed, or the type of an alert.",
+        ("node", "event", "kind"),
+        _events,
+    ),
+    Metric(
+        "vicibridge_charon_up",
+        "1 while charon is connected and its events are registered.",
+        ("node",),
+        lambda service: [((gateway.node,), gateway.up) for gateway in service.gateways],
+    ),
+    Metric(
+        "vicibridge_charon_connects_total",
+        "How often charon was reached.",
+        ("node",),
+        lambda service: [((gateway.node,), gateway.connects) for gateway in service.gateways],
+    ),
+    Metric(
+        "vicibridge_mirror_keys",
+        "Keys that the buckets of the mirror have acknowledged.",
+        ("node", "bucket"),
+        _mirror(lambda buckets: buckets.keys()),
+    ),
+    Metric(
+        "vicibridge_mirror_unwritten",
+        "Keys that a bucket does not take at present; 0 is that the mirror is complete.",
+        ("node", "bucket"),
+        _mirror(lambda buckets: buckets.unwritten()),
+    ),
+    Metric(
+        "vicibridge_mirror_refused_total",
+        "Writes to the mirror that JetStream refused or did not acknowledge in time.",
+        ("node", "bucket"),
+        _mirror(lambda buckets: buckets.refusals),
+    ),
+    Metric("vicibridge_nats_up", "1 while NATS is connected.", (), lambda service: [((), service.bus.connected)]),
+    Metric(
+        "vicibridge_nats_credential_expiration_timestamp_seconds",
+        "When the credentials of the connection expire, in seconds since the epoch, by their key in [nats].",
+        ("kind",),
+        lambda service: [((kind,), time) for kind, time in service.bus.expires.items()],
+    ),
+    Metric(
+        "vicibridge_nats_connects_total",
+        "How often a NATS server was reached.",
+        (),
+        lambda service: [((), service.bus.connects)],
+    ),
+    Metric(
+        "vicibridge_nats_errors_total",
+        "Errors that NATS reported while connected, such as missing permissions.",
+        (),
+        lambda service: [((), service.bus.errors)],
+    ),
+    Metric(
+        "vicibridge_commands_total",
+        "Requests for commands, and the code each ended with; 200 is success.",
+        ("node", "command", "code"),
+        _commands,
+    ),
+    Metric(
+        "vicibridge_command_seconds_total",
+        "How long requests for commands took together.",
+        ("node", "command"),
+        _command_seconds,
+    ),
+    Metric(
+        "vicibridge_loop_delay_seconds",
+        "How late the event loop was at the last heartbeat.",
+        (),
+        lambda service: [((), service.pulse.delay)],
+    ),
+    Metric("vicibridge_build_info", "1; what runs here.", ("version", "python", "nats_py"), _build),
+)
+
+
+class _FromService(Collector):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        for metric in METRICS:
+            make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = make(metric.name, metric.help, labels=metric.labels)
+            for labels, value in metric.read(self._service):
+                family.add_metric(labels, value)
+            yield family
+
+
+def registry(service: Service) -> CollectorRegistry:
+    """Return a registry of `METRICS`, and of what Prometheus wants to know of a process."""
+    registry = CollectorRegistry()
+    registry.register(_FromService(service))
+    ProcessCollector(registry=registry)
+    return registry

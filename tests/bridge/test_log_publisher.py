@@ -1,0 +1,182 @@
+"""The log class: batched per subject, bounded, and every drop told."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from harness import NatsServer, run, settings, until, witness
+from vicibridge.bus.supervisor import Bus
+from vicibridge.events.log_publisher import LogPipeline
+from vicibridge.events.losses import Loss
+
+MIB = 1024 * 1024
+
+
+class Feed:
+    """A pipeline, and what it told as lost."""
+
+    def __init__(self, bus: Bus, linger: float, max_bytes: int) -> None:
+        self.losses: list[Loss] = []
+        self.count = 0
+        self.pipeline = LogPipeline(bus, linger, max_bytes, self.losses.append)
+
+    def put(self, count: int, subject: str = "vici.gw1.log.IKE.1", size: int = 8) -> None:
+        now = asyncio.get_running_loop().time()
+        for _ in range(count):
+            self.count += 1
+            self.pipeline.put(subject, b"%d\n".rjust(size) % self.count, 1, self.count, self.count, now)
+
+    async def flush(self) -> None:
+        await asyncio.wait_for(self.pipeline.flush(), 15)
+        assert self.pipeline.in_flight == 0
+        assert self.pipeline.counts.received == self.pipeline.counts.published + self.pipeline.counts.dropped
+
+
+@asynccontextmanager
+async def feeding(url: str, linger: float = 0.02, max_bytes: int = 64 * MIB) -> AsyncIterator[Feed]:
+    bus = Bus(settings(url).nats)
+    feed = Feed(bus, linger, max_bytes)
+    tasks = [asyncio.create_task(bus.run()), asyncio.create_task(feed.pipeline.run())]
+    try:
+        yield feed
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [result for result in results if isinstance(result, Exception)]
+
+
+def test_gathered_per_subject(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with feeding(nats_server.url) as feed, witness(nats_server.url) as someone:
+            feed.put(3, "vici.gw1.log.IKE.1")
+            feed.put(2, "vici.gw1.log.CFG.0")
+            feed.put(1, "vici.gw1.log.IKE.1")
+            await until(lambda: len(someone.messages) == 2)
+            assert [(m.subject, [int(n) for n in m.data.split()]) for m in someone.messages] == [
+                ("vici.gw1.log.IKE.1", [1, 2, 3, 6]),
+                ("vici.gw1.log.CFG.0", [4, 5]),
+            ]
+
+    run(test())
+
+
+def test_full_batches_go_at_once_and_flush_does_not_linger(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with feeding(nats_server.url, linger=3600) as feed, witness(nats_server.url) as someone:
+            feed.put(250, size=1000)
+            await until(lambda: len(someone.messages) == 3)
+            assert all(60_000 < len(message.data) <= 65536 for message in someone.messages)
+            await feed.flush()
+            await until(lambda: len(someone.messages) == 4)
+            data = b"".join(message.data for message in someone.messages)
+            assert [int(n) for n in data.split()] == list(range(1, 251))
+
+    run(test())
+
+
+def test_overflow_drops_the_oldest_and_tells(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with feeding(nats_server.url, max_bytes=MIB) as feed:
+            feed.put(3000, size=1000)  # nobody to send it to
+            dropped = feed.pipeline.counts.dropped
+            assert 1900 < dropped < 2100
+            assert feed.pipeline.in_flight == 3000 - dropped
+            await nats_server.up()
+            async with witness(nats_server.url) as someone:
+                feed.put(1)
+                await feed.flush()
+                await until(lambda: feed.losses)
+                assert feed.losses == [Loss("the memory for log events is full", dropped, 1, dropped)]
+                await until(lambda: someone.messages and int(someone.messages[-1].data.split()[-1]) == 3001)
+                # the witness may have come after the first of them
+                data = b"".join(message.data for message in someone.messages)
+                seen = [int(n) for n in data.split()]
+                assert seen == list(range(3002 - len(seen), 3002))
+
+    run(test())
+
+
+def test_short_lines_take_no_more_memory_than_long_ones(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with feeding(nats_server.url, max_bytes=MIB) as feed:
+            tracemalloc.start()
+            try:
+                for number in range(20_000):
+                    feed.put(1, f"vici.{number}", size=10)
+                assert feed.pipeline.counts.dropped and tracemalloc.get_traced_memory()[0] < 1.5 * MIB
+            finally:
+                tracemalloc.stop()
+
+    run(test())
+
+
+def test_drops_are_told_even_when_nothing_follows(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with feeding(nats_server.url) as feed:
+            feed.pipeline.lost("malformed", 1, 1)
+            await until(lambda: len(feed.losses) == 1)
+            feed.pipeline.lost("malformed", 2, 3)
+            await until(lambda: len(feed.losses) == 2)
+            assert feed.losses == [Loss("malformed", 1, 1, 1), Loss("malformed", 2, 2, 3)]
+
+    run(test())
+
+
+def test_too_large_is_told(make_nats_server: Callable[..., NatsServer]) -> None:
+    server = make_nats_server("max_payload: 10000")
+
+    async def test() -> None:
+        await server.up()
+        async with feeding(server.url) as feed, witness(server.url) as someone:
+            feed.put(1, "vici.a")
+            await feed.flush()
+            feed.put(1, "vici.b", size=20_000)
+            feed.put(30, "vici.c", size=1000)
+            await feed.flush()
+            await until(lambda: feed.losses)
+            assert feed.losses == [Loss("larger than the server accepts", 1, 2, 2)]
+            await until(lambda: sum(len(m.data.split()) for m in someone.messages) == 31)
+
+    run(test())
+
+
+def test_server_killed_and_hung_under_flood(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with feeding(nats_server.url) as feed:
+            for fault in (nats_server.kill, nats_server.pause):
+                for step in range(200):
+                    feed.put(100, size=500)
+                    await asyncio.sleep(0)
+                    if step == 100:
+                        fault()
+                if fault == nats_server.kill:
+                    await nats_server.up()
+                else:
+                    await asyncio.sleep(2)
+                    nats_server.resume()
+                await feed.flush()
+            assert feed.pipeline.counts.published == feed.count == 40_000
+            assert not feed.losses
+
+    run(test())
+
+
+def test_cancelled_in_the_moment_in_which_something_comes() -> None:
+    """It must end: `asyncio.wait_for` takes no notice of the cancellation then, before Python 3.12."""
+
+    async def test() -> None:
+        async with feeding("nats://127.0.0.1:1", linger=3600) as feed:
+            feed.put(1)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            feed.put(1, "vici.gw1.log.CFG.1")
+
+    run(test(), 5)

@@ -1,0 +1,170 @@
+"""The bus against a real server: never gives up, and notices what nats-py does not."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from harness import NatsServer, run, running, settings, until, witness
+from vicibridge.bus.connection import Disconnected, TooLarge
+from vicibridge.bus.nats_server import free_port
+
+
+def test_server_that_comes_late_and_goes_and_comes(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def test() -> None:
+        async with running(settings(nats_server.url)) as bus:
+            waiting = asyncio.create_task(bus.link())
+            await asyncio.sleep(0.5)  # several attempts fail meanwhile
+            assert not waiting.done()
+            await nats_server.up()
+            first = await waiting
+            nats_server.kill()
+            await first.lost()
+            with pytest.raises(Disconnected):
+                await first.publish("x", b"")
+            await nats_server.up()
+            assert await bus.link() is not first
+            assert bus.connects == 2
+
+    run(test())
+    # one line for each change, however many attempts there were
+    texts = [record.message for record in caplog.records if record.name == "vicibridge.bus.supervisor"]
+    assert len(texts) == 4
+    assert "not connected" in texts[0] and "not connected" in texts[2]
+    assert texts[1] == texts[3] == f"NATS: connected to {nats_server.url}"
+
+
+async def greet_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the first PING as a server does, then reset the connection."""
+    writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"headers":true}\r\n')
+    while not (await reader.readline()).startswith(b"PING"):
+        pass
+    writer.write(b"PONG\r\n")
+    await asyncio.sleep(0.02)
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+def test_server_that_resets_the_connection_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The closing of nats-py fails half way then, with its tasks left behind."""
+
+    async def ignore(message: Any) -> None:
+        pass
+
+    async def test() -> None:
+        server = await asyncio.start_server(greet_and_reset, "127.0.0.1", 0)
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with running(settings(url, nats={"probe_interval": 0.05})) as bus:
+            for _ in range(5):
+                link = await bus.link()
+                with pytest.raises(Disconnected):
+                    await link.subscribe("x.y", ignore)
+                    while True:
+                        await link.publish("x", b"y" * 100)
+                        await asyncio.sleep(0)
+        server.close()
+        await server.wait_closed()
+        await until(lambda: len(asyncio.all_tasks()) <= 2)  # this one and what runs it
+
+    run(test())
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_hung_server_is_left_for_the_next_one(make_nats_server: Callable[..., NatsServer]) -> None:
+    """Under load nats-py would wait for the hung server for ever (nats-py#671)."""
+    hanging, healthy = make_nats_server(), make_nats_server()
+
+    async def test() -> None:
+        await hanging.up()
+        await healthy.up()
+        config = settings(hanging.url, nats={"servers": [hanging.url, healthy.url]})
+        async with running(config) as bus:
+            link = await bus.link()
+            hanging.pause()
+            begin = time.monotonic()
+            block = b"x" * 60_000
+            with pytest.raises(Disconnected):
+                while True:  # far more than socket buffers take
+                    for _ in range(20):
+                        await link.publish("load", block)
+                    await link.fence(60)
+            replacement = await bus.link()
+            assert time.monotonic() - begin < 5
+            await replacement.fence(2)
+
+    try:
+        run(test())
+    finally:
+        hanging.resume()
+
+
+def test_hung_server_that_wakes_up(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with running(settings(nats_server.url)) as bus:
+            link = await bus.link()
+            nats_server.pause()
+            await asyncio.wait_for(link.lost(), 5)
+            nats_server.resume()
+            await (await bus.link()).fence(5)
+
+    run(test())
+
+
+def test_headers_count_as_payload(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        await nats_server.up()
+        async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
+            link = await bus.link()
+            frame = len("NATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n")
+            fits = b"x" * (link.max_payload - frame)
+            with pytest.raises(TooLarge):
+                await link.publish("vici.x", fits + b"x", headers={"Nats-Msg-Id": "1"})
+            await link.publish("vici.x", fits, headers={"Nats-Msg-Id": "1"})
+            await link.fence(5)
+            assert link.alive
+            await until(lambda: someone.messages)
+            assert someone.messages[0].data == fits
+
+    run(test())
+
+
+def test_fence_means_processed(nats_server: NatsServer) -> None:
+    """nats-py's own flush() overtakes what was published just before it."""
+
+    async def test() -> None:
+        await nats_server.up()
+        async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
+            link = await bus.link()
+            for number in range(300):
+                for _ in range(10):
+                    await link.publish("vici.x", b"x" * 5000)
+                await link.fence(5)
+                # the server has routed all to the other client; one round trip of its own brings them
+                await someone.client.flush()
+                assert len(someone.messages) == 10 * (number + 1)
+
+    run(test())
+
+
+def test_nobody_there_at_all_costs_no_more_than_a_retry_now_and_then() -> None:
+    async def test() -> None:
+        config = settings(f"nats://127.0.0.1:{free_port()}")
+        async with running(config) as bus:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(bus.link(), 1)
+
+    begin = time.process_time()
+    run(test())
+    assert time.process_time() - begin < 0.5
