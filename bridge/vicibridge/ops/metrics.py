@@ -154,8 +154,16 @@ METRICS = (
         _mirror(lambda buckets: buckets.keys()),
     ),
     Metric(
+        "vicibridge_mirror_complete",
+        "1 while the buckets of the mirror take every key.",
+        ("node",),
+        lambda service: [
+            ((gateway.node,), gateway.mirroring.buckets.complete) for gateway in service.gateways if gateway.mirroring
+        ],
+    ),
+    Metric(
         "vicibridge_mirror_unwritten",
-        "Keys that a bucket does not take at present; 0 is that the mirror is complete.",
+        "Keys that a bucket refuses at present, or that wait until it takes writes.",
         ("node", "bucket"),
         _mirror(lambda buckets: buckets.unwritten()),
     ),
