@@ -1,4 +1,4 @@
-"""Traffic of every tunnel of the fleet for Prometheus; rekeying does not set the counters back, as the mirror adds up.
+"""Which tunnels of the fleet are up, and their traffic, for Prometheus; rekeying does not set the counters back.
 
 python examples/exporter.py nats://127.0.0.1:4222 9200
 curl http://127.0.0.1:9200/metrics
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from vicibridge.client import Fleet, Watch
 from vicibridge.contract.bucket_values import ConnValue
 
@@ -21,11 +21,16 @@ class Tunnels:
         self._watch = watch
 
     def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("tunnel_up", "1 while a CHILD_SA is up", labels=["node", "conn", "child"])
         traffic = CounterMetricFamily("tunnel_bytes", "Bytes", labels=["node", "conn", "child", "direction"])
         for value in list(self._watch.current.values()):
+            node, conn = value["node"], value["conn"]
+            for child, count in value["child_sas"].items():
+                up.add_metric([node, conn, child], count > 0)
             for child, totals in value["totals"].items():
-                traffic.add_metric([value["node"], value["conn"], child, "in"], totals["bytes_in"])
-                traffic.add_metric([value["node"], value["conn"], child, "out"], totals["bytes_out"])
+                traffic.add_metric([node, conn, child, "in"], totals["bytes_in"])
+                traffic.add_metric([node, conn, child, "out"], totals["bytes_out"])
+        yield up
         yield traffic
 
 

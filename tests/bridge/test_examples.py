@@ -109,7 +109,7 @@ def test_exporter(nats_server: NatsServer) -> None:
     async def test() -> None:
         port = free_port()
         async with a_fleet(nats_server, "gw1", sas=SITES, mirror={"enabled": True}) as (fleet, [charon]):
-            charon.on("list-conns", {})
+            charon.on("list-conns", {}, stream=[("list-conn", {"other": {"children": {"lan": {}}}})])
             charon.emit("child-updown", {"up": "yes", "site": SITE})
             await mirrored(fleet)
             async with example("exporter", nats_server.url, port):
@@ -119,11 +119,13 @@ def test_exporter(nats_server: NatsServer) -> None:
                     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                         return str(answer.read().decode())
 
-                while not any('child="net"' in text for text in seen):
+                while not any('child="net"' in text and 'conn="other"' in text for text in seen):
                     with suppress(OSError):
                         seen.append(await asyncio.to_thread(fetch))
                     await asyncio.sleep(0.05)
                 assert 'tunnel_bytes_total{child="net",conn="site",direction="in",node="gw1"} 2048.0' in seen[-1]
+                assert 'tunnel_up{child="net",conn="site",node="gw1"} 1.0' in seen[-1]
+                assert 'tunnel_up{child="lan",conn="other",node="gw1"} 0.0' in seen[-1]
 
     run(test())
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from vicibridge.contract.subjects import Subjects
 from vicibridge.mirror.ledger import Comparison, Ledger, Write
-from vicibridge.mirror.model import Key, Mirror
+from vicibridge.mirror.model import Conn, Key, Mirror
 from vicibridge.mirror.reconcile import Difference, Snapshot
 
 from vicifast import encode
@@ -26,6 +26,7 @@ GONE_SOON = ("REKEYED", "DELETED")
 UNTOLD = {"established", "state", *COUNTERS}
 
 name = st.sampled_from(NAMES)
+children = st.lists(st.sampled_from(CHILDREN), unique=True)
 pick = st.integers(0, 1000)
 
 
@@ -154,20 +155,34 @@ def shown(bucket: dict[Key, bytes]) -> dict[Key, Any]:
 
 
 class MirrorAndCharon(RuleBasedStateMachine):
-    @initialize()
-    def start(self) -> None:
+    # Of the rules Hypothesis leaves out some in each run, so the start has what most of them need.
+    @initialize(
+        configured=st.fixed_dictionaries(dict.fromkeys(NAMES, children)),
+        up=st.lists(st.tuples(name, st.lists(st.sampled_from(CHILDREN), max_size=3)), max_size=4),
+    )
+    def start(self, configured: dict[str, list[str]], up: list[tuple[str, list[str]]]) -> None:
         self.subjects = Subjects("vici", "gw1")
         self.now = 1_000_000_000_000
         self.events: list[tuple[str, bytes]] = []
         self.charon = Charon({}, self.events)
         self.jetstream = Jetstream()
         self.clock = 0.0
-        self.traffic: dict[str, Counter[str]] = {conn: Counter() for conn in NAMES}
+        self.traffic: Counter[tuple[str, str]] = Counter()  # by the name of a child, and counter
+        self.conns: dict[str, Conn] = {}
+        self.last: dict[Key, Section] = {}
         self.snapshot: Snapshot | None = None
         self.told_all = True  # no event was lost since the mirror last equalled charon
         self.counted_all = True
+        self.kept_all = True  # no connection went, with its totals
+        self.written_all = True  # no bridge has ended before everything was written
         self.boots = 0
         self.boot()
+        for conn, names in configured.items():
+            self.configure(conn, names)
+        for number, (conn, names) in enumerate(up):
+            self.ike_up(conn)
+            for child in names:
+                self.child_up(number, child)
 
     def boot(self) -> None:
         self.boots += 1
@@ -176,7 +191,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.flight: list[tuple[Write, int | None]] = []  # and the number, if it has arrived
         self.comparison: Comparison | None = None
         self.snapshot = None
-        for bucket in BUCKETS:
+        for bucket in BUCKETS if self.boots % 2 else reversed(BUCKETS):
             self.comparison_begins(bucket, restore=True)
             self.comparison_ends()
         self.ledger.open.update(BUCKETS)
@@ -191,7 +206,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
 
     # What charon does.
 
-    @rule(conn=name, children=st.lists(st.sampled_from(CHILDREN), unique=True))
+    @rule(conn=name, children=children)
     def configure(self, conn: str, children: list[str]) -> None:
         self.charon.conns[conn] = {"version": "IKEv2", "children": {child: {"mode": "TUNNEL"} for child in children}}
 
@@ -230,7 +245,19 @@ class MirrorAndCharon(RuleBasedStateMachine):
         ike, child = self.a_child(which, "INSTALLED", "DELETING")
         for counter in COUNTERS:
             child[counter] = str(int(child[counter]) + amount)
-            self.traffic[self.charon.names[ike]][child["name"], counter] += amount
+            self.traffic[child["name"], counter] += amount
+
+    @precondition(lambda self: self.charon.children("INSTALLED"))
+    @rule(which=pick, conn=name, children=children, restart=st.booleans())
+    def another_connection_counts(self, which: int, conn: str, children: list[str], restart: bool) -> None:
+        """Children may change hands while they are up."""
+        for _ in range(2):
+            self.traffic_flows(which, 1000)
+            self.quiet()
+            self.configure(conn, children)
+        if restart:
+            self.bridge_restarts()
+            self.quiet()
 
     @precondition(lambda self: self.charon.children("INSTALLED"))
     @rule(which=pick)
@@ -249,7 +276,9 @@ class MirrorAndCharon(RuleBasedStateMachine):
     @precondition(lambda self: self.charon.children("INSTALLED", "DELETING"))
     @rule(which=pick)
     def child_down(self, which: int) -> None:
-        ike, child = self.a_child(which, "INSTALLED", "DELETING")
+        self.close(*self.a_child(which, "INSTALLED", "DELETING"))
+
+    def close(self, ike: str, child: Section) -> None:
         del self.charon.ikes[ike]["child-sas"][child["uniqueid"]]
         self.child_event("child-updown", ike, f"{child['name']}-{child['uniqueid']}", child)
 
@@ -290,18 +319,11 @@ class MirrorAndCharon(RuleBasedStateMachine):
             if ike["state"] == "REKEYED":
                 del self.charon.ikes[uid]
 
-    @rule(conns_stay=st.booleans())
-    def charon_restarts(self, conns_stay: bool) -> None:
+    @rule(what=st.sampled_from(["the connection", "charon", "charon, which has no configuration then"]))
+    def breaks(self, what: str) -> None:
         self.events.clear()
-        self.charon = Charon(self.charon.conns if conns_stay else {}, self.events)
-        self.connection_lost()
-
-    @rule()
-    def connection_breaks(self) -> None:
-        self.events.clear()
-        self.connection_lost()
-
-    def connection_lost(self) -> None:
+        if what != "the connection":
+            self.charon = Charon(self.charon.conns if what == "charon" else {}, self.events)
         self.told_all = self.counted_all = False
         if self.snapshot is not None:
             self.snapshot.abandon()
@@ -313,6 +335,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
     def events_come(self, count: int) -> None:
         for event, raw in self.events[:count]:
             self.mirror.event(self.time(), event, raw)
+            self.consistent()
         del self.events[:count]
 
     @precondition(lambda self: self.events)
@@ -403,6 +426,9 @@ class MirrorAndCharon(RuleBasedStateMachine):
     def bridge_restarts(self) -> None:
         self.events.clear()
         self.told_all = self.counted_all = False
+        if self.bucket != {key: self.mirror.value(key) for key in self.mirror.keys()}:
+            self.written_all = False
+            self.last.clear()
         self.boot()
 
     @precondition(lambda self: self.snapshot is None)
@@ -429,14 +455,16 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.rows += [self.charon.row(uid) for uid in sorted(self.unlisted & set(self.charon.ikes))]
         conns = [encode({conn: config}) for conn, config in self.charon.conns.items()]
         self.events_come(len(self.events))
+        for conn in conns:
+            self.snapshot.conn(self.time(), conn)
         for number, row in enumerate(self.rows):
             if number < between and self.charon.established():
                 self.ike_down(number)
                 self.events_come(1 + between)
             self.snapshot.sa(self.time(), row)
-        for conn in conns:
-            self.snapshot.conn(self.time(), conn)
+            self.consistent()
         differences = self.snapshot.finish(self.time())
+        self.consistent()
         self.snapshot = None
         if self.told_all:
             assert not [d for d in differences if d.bucket == "VICI_SA"]
@@ -446,7 +474,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         """After a quiet moment and a comparison the buckets equal charon, and each difference was told."""
         self.what_lingers_goes()
         while self.charon.children("DELETING"):
-            self.child_down(0)
+            self.close(*self.a_child(0, "DELETING"))
         self.events_come(len(self.events))
         if self.snapshot is not None:
             self.snapshot.abandon()
@@ -482,32 +510,86 @@ class MirrorAndCharon(RuleBasedStateMachine):
 
     def whole_snapshot(self) -> list[Difference]:
         snapshot = Snapshot(self.mirror)
-        for uid in self.charon.ikes:
-            snapshot.sa(self.time(), self.charon.row(uid))
         for conn, config in self.charon.conns.items():
             snapshot.conn(self.time(), encode({conn: config}))
+        for uid in self.charon.ikes:
+            snapshot.sa(self.time(), self.charon.row(uid))
         told = snapshot.finish(self.time())
+        self.consistent()
         assert not snapshot.unsettled and self.mirror.window is None
         return told
 
     def counts(self) -> None:
-        up = Counter(self.charon.names[uid] for uid in self.charon.established())
+        """The connections count the SAs that are up, and all the traffic there was."""
+        ike_sas = Counter(self.charon.names[uid] for uid in self.charon.established())
+        child_sas: dict[str, Counter[str]] = {conn: Counter() for conn in NAMES}
+        ambiguous: set[str] = set()
+        for uid in self.charon.established():
+            own = self.charon.names[uid]
+            for child in self.charon.ikes[uid]["child-sas"].values():
+                configure = [conn for conn in NAMES if child["name"] in self.configured(conn)]
+                counting = configure[0] if len(configure) == 1 else own
+                child_sas[counting][child["name"]] += 1
+                if len(configure) > 1 and own not in configure:
+                    ambiguous.add(child["name"])
         for key, data in self.bucket.items():
             value = json.loads(data)
             if key[0] == "VICI_SA":
                 continue
-            conn, children = value["conn"], {c: 0 for c in self.charon.conns.get(value["conn"], {}).get("children", {})}
-            for uid in self.charon.established():
-                if self.charon.names[uid] == conn:
-                    for child in self.charon.ikes[uid]["child-sas"].values():
-                        children[child["name"]] = children.get(child["name"], 0) + 1
-            assert (value["ike_sas"], value["child_sas"]) == (up[conn], children)
-            if self.counted_all and conn in self.charon.conns:
-                assert totals(value) == +self.traffic[conn]
+            conn, names = value["conn"], self.configured(value["conn"])
+            assert value["ike_sas"] == ike_sas[conn]
+            assert value["child_sas"] == dict.fromkeys(names, 0) | dict(child_sas[conn])
+            assert set(value["ambiguous"]) == ambiguous & set(names)
+        if self.written_all:  # nothing is counted twice
+            assert all(count <= self.traffic[what] for what, count in self.counted().items())
+        if self.counted_all and self.kept_all:
+            assert self.counted() == +self.traffic
+
+    def configured(self, conn: str) -> list[str]:
+        return list(self.charon.conns.get(conn, {}).get("children", {}))
+
+    def counted(self) -> Counter[tuple[str, str]]:
+        """The totals of all connections together."""
+        together: Counter[tuple[str, str]] = Counter()
+        for key, data in self.bucket.items():
+            if key[0] == "VICI_CONN":
+                together.update(totals(json.loads(data)))
+        return together
+
+    def consistent(self) -> None:
+        """The values say what is in the mirror at any time, also between the rows of a snapshot, and never less."""
+        self.kept_all &= all(self.mirror.conns.get(name) is conn for name, conn in self.conns.items())
+        self.conns = dict(self.mirror.conns)
+        live: dict[str, Counter[str]] = {conn: Counter() for conn in NAMES}
+        for ike in self.mirror.ikes.values():
+            for child in ike.children.values():
+                live[child.conn.name][child.name] += 1
+        last: dict[Key, Section] = {}
+        for key in self.mirror.keys():
+            value = last[key] = json.loads(self.mirror.value(key) or b"")
+            if key[0] == "VICI_CONN":
+                assert +Counter(value["child_sas"]) == live[value["conn"]]
+                assert value["up"] == bool(value["ike_sas"] or live[value["conn"]])
+            if key in self.last:
+                follows(key, self.last[key], value)
+        self.last = last
 
     @invariant()
     def windows_end(self) -> None:
         assert (self.mirror.window is None) == (self.snapshot is None)
+
+
+def follows(key: Key, former: Section, value: Section) -> None:
+    """A value is no less than the one before it, if it is of the same SA, or of a connection that was never away."""
+    if key[0] == "VICI_CONN":
+        same = value["since"] <= former["since"]
+        if same:
+            assert value["changed"] >= former["changed"] + (value["up"] != former["up"])
+    else:
+        same = former["sa"]["initiator-spi"] == value["sa"]["initiator-spi"]
+    if same:
+        now = totals(value)
+        assert all(count <= now[what] for what, count in totals(former).items()), (former, value)
 
 
 def totals(value: Section) -> Counter[Any]:

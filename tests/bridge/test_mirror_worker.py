@@ -17,6 +17,7 @@ from vicibridge.config.model import Config, Events
 from vicibridge.contract.subjects import Subjects
 from vicibridge.events.envelopes import EventCodec
 from vicibridge.mirror.model import Mirror
+from vicibridge.mirror.reconcile import Snapshot
 from vicibridge.service import Service
 
 import vicifast
@@ -403,6 +404,123 @@ def test_what_was_closed_takes_no_memory_without_snapshots(monkeypatch: pytest.M
     assert value["totals"]["net"]["bytes_in"] == 1000
 
 
+SHARED = {
+    "a": {"children": {"one": {}, "both": {}}},
+    "b": {"children": {"two": {}, "both": {}}},
+    "c": {"children": {"same": {}}},
+    "d": {"children": {"same": {}}},
+}
+
+
+class Shared:
+    """A mirror of connections that share the IKE_SA of `a`."""
+
+    def __init__(self) -> None:
+        self.mirror = Mirror(Subjects("vici", "gw1"), "gw1", "b")
+        self.now = 0
+        self.snapshot([])
+
+    def time(self) -> int:
+        self.now += 1
+        return self.now
+
+    def snapshot(self, children: list[Section], conns: dict[str, Section] | None = None) -> None:
+        snapshot = Snapshot(self.mirror)
+        for name, config in (SHARED if conns is None else conns).items():
+            snapshot.conn(self.time(), vicifast.encode({name: config}))
+        snapshot.sa(self.time(), vicifast.encode({"a": sa("1", *children)}))
+        snapshot.finish(self.time())
+
+    def event(self, event: str, children: Section, *, up: bool = False) -> None:
+        flag = vicifast.encode({"up": "yes"}) if up else b""
+        self.mirror.event(self.time(), event, flag + vicifast.encode({"a": sa("1") | {"child-sas": children}}))
+
+    def conn(self, name: str) -> Section:
+        value: Section = json.loads(self.mirror.value(("VICI_CONN", f"gw1.{name}")) or b"")
+        return value
+
+    def traffic(self, name: str) -> dict[str, int]:
+        return {child: traffic["bytes_in"] for child, traffic in self.conn(name)["totals"].items()}
+
+
+def test_a_child_counts_where_it_is_configured() -> None:
+    shared = Shared()
+    assert [shared.conn(name)["up"] for name in SHARED] == [True, False, False, False]  # a has the IKE_SA
+    since = shared.conn("b")["changed"]
+    shared.event("child-updown", {"two-1": child("1", name="two")}, up=True)
+    assert shared.conn("b")["child_sas"] == {"two": 1, "both": 0} and shared.conn("b")["ike_sas"] == 0
+    assert shared.conn("a")["child_sas"] == {"one": 0, "both": 0}
+    came = shared.conn("b")["changed"]
+    assert shared.conn("b")["up"] and came > since
+    pair = {"old": child("1", 5, name="two"), "new": child("2", name="two")}
+    shared.event("child-rekey", {"two": pair})
+    assert (shared.conn("b")["changed"], shared.traffic("b"), shared.traffic("a")) == (came, {"two": 5}, {})
+    shared.event("child-updown", {"two-2": child("2", 7, name="two")})
+    assert (shared.conn("b")["up"], shared.traffic("b"), shared.traffic("a")) == (False, {"two": 12}, {})
+    assert shared.conn("b")["changed"] > came
+
+
+def test_a_name_that_several_configure() -> None:
+    shared = Shared()
+    shared.event("child-updown", {"both-1": child("1", name="both")}, up=True)
+    shared.event("child-updown", {"same-2": child("2", name="same")}, up=True)
+    assert shared.conn("a")["child_sas"] == {"one": 0, "both": 1, "same": 1}
+    assert [shared.conn(name)["ambiguous"] for name in SHARED] == [[], [], ["same"], ["same"]]
+    assert [shared.conn(name)["up"] for name in SHARED] == [True, False, False, False]
+    shared.event("child-updown", {"same-2": child("2", 3, name="same")})
+    assert not shared.conn("c")["ambiguous"] and not shared.mirror.ambiguous and shared.traffic("a")["same"] == 3
+
+
+def test_traffic_is_counted_once_when_a_child_changes_hands() -> None:
+    shared = Shared()
+    only_a = {"a": SHARED["a"]}
+    shared.snapshot([], only_a)
+    shared.snapshot([child("1", 10, name="two")], only_a)
+    assert shared.traffic("a") == {"two": 10}
+    shared.snapshot([child("1", 30, name="two")])
+    assert (shared.traffic("a"), shared.traffic("b")) == ({"two": 10}, {"two": 20})
+    data = shared.mirror.value(("VICI_SA", "gw1.a.1")) or b""
+    assert json.loads(data)["counted"]["1"]["conn"] == "b" and json.loads(data)["totals"]["two"]["bytes_in"] == 30
+    former, shared.mirror = shared.mirror, Mirror(Subjects("vici", "gw1"), "gw1", "b2")
+    for key in former.keys():
+        assert shared.mirror.restore(key, former.value(key) or b"", shared.time()) or key[0] == "VICI_CONN"
+    shared.snapshot([child("1", 31, name="two")])
+    assert (shared.traffic("a"), shared.traffic("b")) == ({"two": 10}, {"two": 21})
+    shared.snapshot([child("1", 40, name="two")], only_a)  # b goes, and its totals with it
+    shared.snapshot([child("1", 45, name="two")], only_a)
+    assert shared.traffic("a") == {"two": 15}
+
+
+def test_a_connection_that_is_new_is_looked_for(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No event reports that it was loaded; a child of a name that nobody configures does."""
+    monkeypatch.setattr("vicibridge.mirror.worker._SOON", 0.05)
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            listed(charon, [("gw", sa("1"))])
+            async with service(mirrored(nats_server.url, charon, interval=3600)) as bridge:
+                await settled(bridge)
+                two = child("1", name="two")
+                listed(charon, [("gw", sa("1", two))], {"gw": CONFIG, "b": SHARED["b"]})
+                charon.emit("child-updown", {"up": "yes", "gw": sa("1", two)})
+                await settled(bridge, 2)
+                values = await bucket(someone.client, "VICI_CONN")
+                assert (values["gw1.b"]["up"], values["gw1.b"]["child_sas"]) == (True, {"two": 1, "both": 0})
+                assert values["gw1.gw"]["child_sas"] == {"net": 0}
+                # One of which a snapshot has found that nobody configures it does not make a difference.
+                for number, snapshots in ((2, 3), (3, 3)):
+                    odd = child(str(number), name="odd")
+                    listed(charon, [("gw", sa("1", two, odd))], {"gw": CONFIG, "b": SHARED["b"]})
+                    charon.emit("child-updown", {"up": "yes", "gw": sa("1", odd)})
+                    await someone.sees("child-updown", number)
+                    await settled(bridge, snapshots)
+                    await settled(bridge, snapshots)
+                assert not bridge.mirrorings[0].mirror.doubtful and bridge.mirrorings[0].snapshots == 3
+
+    run(test())
+
+
 def test_charon_is_not_asked_again_before_it_has_answered(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,6 +586,9 @@ FORGED: list[Section] = [
     {"closed": {"\ud800": dict.fromkeys(COUNTERS, 1)}},
     {"children": {"1": {"name": LARGE, "uniqueid": "1", "bytes-in": LARGE}}},
     {"children": {"2": {"name": "\ud800", "uniqueid": "2"}}},
+    {"counted": {"2": {"conn": "gw", "before": dict.fromkeys(COUNTERS, -1)}}},
+    {"counted": {"2": {"conn": "gw", "before": LARGE}}},
+    {"counted": LARGE},
 ]
 
 
@@ -480,6 +601,7 @@ def forged(uniqueid: str, changed: Section) -> bytes:
         "updated": 1,
         "sa": {},
         "children": {},
+        "counted": {},
         "closed": {},
     }
     return json.dumps(value | changed).encode()
@@ -491,6 +613,7 @@ def test_whatever_others_wrote_to_the_buckets(nats_server: NatsServer, codec: Ev
     sas = {f"gw1.gw.9{number}": forged(f"9{number}", changed) for number, changed in enumerate(FORGED)}
     sas |= {"gw1.gw.deep": b"[" * 100_000, "gw1.gw.none": b"null"}
     conn = {"v": 1, "conn": "old", "configured": DEEP, "since": 1, "updated": 1, "config": {}, "closed": {}}
+    conn |= {"up": True, "changed": 1}
 
     async def test() -> None:
         await nats_server.up()

@@ -20,6 +20,7 @@ import pytest
 from harness import NatsServer, run, service, settings, start_bridge, until, up, witness
 from prometheus_client.parser import text_string_to_metric_families
 from vicibridge.config.file import load
+from vicibridge.config.model import Http
 from vicibridge.events.losses import Counts
 from vicibridge.ops import logsetup
 from vicibridge.ops.metrics import METRICS
@@ -103,6 +104,48 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
             for metric in METRICS:
                 labels = [{key for key, _ in key[1]} for key in values if key[0] == metric.name]
                 assert all(names == set(metric.labels) for names in labels), metric.name
+
+    run(test())
+
+
+ODD_NAMES = ['"} 1 # HELP x', "back\\slash", "up", "", "x" * 255, "a{b=c},d", "\\n"]
+
+
+def test_metrics_of_connections(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever they are called; those beyond the limit are counted."""
+    conns = {name: {"children": {f"{name}1"[:255]: {}, "net": {}}} for name in ODD_NAMES}
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon:
+            charon.on("list-conns", {}, stream=[("list-conn", {name: config}) for name, config in conns.items()])
+            sa = SA | {"child-sas": {"net-1": {"name": "net", "uniqueid": "1", "state": "INSTALLED"}}}
+            rows = {"up": sa, "not configured": SA | {"uniqueid": "8"}}
+            charon.on("list-sas", {}, stream=[("list-sa", {name: row}) for name, row in rows.items()])
+            config = settings(nats_server.url, charon.address, mirror={"enabled": True}, http={"max_tunnels": 100})
+            async with service(config) as bridge:
+                await until(lambda: bridge.mirrorings[0].snapshots)
+                # As somebody may have written to the bucket: what charon lists is printable ASCII.
+                bridge.mirrorings[0].mirror.conn(time.time_ns(), "b\n\udcff").configured = True
+                values = await scraped(bridge)
+                assert value(values, "vicibridge_connection_up", node="gw1", connection="b\n\\xff") == 0
+                for name in ODD_NAMES:
+                    labels = {"node": "gw1", "connection": name}
+                    assert value(values, "vicibridge_connection_up", **labels) == (name == "up")
+                    seconds = value(values, "vicibridge_connection_changed_timestamp_seconds", **labels)
+                    assert 0 <= time.time() - seconds < 60
+                    assert value(values, "vicibridge_child_up", **labels, child="net") == (name == "up")
+                    assert value(values, "vicibridge_child_up", **labels, child=f"{name}1"[:255]) == 0
+                assert value(values, "vicibridge_connections_left_out", node="gw1") == 0
+                assert value(values, "vicibridge_child_sas_ambiguous", node="gw1") == 0
+                assert len([key for key in values if key[0] == "vicibridge_connection_up"]) == len(conns) + 1
+                assert "left out" not in caplog.text
+                bridge.settings = config.model_copy(update={"http": Http(max_tunnels=7)})
+                for _ in range(2):
+                    values = await scraped(bridge)
+                    assert len([key for key in values if key[0] == "vicibridge_connection_up"]) == 2
+                    assert value(values, "vicibridge_connections_left_out", node="gw1") == len(conns) - 1
+                assert caplog.text.count("6 connections are left out, as http.max_tunnels is 7") == 1
 
     run(test())
 

@@ -30,11 +30,11 @@ TRAFFIC = {"bytes_in": 2**64 - 1, "packets_in": 0, "bytes_out": 7, "packets_out"
 SA_VALUE = SaValue(
     v=1, node="gw 1", boot="b", ike="zürich", uniqueid="7", state="ESTABLISHED", since=2**60, updated=5,
     sa={"uniqueid": "7", "local-vips": ["10.0.0.1"], "remote-vips": []}, children={"4": {"bytes-in": "7"}},
-    closed={}, totals={"net": TRAFFIC},
+    counted={"4": {"conn": "b", "before": TRAFFIC}}, closed={}, totals={"net": TRAFFIC},
 )  # fmt: skip
 CONN_VALUE = ConnValue(
-    v=1, node="gw1", boot="b", conn="gw", configured=None, since=1, updated=2, ike_sas=0, child_sas={"net": 0},
-    config={}, closed={"net": TRAFFIC}, totals={},
+    v=1, node="gw1", boot="b", conn="gw", configured=None, since=1, updated=2, up=False, changed=2, ike_sas=0,
+    child_sas={"net": 0}, ambiguous=["net"], config={}, closed={"net": TRAFFIC}, totals={},
 )  # fmt: skip
 REQUEST = {
     "subject": "vici.gw1.cmd.version", "reply": "_INBOX.a", "user": "ann", "command": "version",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ POOL = "branches"
 
 _TIMEOUT = 20.0
 _FIRST_PORT = 40000  # without names in /etc/services, which charon would print
+_SECRET = {"id": "lab", "type": "IKE", "data": b"only for the lab"}
 _HQ = {"auth": "psk", "id": "hq.example"}
 
 # From the port that is in the SA's selector to a port where nobody listens: one packet there, one back.
@@ -45,13 +46,12 @@ async def load(lab: Lab, count: int, *, one_responder: bool = False, hybrid: boo
     every SA that comes up. `hybrid` is what strongSwan 6.0.2 brought: a second key exchange, and per-CPU SAs.
     """
     names = [f"site-{number:03}" for number in range(1, count + 1)]
-    secret = {"id": "lab", "type": "IKE", "data": b"only for the lab"}
     async with AsyncSession(lab.right.address) as right:
         await right.call("load-pool", {POOL: {"addrs": "10.3.0.0/16", "dns": ["10.128.0.1"]}})
     answering = {"branches": _any_headquarters()} if one_responder else {name: _headquarters(name) for name in names}
     for charon, configs in ((lab.left, {name: _branch(name) for name in names}), (lab.right, answering)):
         async with AsyncSession(charon.address) as session:
-            await session.call("load-shared", secret)
+            await session.call("load-shared", _SECRET)
             for name, config in configs.items():
                 await session.call("load-conn", {name: _hybrid(config) if hybrid else config})
     return names
@@ -78,6 +78,25 @@ async def up(lab: Lab, count: int, *, one_responder: bool = False) -> list[str]:
     names = await load(lab, count, one_responder=one_responder)
     await initiate(lab, names)
     return names
+
+
+async def load_sharing(lab: Lab, conns: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], int]:
+    """Load connections of `left` that share one IKE_SA, as peer and identities are the same, with these children.
+
+    One connection on `right` answers for all. Returns the port of each connection and child, for `knock`.
+    """
+    pairs = [(conn, child) for conn, children in conns.items() for child in children]
+    ports = {pair: _FIRST_PORT + number for number, pair in enumerate(pairs)}
+    async with AsyncSession(lab.right.address) as right:
+        await right.call("load-shared", _SECRET)
+        children = {f"{conn}-{child}": _answering(port) for (conn, child), port in ports.items()}
+        await right.call("load-conn", {"hq": {**_headquarters("site-001"), "pools": [], "children": children}})
+    async with AsyncSession(lab.left.address) as left:
+        await left.call("load-shared", _SECRET)
+        for conn in conns:
+            children = {child: _asking(port) for (name, child), port in ports.items() if name == conn}
+            await left.call("load-conn", {conn: {**_branch("site-001"), "vips": [], "children": children}})
+    return ports
 
 
 async def terminate(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
@@ -127,8 +146,12 @@ async def update(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -
 
 async def send(lab: Lab, names: Iterable[str]) -> None:
     """Send one packet (60 bytes) through each SA from `left`, and one (40 bytes) back."""
-    ports = [str(_port(name)) for name in names]
-    await asyncio.to_thread(lab.left.namespace.run, sys.executable, "-c", _KNOCK, *ports)
+    await knock(lab, map(_port, names))
+
+
+async def knock(lab: Lab, ports: Iterable[int]) -> None:
+    """Send one packet (60 bytes) from each of these ports of `left`, and one (40 bytes) back, each through its SA."""
+    await asyncio.to_thread(lab.left.namespace.run, sys.executable, "-c", _KNOCK, *map(str, ports))
 
 
 def _branch(name: str) -> dict[str, object]:
@@ -139,7 +162,7 @@ def _branch(name: str) -> dict[str, object]:
         "local": {"auth": "psk", "id": f"{name}.example"},
         "remote": _HQ,
         "children": {
-            f"{name}-lan": _child(f"10.1.0.1/32[tcp/{_port(name)}]", "10.128.0.1/32"),
+            f"{name}-lan": _asking(_port(name)),
         },
     }
 
@@ -152,7 +175,7 @@ def _headquarters(name: str) -> dict[str, object]:
         "local": _HQ,
         "remote": {"auth": "psk", "id": f"{name}.example"},
         "children": {
-            f"{name}-lan": _child("10.128.0.1/32", f"10.1.0.1/32[tcp/{_port(name)}]"),
+            f"{name}-lan": _answering(_port(name)),
         },
     }
 
@@ -179,6 +202,14 @@ def _hybrid(config: dict[str, Any]) -> dict[str, Any]:
     child = {"esp_proposals": [f"aes128gcm16-{exchange}"], "per_cpu_sas": True}
     children = {name: {**own, **child} for name, own in config["children"].items()}
     return {**config, "proposals": [f"aes128-sha256-{exchange}"], "children": children}
+
+
+def _asking(port: int) -> dict[str, object]:
+    return _child(f"10.1.0.1/32[tcp/{port}]", "10.128.0.1/32")
+
+
+def _answering(port: int) -> dict[str, object]:
+    return _child("10.128.0.1/32", f"10.1.0.1/32[tcp/{port}]")
 
 
 def _child(local: str, remote: str) -> dict[str, object]:

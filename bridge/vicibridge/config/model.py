@@ -286,9 +286,13 @@ class Commands(_Table):
 
 
 class Http(_Table):
-    """Where `/metrics`, `/healthz` and `/readyz` are; an empty `listen` is nowhere."""
+    """Where `/metrics`, `/healthz` and `/readyz` are; an empty `listen` is nowhere.
+
+    `max_tunnels` limits how many connections and children, of all gateways together, have metrics of their own.
+    """
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9273"
+    max_tunnels: Annotated[int, Field(ge=0, le=1_000_000), LIVE] = 2000
 
 
 class Logging(_Table):

@@ -1,7 +1,7 @@
 """What lies in the buckets of the state mirror: JSON, one object per key.
 
     VICI_SA    <node>.<ike>.<uniqueid>   `SaValue`: an established IKE_SA, its CHILD_SAs, what went through them
-    VICI_CONN  <node>.<conn>             `ConnValue`: a connection, how many SAs of it are up (0: down), the traffic
+    VICI_CONN  <node>.<conn>             `ConnValue`: a connection, whether it is up, how many SAs it has, the traffic
     VICI_NODE  <node>                    `NodeValue`: the bridge itself; the key goes when the bridge does
 
 Names in keys are escaped as in subjects. Sections of charon (`sa`, `children`, `config`) have charon's keys and texts;
@@ -39,6 +39,14 @@ class Traffic(TypedDict):
     packets_out: int
 
 
+class CountedValue(TypedDict):
+    """The connection that counts a CHILD_SA in the IKE_SA of another connection."""
+
+    conn: str
+    before: Traffic
+    """The part of its counters that is in `closed` of the connections that counted it before."""
+
+
 class SaValue(TypedDict):
     """An IKE_SA that is up; the one that replaces it has a new uniqueid and key, and keeps `since` and the traffic."""
 
@@ -57,6 +65,8 @@ class SaValue(TypedDict):
     """What list-sas says of the IKE_SA, without its tasks and children."""
     children: dict[str, Section]
     """Its CHILD_SAs by uniqueid, as list-sas shows them; those that were rekeyed or deleted are not here."""
+    counted: dict[str, CountedValue]
+    """By uniqueid: the CHILD_SAs that another connection than `ike` counts, or counted for a time."""
     closed: dict[str, Traffic]
     """By name: the last counters of the CHILD_SAs that were replaced or closed."""
     totals: dict[str, Traffic]
@@ -64,7 +74,13 @@ class SaValue(TypedDict):
 
 
 class ConnValue(TypedDict):
-    """A connection that is configured, or has SAs."""
+    """A connection that is configured, or has SAs.
+
+    With `charon.reuse_ikesa`, the default, charon creates the CHILD_SAs of a connection in an IKE_SA that another
+    connection has to the same peer. So `child_sas` and the traffic count CHILD_SAs where their name is configured: a
+    connection may have children that are up, and no IKE_SA. A connection that configures a child of that name itself
+    counts all in its own IKE_SAs, as charon reports nothing but the name.
+    """
 
     v: Literal[1]
     node: str
@@ -75,10 +91,17 @@ class ConnValue(TypedDict):
     since: int
     """When the bridge first saw it, which is when `totals` began."""
     updated: int
+    up: bool
+    """Whether an IKE_SA of it, or a CHILD_SA that it counts, is up."""
+    changed: int
+    """When `up` last changed, as far as the bridge saw it; else when the bridge first saw the connection."""
     ike_sas: int
-    """How many IKE_SAs are up."""
+    """How many IKE_SAs of its own are up; 0 also when all its children are in those of other connections."""
     child_sas: dict[str, int]
     """How many CHILD_SAs are up, by name; 0 for a configured child without one."""
+    ambiguous: list[str]
+    """Children that may be up nevertheless: another connection's IKE_SA has a CHILD_SA of that name, that connection
+    does not configure it, and several others do. It is counted at the connection of the IKE_SA."""
     config: Section
     """What list-conns says, or said last; empty while that is not known."""
     closed: dict[str, Traffic]

@@ -9,11 +9,8 @@ from ..contract.bucket_values import Section, Traffic
 
 Sums: TypeAlias = dict[str, Traffic]
 
+NOTHING = Traffic(bytes_in=0, packets_in=0, bytes_out=0, packets_out=0)
 _MOST = 2**64 - 1
-
-
-def nothing() -> Traffic:
-    return Traffic(bytes_in=0, packets_in=0, bytes_out=0, packets_out=0)
 
 
 def traffic_of(child: Section) -> Traffic:
@@ -35,15 +32,17 @@ def checked(sums: Sums) -> Sums:
     """Return sums that somebody else may have written; ValueError, TypeError or KeyError when they are none."""
     for name in sums:
         name.encode("utf-8", "surrogateescape")
-    return {
-        name: Traffic(
-            bytes_in=whole(each["bytes_in"]),
-            packets_in=whole(each["packets_in"]),
-            bytes_out=whole(each["bytes_out"]),
-            packets_out=whole(each["packets_out"]),
-        )
-        for name, each in sums.items()
-    }
+    return {name: counters(each) for name, each in sums.items()}
+
+
+def counters(value: Traffic) -> Traffic:
+    """Return counters that somebody else may have written; ValueError, TypeError or KeyError when they are none."""
+    return Traffic(
+        bytes_in=whole(value["bytes_in"]),
+        packets_in=whole(value["packets_in"]),
+        bytes_out=whole(value["bytes_out"]),
+        packets_out=whole(value["packets_out"]),
+    )
 
 
 def whole(value: object) -> int:

@@ -4,22 +4,38 @@
 repairs it by what charon lists. It has what events tell the end of: IKE_SAs that are established, and CHILD_SAs until
 they are replaced or closed, though charon goes on listing those for a while.
 
+With `charon.reuse_ikesa`, the default, a CHILD_SA of one connection is created in the IKE_SA of another to the same
+peer. So each CHILD_SA is counted by the connection that configures a child of its name: see `_counting`.
+
 A uniqueid means the same SA only within one run of charon, so an SA is known by it and by its SPIs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from vicifast import _wire
 from vicifast._wire import Message
 
 from ..contract import bucket_values
-from ..contract.bucket_values import ConnValue, SaValue, Section, Traffic
+from ..contract.bucket_values import ConnValue, CountedValue, SaValue, Section, Traffic
 from ..contract.subjects import Subjects, is_unestablished, section_of
-from .counters import Sums, add, add_all, checked, minus, nothing, number, plus, together, traffic_of, whole
+from .counters import (
+    NOTHING,
+    Sums,
+    add,
+    add_all,
+    checked,
+    counters,
+    minus,
+    number,
+    plus,
+    together,
+    traffic_of,
+    whole,
+)
 
 Key: TypeAlias = tuple[str, str]
 """A bucket, and a key in it."""
@@ -39,13 +55,13 @@ class Ike:
     sa: Section
     since: int
     updated: int
-    children: dict[str, Section] = field(default_factory=dict)
+    children: dict[str, Child] = field(default_factory=dict)
     closed: Sums = field(default_factory=dict)
 
     def value(self, node: str, boot: str) -> SaValue:
         live: Sums = {}
         for child in self.children.values():
-            add(live, name_of(child), traffic_of(child))
+            add(live, child.name, traffic_of(child.section))
         return SaValue(
             v=1,
             node=node,
@@ -56,20 +72,50 @@ class Ike:
             since=self.since,
             updated=self.updated,
             sa=self.sa,
-            children=dict(self.children),
+            children={uniqueid: child.section for uniqueid, child in self.children.items()},
+            counted={
+                uniqueid: CountedValue(conn=child.conn.name, before=child.before)
+                for uniqueid, child in self.children.items()
+                if child.conn is not self.conn or any(child.before.values())
+            },
             closed=dict(self.closed),
             totals=together(self.closed, live),
         )
 
 
 @dataclass(slots=True, eq=False)
+class Child:
+    """A CHILD_SA that is up."""
+
+    section: Section
+    ike: Ike
+    conn: Conn
+    """The connection that counts it."""
+    before: Traffic
+    """The part of its traffic that is in the `closed` of connections already."""
+    ambiguous: str | None = None
+    """Its name, if charon does not report which connection it is of."""
+
+    @property
+    def name(self) -> str:
+        return name_of(self.section)
+
+    @property
+    def part(self) -> Traffic:
+        """The part of the traffic that `conn` counts as live."""
+        return minus(traffic_of(self.section), self.before)
+
+
+@dataclass(slots=True, eq=False)
 class Conn:
-    """A connection; `live` is the traffic of all its CHILD_SAs that are up."""
+    """A connection; `children` and `live` are the CHILD_SAs that are up and that it counts, and their traffic."""
 
     key: Key
     name: str
     since: int
     updated: int
+    changed: int
+    up: bool = False
     configured: bool | None = None
     config: Section = field(default_factory=dict)
     ikes: int = 0
@@ -77,10 +123,19 @@ class Conn:
     closed: Sums = field(default_factory=dict)
     live: Sums = field(default_factory=dict)
 
-    def value(self, node: str, boot: str) -> ConnValue:
-        configured = self.config.get("children") if self.configured is not False else None
-        names = list(configured) if isinstance(configured, Mapping) else []
-        up = {name: count for name, count in self.children.items() if count}
+    @property
+    def configures(self) -> list[str]:
+        """The names of the children in its configuration."""
+        children = self.config.get("children") if self.configured is not False else None
+        return list(children) if isinstance(children, Mapping) else []
+
+    @property
+    def has_sas(self) -> bool:
+        """Whether an IKE_SA of it, or a CHILD_SA that it counts, is up; `up` is that as of the last `settle`."""
+        return bool(self.ikes or self.children)
+
+    def value(self, node: str, boot: str, ambiguous: Mapping[str, int]) -> ConnValue:
+        names = self.configures
         return ConnValue(
             v=1,
             node=node,
@@ -89,12 +144,22 @@ class Conn:
             configured=self.configured,
             since=self.since,
             updated=self.updated,
+            up=self.has_sas,
+            changed=self.changed,
             ike_sas=self.ikes,
-            child_sas=dict.fromkeys(names, 0) | up,
+            child_sas=dict.fromkeys(names, 0) | self.children,
+            ambiguous=[name for name in names if name in ambiguous],
             config=self.config,
             closed=dict(self.closed),
             totals=together(self.closed, self.live),
         )
+
+
+class Counted(NamedTuple):
+    """What was counted of a CHILD_SA that is closed, and the name of the connection that counts it."""
+
+    conn: str | None
+    traffic: Traffic
 
 
 @dataclass(slots=True)
@@ -123,14 +188,21 @@ class Mirror:
         """Whether events have told something that only a snapshot can complete."""
         self.stale: list[tuple[Key, SaValue]] = []
         """SAs of a former run of charon that turned up as gone before a snapshot could tell."""
-        self.counted: dict[tuple[str, str], Traffic] = {}
-        """The counters of CHILD_SAs that were closed lately, so that news of them adds only what is more."""
+        self.counted: dict[tuple[str, str], Counted] = {}
+        """CHILD_SAs that were closed lately, so that news of them adds only what is more."""
+        self.ambiguous: dict[str, int] = {}
+        """By name: the CHILD_SAs of which charon does not report the connection."""
         self._subjects = subjects
         self._node = node
         self._boot = boot
         self._restoring = False
         self._rows: dict[Key, Ike | Conn] = {}
-        self._owners: dict[str, Ike] = {}  # of CHILD_SAs, by uniqueid
+        self._children: dict[str, Child] = {}  # by uniqueid
+        self._named: dict[str, dict[str, Child]] = {}  # the same by name and uniqueid
+        self._claims: dict[str, dict[str, Conn]] = {}  # by the name of a child: the connections that configure one
+        self._reclaimed: set[str] = set()  # names whose claims have changed since `assign`
+        self._unclaimed: set[str] = set()  # names of children that no connection configured at the last snapshot
+        self._touched: dict[Conn, None] = {}  # since `settle`
         self._handlers: dict[str, Callable[[int, str, Section, Message], None]] = {
             "ike-updown": self._ike_updown,
             "ike-rekey": self._ike_rekey,
@@ -154,13 +226,15 @@ class Mirror:
     def row_value(self, key: Key) -> SaValue | ConnValue | None:
         """Return what has to be at `key` before it is made JSON."""
         row = self._rows.get(key)
-        return None if row is None else row.value(self._node, self._boot)
+        if row is None:
+            return None
+        return self.sa_value(row) if isinstance(row, Ike) else self.conn_value(row)
 
     def sa_value(self, ike: Ike) -> SaValue:
         return ike.value(self._node, self._boot)
 
     def conn_value(self, conn: Conn) -> ConnValue:
-        return conn.value(self._node, self._boot)
+        return conn.value(self._node, self._boot, self.ambiguous)
 
     def event(self, time_ns: int, event: str, raw: bytes) -> None:
         """Apply an event that was read at `time_ns`; DecodeError when `raw` is no VICI message."""
@@ -171,6 +245,7 @@ class Mirror:
         name, section = section_of(message)
         if section is not None and not is_unestablished(message):
             handler(time_ns, name, section.to_dict(), message)
+            self.settle(time_ns)
 
     def _ike_updown(self, time_ns: int, name: str, section: Section, message: Message) -> None:
         if "yes" in message.get_all("up"):
@@ -194,7 +269,7 @@ class Mirror:
             self.window.replaced[uniqueid] = replacement.uniqueid
         replaced = self.ikes.get(uniqueid)
         if replaced is not None and same_sa(replaced.sa, old):
-            self.inherit(replacement, replaced)
+            self.inherit(time_ns, replacement, replaced)
         self.drop_ike(time_ns, uniqueid)
 
     def _ike_update(self, time_ns: int, name: str, section: Section, message: Message) -> None:
@@ -209,9 +284,14 @@ class Mirror:
                 ike = self._told(time_ns, name, section)
                 if ike is not None:
                     self.put_child(time_ns, ike, child)
+                    self.doubtful |= self._is_new(name_of(child), ike.conn)
             else:
                 # charon tells the end of an IKE_SA before that of its CHILD_SAs, so it may be gone already.
                 self.close_child(time_ns, self.conns.get(name), child)
+
+    def _is_new(self, child: str, own: Conn) -> bool:
+        """Tell whether a connection that configures this child may have been loaded since the last snapshot."""
+        return own.configured is True and child not in self._claims and child not in self._unclaimed
 
     def _child_rekey(self, time_ns: int, name: str, section: Section, _: Message) -> None:
         for pair in _children(section).values():
@@ -270,18 +350,50 @@ class Mirror:
         conn = self.conns.get(name)
         if conn is None:
             key = (bucket_values.CONN, self._subjects.key(name))
-            conn = self.conns[name] = self._rows[key] = Conn(key, name, time_ns, time_ns)
+            conn = self.conns[name] = self._rows[key] = Conn(key, name, time_ns, time_ns, time_ns)
             self.mark(conn, time_ns)
         return conn
 
-    def inherit(self, new: Ike, old: Ike) -> None:
+    def configure(self, time_ns: int, conn: Conn, configured: bool | None, config: Section) -> None:
+        """Take over what charon lists of a connection; `assign` then moves the children that this concerns."""
+        former = set(conn.configures)
+        conn.configured, conn.config = configured, config
+        names = set(conn.configures)
+        for name in former - names:
+            del self._claims[name][conn.name]
+            if not self._claims[name]:
+                del self._claims[name]
+        for name in names - former:
+            self._claims.setdefault(name, {})[conn.name] = conn
+        self._reclaimed |= former ^ names
+        self.mark(conn, time_ns)
+
+    def assign(self, time_ns: int) -> None:
+        """Let the connections count the CHILD_SAs that are theirs by all that is configured now."""
+        self._assign(time_ns)
+        self._unclaimed = self._named.keys() - self._claims.keys()
+
+    def _assign(self, time_ns: int) -> None:
+        for name in self._reclaimed:
+            for child in list(self._named.get(name, {}).values()):
+                if (child.conn, child.ambiguous is not None) != self._counting(name, child.ike.conn):
+                    self._update(time_ns, child, child.ike, child.section)
+        self._reclaimed.clear()
+
+    def settle(self, time_ns: int, conns: Iterable[Conn] | None = None) -> None:
+        """Note which of the connections, by default those that were touched, have come up or gone down."""
+        for conn in self._touched if conns is None else conns:
+            if conn.up != conn.has_sas:
+                conn.up, conn.changed = conn.has_sas, time_ns
+                self.mark(conn, time_ns)
+        self._touched.clear()
+
+    def inherit(self, time_ns: int, new: Ike, old: Ike) -> None:
         """Let an IKE_SA have the children, the traffic and the age of the one it replaces."""
         new.since = min(new.since, old.since)
         add_all(new.closed, old.closed)
-        for uniqueid in old.children:
-            self._owners[uniqueid] = new
-        new.children.update(old.children)
-        old.children = {}
+        for child in list(old.children.values()):
+            self._update(time_ns, child, new, child.section)
 
     def drop_ike(self, time_ns: int, uniqueid: str, *, tidy: bool = True) -> None:
         """Remove an IKE_SA, if it is there, and close its children with the counters last known."""
@@ -289,7 +401,7 @@ class Mirror:
         if ike is None:
             return
         for child in list(ike.children.values()):
-            self.close_child(time_ns, ike.conn, child, ike)
+            self.close_child(time_ns, ike.conn, child.section)
         del self.ikes[uniqueid], self._rows[ike.key]
         self.changed[ike.key] = None
         ike.conn.ikes -= 1
@@ -301,58 +413,123 @@ class Mirror:
         del self.conns[conn.name], self._rows[conn.key]
         self.changed[conn.key] = None
 
-    def put_child(self, time_ns: int, ike: Ike, child: Section) -> None:
-        """Add a CHILD_SA to `ike`, or let it have these values; from another IKE_SA it is taken."""
-        if not (uniqueid := uniqueid_of(child)):
-            return
-        owner = self._owners.get(uniqueid)
-        if owner is not None and not same_child(owner.children[uniqueid], child):
-            self.close_child(time_ns, owner.conn, owner.children[uniqueid], owner)
-        elif owner is not None:
-            self._take_child(time_ns, owner, uniqueid)
-        ike.children[uniqueid] = child
-        self._owners[uniqueid] = ike
-        name = name_of(child)
-        ike.conn.children[name] = ike.conn.children.get(name, 0) + 1
-        add(ike.conn.live, name, traffic_of(child))
-        self.mark(ike, time_ns)
-        self.mark(ike.conn, time_ns)
+    def put_child(self, time_ns: int, ike: Ike, section: Section, before: Traffic | None = None) -> None:
+        """Add a CHILD_SA to `ike`, or let it have these values; from another IKE_SA it is taken.
 
-    def close_child(self, time_ns: int, conn: Conn | None, child: Section, ike: Ike | None = None) -> None:
-        """Remove a CHILD_SA, if it is there, and add up its last counters; `ike` is whose it was, if that is up."""
-        owner = self._owners.get(uniqueid_of(child))
-        if owner is not None and same_child(owner.children[uniqueid_of(child)], child):
-            self._take_child(time_ns, owner, uniqueid_of(child))
-            ike = owner
-        key, last = child_key(child), traffic_of(child)
-        counted = self.counted.get(key, nothing())
-        more = minus(last, counted)
-        self.counted[key] = plus(counted, more)
+        `before` is what connections have counted of it as closed.
+        """
+        if not (uniqueid := uniqueid_of(section)):
+            return
+        child = self._children.get(uniqueid)
+        if child is not None and not same_child(child.section, section):
+            self.close_child(time_ns, child.ike.conn, child.section)
+            child = None
+        if child is not None:
+            self._update(time_ns, child, ike, section)
+            return
+        counted = self.counted.pop(child_key(section), None)
+        before = before or (counted.traffic if counted else NOTHING)
+        child = Child(section, ike, ike.conn, before)
+        self._count(time_ns, child)
+
+    def close_child(self, time_ns: int, conn: Conn | None, section: Section, ike: Ike | None = None) -> None:
+        """Remove a CHILD_SA, if it is there, and add up its last counters.
+
+        `conn` and `ike` are those of the IKE_SA that it was in, if they are known and up.
+        """
+        key, last, name = child_key(section), traffic_of(section), name_of(section)
+        child = self._children.get(uniqueid_of(section))
+        counting: str | None
+        if child is not None and same_child(child.section, section):
+            self._uncount(time_ns, child)
+            self._doubt(time_ns, child, None)
+            ike, counting, name = child.ike, child.conn.name, child.name
+            closed, more = last, minus(last, child.before)
+        else:
+            known = self.counted.get(key) or Counted(self._counting(name, conn)[0].name if conn else None, NOTHING)
+            counting = known.conn
+            closed = more = minus(last, known.traffic)
+            last = plus(known.traffic, more)
+        self.counted[key] = Counted(counting, last)
         if len(self.counted) > _COUNTED:  # no snapshot, which would tidy up, for as long as there are no buckets
             del self.counted[next(iter(self.counted))]
-        for row in (ike, ike.conn if ike is not None else conn):
-            if row is not None and any(more.values()):
-                add(row.closed, name_of(child), more)
+        for row, traffic in ((ike, closed), (self.conns.get(counting) if counting is not None else None, more)):
+            if row is not None and any(traffic.values()):
+                add(row.closed, name, traffic)
                 self.mark(row, time_ns)
 
-    def _take_child(self, time_ns: int, owner: Ike, uniqueid: str) -> None:
-        child = owner.children.pop(uniqueid)
-        del self._owners[uniqueid]
-        name = name_of(child)
-        owner.conn.children[name] -= 1
-        owner.conn.live[name] = minus(owner.conn.live[name], traffic_of(child))
-        self.mark(owner, time_ns)
-        self.mark(owner.conn, time_ns)
+    def _counting(self, name: str, own: Conn) -> tuple[Conn, bool]:
+        """Return the connection that counts CHILD_SAs of this name in an IKE_SA of `own`, and whether it is ambiguous.
 
-    def owner(self, child_uniqueid: str) -> Ike | None:
-        """Return the IKE_SA that has this CHILD_SA."""
-        return self._owners.get(child_uniqueid)
+        It is `own` when that configures such a child, else the only one that does. Where several do, charon does not
+        report which it was.
+        """
+        claims = self._claims.get(name, {})
+        if own.name in claims or not claims:
+            return own, False
+        return (next(iter(claims.values())), False) if len(claims) == 1 else (own, True)
+
+    def _update(self, time_ns: int, child: Child, ike: Ike, section: Section) -> None:
+        """Let a CHILD_SA have these values and be in `ike`; what another connection counted stays counted there."""
+        name, former, part = child.name, child.conn, child.part
+        self._uncount(time_ns, child)
+        child.section, child.ike = section, ike
+        counting, _ = self._counting(child.name, ike.conn)
+        # What is restored was written already, by the right connection.
+        if (counting, child.name) != (former, name) and any(part.values()) and not self._restoring:
+            add(former.closed, name, part)
+            child.before = plus(child.before, part)
+        self._count(time_ns, child)
+
+    def _count(self, time_ns: int, child: Child) -> None:
+        uniqueid, name = uniqueid_of(child.section), child.name
+        self._children[uniqueid] = child.ike.children[uniqueid] = child
+        self._named.setdefault(name, {})[uniqueid] = child
+        child.conn, ambiguous = self._counting(name, child.ike.conn)
+        child.conn.children[name] = child.conn.children.get(name, 0) + 1
+        add(child.conn.live, name, child.part)
+        self._doubt(time_ns, child, name if ambiguous else None)
+        self.mark(child.ike, time_ns)
+        self.mark(child.conn, time_ns)
+
+    def _uncount(self, time_ns: int, child: Child) -> None:
+        uniqueid, name, conn = uniqueid_of(child.section), child.name, child.conn
+        del self._children[uniqueid], child.ike.children[uniqueid], self._named[name][uniqueid]
+        if not self._named[name]:
+            del self._named[name]
+        conn.children[name] -= 1
+        if not conn.children[name]:
+            del conn.children[name]
+        conn.live[name] = minus(conn.live[name], child.part)
+        self.mark(child.ike, time_ns)
+        self.mark(conn, time_ns)
+
+    def _doubt(self, time_ns: int, child: Child, ambiguous: str | None) -> None:
+        """Note whether charon reports which connection a CHILD_SA is of; those that it may be of say so."""
+        former, child.ambiguous = child.ambiguous, ambiguous
+        if former == ambiguous:
+            return
+        for name, more in ((former, -1), (ambiguous, 1)):
+            if name is None:
+                continue
+            before = self.ambiguous.pop(name, 0)
+            if before + more:
+                self.ambiguous[name] = before + more
+            if not before or not before + more:
+                for conn in self._claims.get(name, {}).values():
+                    self.mark(conn, time_ns)
+
+    def child(self, uniqueid: str) -> Child | None:
+        """Return the CHILD_SA, if it is up."""
+        return self._children.get(uniqueid)
 
     def mark(self, row: Ike | Conn, time_ns: int) -> None:
         """Note that the value of `row` has changed."""
         row.updated = time_ns
         if row.key in self._rows and not self._restoring:
             self.changed[row.key] = None
+            if isinstance(row, Conn):
+                self._touched[row] = None
 
     def restore(self, key: Key, data: bytes, time_ns: int) -> bool:
         """Take over the value that an earlier start of the bridge left at `key`; tell whether it stands unchanged.
@@ -378,6 +555,7 @@ class Mirror:
             raise ValueError("the value of another key")
         sa = _section({**value["sa"], "uniqueid": uniqueid})
         children = [_section(child) for child in value["children"].values()]
+        before = {uniqueid: counters(child["before"]) for uniqueid, child in value["counted"].items()}
         closed, since, updated = checked(value["closed"]), whole(value["since"]), whole(value["updated"])
         ike = self.ikes.get(uniqueid)
         if ike is not None and not is_ike(ike, name, sa):
@@ -385,8 +563,8 @@ class Mirror:
         known = ike is not None
         ike = ike or self.put_ike(time_ns, name, sa)
         for child in children if not known else ():
-            if self.owner(uniqueid_of(child)) is None:
-                self.put_child(time_ns, ike, child)
+            if self.child(uniqueid_of(child)) is None:
+                self.put_child(time_ns, ike, child, before.get(uniqueid_of(child)))
         ike.since = min(ike.since, since)
         add_all(ike.closed, closed)
         if not known:
@@ -401,12 +579,16 @@ class Mirror:
             raise ValueError("no state of a configuration")
         config = _section(value["config"])
         closed, since, updated = checked(value["closed"]), whole(value["since"]), whole(value["updated"])
+        up, changed = bool(value["up"]), whole(value["changed"])
         known = name in self.conns
         conn = self.conn(time_ns, name)
         if conn.configured is None:
-            conn.configured, conn.config = configured, config
+            self.configure(time_ns, conn, configured, config)
+            self._assign(time_ns)
         conn.since = min(conn.since, since)
         add_all(conn.closed, closed)
+        if not known or up == conn.has_sas:
+            conn.up, conn.changed = up, changed
         if not known:
             conn.updated = updated
         return not known

@@ -56,7 +56,7 @@ class Snapshot:
         self._mirror.window = None
 
     def sa(self, time_ns: int, raw: bytes) -> None:
-        """Compare one message of list-sas."""
+        """Compare one message of list-sas; those of list-conns come first, as they tell whose the CHILD_SAs are."""
         name, message = section_of(Message(raw))
         section: Section = message.to_dict() if message is not None else {}
         listed = uniqueid = uniqueid_of(section)
@@ -69,6 +69,7 @@ class Snapshot:
             return  # its children have gone over
         if ike is not None:
             self._children(time_ns, ike, section, whole=uniqueid == listed)
+        self._mirror.settle(time_ns)
 
     def _ike(self, time_ns: int, name: str, section: Section, ike: Ike | None) -> Ike | None:
         """Compare an IKE_SA but for its children; None when it has no place in the mirror."""
@@ -93,10 +94,10 @@ class Snapshot:
         ike = self._mirror.put_ike(time_ns, name, section)
         # Events of a rekeying were missed when its children are those of another one.
         for child in _listed_children(section):
-            former = self._mirror.owner(uniqueid_of(child))
-            if former is not None and former is not ike and same_child(former.children[uniqueid_of(child)], child):
-                former_value = self._mirror.sa_value(former)
-                self._mirror.inherit(ike, former)
+            known = self._mirror.child(uniqueid_of(child))
+            if known is not None and known.ike is not ike and same_child(known.section, child):
+                former, former_value = known.ike, self._mirror.sa_value(known.ike)
+                self._mirror.inherit(time_ns, ike, former)
                 self._vanished(time_ns, former, former_value)
         self._put_children(time_ns, ike, section)
         self._differences.append(Difference("appeared", *ike.key, None, self._mirror.sa_value(ike)))
@@ -148,13 +149,13 @@ class Snapshot:
         missing = [u for u in ike.children if u not in listed and u not in self._window.children]
         for uniqueid in missing if whole else ():
             self._changed(ike)
-            self._mirror.close_child(time_ns, ike.conn, ike.children[uniqueid], ike)
+            self._mirror.close_child(time_ns, ike.conn, ike.children[uniqueid].section, ike)
 
     def _lingers(self, time_ns: int, ike: Ike, child: Section) -> None:
         """A CHILD_SA that is closed or replaced may still be listed, with counters that are newer."""
         key, mine = child_key(child), ike.children.get(uniqueid_of(child))
         self._lingering.add(key)
-        if mine is not None and same_child(mine, child) and uniqueid_of(child) not in self._window.children:
+        if mine is not None and same_child(mine.section, child) and uniqueid_of(child) not in self._window.children:
             self._changed(ike)
             self._mirror.close_child(time_ns, ike.conn, child, ike)
         elif key in self._mirror.counted:
@@ -162,9 +163,9 @@ class Snapshot:
 
     def _compare_child(self, time_ns: int, ike: Ike, child: Section) -> None:
         mine = ike.children.get(uniqueid_of(child))
-        if mine is None or _differ(mine, child, _UNTOLD):
+        if mine is None or _differ(mine.section, child, _UNTOLD):
             self._changed(ike)
-        if mine is None or _differ(mine, child, _RUNNING):
+        if mine is None or _differ(mine.section, child, _RUNNING):
             self._mirror.put_child(time_ns, ike, child)
 
     def _vanished(self, time_ns: int, ike: Ike, before: Mapping[str, object] | None = None) -> None:
@@ -184,8 +185,8 @@ class Snapshot:
         if known and conn.configured and conn.config == config:
             return
         before = self._mirror.conn_value(conn) if known else None
-        conn.configured, conn.config = True, config
-        self._mirror.mark(conn, time_ns)
+        self._mirror.configure(time_ns, conn, True, config)
+        self._mirror.settle(time_ns)
         self._tell_conn(before, conn)
 
     def finish(self, time_ns: int) -> list[Difference]:
@@ -193,8 +194,8 @@ class Snapshot:
         mirror = self._mirror
         for ike in [i for u, i in mirror.ikes.items() if u not in self._seen and u not in self._window.fresh]:
             self._vanished(time_ns, ike)
-        for conn in [conn for name, conn in mirror.conns.items() if name not in self._seen_conns]:
-            self._unconfigured(time_ns, conn)
+        self._unconfigured(time_ns, [conn for name, conn in mirror.conns.items() if name not in self._seen_conns])
+        mirror.settle(time_ns, mirror.conns.values())
         for key in self._counted - self._lingering:
             if key[0] not in self._window.children:
                 mirror.counted.pop(key, None)
@@ -204,28 +205,32 @@ class Snapshot:
         return stale + [self._completed(difference) for difference in self._differences]
 
     def _completed(self, difference: Difference) -> Difference:
-        if difference.kind != "changed" or difference.after is not None:
+        if difference.kind == "vanished" or difference.after is not None:
             return difference
         data = self._mirror.row_value((difference.bucket, difference.key))
         return difference._replace(after=data) if data else difference._replace(kind="vanished")
 
-    def _unconfigured(self, time_ns: int, conn: Conn) -> None:
-        if conn.name in self._window.conns:
-            self.unsettled = True  # it may have been loaded after charon listed
-            return
-        before = self._mirror.conn_value(conn) if conn.name in self._known_conns else None
-        if not conn.ikes:
-            self._mirror.drop_conn(conn)
-            if before is not None:
-                self._differences.append(Difference("vanished", *conn.key, before, None))
-        elif conn.configured is not False:
-            conn.configured = False
-            self._mirror.mark(conn, time_ns)
-            self._tell_conn(before, conn)
+    def _unconfigured(self, time_ns: int, conns: list[Conn]) -> None:
+        mirror, former = self._mirror, []
+        for conn in conns:
+            if conn.name in self._window.conns:
+                self.unsettled = True  # it may have been loaded after charon listed
+                continue
+            former.append((conn, conn.configured, mirror.conn_value(conn) if conn.name in self._known_conns else None))
+            if conn.configured is not False:
+                mirror.configure(time_ns, conn, False, conn.config)
+        mirror.assign(time_ns)  # before those without SAs go, as some may count children in the IKE_SAs of others
+        for conn, configured, before in former:
+            if not conn.ikes:
+                mirror.drop_conn(conn)
+                if before is not None:
+                    self._differences.append(Difference("vanished", *conn.key, before, None))
+            elif configured is not False:
+                self._tell_conn(before, conn)
 
     def _tell_conn(self, before: Mapping[str, object] | None, conn: Conn) -> None:
         kind: Literal["appeared", "changed"] = "appeared" if before is None else "changed"
-        self._differences.append(Difference(kind, *conn.key, before, self._mirror.conn_value(conn)))
+        self._differences.append(Difference(kind, *conn.key, before, None))
 
 
 def _listed_children(section: Section) -> list[Section]:

@@ -179,7 +179,7 @@ class Mirroring:
             async with asyncio.timeout(_LONGEST):
                 sas, conns = await self._listed()
             await self._caught_up(session)
-            for rows, compare in ((sas, snapshot.sa), (conns, snapshot.conn)):
+            for rows, compare in ((conns, snapshot.conn), (sas, snapshot.sa)):
                 for number, raw in enumerate(rows, 1):
                     compare(time.time_ns(), raw)
                     if not number % _BATCH:

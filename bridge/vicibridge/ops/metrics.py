@@ -1,12 +1,15 @@
 """Prometheus metrics: one table; the objects' own counters are read when somebody asks, so nothing costs before.
 
-No label comes from charon's data: nodes are configured, everything else is named in the code.
+Labels are named in the code or the bridge's configuration, except `connection` and `child`: those are the names that
+charon has configured, never names that a peer sends, and `http.max_tunnels` limits how many there are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +24,10 @@ from ..contract.bucket_values import CONN, NODE, SA
 if TYPE_CHECKING:
     from ..events.losses import Counts
     from ..mirror.buckets import Buckets
+    from ..mirror.model import Conn
     from ..service import Service
+
+_logger = logging.getLogger(__name__)
 
 _Sample = tuple[tuple[str, ...], float]
 
@@ -101,6 +107,57 @@ def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[Service]
     return read
 
 
+def _tunnels(service: Service) -> tuple[list[tuple[str, Conn]], Counter[str]]:
+    """Return the configured connections with their nodes as far as the limit allows, and how many are left out."""
+    room = service.settings.http.max_tunnels
+    shown: list[tuple[str, Conn]] = []
+    left_out: Counter[str] = Counter()
+    for gateway in service.gateways:
+        if gateway.mirroring is None:
+            continue
+        left_out[gateway.node] = 0
+        for conn in gateway.mirroring.mirror.conns.values():
+            if conn.configured:
+                room -= 1 + len(conn.configures)
+                if room >= 0:
+                    shown.append((gateway.node, conn))
+                else:
+                    left_out[gateway.node] += 1
+    return shown, left_out
+
+
+def _text(name: str) -> str:
+    """Return a name as the value of a label, which must be UTF-8: others may have written any bytes to the buckets."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _connection_up(service: Service) -> Iterator[_Sample]:
+    for node, conn in _tunnels(service)[0]:
+        yield (node, _text(conn.name)), conn.up
+
+
+def _connection_changed(service: Service) -> Iterator[_Sample]:
+    for node, conn in _tunnels(service)[0]:
+        yield (node, _text(conn.name)), conn.changed / 1e9
+
+
+def _child_up(service: Service) -> Iterator[_Sample]:
+    for node, conn in _tunnels(service)[0]:
+        for name in conn.configures:
+            yield (node, _text(conn.name), _text(name)), name in conn.children
+
+
+def _left_out(service: Service) -> Iterator[_Sample]:
+    for node, count in _tunnels(service)[1].items():
+        yield (node,), count
+
+
+def _ambiguous(service: Service) -> Iterator[_Sample]:
+    for gateway in service.gateways:
+        if gateway.mirroring:
+            yield (gateway.node,), sum(gateway.mirroring.mirror.ambiguous.values())
+
+
 def _build(service: Service) -> Iterator[_Sample]:
     yield (version("vicifast"), platform.python_version(), version("nats-py")), 1
 
@@ -173,6 +230,38 @@ METRICS = (
         ("node", "bucket"),
         _mirror(lambda buckets: buckets.refusals),
     ),
+    Metric(
+        "vicibridge_connection_up",
+        "1 while a configured connection has an IKE_SA, or a child of it has a CHILD_SA; as last known while charon is "
+        "not connected.",
+        ("node", "connection"),
+        _connection_up,
+    ),
+    Metric(
+        "vicibridge_connection_changed_timestamp_seconds",
+        "When the connection last came up or went down, as far as the bridge saw it.",
+        ("node", "connection"),
+        _connection_changed,
+    ),
+    Metric(
+        "vicibridge_child_up",
+        "1 while a configured child has a CHILD_SA.",
+        ("node", "connection", "child"),
+        _child_up,
+    ),
+    Metric(
+        "vicibridge_connections_left_out",
+        "Configured connections without these metrics, as http.max_tunnels is reached.",
+        ("node",),
+        _left_out,
+    ),
+    Metric(
+        "vicibridge_child_sas_ambiguous",
+        "CHILD_SAs in the IKE_SA of a connection that does not configure their name, though several others do: charon "
+        "does not report which of these is up.",
+        ("node",),
+        _ambiguous,
+    ),
     Metric("vicibridge_nats_up", "1 while NATS is connected.", (), lambda service: [((), service.bus.connected)]),
     Metric(
         "vicibridge_nats_credential_expiration_timestamp_seconds",
@@ -217,14 +306,23 @@ METRICS = (
 class _FromService(Collector):
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._reported = False
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        self._report(self._service)
         for metric in METRICS:
             make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             family = make(metric.name, metric.help, labels=metric.labels)
             for labels, value in metric.read(self._service):
                 family.add_metric(labels, value)
             yield family
+
+    def _report(self, service: Service) -> None:
+        """Log, once, that connections are left out."""
+        if not self._reported and (count := sum(_tunnels(service)[1].values())):
+            self._reported = True
+            text = "metrics: %d connections are left out, as http.max_tunnels is %d"
+            _logger.warning(text, count, service.settings.http.max_tunnels)
 
 
 def registry(service: Service) -> CollectorRegistry:
