@@ -119,8 +119,9 @@ class Witness:
 
 
 @asynccontextmanager
-async def witness(url: str, subject: str = "vici.>") -> AsyncIterator[Witness]:
-    client = await nats.connect(url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore)
+async def witness(url: str, subject: str = "vici.>", **options: Any) -> AsyncIterator[Witness]:
+    """Somebody who watches `subject`; `options` are of nats-py, such as credentials."""
+    client = await nats.connect(url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore, **options)
     try:
         someone = Witness(client)
         await someone.watch(subject)
@@ -140,9 +141,9 @@ async def processed(client: Client) -> None:
     await client.flush()
 
 
-async def stored(url: str, stream: str = "VICI") -> list[Msg]:
-    """Return every message of a stream, in order."""
-    client = await nats.connect(url)
+async def stored(url: str, stream: str = "VICI", **options: Any) -> list[Msg]:
+    """Return every message of a stream, in order; `options` are of nats-py."""
+    client = await nats.connect(url, **options)
     try:
         jetstream = client.jetstream()
         state = (await jetstream.stream_info(stream)).state

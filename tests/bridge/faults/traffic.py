@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import nats
@@ -108,14 +109,19 @@ async def _ignore(error: Exception) -> None:
 
 
 @asynccontextmanager
-async def reading(url: str) -> AsyncIterator[tuple[Reader, Subscription]]:
+async def reading(url: str, **options: Any) -> AsyncIterator[tuple[Reader, Subscription]]:
     reader = Reader()
 
     async def disconnected() -> None:
         await reader.disconnected(subscription)
 
     client = await nats.connect(
-        url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, disconnected_cb=disconnected, error_cb=_ignore
+        url,
+        reconnect_time_wait=0.05,
+        max_reconnect_attempts=-1,
+        disconnected_cb=disconnected,
+        error_cb=_ignore,
+        **options,
     )
     limits = {"pending_msgs_limit": 10**6, "pending_bytes_limit": 2**30}
     subscription = await client.subscribe("vici.>", cb=reader.take, **limits)
@@ -135,9 +141,9 @@ class Account:
     gone: int  # how often "charon was gone" was told
 
 
-async def account(url: str, sent: int) -> Account:
+async def account(url: str, sent: int, **options: Any) -> Account:
     """Hold the stream against what was sent: nothing twice, in order, nothing missing by number untold."""
-    envelopes = [envelope for message in await stored(url) for envelope in unpack(message)]
+    envelopes = [envelope for message in await stored(url, **options) for envelope in unpack(message)]
     missing = verify_numbers(envelopes)
     numbers = [int(envelope.data["gw"]["uniqueid"]) for envelope in envelopes if envelope.event == "ike-updown"]
     assert numbers == sorted(set(numbers))
@@ -159,9 +165,9 @@ def verify_numbers(envelopes: Iterable[Envelope], *, again: bool = False) -> lis
     return missing
 
 
-async def verify_whole(url: str, sent: int) -> None:
+async def verify_whole(url: str, sent: int, **options: Any) -> None:
     """Nothing at all is missing."""
-    assert await account(url, sent) == Account(Counter(), [], 0)
+    assert await account(url, sent, **options) == Account(Counter(), [], 0)
 
 
 async def verify_but_breaks(url: str, traffic: Traffic) -> Account:
@@ -249,10 +255,18 @@ async def _caught_up(subscription: Subscription) -> bool:
 
 @asynccontextmanager
 async def scene(
-    url: str, *, charon: FakeCharon | None = None, reader: str = "", **sections: Any
+    url: str,
+    *,
+    charon: FakeCharon | None = None,
+    reader: str = "",
+    reader_options: Mapping[str, Any] = MappingProxyType({}),
+    **sections: Any,
 ) -> AsyncIterator[Scene]:
-    """A charon with a bridge to the server at `url`; `reader` is the URL for the reader, where it is another."""
-    async with charon or FakeCharon() as charon, reading(reader or url) as (someone, subscription):
+    """A charon with a bridge to the server at `url`.
+
+    `reader` is the URL for the reader, where it is another, and `reader_options` what it has to say to nats-py.
+    """
+    async with charon or FakeCharon() as charon, reading(reader or url, **reader_options) as (someone, subscription):
         async with service(settings(url, charon.address, **sections)) as bridge:
             at = Scene(bridge, charon, Traffic(charon), someone, subscription)
             await at.heard()
