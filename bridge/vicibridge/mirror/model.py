@@ -93,17 +93,14 @@ class Child:
     """The connection that counts it."""
     before: Traffic
     """The part of its traffic that is in the `closed` of connections already."""
+    part: Traffic
+    """The other part, that `conn` counts as live."""
     ambiguous: str | None = None
     """Its name, if charon does not report which connection it is of."""
 
     @property
     def name(self) -> str:
         return name_of(self.section)
-
-    @property
-    def part(self) -> Traffic:
-        """The part of the traffic that `conn` counts as live."""
-        return minus(traffic_of(self.section), self.before)
 
 
 @dataclass(slots=True, eq=False)
@@ -429,8 +426,8 @@ class Mirror:
             return
         counted = self.counted.pop(child_key(section), None)
         before = before or (counted.traffic if counted else NOTHING)
-        child = Child(section, ike, ike.conn, before)
-        self._count(time_ns, child)
+        child = Child(section, ike, ike.conn, before, NOTHING)
+        self._count(time_ns, child, *self._counting(child.name, ike.conn))
 
     def close_child(self, time_ns: int, conn: Conn | None, section: Section, ike: Ike | None = None) -> None:
         """Remove a CHILD_SA, if it is there, and add up its last counters.
@@ -474,23 +471,23 @@ class Mirror:
         name, former, part = child.name, child.conn, child.part
         self._uncount(time_ns, child)
         child.section, child.ike = section, ike
-        counting, _ = self._counting(child.name, ike.conn)
+        conn, ambiguous = self._counting(child.name, ike.conn)
         # What is restored was written already, by the right connection.
-        if (counting, child.name) != (former, name) and any(part.values()) and not self._restoring:
+        if (conn, child.name) != (former, name) and any(part.values()) and not self._restoring:
             add(former.closed, name, part)
             child.before = plus(child.before, part)
-        self._count(time_ns, child)
+        self._count(time_ns, child, conn, ambiguous)
 
-    def _count(self, time_ns: int, child: Child) -> None:
-        uniqueid, name = uniqueid_of(child.section), child.name
+    def _count(self, time_ns: int, child: Child, conn: Conn, ambiguous: bool) -> None:
+        uniqueid, name, traffic = uniqueid_of(child.section), child.name, traffic_of(child.section)
         self._children[uniqueid] = child.ike.children[uniqueid] = child
         self._named.setdefault(name, {})[uniqueid] = child
-        child.conn, ambiguous = self._counting(name, child.ike.conn)
-        child.conn.children[name] = child.conn.children.get(name, 0) + 1
-        add(child.conn.live, name, child.part)
+        child.conn, child.part = conn, traffic if child.before is NOTHING else minus(traffic, child.before)
+        conn.children[name] = conn.children.get(name, 0) + 1
+        add(conn.live, name, child.part)
         self._doubt(time_ns, child, name if ambiguous else None)
         self.mark(child.ike, time_ns)
-        self.mark(child.conn, time_ns)
+        self.mark(conn, time_ns)
 
     def _uncount(self, time_ns: int, child: Child) -> None:
         uniqueid, name, conn = uniqueid_of(child.section), child.name, child.conn
