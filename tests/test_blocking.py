@@ -272,7 +272,7 @@ def test_listening_without_waiting() -> None:
         peer.send(wire.EVENT, "log", {"msg": "1"})
         assert list(listener) == [("log", {"msg": "1"})]
         peer.send(wire.EVENT_UNKNOWN)
-        with pytest.raises(ProtocolError, match="answers nothing"):
+        with pytest.raises(ProtocolError, match="matches no request"):
             listener.batch()
 
 
@@ -292,7 +292,7 @@ def test_registration_that_is_never_answered() -> None:
     with Peer() as peer:
         peer.session.timeout = 0.05
         listener = peer.session.listen("log", "alert")
-        with pytest.raises(RequestTimeout, match="registering log, alert: no answer for 0.05 s"):
+        with pytest.raises(RequestTimeout, match="registering log, alert: no reply for 0.05 s"):
             listener.ready()
         assert peer.session.closed
 

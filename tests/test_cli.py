@@ -105,11 +105,11 @@ def names(file: Path, side: str) -> list[tuple[int, str | None]]:
     [
         (["record", "FILE"], "nothing to record"),
         (["record", "FILE", "--listen", "x", "--event", "log"], "--listen records other clients"),
-        (["record", "FILE", "--command", "stats {"], "the message of stats is no JSON"),
+        (["record", "FILE", "--command", "stats {"], "the message of stats is not valid JSON"),
         (["record", "FILE", "--command", "stats []"], "must be a JSON object"),
         (["record", "FILE", "--command", 'stats {"a": null}'], "stats: a: "),
-        (["record", "FILE", "--uri", "ftp://x", "--event", "log"], "no VICI address: 'ftp://x'"),
-        (["record", "FILE", "--uri", "tcp://127.0.0.1:0", "--event", "log"], "no VICI address"),
+        (["record", "FILE", "--uri", "ftp://x", "--event", "log"], "invalid VICI address: 'ftp://x'"),
+        (["record", "FILE", "--uri", "tcp://127.0.0.1:0", "--event", "log"], "invalid VICI address"),
         (["record", "FILE", "--event", "log", "--for", "0"], "--for"),
         (["replay", "--listen", "x"], "FILES"),
         (["replay", "FILE"], "--listen"),
@@ -245,7 +245,7 @@ def test_record_events_until_told_to_end(tmp_path: Path, number: signal.Signals)
             charon.events.discard("alert")
             wanted = ["--event", "log", "--event", "alert", "--event", "ike-updown"]
             async with vicifast("record", file, "--uri", charon.address, *wanted) as program:
-                await program.note("'alert'; going on without")
+                await program.note("'alert'; continuing without it")
                 for _ in range(100):
                     charon.emit("log", {"msg": "m"})
                 charon.emit("ike-updown", {"gw": {}})
@@ -312,7 +312,7 @@ def test_record_other_clients(tmp_path: Path) -> None:
         proxy = tmp_path / "proxy"
         async with daemon() as charon:
             async with vicifast("record", tmp_path / "a.vici", "--uri", charon.address, "--listen", proxy) as program:
-                await program.note("recording the clients of")
+                await program.note("recording clients of")
                 async with AsyncSession(proxy) as session:
                     assert await session.call("version") == VERSION
                 async with AsyncSession(proxy) as session:
@@ -340,7 +340,7 @@ def test_replay_serves_what_was_recorded(tmp_path: Path) -> None:
                 await charon.drain()
                 await program.interrupt()
         async with vicifast("replay", file, "--listen", address, "--speed", "1000") as program:
-            await program.note("Ctrl-C ends")
+            await program.note("Ctrl-C to stop")
             async with AsyncSession(address) as session:
                 assert [sa async for sa in session.stream("list-sas")] == [body for _, body in SAS]
                 listener, events = session.listen("log"), []
@@ -381,7 +381,7 @@ def test_replay_of_a_bad_file(tmp_path: Path) -> None:
         file = tmp_path / "a"
         file.write_bytes(b"GIF89a")
         code, _, err = await outcome("replay", file, "--listen", tmp_path / "vici")
-        assert (code, err) == (1, f"Error: {file}: not a recording of VICI at offset 0\n")
+        assert (code, err) == (1, f"Error: {file}: not a VICI recording at offset 0\n")
         code, _, err = await outcome("replay", tmp_path / "nowhere", "--listen", tmp_path / "vici")
         assert (code, err) == (1, f"Error: {tmp_path / 'nowhere'}: No such file or directory\n")
 
@@ -564,8 +564,8 @@ def test_call_streams_and_shows_bytes_and_control_characters() -> None:
     [
         (["call", "magic"], 1, "Error: charon does not know the command 'magic'\n"),
         (["unload", "conn", "x"], 1, "Error: unload-conn: no such thing\n"),
-        (["conns", "--ike", "zürich"], 2, "Error: ike: list-conns takes printable ASCII here, not 'zürich'\n"),
-        (["stats", "--timeout", "0.05"], 3, "Error: stats: nothing came for 0.05 s"),
+        (["conns", "--ike", "zürich"], 2, "Error: ike: list-conns requires printable ASCII here, not 'zürich'\n"),
+        (["stats", "--timeout", "0.05"], 3, "Error: stats: no reply for 0.05 s"),
         (["events", "nonsense"], 1, "Error: charon does not know the event 'nonsense'\n"),
         (["load", "nowhere"], 1, "Error: nowhere: No such file or directory\n"),
     ],
@@ -586,10 +586,10 @@ def test_failures_are_one_line_and_have_their_code(args: list[str], code: int, s
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["initiate"], "say which: give --child or --ike"),
-        (["terminate"], "say which"),
-        (["rekey", "--reauth"], "say which"),
-        (["call", "stats", "x"], "'x' is neither KEY=VALUE nor KEY@FILE"),
+        (["initiate"], "nothing selected: give --child or --ike"),
+        (["terminate"], "nothing selected"),
+        (["rekey", "--reauth"], "nothing selected"),
+        (["call", "stats", "x"], "'x' is not KEY=VALUE, KEY@FILE"),
         (["call", "stats", "x@/nonexistent/file"], "/nonexistent/file: No such file"),
         (["call", "stats", "{"], "JSON"),
         (["unload", "cert", "x"], "'cert' is not one of"),
@@ -733,7 +733,7 @@ def test_events_for_programs_have_their_name() -> None:
         async with daemon() as charon:
             charon.events.discard("alert")
             async with vicifast("events", "--json", "--uri", charon.address) as program:
-                await program.note("'alert'; going on without")
+                await program.note("'alert'; continuing without it")
                 charon.emit("ike-updown", {"up": "yes", **SA})
                 assert program.process.stdout is not None
                 line = await program.process.stdout.readline()
@@ -886,8 +886,8 @@ def test_load_warns_of_ikev1(version: str, tmp_path: Path) -> None:
     """
     needing = "old, aggressive, xauth"
     warnings = [
-        f"strongSwan {version} has no IKEv1 unless it was built with it, which these connections need: {needing}",
-        f"strongSwan {version} takes connections without a version for IKEv2 alone, unless it was built with IKEv1: "
+        f"strongSwan {version} has no IKEv1 unless it was built with it, but these connections need it: {needing}",
+        f"strongSwan {version} uses connections without a version for IKEv2 only, unless it was built with IKEv1: "
         "plain, either",
     ]
 
@@ -909,7 +909,7 @@ def test_clear_needs_credentials(tmp_path: Path) -> None:
         async with loading(tmp_path) as (charon, file):
             result = await invoke(charon, "load", file, "--conns", "--clear")
             assert (result.exit_code, charon.requests) == (2, [])
-        assert "give --creds too" in result.stderr
+        assert "add --creds" in result.stderr
 
     run(scenario)
 

@@ -203,7 +203,7 @@ def test_a_dropped_follower_unregisters(kit: Kit) -> None:
 
 
 def test_bad_arguments_are_told_at_once(kit: Kit) -> None:
-    with pytest.raises(ValueError, match="no VICI address: 'http://x'"):
+    with pytest.raises(ValueError, match="invalid VICI address: 'http://x'"):
         kit.follower("http://x", "log")
     with pytest.raises(EncodeError):
         kit.follower(None, "Zürich")

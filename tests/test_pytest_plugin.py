@@ -63,7 +63,7 @@ def test_waits_end(fake_charon: BlockingFakeCharon) -> None:
     fake_charon.timeout = 0.05
     with pytest.raises(TimeoutError, match="waited 0.05 s for 1 registrations of log"):
         fake_charon.registered("log")
-    with pytest.raises(TimeoutError, match="waited 0.05 s for version to be asked for 2 times"):
+    with pytest.raises(TimeoutError, match="waited 0.05 s for version to be requested 2 times"):
         fake_charon.requested("version", 2)
     with pytest.raises(TimeoutError, match="waited 0.05 s for 1 open connections"):
         fake_charon.connected(1)
@@ -72,7 +72,7 @@ def test_waits_end(fake_charon: BlockingFakeCharon) -> None:
 def test_functions_that_answer_may_use_it_but_not_wait(fake_charon: BlockingFakeCharon) -> None:
     def answer(message: object) -> dict[str, object]:
         fake_charon.emit("log", {"msg": "meanwhile"})
-        with pytest.raises(RuntimeError, match="cannot wait"):
+        with pytest.raises(RuntimeError, match="cannot call methods that wait"):
             fake_charon.drain()
         return {"daemon": "charon"}
 

@@ -94,8 +94,8 @@ def test_every_cut_is_told_with_file_and_offset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "not a recording"),
-        (b"GIF89a", "not a recording"),
+        (b"", "not a VICI recording"),
+        (b"GIF89a", "not a VICI recording"),
         (MAGIC + b"{", "metadata"),
         (MAGIC + b"{\n", "metadata"),
         (MAGIC + b"[]\n", "metadata"),
@@ -103,7 +103,7 @@ def test_every_cut_is_told_with_file_and_offset(tmp_path: Path) -> None:
         (MAGIC + b"\xff\n", "metadata"),
         (MAGIC + b"{}\nx" + bytes(12), "begins with the byte 0x78"),
         (MAGIC + b"{}\n>" + bytes(7) + b"\x02" + bytes(4) + b"<" + bytes(12), "time of a chunk"),
-        (MAGIC + b"{}\n>" + bytes(8) + b"\xff\xff\xff\xff", "4294967295 bytes promised, 0 there"),
+        (MAGIC + b"{}\n>" + bytes(8) + b"\xff\xff\xff\xff", "truncated, 0 of 4294967295 bytes of a chunk"),
     ],
 )
 def test_damage_is_told(tmp_path: Path, data: bytes, reason: str) -> None:

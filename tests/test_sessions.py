@@ -66,7 +66,7 @@ def test_stream_is_sent_at_once(kit: Kit) -> None:
 
 def test_stream_of_an_unknown_event(kit: Kit) -> None:
     with kit.pair() as (session, _):
-        with pytest.raises(ValueError, match="version streams no event"):
+        with pytest.raises(ValueError, match="version has no known event to stream"):
             session.stream("version")
         with pytest.raises(UnknownEvent, match="list-nothing"):
             list(session.stream("list-sas", event="list-nothing"))
@@ -148,7 +148,7 @@ def test_peer_that_does_not_read(kit: Kit) -> None:
         big = {f"k{i}": "x" * 65000 for i in range(8)}
         charon.on("load-conn", {})
         charon.pause_reading()
-        with pytest.raises(RequestTimeout, match="load-conn: nothing came for 0.1 s"):
+        with pytest.raises(RequestTimeout, match="load-conn: no reply for 0.1 s"):
             for _ in range(20):
                 session.stream("load-conn", big, "log", timeout=0.1).wait()
         charon.resume_reading()
@@ -163,7 +163,7 @@ def test_listen(kit: Kit) -> None:
         events = [next(listener) for _ in range(3)]
         assert events == [("log", {"msg": "1"}), ("ike-updown", {"up": "yes", "gw": {}}), ("log", {"msg": "2"})]
         assert session.call("version")
-        with pytest.raises(ValueError, match="listen needs the name of an event"):
+        with pytest.raises(ValueError, match=r"listen\(\) needs at least one event name"):
             session.listen()
 
 
@@ -261,7 +261,7 @@ def test_timeout_closes_the_connection(kit: Kit) -> None:
         with pytest.raises(RequestTimeout, match="version.* longer than 512 KiB"):
             session.call("version")
         assert session.closed
-        with pytest.raises(ConnectionClosed, match="version: nothing came"):
+        with pytest.raises(ConnectionClosed, match="version: no reply"):
             session.call("version")
         session.connect()
         charon.on("version", {"daemon": "charon"})
@@ -306,7 +306,7 @@ def test_stream_whose_reply_was_dropped(kit: Kit) -> None:
     with kit.pair() as (session, charon):
         charon.mute("list-sas")
         seen = []
-        with pytest.raises(ProtocolError, match="reply to list-sas; a reply longer than 512 KiB"):
+        with pytest.raises(ProtocolError, match="reply to list-sas; it silently drops replies over 512 KiB"):
             for sa in session.stream("list-sas"):
                 seen.append(sa)
         assert len(seen) == 50
@@ -373,7 +373,7 @@ def test_nobody_there(kit: Kit, tmp_path: Path) -> None:
         kit.session(tmp_path / "none.vici").connect()
     with pytest.raises(ConnectionClosed, match="not connected"):
         kit.session(tmp_path / "none.vici").call("version")
-    with pytest.raises(ValueError, match="no VICI address: 'http://x'"):
+    with pytest.raises(ValueError, match="invalid VICI address: 'http://x'"):
         kit.session("http://x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"

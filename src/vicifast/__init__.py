@@ -1,8 +1,8 @@
-"""VICI, the protocol by which programs talk to strongSwan's IKE daemon charon: a fast, strict codec and its clients.
+"""A fast, strict codec and clients for VICI, the protocol for controlling strongSwan's IKE daemon charon.
 
-`decode`, `encode` and their kin work on single messages. `Session` and `AsyncSession` talk to a daemon, `Follower` and
-`AsyncFollower` stay with its events; they are loaded when first asked for, because sockets and asyncio are slow to
-import.
+`decode`, `encode` and related functions work on single messages. `Session` and `AsyncSession` talk to a daemon,
+`Follower` and `AsyncFollower` follow its events across restarts; these four are loaded on first access, because sockets
+and asyncio are slow to import.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starts the command line."""
+"""Entry point of the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OUTPUT = "standard output"
 
 
 def main() -> None:
-    """Run `vicifast`; exit with 2 when the extra with its dependencies is missing."""
+    """Run `vicifast`; exit with 2 if its dependencies, the extra `cli`, are missing."""
     for name in ("click", "rich"):
         if find_spec(name) is None:
             print(f'the command line needs {name}; run: pip install "vicifast[cli]"', file=sys.stderr)

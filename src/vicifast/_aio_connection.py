@@ -1,4 +1,4 @@
-"""The transport of the asyncio client: moves bytes between a socket and the sans-I/O protocol, and wakes tasks."""
+"""The asyncio connection: transfers bytes between a socket and the sans-I/O protocol, and wakes tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .protocol import CLOSE_TIMEOUT, Call, Protocol, Subscription, Trickle, over
 
 
 class AsyncConnection(asyncio.BufferedProtocol):
-    """Moves bytes between a transport and a `Protocol`, and wakes the tasks that wait for a reply or an event."""
+    """Transfers bytes between a transport and a `Protocol`, and wakes tasks that wait for a reply or an event."""
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
@@ -65,7 +65,7 @@ class AsyncConnection(asyncio.BufferedProtocol):
             await self.wait_call(call, timeout)
 
     async def wait_call(self, call: Call, timeout: float | None) -> None:
-        """Wait for news of a call. Giving up means to close: a late reply would be taken for the next one's."""
+        """Wait for a message or the reply of a call. A timeout closes: a late reply would be mistaken for the next."""
         try:
             async with asyncio.timeout(timeout):
                 await self._news(call)
@@ -90,7 +90,7 @@ class AsyncConnection(asyncio.BufferedProtocol):
             raise subscription.error
 
     async def wait_event(self, subscription: Subscription, timeout: float | None) -> bool:
-        """Wait until there is an event; False when none came in time. Raises what ended the subscription."""
+        """Wait for an event; False after `timeout` seconds without. Raises the error that ended the subscription."""
         try:
             async with asyncio.timeout(timeout):
                 while not subscription.items:
@@ -118,7 +118,7 @@ class AsyncConnection(asyncio.BufferedProtocol):
         if self.protocol.closed is not None:
             return
         if asked.wake is not None:
-            raise RuntimeError("another task waits for this already")
+            raise RuntimeError("another task is already waiting for this stream or listener")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def wake() -> None:
@@ -152,7 +152,7 @@ class AsyncConnection(asyncio.BufferedProtocol):
 
 
 async def connect_unix(path: str) -> socket.socket:
-    """Connect without blocking; asyncio's own way takes EAGAIN for success (python/cpython#117208)."""
+    """Connect without blocking; asyncio itself mistakes EAGAIN for success (python/cpython#117208)."""
     attempt = 0
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

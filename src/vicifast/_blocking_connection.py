@@ -1,4 +1,4 @@
-"""The blocking connection: what moves the bytes of a session, and how it comes about."""
+"""The blocking connection: transfers the bytes of a session, and connects its socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_POLL = 3600.0  # poll counts milliseconds in 31 bits
 
 
 class InUse:
-    """Lets one thread in at a time, and refuses others at once: they would else wait for each other's replies."""
+    """A lock that refuses a second thread at once; otherwise threads would wait for each other's replies."""
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
@@ -33,7 +33,7 @@ class InUse:
 
 
 class BlockingConnection:
-    """Moves bytes between a socket and a `Protocol`, both ways at once, while somebody waits."""
+    """Transfers bytes between a socket and a `Protocol`, in both directions, while a caller waits."""
 
     def __init__(self, sock: socket.socket, protocol: Protocol, in_use: InUse) -> None:
         self.protocol = protocol
@@ -49,15 +49,15 @@ class BlockingConnection:
             self.wait_call(call, timeout)
 
     def wait_call(self, call: Call, timeout: float | None) -> None:
-        """Wait for news of a call. Giving up means to close: a late reply would be taken for the next one's."""
+        """Wait for a message or the reply of a call. A timeout closes: a late reply would be mistaken for the next."""
         self._until_or_give_up(call, lambda: bool(call.items) or call.done, timeout)
 
     def send(self, call: Call, timeout: float | None) -> None:
-        """Wait until a request has been written; errors are left in the call."""
+        """Wait until a request has been written; errors are stored in the call."""
         self._until_or_give_up(call, lambda: call.done or (call.sent and not self._unsent), timeout)
 
     def register(self, subscription: Subscription, timeout: float | None) -> None:
-        """Write what there is to write; errors are left in the subscription."""
+        """Write the registrations; errors are stored in the subscription."""
         if not self._until(lambda: not self._unsent, timeout):
             self._give_up(ConnectionClosed(str(unanswered(subscription, timeout))))
 
@@ -70,7 +70,7 @@ class BlockingConnection:
             raise subscription.error
 
     def wait_event(self, subscription: Subscription, timeout: float | None) -> bool:
-        """Wait until there is an event; False when none came in time. Raises what ended the subscription."""
+        """Wait for an event; False after `timeout` seconds without. Raises the error that ended the subscription."""
         if not self._until(lambda: bool(subscription.items) or subscription.error is not None, timeout):
             return False
         if not subscription.items and subscription.error is not None:
@@ -107,7 +107,7 @@ class BlockingConnection:
             wait = _LONGEST_POLL
             if deadline is not None:
                 wait = min(wait, deadline - time.monotonic())
-                expired = wait <= 0  # what has come by now still counts
+                expired = wait <= 0  # bytes that have arrived by now are still read
             if self._pause and not expired:
                 time.sleep(min(self._pause, wait))
                 self._pause = 0.0
@@ -116,7 +116,7 @@ class BlockingConnection:
         return True
 
     def _guarded(self, move: Callable[[], None]) -> None:
-        """Move bytes; interrupted in the middle of that, the connection is out of step and of no use any more."""
+        """Transfer bytes; close the connection when that fails or is interrupted, as it is then out of step."""
         try:
             move()
         except OSError as error:
@@ -151,7 +151,7 @@ class BlockingConnection:
         except BlockingIOError:
             sent = 0
         except ConnectionError:
-            sent = len(data)  # charon has gone; what it sent before that can still be read, and then the end
+            sent = len(data)  # charon has closed; the bytes it sent before can still be read, and then the end
         self._unsent = data[sent:]
 
     def _give_up_call(self, call: Call, error: ViciError) -> None:
@@ -165,7 +165,7 @@ class BlockingConnection:
 
 
 def _poller(sock: socket.socket) -> Callable[[float, bool], object]:
-    """Return what waits, so many seconds, until the socket can be read, or written if that is asked for too."""
+    """Return a function that waits up to `timeout` seconds until the socket is readable or, if `write`, writable."""
     if not hasattr(select, "poll"):  # Windows
 
         def wait_select(timeout: float, write: bool) -> object:
@@ -187,7 +187,7 @@ def _poller(sock: socket.socket) -> Callable[[float, bool], object]:
 
 
 def open_socket(address: Address, timeout: float | None) -> socket.socket:
-    """Return a connected socket that does not block. Raises OSError; TimeoutError after `timeout` seconds."""
+    """Return a connected non-blocking socket. Raises OSError; TimeoutError after `timeout` seconds."""
     if isinstance(address, socket.socket):
         sock = address
     else:
@@ -216,7 +216,7 @@ def _connect_unix(path: str, deadline: float | None) -> socket.socket:
 
 
 def _connect_tcp(target: Tcp, deadline: float | None) -> socket.socket:
-    """Connect to the first address of a host that answers; looking up its name cannot be given a time limit."""
+    """Connect to the first address of a host that accepts. The deadline does not cover name resolution."""
     error: OSError = OSError(f"{target.host} has no address")
     for family, kind, number, _, where in socket.getaddrinfo(*target, type=socket.SOCK_STREAM):
         sock = socket.socket(family, kind, number)
@@ -239,7 +239,7 @@ def _connect_tcp(target: Tcp, deadline: float | None) -> socket.socket:
 
 
 def _remaining(deadline: float | None) -> float | None:
-    """Seconds to go, None for no limit; TimeoutError when there are none."""
+    """Seconds until the deadline, None without one. Raises TimeoutError when it has passed."""
     if deadline is None:
         return None
     remaining = deadline - time.monotonic()

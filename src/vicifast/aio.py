@@ -17,16 +17,16 @@ from .session import BaseListener, BaseSession, BaseStream, M, Waits
 
 
 class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "AsyncConnection"], Generic[M]):
-    """A connection to charon: commands, streams and events, each answered in order whatever else goes on.
+    """A connection to charon for commands, streams and events, in any combination.
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
-    None for strongSwan's default. `timeout` is the longest wait in seconds for a reply or the next message of a stream,
-    None for no limit. Keepalive ends a connection to `tcp://` that has been dead for a minute, also one that only waits
-    for events. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`, or, when `values` is
-    `vicifast.Message`, read lazily. `readers` maps names of events to readers of their messages.
+    None for strongSwan's default. `timeout` is the maximum wait in seconds for a reply or the next message of a stream,
+    None for no limit. Keepalive ends a `tcp://` connection that has been dead for a minute, also one that only waits
+    for events. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`; if `values` is
+    `vicifast.Message`, they are decoded lazily. `readers` maps event names to readers of their messages.
 
-    One session belongs to one event loop. Several calls may be open at once and run one after the other, so a blocking
-    `initiate` holds up all that follow it; events are better had from a session of their own.
+    A session belongs to one event loop. Concurrent calls run one after the other, so a blocking `initiate` delays all
+    calls after it; receive events in a separate session.
     """
 
     @overload
@@ -66,9 +66,9 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "AsyncConnec
         await self.close()
 
     async def connect(self) -> Self:
-        """Open the connection, anew after it was closed; charon's full backlog (EAGAIN) is waited out.
+        """Open the connection, or reopen a closed one; retries while charon's backlog is full (EAGAIN).
 
-        Raises `ConnectionClosed` when nobody listens there, `RequestTimeout` after `timeout` seconds.
+        Raises `ConnectionClosed` if no daemon listens there, `RequestTimeout` after `timeout` seconds.
         """
         if not self.closed:
             return self
@@ -107,10 +107,10 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "AsyncConnec
     async def call(
         self, command: str, message: Mapping[str, object] | None = None, *, timeout: float | None = DEFAULT
     ) -> M:
-        """Run a command and return its reply; what it streams is not asked for.
+        """Run a command and return its reply, without its streamed messages.
 
         Raises `CommandError` for `success=no`, `UnknownCommand`, `EncodeError` before anything is sent,
-        `RequestTimeout` (the connection is closed then, as it is when the call is cancelled) and `ConnectionClosed`.
+        `RequestTimeout` (which closes the connection, as does cancelling the call) and `ConnectionClosed`.
         """
         connection = self._require()
         call = connection.protocol.call(command, message, None)
@@ -126,10 +126,10 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "AsyncConnec
         *,
         timeout: float | None = DEFAULT,
     ) -> Stream[M]:
-        """Run a command, at once, and return its messages as they come; see `Stream`.
+        """Send a command immediately and return an iterator of its messages; see `Stream`.
 
-        `event` is the event that the command streams, by default the one that `vicifast.commands` has for it.
-        Raises as `call` does, all but `EncodeError` and ValueError when the stream is read.
+        `event` is the event that the command streams, by default the one in `vicifast.commands`. Raises `EncodeError`
+        and ValueError immediately, and the other errors of `call` when the stream is read.
         """
         connection = self._require()
         call = connection.protocol.call(command, message, stream_event(command, event))
@@ -137,21 +137,21 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "AsyncConnec
         return Stream(connection, call, self._limit(timeout))
 
     def listen(self, *events: str, timeout: float | None = None) -> Listener[M]:
-        """Register for events, at once, and return them as they come; see `Listener`.
+        """Register for events immediately and return an iterator of them; see `Listener`.
 
-        Without any event for `timeout` seconds the iteration ends; it may be taken up again.
+        The iteration ends after `timeout` seconds without an event, and can be resumed.
         """
         if not events:
-            raise ValueError("listen needs the name of an event")
+            raise ValueError("listen() needs at least one event name")
         connection = self._require()
         subscription = connection.protocol.listen(events)
         connection.flush()
         return Listener(connection, subscription, timeout, self._limit(DEFAULT))
 
     async def close(self) -> None:
-        """Close the connection, after giving up all registrations and waiting for charon's confirmation.
+        """Unregister all events, wait for charon's confirmation, and close the connection.
 
-        charon logs each event that it cannot deliver any more, as events for all others who listen to its log.
+        Without this, charon would log each event that it cannot deliver, and send those lines to other clients.
         """
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -159,10 +159,10 @@ class AsyncSession(BaseSession[Coroutine[Any, Any, M], "Stream[M]", "AsyncConnec
 
 
 class Stream(BaseStream[Waits, M]):
-    """The messages of one command, as an async iterator; `response` is the reply once they have ended.
+    """An async iterator of the messages of one command; `response` is the reply once it has ended.
 
-    It may be left at any point: what charon still sends is read and dropped, and the session stays usable. The error
-    of a command that failed is raised after its last message.
+    It may be abandoned at any point: the remaining messages are read and dropped, and the session stays usable. The
+    error of a failed command is raised after its last message.
     """
 
     def __aiter__(self) -> Self:
@@ -177,7 +177,7 @@ class Stream(BaseStream[Waits, M]):
         return cast(M, content(call.items.popleft()))
 
     async def wait(self) -> M:
-        """Read the rest of the messages, dropping them, and return the reply; raises the error of the command."""
+        """Read and drop the remaining messages and return the reply, or raise the error of the command."""
         call = self._call
         while not call.done:
             call.items.clear()
@@ -186,7 +186,7 @@ class Stream(BaseStream[Waits, M]):
         return cast(M, call.result())
 
     async def aclose(self) -> None:
-        """Leave the stream."""
+        """Abandon the stream."""
         self._call.abandon()
 
     async def __aenter__(self) -> Self:
@@ -197,16 +197,16 @@ class Stream(BaseStream[Waits, M]):
 
 
 class Listener(BaseListener["AsyncConnection", M]):
-    """Events in the order in which they came, as an async iterator of (name, message).
+    """An async iterator of events in order of arrival, as (name, message).
 
-    Raises `UnknownEvent` once, before anything else, when charon does not have one of the events; the others go on.
-    Raises `ConnectionClosed` when the connection has ended and all that had come was taken. One task at a time may wait
-    for it. Use it in `async with`, or call `aclose`, to unregister; one that is dropped is unregistered when the
-    session is used next.
+    Raises `UnknownEvent` once, before the first event, if charon does not know one of the events; the others continue.
+    Raises `ConnectionClosed` when the connection has ended and all received events were read. Only one task at a time
+    may wait for events. Use `async with` or `aclose` to unregister; a listener that is garbage collected is
+    unregistered when the session is used next.
     """
 
     async def ready(self) -> None:
-        """Wait until charon has answered every registration. Raises `UnknownEvent` as the class says."""
+        """Wait until charon has confirmed or refused every registration. Raises `UnknownEvent` as described above."""
         if self._is_ready:
             return
         await self._connection.wait_registered(self._subscription, self._register_timeout)
@@ -215,9 +215,9 @@ class Listener(BaseListener["AsyncConnection", M]):
             raise UnknownEvent(", ".join(self._subscription.unknown))
 
     async def batch(self) -> list[tuple[str, Body]]:
-        """Return all events that have come and were not taken, at least one; none after `timeout` seconds without.
+        """Wait for an event and return all unread ones; an empty list after `timeout` seconds without an event.
 
-        A message that is malformed stands there as its `DecodeError`.
+        The body of a malformed message is its `DecodeError`.
         """
         await self.ready()
         if not self._subscription.items:
@@ -235,7 +235,7 @@ class Listener(BaseListener["AsyncConnection", M]):
         return self._take()
 
     async def aclose(self) -> None:
-        """Unregister; events that come before charon has confirmed are dropped."""
+        """Unregister; events that arrive before charon has confirmed are dropped."""
         self._connection.protocol.unlisten(self._subscription)
         self._connection.wake([self._subscription])
         self._connection.flush()

@@ -15,17 +15,17 @@ from .session import BaseListener, BaseSession, BaseStream, M
 
 
 class Session(BaseSession[M, "Stream[M]", BlockingConnection], Generic[M]):
-    """A connection to charon: commands, streams and events, each answered in order whatever else goes on.
+    """A connection to charon for commands, streams and events, in any combination.
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT`, a connected stream socket (which the session then owns), or
-    None for strongSwan's default. `timeout` is the longest wait in seconds for a reply or the next message of a stream,
-    None for no limit. Keepalive ends a connection to `tcp://` that has been dead for a minute, also one that only waits
-    for events. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`, or, when `values` is
-    `vicifast.Message`, read lazily. `readers` maps names of events to readers of their messages.
+    None for strongSwan's default. `timeout` is the maximum wait in seconds for a reply or the next message of a stream,
+    None for no limit. Keepalive ends a `tcp://` connection that has been dead for a minute, also one that only waits
+    for events. Messages are dicts, with `values` (`str` or `bytes`) as for `vicifast.decode`; if `values` is
+    `vicifast.Message`, they are decoded lazily. `readers` maps event names to readers of their messages.
 
-    One session belongs to one thread at a time; a second one that uses it meanwhile gets RuntimeError. Nothing is read
-    while no method runs, and charon keeps what it has for a session that does not read, without a limit: events are
-    better had from a session of their own, by a thread that does little else.
+    Only one thread may use a session at a time; a second one gets RuntimeError. The session reads only while one of
+    its methods runs, and charon buffers without limit for a session that does not read: receive events in a separate
+    session, in a dedicated thread.
     """
 
     @overload
@@ -66,9 +66,9 @@ class Session(BaseSession[M, "Stream[M]", BlockingConnection], Generic[M]):
         self.close()
 
     def connect(self) -> Self:
-        """Open the connection, anew after it was closed; charon's full backlog (EAGAIN) is waited out.
+        """Open the connection, or reopen a closed one; retries while charon's backlog is full (EAGAIN).
 
-        Raises `ConnectionClosed` when nobody listens there, `RequestTimeout` after `timeout` seconds.
+        Raises `ConnectionClosed` if no daemon listens there, `RequestTimeout` after `timeout` seconds.
         """
         with self._in_use:
             if not self.closed:
@@ -83,10 +83,10 @@ class Session(BaseSession[M, "Stream[M]", BlockingConnection], Generic[M]):
         return self
 
     def call(self, command: str, message: Mapping[str, object] | None = None, *, timeout: float | None = DEFAULT) -> M:
-        """Run a command and return its reply; what it streams is not asked for.
+        """Run a command and return its reply, without its streamed messages.
 
         Raises `CommandError` for `success=no`, `UnknownCommand`, `EncodeError` before anything is sent,
-        `RequestTimeout` (the connection is closed then, as it is when the call is interrupted) and `ConnectionClosed`.
+        `RequestTimeout` (which closes the connection, as does interrupting the call) and `ConnectionClosed`.
         """
         with self._in_use:
             connection = self._require()
@@ -102,11 +102,11 @@ class Session(BaseSession[M, "Stream[M]", BlockingConnection], Generic[M]):
         *,
         timeout: float | None = DEFAULT,
     ) -> Stream[M]:
-        """Run a command, at once, and return its messages as they come; see `Stream`.
+        """Send a command immediately and return an iterator of its messages; see `Stream`.
 
-        Returns when the request has been sent: a stream before it that has not ended is first read, into memory.
-        `event` is the event that the command streams, by default the one that `vicifast.commands` has for it.
-        Raises as `call` does, all but `EncodeError`, ValueError and what went wrong in sending when the stream is read.
+        Returns when the request has been sent; an earlier stream that has not ended is first read into memory.
+        `event` is the event that the command streams, by default the one in `vicifast.commands`. Raises `EncodeError`,
+        ValueError and errors of sending immediately, and the other errors of `call` when the stream is read.
         """
         event = stream_event(command, event)
         with self._in_use:
@@ -117,12 +117,12 @@ class Session(BaseSession[M, "Stream[M]", BlockingConnection], Generic[M]):
         return Stream(connection, call, limit)
 
     def listen(self, *events: str, timeout: float | None = None) -> Listener[M]:
-        """Register for events, at once, and return them as they come; see `Listener`.
+        """Register for events immediately and return an iterator of them; see `Listener`.
 
-        Without any event for `timeout` seconds the iteration ends; it may be taken up again.
+        The iteration ends after `timeout` seconds without an event, and can be resumed.
         """
         if not events:
-            raise ValueError("listen needs the name of an event")
+            raise ValueError("listen() needs at least one event name")
         with self._in_use:
             connection = self._require()
             limit = self._limit(DEFAULT)
@@ -131,9 +131,9 @@ class Session(BaseSession[M, "Stream[M]", BlockingConnection], Generic[M]):
         return Listener(connection, subscription, timeout, limit)
 
     def close(self) -> None:
-        """Close the connection, after giving up all registrations and waiting for charon's confirmation.
+        """Unregister all events, wait for charon's confirmation, and close the connection.
 
-        charon logs each event that it cannot deliver any more, as events for all others who listen to its log.
+        Without this, charon would log each event that it cannot deliver, and send those lines to other clients.
         """
         with self._in_use:
             connection, self._connection = self._connection, None
@@ -142,10 +142,10 @@ class Session(BaseSession[M, "Stream[M]", BlockingConnection], Generic[M]):
 
 
 class Stream(BaseStream[BlockingConnection, M]):
-    """The messages of one command, as an iterator; `response` is the reply once they have ended.
+    """An iterator of the messages of one command; `response` is the reply once it has ended.
 
-    It may be left at any point: what charon still sends is read and dropped when the session is used next. The error
-    of a command that failed is raised after its last message.
+    It may be abandoned at any point: the remaining messages are read and dropped when the session is used next. The
+    error of a failed command is raised after its last message.
     """
 
     def __iter__(self) -> Self:
@@ -157,14 +157,14 @@ class Stream(BaseStream[BlockingConnection, M]):
             try:
                 return cast(M, content(call.items.popleft()))
             except IndexError:
-                pass  # what is raised below is no consequence of it
+                pass  # an error raised below must not have this one as its context
             if call.has_ended():
                 raise StopIteration
             with self._connection.in_use:
                 self._connection.wait_call(call, self._timeout)
 
     def wait(self) -> M:
-        """Read the rest of the messages, dropping them, and return the reply; raises the error of the command."""
+        """Read and drop the remaining messages and return the reply, or raise the error of the command."""
         call = self._call
         with self._connection.in_use:
             while not call.done:
@@ -174,7 +174,7 @@ class Stream(BaseStream[BlockingConnection, M]):
         return cast(M, call.result())
 
     def close(self) -> None:
-        """Leave the stream."""
+        """Abandon the stream."""
         self._call.abandon()
 
     def __enter__(self) -> Self:
@@ -185,15 +185,15 @@ class Stream(BaseStream[BlockingConnection, M]):
 
 
 class Listener(BaseListener[BlockingConnection, M]):
-    """Events in the order in which they came, as an iterator of (name, message).
+    """An iterator of events in order of arrival, as (name, message).
 
-    Raises `UnknownEvent` once, before anything else, when charon does not have one of the events; the others go on.
-    Raises `ConnectionClosed` when the connection has ended and all that had come was taken. Use it in `with`, or call
-    `close`, to unregister; one that is dropped is unregistered when the session is used next.
+    Raises `UnknownEvent` once, before the first event, if charon does not know one of the events; the others continue.
+    Raises `ConnectionClosed` when the connection has ended and all received events were read. Use `with` or `close` to
+    unregister; a listener that is garbage collected is unregistered when the session is used next.
     """
 
     def ready(self) -> None:
-        """Wait until charon has answered every registration. Raises `UnknownEvent` as the class says."""
+        """Wait until charon has confirmed or refused every registration. Raises `UnknownEvent` as described above."""
         if self._is_ready:
             return
         with self._connection.in_use:
@@ -203,9 +203,9 @@ class Listener(BaseListener[BlockingConnection, M]):
             raise UnknownEvent(", ".join(self._subscription.unknown))
 
     def batch(self) -> list[tuple[str, Body]]:
-        """Return all events that have come and were not taken, at least one; none after `timeout` seconds without.
+        """Wait for an event and return all unread ones; an empty list after `timeout` seconds without an event.
 
-        A message that is malformed stands there as its `DecodeError`.
+        The body of a malformed message is its `DecodeError`.
         """
         self.ready()
         with self._connection.in_use:
@@ -225,7 +225,7 @@ class Listener(BaseListener[BlockingConnection, M]):
             return self._take()
 
     def close(self) -> None:
-        """Unregister; events that come before charon has confirmed are dropped."""
+        """Unregister; events that arrive before charon has confirmed are dropped."""
         with self._connection.in_use:
             self._connection.protocol.unlisten(self._subscription)
             self._connection.register(self._subscription, CLOSE_TIMEOUT)

@@ -1,8 +1,8 @@
-"""The one table of charon's commands, events and types of alerts; sessions, command lines and the bridge all read it.
+"""The tables of charon's commands, events and alert types, used by sessions, command lines and the bridge.
 
 Source: strongSwan 5.9.8 to 6.1.0, `vici_control.c`, `vici_query.c`, `vici_config.c`, `vici_cred.c`,
 `vici_authority.c`, `vici_attribute.c`, `vici_counters.c` and `vici_logger.c`. All 36 commands exist in every one of
-these releases. charon may know more (patched daemons); the library does not refuse what the table lacks.
+these releases. A patched charon may have more; the library does not reject commands and events missing here.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 TESTED = ("5.9.8", "6.0.1", "6.1.0")
-"""The releases of strongSwan that the tests ran on: those of Debian 12, 13 and sid."""
+"""The strongSwan releases that the tests ran with: those of Debian 12, 13 and sid."""
 NO_IKEV1 = (6, 1)
-"""The first strongSwan that is built without IKEv1 by default."""
+"""The first strongSwan release built without IKEv1 by default."""
 DEFAULT_ADDRESS = "tcp://127.0.0.1:4502" if sys.platform == "win32" else "unix:///var/run/charon.vici"
-"""Where charon listens: `charon.plugins.vici.socket` as strongSwan is built."""
+"""charon's default address: `charon.plugins.vici.socket` as built."""
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version of strongSwan, to be compared: (6, 0, 1) of "6.0.1"; () when there are none."""
+    """Return a strongSwan version as comparable numbers: (6, 0, 1) for "6.0.1"; () if it has none."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
 class Danger(StrEnum):
-    """What a caller of the command can do to the gateway."""
+    """The effect that a command can have on the gateway."""
 
     READ = "read"
     OPERATE = "operate"
@@ -38,19 +38,19 @@ class Danger(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a request key holds."""
+    """The type of a request key."""
 
     TEXT = "text"
     NUMBER = "number"
-    MILLISECONDS = "milliseconds"  # 0: for ever, -1: do not wait
-    SWITCH = "switch"  # yes or no; what is absent is no
-    PRESENCE = "presence"  # there or not: charon takes "no" for yes
+    MILLISECONDS = "milliseconds"  # 0: no limit, -1: do not wait
+    SWITCH = "switch"  # yes or no; absent means no
+    PRESENCE = "presence"  # present or absent: charon treats any value, also "no", as yes
     LIST = "list"
     BLOB = "blob"
 
 
 class Key(NamedTuple):
-    """One key of a request; charon refuses a request without a `required` one."""
+    """One key of a request; charon rejects a request without a `required` key."""
 
     name: str
     kind: Kind = Kind.TEXT
@@ -58,11 +58,11 @@ class Key(NamedTuple):
 
 
 class CommandSpec(NamedTuple):
-    """One command: `event` is what it streams, `blob` the request keys that may hold any bytes.
+    """One command: `event` is the event it streams, `blob` the request keys that may hold any bytes.
 
-    `keys` are those of the request; a request `named` is instead one section of the caller's, under a name of the
-    caller's. `reply` names what the reply holds; `result` says that it also holds `success`, and `errmsg` when that is
-    no. `since` is the first strongSwan release that has the command, `quirk` what takes people by surprise.
+    `keys` are the keys of the request; a `named` request is instead a single section with a name that the caller
+    chooses. `reply` names the content of the reply; with `result` the reply also has `success`, and `errmsg` when that
+    is no. `since` is the first strongSwan release with the command, `quirk` describes unexpected behaviour.
     """
 
     name: str
@@ -79,20 +79,20 @@ class CommandSpec(NamedTuple):
 
 
 class Trigger(StrEnum):
-    """Who can make charon raise an alert."""
+    """The parties that can make charon raise an alert."""
 
     ANYONE = "anyone"
-    """Who can send packets to charon, at any time: replayed and forged packets do, too."""
+    """Any host that can send packets to charon, at any time, also with replayed and forged packets."""
     UNAUTHENTICATED = "unauthenticated"
-    """A peer that has not authenticated: the alert has no IKE_SA, or one that is not established."""
+    """An unauthenticated peer: the alert has no IKE_SA, or one that is not established."""
     PEER = "peer"
-    """A peer that has authenticated."""
+    """An authenticated peer."""
     LOCAL = "local"
-    """The gateway itself, or a peer that does not answer."""
+    """The gateway itself, or a peer that does not respond."""
 
 
 class AlertType(NamedTuple):
-    """One `type` of the event `alert`."""
+    """One `type` of the `alert` event."""
 
     name: str
     trigger: Trigger
@@ -100,9 +100,9 @@ class AlertType(NamedTuple):
 
 
 class EventSpec(NamedTuple):
-    """One event: `standalone` ones come unasked once registered, the others only within a command of one's own.
+    """One event: a `standalone` event is sent whenever it occurs, others only within a command of the same client.
 
-    `since` is the first strongSwan release that has it; `binary` names the root keys whose values are no text.
+    `since` is the first strongSwan release with the event; `binary` names the root keys with binary values.
     """
 
     name: str
@@ -131,7 +131,7 @@ _CONTROL = (
         (*_texts("child", "ike"), _TIMEOUT, Key("init-limits", Kind.SWITCH), _LOGLEVEL),
         event="control-log",
         blocks=True,
-        quirk="Without a timeout it holds a thread of charon for ever, and goes on when the client has gone.",
+        quirk="Without a timeout it occupies a charon thread indefinitely, and continues when the client disconnects.",
     ),
     CommandSpec(
         "terminate",
@@ -140,7 +140,7 @@ _CONTROL = (
         event="control-log",
         blocks=True,
         reply=("matches", "terminated"),
-        quirk="Matches are closed one after the other, and the timeout is for each.",
+        quirk="Matching SAs are closed one after the other; the timeout applies to each.",
     ),
     CommandSpec(
         "rekey",
@@ -148,8 +148,8 @@ _CONTROL = (
         (*_IKE_AND_CHILD, Key("reauth", Kind.SWITCH)),
         reply=("matches",),
         since="5.5.2",
-        quirk="The reply comes before the rekeying, which ike-rekey and child-rekey report; ike-updown reports a"
-        " reauthentication. charon delays that by 5 to 15 seconds while a rekeyed CHILD_SA is listed as DELETED.",
+        quirk="The reply precedes the rekeying, which ike-rekey and child-rekey report; ike-updown reports a"
+        " reauthentication, which charon delays by 5 to 15 seconds while a rekeyed CHILD_SA is listed as DELETED.",
     ),
     CommandSpec(
         "redirect",
@@ -162,7 +162,7 @@ _CONTROL = (
         ),
         reply=("matches",),
         since="5.4.0",
-        quirk="Needs gateway, of which strongSwan's documentation says nothing.",
+        quirk="Requires gateway, which strongSwan's documentation does not mention.",
     ),
     CommandSpec("install", Danger.OPERATE, _POLICY),
     CommandSpec("uninstall", Danger.OPERATE, _POLICY),
@@ -183,7 +183,7 @@ _QUERIES = (
         (*_IKE_AND_CHILD, Key("noblock", Kind.PRESENCE)),
         event="list-sa",
         result=False,
-        quirk="With noblock, SAs that charon is working on are skipped. SAs with AEAD have no integ-alg.",
+        quirk="With noblock, SAs that charon is processing are skipped. SAs with AEAD have no integ-alg.",
     ),
     CommandSpec(
         "list-policies",
@@ -191,7 +191,7 @@ _QUERIES = (
         (*(Key(name, Kind.PRESENCE) for name in ("drop", "pass", "trap")), *_texts("child", "ike")),
         event="list-policy",
         result=False,
-        quirk="Lists nothing unless drop, pass or trap is there.",
+        quirk="Lists nothing unless drop, pass or trap is present.",
     ),
     CommandSpec(
         "list-conns",
@@ -199,8 +199,8 @@ _QUERIES = (
         _texts("ike"),
         event="list-conn",
         result=False,
-        quirk="local_port and remote_port since 6.0.3, proposals since 6.0.7. A connection for IKEv1 is listed, though"
-        " charon 6.1.0 cannot use it by default.",
+        quirk="local_port and remote_port since 6.0.3, proposals since 6.0.7. IKEv1 connections are listed, although"
+        " charon 6.1.0 cannot use them by default.",
     ),
     CommandSpec("get-conns", Danger.READ, reply=("conns",), result=False),
     CommandSpec(
@@ -209,7 +209,7 @@ _QUERIES = (
         _texts("type", "flag", "subject"),
         event="list-cert",
         result=False,
-        quirk="An unknown type lists nothing, and is no error; flag counts only with type X509.",
+        quirk="An unknown type lists nothing and is not an error; flag applies only to type X509.",
     ),
     CommandSpec("list-authorities", Danger.READ, _texts("name"), event="list-authority", result=False, since="5.3.3"),
     CommandSpec("get-authorities", Danger.READ, reply=("authorities",), result=False, since="5.3.3"),
@@ -219,7 +219,7 @@ _QUERIES = (
         (Key("name"), Key("leases", Kind.SWITCH)),
         reply=(_SECTION,),
         result=False,
-        quirk="base of 10.0.0.0/30 is 10.0.0.1, on 5.9.8 10.0.0.0; size is 2 on both.",
+        quirk="The base of 10.0.0.0/30 is 10.0.0.1, but 10.0.0.0 on 5.9.8; the size is 2 on both.",
     ),
     CommandSpec("get-algorithms", Danger.READ, reply=(_SECTION,), result=False, since="5.4.0"),
     CommandSpec(
@@ -228,7 +228,7 @@ _QUERIES = (
         _COUNTERS,
         reply=("counters",),
         since="5.6.1",
-        quirk="Without name and all, the sums are under the empty name.",
+        quirk="Without name and all, the reply has only the totals, under the empty name.",
     ),
     CommandSpec("reset-counters", Danger.OPERATE, _COUNTERS, since="5.6.1"),
 )
@@ -240,9 +240,9 @@ _CONFIGURATION = (
         named=True,
         blob=frozenset({"certs", "cacerts", "pubkeys"}),
         quirk="children.*.updown names a script that charon runs, certs' file a file that it reads. charon 6.1.0"
-        " accepts version = 1, but by default has no IKEv1, and takes a connection without version for IKEv2 alone.",
+        " accepts version = 1 but has no IKEv1 by default, and uses a connection without version for IKEv2 only.",
     ),
-    CommandSpec("unload-conn", Danger.CONFIGURE, (_NAME,), quirk="SAs that are up stay up."),
+    CommandSpec("unload-conn", Danger.CONFIGURE, (_NAME,), quirk="Established SAs stay up."),
     CommandSpec("load-pool", Danger.CONFIGURE, named=True),
     CommandSpec("unload-pool", Danger.CONFIGURE, (_NAME,), quirk="Fails while there are online leases."),
     CommandSpec("load-authority", Danger.CONFIGURE, named=True, blob=frozenset({"cacert"}), since="5.3.3"),
@@ -255,7 +255,7 @@ _CREDENTIALS = (
         Danger.CONFIGURE,
         (Key("type", required=True), Key("flag"), _DATA),
         blob=frozenset({"data"}),
-        quirk="PEM or DER. A CA's certificate is a trust anchor from then on.",
+        quirk="PEM or DER. A CA certificate becomes a trust anchor.",
     ),
     CommandSpec(
         "load-key",
@@ -263,7 +263,7 @@ _CREDENTIALS = (
         (Key("type", required=True), _DATA),
         blob=frozenset({"data"}),
         reply=("id",),
-        quirk="PEM without a password, or DER.",
+        quirk="Unencrypted PEM, or DER.",
     ),
     CommandSpec("unload-key", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
     CommandSpec("get-keys", Danger.READ, reply=("keys",), result=False, since="5.5.2"),
@@ -279,7 +279,7 @@ _CREDENTIALS = (
         Danger.SECRETS,
         (Key("id"), Key("type", required=True), _DATA, Key("owners", Kind.LIST)),
         blob=frozenset({"data"}),
-        quirk="Without owners it is for everybody; without id it cannot be unloaded by itself.",
+        quirk="Without owners the secret applies to every peer; without id it cannot be unloaded individually.",
     ),
     CommandSpec("unload-shared", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
     CommandSpec(
@@ -288,10 +288,10 @@ _CREDENTIALS = (
         reply=("keys",),
         result=False,
         since="5.5.2",
-        quirk="The identifiers of the secrets, as load-shared gave them; never the secrets.",
+        quirk="Returns the identifiers passed to load-shared, never the secrets.",
     ),
     CommandSpec("flush-certs", Danger.CONFIGURE, _texts("type"), since="5.5.1"),
-    CommandSpec("clear-creds", Danger.CONFIGURE, quirk="Drops every credential that came over VICI, from whomever."),
+    CommandSpec("clear-creds", Danger.CONFIGURE, quirk="Removes every credential loaded over VICI, by any client."),
 )
 
 
@@ -315,35 +315,35 @@ def _events() -> dict[str, EventSpec]:
 
 
 _ALERTS = (
-    AlertType("radius-not-responding", Trigger.UNAUTHENTICATED, "No RADIUS server answers."),
+    AlertType("radius-not-responding", Trigger.UNAUTHENTICATED, "No RADIUS server responds."),
     AlertType("shutdown-signal", Trigger.LOCAL, "charon received a signal to stop."),
-    AlertType("local-auth-failed", Trigger.UNAUTHENTICATED, "charon lacks a key of its own, or the peer rejected it."),
+    AlertType("local-auth-failed", Trigger.UNAUTHENTICATED, "charon lacks its own key, or the peer rejected it."),
     AlertType("peer-auth-failed", Trigger.UNAUTHENTICATED, "The peer did not prove its identity, or is unknown."),
     AlertType("peer-addr-failed", Trigger.LOCAL, "The address of the peer cannot be resolved."),
-    AlertType("peer-init-unreachable", Trigger.LOCAL, "The peer does not answer the first message."),
+    AlertType("peer-init-unreachable", Trigger.LOCAL, "The peer does not respond to the first message."),
     AlertType("invalid-ike-spi", Trigger.ANYONE, "A packet belongs to no IKE_SA."),
     AlertType("parse-error-header", Trigger.ANYONE, "The header of a packet is malformed."),
     AlertType("parse-error-body", Trigger.ANYONE, "A packet is malformed, or fails its integrity check."),
-    AlertType("retransmit-send", Trigger.UNAUTHENTICATED, "A message is sent again, as no answer came."),
-    AlertType("retransmit-send-cleared", Trigger.UNAUTHENTICATED, "The answer to a repeated message came."),
-    AlertType("retransmit-send-timeout", Trigger.UNAUTHENTICATED, "charon gave up on an answer."),
-    AlertType("retransmit-receive", Trigger.ANYONE, "A message came a second time."),
-    AlertType("half-open-timeout", Trigger.UNAUTHENTICATED, "A peer began an IKE_SA and did not finish in time."),
+    AlertType("retransmit-send", Trigger.UNAUTHENTICATED, "charon retransmits a message that got no response."),
+    AlertType("retransmit-send-cleared", Trigger.UNAUTHENTICATED, "A retransmitted message got a response."),
+    AlertType("retransmit-send-timeout", Trigger.UNAUTHENTICATED, "charon gave up waiting for a response."),
+    AlertType("retransmit-receive", Trigger.ANYONE, "A message was received a second time."),
+    AlertType("half-open-timeout", Trigger.UNAUTHENTICATED, "A peer started an IKE_SA and did not finish in time."),
     AlertType("proposal-mismatch-ike", Trigger.UNAUTHENTICATED, "No common proposal for the IKE_SA."),
     AlertType("proposal-mismatch-child", Trigger.PEER, "No common proposal for a CHILD_SA."),
     AlertType("ts-mismatch", Trigger.PEER, "No common traffic selectors."),
     AlertType("ts-narrowed", Trigger.PEER, "The peer narrowed the traffic selectors."),
-    AlertType("install-child-sa-failed", Trigger.LOCAL, "The kernel did not take a CHILD_SA."),
-    AlertType("install-child-policy-failed", Trigger.LOCAL, "The kernel did not take the policies of a CHILD_SA."),
+    AlertType("install-child-sa-failed", Trigger.LOCAL, "The kernel rejected a CHILD_SA."),
+    AlertType("install-child-policy-failed", Trigger.LOCAL, "The kernel rejected the policies of a CHILD_SA."),
     AlertType("unique-replace", Trigger.PEER, "The IKE_SA is replaced by a new one of the same peer."),
-    AlertType("unique-keep", Trigger.PEER, "The IKE_SA is refused, as the peer has one already."),
-    AlertType("keep-on-child-sa-failure", Trigger.PEER, "The IKE_SA stays, though its CHILD_SA failed."),
+    AlertType("unique-keep", Trigger.PEER, "The IKE_SA is refused, as the peer already has one."),
+    AlertType("keep-on-child-sa-failure", Trigger.PEER, "The IKE_SA is kept although its CHILD_SA failed."),
     AlertType("vip-failure", Trigger.PEER, "The peer gets no virtual address."),
     AlertType("authorization-failed", Trigger.PEER, "A plugin refused the peer after its authentication."),
     AlertType("ike-sa-expired", Trigger.LOCAL, "The IKE_SA reached the end of its lifetime before it was rekeyed."),
     AlertType("cert-expired", Trigger.UNAUTHENTICATED, "A certificate of the peer is expired, or not yet valid."),
     AlertType("cert-revoked", Trigger.UNAUTHENTICATED, "A certificate of the peer is revoked."),
-    AlertType("cert-validation-failed", Trigger.UNAUTHENTICATED, "No answer to whether a certificate is revoked."),
+    AlertType("cert-validation-failed", Trigger.UNAUTHENTICATED, "The revocation status of a certificate is unknown."),
     AlertType("cert-no-issuer", Trigger.UNAUTHENTICATED, "The issuer of a certificate of the peer is unknown."),
     AlertType("cert-untrusted-root", Trigger.UNAUTHENTICATED, "The root of the peer's certificates is not trusted."),
     AlertType("cert-exceeded-path-len", Trigger.UNAUTHENTICATED, "The chain of the peer's certificates is too long."),
@@ -351,14 +351,14 @@ _ALERTS = (
 )
 
 TRANSFORMS = ("encr", "integ", "prf", "ke", *(f"ake{number}" for number in range(1, 8)), "sn")
-"""What a proposal in a `list-conn` may list: encryption, integrity, PRF, the key exchanges, sequence numbers."""
+"""The transform types of a proposal in `list-conn`: encryption, integrity, PRF, key exchanges, sequence numbers."""
 COMMANDS: Mapping[str, CommandSpec] = MappingProxyType(
     {command.name: command for command in (*_CONTROL, *_QUERIES, *_CONFIGURATION, *_CREDENTIALS)}
 )
-"""Every command, by its name."""
+"""Every command, by name."""
 EVENTS: Mapping[str, EventSpec] = MappingProxyType(_events())
-"""Every event, by its name."""
+"""Every event, by name."""
 ALERTS: Mapping[str, AlertType] = MappingProxyType({alert.name: alert for alert in _ALERTS})
-"""Every type of alert that strongSwan 6.1.0 has, by its name."""
+"""Every alert type of strongSwan 6.1.0, by name."""
 UNESTABLISHED = frozenset({"CREATED", "CONNECTING"})
-"""The states of an IKE_SA that was never established; every other state means that it was."""
+"""The states of an IKE_SA that was never established; in every other state it was."""

@@ -1,4 +1,4 @@
-"""Every exception of the library, and nothing else."""
+"""The exceptions of the library."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 
 class ViciError(Exception):
-    """Base of every error that vicifast raises on its own account."""
+    """Base class of all exceptions of vicifast."""
 
 
 class DecodeError(ViciError, ValueError):
-    """Bytes that are no valid VICI message.
+    """Invalid bytes in a VICI message.
 
-    `offset` is the position in bytes, from the start of the message, of the element part that is wrong.
+    `offset` is the position in bytes, from the start of the message, of the invalid part of an element.
     """
 
     def __init__(self, reason: str, offset: int) -> None:
@@ -25,32 +25,32 @@ class DecodeError(ViciError, ValueError):
 
 
 class EncodeError(ViciError, ValueError):
-    """A message that VICI cannot carry; nothing has been sent. The text names the path of the culprit."""
+    """A message that VICI cannot carry; nothing has been sent. The text names the path of the invalid part."""
 
 
 class ConfigError(ViciError, ValueError):
-    """A configuration file that cannot be read or means nothing. The text names file and line, and shows no value."""
+    """An unreadable or invalid configuration file. The text names file and line, and never contains a value."""
 
 
 class ProtocolError(ViciError):
-    """The peer broke the rules of the packet layer; the connection has been closed."""
+    """The peer violated the packet protocol; the connection has been closed."""
 
 
 class ConnectionClosed(ViciError, ConnectionError):
-    """The connection is closed, was never opened, or closed before the reply came.
+    """The connection is closed, was never opened, or closed before the reply arrived.
 
-    Where an error of the system ended it, `errno` is that error's, and the error is the cause.
+    If a system error ended it, that error is the cause, and `errno` is set.
     """
 
 
 class RequestTimeout(ViciError, TimeoutError):
-    """No reply within the timeout; the connection has been closed, as a late reply could not be told apart."""
+    """No reply within the timeout; the connection has been closed, as a late reply could not be identified."""
 
 
 class CommandError(ViciError):
     """charon answered a command with `success=no`.
 
-    `errmsg` is charon's text, empty when it sent none; `response` is the whole reply.
+    `errmsg` is charon's text, empty if there is none; `response` is the whole reply.
     """
 
     def __init__(self, command: str, errmsg: str, response: Mapping[str, object]) -> None:

@@ -1,13 +1,13 @@
-"""charon's commands as methods, for every kind of session."""
+"""charon's commands as methods, for all session classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
-DEFAULT: Final[float] = -1.0  # as a timeout: the session's; told apart by identity
+DEFAULT: Final[float] = -1.0  # use the session's timeout; compared by identity
 
-# What charon may take, in seconds, to answer after its own timeout.
+# Seconds that charon may take to reply after its own timeout.
 _MARGIN = 5.0
 _LONGEST = 2**31 - 1
 
@@ -16,14 +16,15 @@ StreamT = TypeVar("StreamT")
 
 
 class Commands(Generic[ReplyT, StreamT]):
-    """The 36 commands that every charon since 5.6.1 has, each a method of its name with `_` for `-`.
+    """The 36 commands of every charon since 5.6.1, each a method with the name of the command and `_` for `-`.
 
-    The keyword arguments are the keys of the request, `_` for `-`; what is None or False is not sent. A command that
-    streams returns a stream, sent at once; every other one its reply. Both raise `CommandError` when charon says no, as
-    `call` and `stream` do, which also take commands and keys that are not here. Hexadecimal text is without `0x`.
+    The keyword arguments are the keys of the request, with `_` for `-`; None and False are not sent. A streaming
+    command is sent immediately and returns a stream; other commands return the reply. Both raise `CommandError` when
+    charon reports a failure, as do `call` and `stream`, which also accept other commands and keys. Hexadecimal text has
+    no `0x` prefix.
 
-    `timeout`, everywhere, is how long to wait for the reply or the next message, in seconds: None for ever, left out
-    the session's. `vicifast.commands.COMMANDS` has the same as a table, with the danger of each command.
+    `timeout` is always the maximum wait for the reply or the next message, in seconds: None for no limit, by default
+    that of the session. `vicifast.commands.COMMANDS` lists the commands in a table, with the danger of each.
     """
 
     timeout: float | None
@@ -42,7 +43,7 @@ class Commands(Generic[ReplyT, StreamT]):
         *,
         timeout: float | None = DEFAULT,
     ) -> StreamT:
-        """Run a command and return its messages as they come."""
+        """Run a command and return a stream of its messages."""
         raise NotImplementedError
 
     # The daemon.
@@ -52,11 +53,11 @@ class Commands(Generic[ReplyT, StreamT]):
         return self.call("version", timeout=timeout)
 
     def stats(self, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Return `uptime`, `workers`, `queues`, `scheduled`, `ikesas`, `plugins` and, as built, `mem` or `mallinfo`."""
+        """Return `uptime`, `workers`, `queues`, `scheduled`, `ikesas`, `plugins`, and `mem` or `mallinfo` as built."""
         return self.call("stats", timeout=timeout)
 
     def reload_settings(self, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Let charon and its plugins read strongswan.conf again. Since 5.2.1."""
+        """Make charon and its plugins reload strongswan.conf. Since 5.2.1."""
         return self.call("reload-settings", timeout=timeout)
 
     def get_algorithms(self, *, timeout: float | None = DEFAULT) -> ReplyT:
@@ -64,16 +65,16 @@ class Commands(Generic[ReplyT, StreamT]):
         return self.call("get-algorithms", timeout=timeout)
 
     def get_counters(self, name: str | None = None, *, all: bool = False, timeout: float | None = DEFAULT) -> ReplyT:
-        """Return `counters`: for a connection its 21 counters of IKE messages. Since 5.6.1; needs the counters plugin.
+        """Return `counters`, the 21 IKE message counters of a connection. Since 5.6.1; requires the counters plugin.
 
-        Without `name` and `all` there is one section, under the empty name, with what all connections have together;
-        `all` gives each connection's. charon drops a reply over 512 KiB (some thousand connections) without a word, and
-        the call ends with `RequestTimeout`: ask for them one by one.
+        Without `name` and `all` there is one section, under the empty name, with the totals of all connections; `all`
+        returns a section for each connection. charon silently drops a reply over 512 KiB (a few thousand connections),
+        and the call ends with `RequestTimeout`: request them one by one.
         """
         return self.call("get-counters", _request(name=name, all=all), timeout=timeout)
 
     def reset_counters(self, name: str | None = None, *, all: bool = False, timeout: float | None = DEFAULT) -> ReplyT:
-        """Set counters to zero: a connection's, with `all` every connection's, without both the sums. Since 5.6.1."""
+        """Reset the counters of a connection, with `all` of every connection, without both the totals. Since 5.6.1."""
         return self.call("reset-counters", _request(name=name, all=all), timeout=timeout)
 
     # SAs.
@@ -87,14 +88,15 @@ class Commands(Generic[ReplyT, StreamT]):
         loglevel: int | None = None,
         timeout: float | None = DEFAULT,
     ) -> StreamT:
-        """Bring up a CHILD_SA and the IKE_SA it needs, or an IKE_SA alone, and stream the log of it (`control-log`).
+        """Establish a CHILD_SA and the IKE_SA it needs, or an IKE_SA alone, and stream its log (`control-log`).
 
-        `timeout` is in seconds, as everywhere, and charon is told too (in milliseconds, as VICI has it): after that it
-        says no, `not established after ...`, but goes on trying. With 0 it answers at once, without a log; with None it
-        waits for ever. charon gives a thread to each `initiate` that waits, and has few.
+        `timeout` is in seconds and is also sent to charon (in milliseconds, as VICI requires): after that time charon
+        replies with the error `not established after ...`, but continues trying. With 0 it replies immediately, without
+        a log; with None it waits indefinitely. Each waiting `initiate` occupies one of charon's few threads.
 
-        `init_limits` refuses when charon is busy (charon.init_limit_*); `loglevel` is -1 to 4, left out 1, and shows
-        keys when above 2. Read the stream, or `wait()`, for the error of an `initiate` that failed.
+        With `init_limits` charon refuses when it is busy (charon.init_limit_*); `loglevel` is -1 to 4, by default 1,
+        and the log contains keys above 2. The error of a failed `initiate` is raised by reading the stream, or by
+        `wait()`.
         """
         limit, wait = self._charon_timeout(timeout)
         request = _request(child=child, ike=ike, timeout=limit, init_limits=init_limits, loglevel=loglevel)
@@ -111,11 +113,12 @@ class Commands(Generic[ReplyT, StreamT]):
         loglevel: int | None = None,
         timeout: float | None = DEFAULT,
     ) -> StreamT:
-        """Close every SA that matches, one after the other, and stream the log of it (`control-log`).
+        """Close all matching SAs, one after the other, and stream the log (`control-log`).
 
-        With `child` or `child_id` CHILD_SAs, else IKE_SAs and what is in them. `timeout` is as with `initiate`, and for
-        each SA that matches. `force` closes IKE_SAs whose peer does not answer: without waiting or, if there is a
-        timeout, after that. The reply has `matches` and `terminated`; it is an error when nothing matches.
+        `child` and `child_id` select CHILD_SAs, the others IKE_SAs with their CHILD_SAs. `timeout` is as for
+        `initiate`, and applies to each matching SA. `force` closes IKE_SAs whose peer does not respond: after the
+        timeout if there is one, else without waiting. The reply has `matches` and `terminated`. Raises `CommandError`
+        if nothing matches.
         """
         limit, wait = self._charon_timeout(timeout)
         selector = _request(child=child, ike=ike, child_id=child_id, ike_id=ike_id)
@@ -132,10 +135,10 @@ class Commands(Generic[ReplyT, StreamT]):
         reauth: bool = False,
         timeout: float | None = DEFAULT,
     ) -> ReplyT:
-        """Begin to rekey every SA that matches, as in `terminate`, and return `matches`. Since 5.5.2.
+        """Start rekeying all SAs that match, as in `terminate`, and return `matches`. Since 5.5.2.
 
-        The reply does not wait: the events `ike-rekey` and `child-rekey` tell when it is done. `reauth` makes IKE_SAs
-        anew, with authentication. It is an error when nothing matches.
+        The reply does not wait for the rekeying: the events `ike-rekey` and `child-rekey` report its completion.
+        `reauth` replaces IKE_SAs with a new authentication instead. Raises `CommandError` if nothing matches.
         """
         selector = _request(child=child, ike=ike, child_id=child_id, ike_id=ike_id)
         return self.call("rekey", {**selector, **_request(reauth=reauth)}, timeout=timeout)
@@ -150,10 +153,10 @@ class Commands(Generic[ReplyT, StreamT]):
         peer_id: str | None = None,
         timeout: float | None = DEFAULT,
     ) -> ReplyT:
-        """Tell the clients of IKEv2 SAs that match to go to `gateway`, an address or a name (RFC 5685). Since 5.4.0.
+        """Redirect the peers of matching IKEv2 SAs to `gateway`, an address or a name (RFC 5685). Since 5.4.0.
 
-        `peer_ip` is an address, a subnet or a range, `peer_id` an identity, which may have wildcards; what is given
-        must all match. The reply has `matches`; it is an error when nothing matches.
+        `peer_ip` is an address, a subnet or a range, `peer_id` an identity, which may contain wildcards; all given
+        selectors must match. The reply has `matches`. Raises `CommandError` if nothing matches.
         """
         selector = _request(ike=ike, ike_id=ike_id, peer_ip=peer_ip, peer_id=peer_id)
         return self.call("redirect", {"gateway": gateway, **selector}, timeout=timeout)
@@ -168,11 +171,11 @@ class Commands(Generic[ReplyT, StreamT]):
         noblock: bool = False,
         timeout: float | None = DEFAULT,
     ) -> StreamT:
-        """Stream the IKE_SAs that match, each with its CHILD_SAs: `vicifast.results.IkeSa` reads them.
+        """Stream the matching IKE_SAs, each with its CHILD_SAs; `vicifast.results.IkeSa` parses them.
 
-        The name of a connection is no key: several SAs may have it; `uniqueid` is one, until charon restarts. `noblock`
-        skips SAs that charon is working on, where it would else wait for them. SAs with AEAD have no `integ-alg`.
-        charon knows `child` and `child_id` since 5.9.6 and ignores them before.
+        Connection names are not unique: several SAs may share one. `uniqueid` is unique until charon restarts.
+        `noblock` skips SAs that charon is processing instead of waiting for them. SAs with AEAD have no `integ-alg`.
+        charon supports `child` and `child_id` since 5.9.6 and ignores them before.
         """
         request = _request(ike=ike, ike_id=ike_id, child=child, child_id=child_id, noblock=noblock)
         return self.stream("list-sas", request, timeout=timeout)
@@ -184,7 +187,7 @@ class Commands(Generic[ReplyT, StreamT]):
         return self.call("install", _request(child=child, ike=ike), timeout=timeout)
 
     def uninstall(self, child: str, *, ike: str | None = None, timeout: float | None = DEFAULT) -> ReplyT:
-        """Take away the policy that `install` installed, or `start_action=trap`."""
+        """Remove a policy that `install` or `start_action=trap` installed."""
         return self.call("uninstall", _request(child=child, ike=ike), timeout=timeout)
 
     def list_policies(
@@ -197,17 +200,17 @@ class Commands(Generic[ReplyT, StreamT]):
         ike: str | None = None,
         timeout: float | None = DEFAULT,
     ) -> StreamT:
-        """Stream installed policies: those that drop, let pass (`pass_`) and trap, each only when asked for."""
+        """Stream the installed drop, bypass (`pass_`) and trap policies, each kind only if requested."""
         request = _request(drop=drop, **{"pass": pass_}, trap=trap, child=child, ike=ike)
         return self.stream("list-policies", request, timeout=timeout)
 
     # Connections and pools.
 
     def load_conn(self, name: str, config: Mapping[str, object], *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Add a connection or replace the one of that name; `config` is as in swanctl.conf.
+        """Add a connection, or replace the one with that name; `config` is as in swanctl.conf.
 
-        Lists are lists: charon refuses a text where it wants a list. Certificates and public keys are bytes, PEM or
-        DER. `children.*.updown` names a script that charon runs, with charon's rights.
+        Pass lists as lists: charon rejects text where it expects a list. Certificates and public keys are bytes, PEM or
+        DER. `children.*.updown` names a script that charon runs with its own privileges.
         """
         return self.call("load-conn", {name: config}, timeout=timeout)
 
@@ -216,29 +219,29 @@ class Commands(Generic[ReplyT, StreamT]):
         return self.call("unload-conn", {"name": name}, timeout=timeout)
 
     def get_conns(self, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Return `conns`, the names of the connections that were loaded over VICI."""
+        """Return `conns`, the names of the connections loaded over VICI."""
         return self.call("get-conns", timeout=timeout)
 
     def list_conns(self, *, ike: str | None = None, timeout: float | None = DEFAULT) -> StreamT:
-        """Stream the connections, also those that came from elsewhere; `ike` is the name of one."""
+        """Stream the connections, including those not loaded over VICI; `ike` is the name of one."""
         return self.stream("list-conns", _request(ike=ike), timeout=timeout)
 
     def load_pool(self, name: str, config: Mapping[str, object], *, timeout: float | None = DEFAULT) -> ReplyT:
         """Add or replace a pool of virtual addresses: `addrs` is a subnet or a range.
 
-        Every other key is a list of what is handed out with an address: `dns`, `nbns`, `dhcp`, `netmask`, `server`,
+        Every other key is a list of attributes assigned with an address: `dns`, `nbns`, `dhcp`, `netmask`, `server`,
         `subnet`, `split_include`, `split_exclude`, `address`, or the number of an attribute.
         """
         return self.call("load-pool", {name: config}, timeout=timeout)
 
     def unload_pool(self, name: str, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Remove a pool; an error while it has online leases."""
+        """Remove a pool. Raises `CommandError` while it has online leases."""
         return self.call("unload-pool", {"name": name}, timeout=timeout)
 
     def get_pools(self, name: str | None = None, *, leases: bool = False, timeout: float | None = DEFAULT) -> ReplyT:
-        """Return for each pool its `base`, `size`, `online` and `offline`, with `leases` each lease as well.
+        """Return the `base`, `size`, `online` and `offline` of each pool, with `leases` also each lease.
 
-        An unknown `name` gives nothing, and is no error.
+        For an unknown `name` the reply is empty, without an error.
         """
         return self.call("get-pools", _request(name=name, leases=leases), timeout=timeout)
 
@@ -266,19 +269,19 @@ class Commands(Generic[ReplyT, StreamT]):
         subject: str | None = None,
         timeout: float | None = DEFAULT,
     ) -> StreamT:
-        """Stream the certificates that match, their `data` as DER bytes.
+        """Stream the matching certificates; their `data` is DER bytes.
 
-        `type` is `X509`, `X509_AC`, `X509_CRL`, `OCSP_RESPONSE`, `PUBKEY` or `ANY`; an unknown one lists nothing, and
-        is no error. `flag` is `NONE`, `CA`, `AA`, `OCSP` or `ANY`, and charon ignores it unless the type is `X509`.
+        `type` is `X509`, `X509_AC`, `X509_CRL`, `OCSP_RESPONSE`, `PUBKEY` or `ANY`; an unknown type lists nothing,
+        without an error. `flag` is `NONE`, `CA`, `AA`, `OCSP` or `ANY`; charon ignores it unless the type is `X509`.
         """
         return self.stream("list-certs", _request(type=type, flag=flag, subject=subject), timeout=timeout)
 
     def flush_certs(self, type: str | None = None, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Empty charon's cache of certificates, of one type or of all (see `list_certs`). Since 5.5.1."""
+        """Clear charon's certificate cache, for one type or all (see `list_certs`). Since 5.5.1."""
         return self.call("flush-certs", _request(type=type), timeout=timeout)
 
     def load_key(self, data: str | bytes, *, type: str = "any", timeout: float | None = DEFAULT) -> ReplyT:
-        """Load a private key, PEM without a password or DER, and return its `id`.
+        """Load a private key, unencrypted PEM or DER, and return its `id`.
 
         `type` is `rsa`, `ecdsa`, `ed25519`, `ed448`, `bliss` (before 6.0) or `any`. The `id` is the SHA-1 of the public
         key in hexadecimal.
@@ -286,7 +289,7 @@ class Commands(Generic[ReplyT, StreamT]):
         return self.call("load-key", _request(type=type, data=data), timeout=timeout)
 
     def unload_key(self, id: str, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Remove the private key that `load_key` or `load_token` gave this `id`. Since 5.5.2."""
+        """Remove the private key with this `id`, as `load_key` or `load_token` returned it. Since 5.5.2."""
         return self.call("unload-key", {"id": id}, timeout=timeout)
 
     def get_keys(self, *, timeout: float | None = DEFAULT) -> ReplyT:
@@ -302,9 +305,9 @@ class Commands(Generic[ReplyT, StreamT]):
         pin: str | None = None,
         timeout: float | None = DEFAULT,
     ) -> ReplyT:
-        """Load a private key on a token and return its `id`; `handle` is its hexadecimal CKA_ID there. Since 5.5.2.
+        """Load a private key on a token and return its `id`; `handle` is its CKA_ID in hexadecimal. Since 5.5.2.
 
-        Needs the pkcs11 or the tpm plugin.
+        Requires the pkcs11 or the tpm plugin.
         """
         return self.call("load-token", _request(handle=handle, slot=slot, module=module, pin=pin), timeout=timeout)
 
@@ -317,23 +320,23 @@ class Commands(Generic[ReplyT, StreamT]):
         owners: Sequence[str] | None = None,
         timeout: float | None = DEFAULT,
     ) -> ReplyT:
-        """Load a shared secret, any bytes: `type` is `IKE`, `EAP`, `XAUTH`, `NTLM` or `PPK`.
+        """Load a shared secret of any bytes; `type` is `IKE`, `EAP`, `XAUTH`, `NTLM` or `PPK`.
 
-        `owners` are the identities it is for, left out everybody. One loaded before under the same `id` is replaced;
-        without `id` it cannot be unloaded by itself.
+        `owners` are the identities that it applies to, by default all. It replaces a secret with the same `id`;
+        without `id` it cannot be unloaded individually.
         """
         return self.call("load-shared", _request(id=id, type=type, data=data, owners=owners), timeout=timeout)
 
     def unload_shared(self, id: str, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Remove the shared secret that was loaded with this `id`; an unknown one is no error. Since 5.5.2."""
+        """Remove the shared secret with this `id`; an unknown `id` is not an error. Since 5.5.2."""
         return self.call("unload-shared", {"id": id}, timeout=timeout)
 
     def get_shared(self, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Return `keys`, the identifiers that shared secrets were loaded with. Since 5.5.2."""
+        """Return `keys`, the identifiers of the loaded shared secrets. Since 5.5.2."""
         return self.call("get-shared", timeout=timeout)
 
     def clear_creds(self, *, timeout: float | None = DEFAULT) -> ReplyT:
-        """Remove every certificate, key and secret that was loaded over VICI, by whomever."""
+        """Remove every certificate, key and secret loaded over VICI, by any client."""
         return self.call("clear-creds", timeout=timeout)
 
     # Authorities.
@@ -354,11 +357,11 @@ class Commands(Generic[ReplyT, StreamT]):
         return self.call("get-authorities", timeout=timeout)
 
     def list_authorities(self, name: str | None = None, *, timeout: float | None = DEFAULT) -> StreamT:
-        """Stream the certification authorities, or the one of that name. Since 5.3.3."""
+        """Stream the certification authorities, or the one with that name. Since 5.3.3."""
         return self.stream("list-authorities", _request(name=name), timeout=timeout)
 
     def _charon_timeout(self, timeout: float | None) -> tuple[int, float | None]:
-        """How long charon shall wait, in milliseconds, and how long we do, in seconds."""
+        """Return charon's timeout in milliseconds, and ours in seconds."""
         seconds = self.timeout if timeout is DEFAULT else timeout
         if seconds is None:
             return 0, None
@@ -370,5 +373,5 @@ class Commands(Generic[ReplyT, StreamT]):
 
 
 def _request(**keys: object) -> dict[str, object]:
-    """Spell the keys as charon does, and leave out what is not given: for some of them "no" means yes."""
+    """Spell the keys as charon does; omit None and False, as charon treats "no" as yes for some keys."""
     return {name.replace("_", "-"): value for name, value in keys.items() if value is not None and value is not False}

@@ -1,11 +1,11 @@
-"""One VICI connection without its socket: pairs what was asked with what comes back.
+"""The sans-I/O protocol of one VICI connection: matches replies to requests.
 
-VICI numbers nothing. charon answers the packets of a connection strictly in order and puts events in between anywhere,
-so the state is a queue of what has been asked. One command is on its way at a time, as charon drops a reply over
-512 KiB without a word, and the next one's would be taken for it.
+VICI has no request identifiers. charon answers the packets of a connection strictly in order, with events anywhere in
+between, so the state is a queue of outstanding requests. Only one command is in flight at a time: charon silently drops
+a reply over 512 KiB, and the next reply would be mistaken for it.
 
-No socket, clock or lock here: a client writes `data_to_send()`, fills `framer` with what it read, and calls
-`receive()`, which names everything that has something new.
+This module has no socket, clock or lock: a client writes `data_to_send()`, fills `framer` with the bytes it read, and
+calls `receive()`, which returns every call and subscription that changed.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ Section: TypeAlias = dict[str, "str | bytes | list[str | bytes] | Section"]
 Body: TypeAlias = "Section | _wire.Message | bytes | _wire.Gatherer | ViciError"
 Values: TypeAlias = type[str] | type[bytes] | type[_wire.Message]
 
-# Below so many bytes a second, to be woken for each message of a stream costs more than to read it (charon with the
-# kernel's IPsec needs half a millisecond for an SA). Then messages are left to gather, for a part of the time that the
-# stream has taken so far and at most so many seconds; a short stream is not held up.
+# Below _SLOW bytes per second, waking up for each message of a stream costs more than reading it (charon with the
+# kernel's IPsec needs half a millisecond per SA). The client then lets messages accumulate, for _PART of the stream's
+# duration so far, at most _LONGEST_PAUSE seconds; a stream shorter than _SHORT seconds is not delayed.
 _SLOW, _SHORT, _PART, _LONGEST_PAUSE = 4e6, 0.01, 0.05, 0.03
 
-# A listener that nobody reads keeps this many events, then loses the oldest: charon must not be the one who waits.
+# A listener keeps this many unread events, then drops the oldest: charon must not be blocked.
 LISTENER_LIMIT = 100_000
 
-# How long closing a session waits, in seconds, for charon to confirm that nothing is registered any more.
+# Seconds that closing a session waits for charon to confirm that all events are unregistered.
 CLOSE_TIMEOUT = 2.0
 
 
 class Call:
-    """A command on its way, `sent` or behind another: `items` are the messages it streamed and nobody has taken yet.
+    """A command that is `sent` or queued; `items` are the streamed messages not yet read.
 
-    Once `done`, `error` says what went wrong or `response` is the reply. `wake` is the client's own.
+    Once `done`, either `error` or `response` is set. `wake` belongs to the client.
     """
 
     __slots__ = ("command", "event", "items", "response", "error", "sent", "done", "abandoned", "wake")
@@ -63,30 +63,30 @@ class Call:
         self.wake: Callable[[], None] | None = None
 
     def abandon(self) -> None:
-        """Nobody wants the rest of the stream: it will be read and dropped."""
+        """Read and drop the rest of the stream."""
         self.abandoned = True
         self.items.clear()
 
     def result(self) -> Section | _wire.Message:
-        """Return the reply of a call that is done, or raise its error."""
+        """Return the reply of a finished call, or raise its error."""
         if self.error is not None:
             raise self.error
         assert self.response is not None
         return self.response
 
     def has_ended(self) -> bool:
-        """Whether nothing more will be streamed; raises the error of a call that failed and was not abandoned."""
+        """Whether the stream has ended; raises the error of a failed call that was not abandoned."""
         if self.done and not self.abandoned:
             self.result()
         return self.done or self.abandoned
 
 
 class Subscription:
-    """Events asked for and those that came, oldest first, with their names.
+    """The `events` of one listener, and in `items` those received, oldest first, with their names.
 
-    `pending` counts registrations without an answer, `unknown` names events that charon does not have, `lost` counts
-    events dropped because more than `LISTENER_LIMIT` waited. `error` says why no more will come. `wake` is the
-    client's own.
+    `pending` counts unanswered registrations, `unknown` names events that charon does not support, `lost` counts events
+    dropped because more than `LISTENER_LIMIT` were unread. `error` is set once no more events can arrive. `wake`
+    belongs to the client.
     """
 
     __slots__ = ("events", "items", "pending", "unknown", "lost", "error", "wake")
@@ -102,7 +102,7 @@ class Subscription:
 
 
 class _Registration:
-    """One event registered with charon, for as many holders as want it: registering twice would deliver twice."""
+    """One event registered with charon for all its holders: registering it twice would deliver it twice."""
 
     __slots__ = ("event", "holders", "answered", "known", "waiting")
 
@@ -115,7 +115,7 @@ class _Registration:
 
 
 class Trickle:
-    """Says when it is better to let the messages of a slow stream gather before they are read."""
+    """Decides when to let the messages of a slow stream accumulate before reading them."""
 
     __slots__ = ("_began", "_bytes")
 
@@ -124,7 +124,7 @@ class Trickle:
         self._bytes = 0
 
     def pause(self, now: float, size: int, streaming: bool) -> float:
-        """Return how many seconds to wait after a read of `size` bytes at the time `now`, mostly 0."""
+        """Return the seconds to wait after a read of `size` bytes at the time `now`, usually 0."""
         if not streaming:
             self._began = 0.0
             return 0.0
@@ -138,7 +138,7 @@ class Trickle:
 
 
 class Protocol:
-    """The state of one connection. Any exception but `ViciError` out of it is a bug."""
+    """The state of one connection. Any exception from it other than a `ViciError` is a bug."""
 
     def __init__(self, default: _wire.Reader, readers: Mapping[str, _wire.Reader]) -> None:
         self.framer = _wire.Framer(default, readers)
@@ -153,31 +153,31 @@ class Protocol:
 
     @property
     def idle(self) -> bool:
-        """Whether everything asked has been answered."""
+        """Whether every request has been answered."""
         return not self._asked and not self._waiting
 
     @property
     def unregistering(self) -> bool:
-        """Whether the next answer is to confirm that an event is not registered any more."""
+        """Whether the next expected reply confirms that an event is unregistered."""
         return bool(self._asked) and self._asked[0] is None
 
     @property
     def streaming(self) -> bool:
-        """Whether charon is at work on a command that streams."""
+        """Whether charon is executing a streaming command."""
         asked = self._asked[0] if self._asked else None
         return isinstance(asked, Call) and asked.event is not None
 
     def data_to_send(self) -> bytes:
-        """Return the bytes that must be written next, and forget them."""
+        """Return the bytes to write next, and clear them."""
         self._drop_left()
         data = b"".join(self._out)
         self._out.clear()
         return data
 
     def call(self, command: str, message: Mapping[str, object] | None, event: str | None) -> Call:
-        """Ask for a command, once those before it are answered, with its event registered around it in the same write.
+        """Queue a command; its event is registered and unregistered around it in the same write.
 
-        Raises `EncodeError` before anything is asked, `ConnectionClosed` when the connection is gone.
+        Raises `EncodeError` before anything is queued, `ConnectionClosed` if the connection is closed.
         """
         self._require_open()
         self._drop_left()
@@ -192,7 +192,7 @@ class Protocol:
         return call
 
     def withdraw(self, call: Call, error: ViciError) -> bool:
-        """Take back a command that has not been sent yet, ending it with `error`; False when it has been sent."""
+        """Remove a queued command and end it with `error`; False if it has been sent."""
         for waiting in self._waiting:
             if waiting[0] is call:
                 self._waiting.remove(waiting)
@@ -201,12 +201,12 @@ class Protocol:
         return False
 
     def listen(self, events: Iterable[str]) -> Subscription:
-        """Ask for events; each registration is answered or refused by itself."""
+        """Register for events; charon confirms or refuses each one separately."""
         self._require_open()
         self._drop_left()
         names = tuple(dict.fromkeys(events))
         for name in names:
-            _wire.packet(_wire.EVENT_REGISTER, name)  # refused here, before the first of several is asked
+            _wire.packet(_wire.EVENT_REGISTER, name)  # raises for an invalid name, before any event is registered
         subscription = Subscription(names)
         for name in names:
             self._listeners.setdefault(name, []).append(subscription)
@@ -214,7 +214,7 @@ class Protocol:
         return subscription
 
     def unlisten(self, subscription: Subscription) -> None:
-        """Give up a subscription; events already on their way are dropped, those it has can still be taken."""
+        """End a subscription; events in flight are dropped, those received can still be read."""
         subscription.error = subscription.error or ConnectionClosed("the listener was closed")
         for name in subscription.events:
             listeners = self._listeners.get(name, [])
@@ -224,13 +224,13 @@ class Protocol:
                     self._unregister(name)
 
     def leave(self, subscription: Subscription) -> None:
-        """Give up a subscription when the connection is used next: this may be called at any point, by a finalizer."""
+        """End a subscription when the connection is used next; a finalizer may call this at any point."""
         self._left.append(subscription)
 
     def unlisten_all(self) -> Sequence[Subscription]:
-        """Give up every subscription and return them, as must be done before the connection is closed.
+        """End all subscriptions and return them; required before the connection is closed.
 
-        charon logs one line for each event that it can't deliver any more, and each is an event for others.
+        charon logs one line for each event that it cannot deliver, and each line is an event for other clients.
         """
         everyone = {id(s): s for listeners in self._listeners.values() for s in listeners}
         for subscription in everyone.values():
@@ -238,7 +238,7 @@ class Protocol:
         return list(everyone.values())
 
     def receive(self) -> Sequence[Call | Subscription]:
-        """Take what the framer has and return whatever has something new, perhaps more than once."""
+        """Process the packets in the framer and return the calls and subscriptions that changed, with duplicates."""
         self._drop_left()
         touched: list[Call | Subscription] = []
         for kind, name, body in self.framer.packets():
@@ -253,7 +253,7 @@ class Protocol:
         return touched
 
     def receive_eof(self) -> Sequence[Call | Subscription]:
-        """charon closed the connection: everything that is open ends with `ConnectionClosed`."""
+        """Handle the end of the connection: every open call and subscription ends with `ConnectionClosed`."""
         if self.framer.pending:
             return self.fail(
                 ConnectionClosed(f"charon closed the connection {self.framer.pending} bytes into a packet")
@@ -261,7 +261,7 @@ class Protocol:
         return self.fail(ConnectionClosed("charon closed the connection"))
 
     def fail(self, error: ViciError) -> list[Call | Subscription]:
-        """End everything that is open with `error`, once; the connection is of no use any more."""
+        """End every open call and subscription with `error`, once; the connection cannot be used after that."""
         if self.closed is not None:
             return []
         self.closed = error
@@ -338,7 +338,7 @@ class Protocol:
         self.late_events += not wanted
 
     def _answer(self, kind: int, body: Body | None, touched: list[Call | Subscription]) -> bool:
-        """Give an answer to what was asked first; False when it can't be the answer to that."""
+        """Match a reply to the oldest outstanding request; False if the types do not match."""
         if not self._asked:
             return False
         asked = self._asked[0]
@@ -361,10 +361,10 @@ class Protocol:
         asked = self._asked[0] if self._asked else None
         if isinstance(asked, Call):
             return ProtocolError(
-                f"charon sent a packet of type {kind} in place of the reply to {asked.command}; "
-                "a reply longer than 512 KiB it drops without a word"
+                f"charon sent a packet of type {kind} instead of the reply to {asked.command}; "
+                "it silently drops replies over 512 KiB"
             )
-        return ProtocolError(f"charon sent a packet of type {kind} that answers nothing that was asked")
+        return ProtocolError(f"charon sent a packet of type {kind} that matches no request")
 
     @staticmethod
     def _finish(call: Call, body: Body | None) -> None:
@@ -405,41 +405,39 @@ def _confirm(registration: _Registration, known: bool) -> list[Call | Subscripti
 
 
 def content(body: Body) -> object:
-    """Return a message, or raise the error that stands in its place."""
+    """Return a message, or raise the error in its place."""
     if isinstance(body, ViciError):
         raise body
     return body
 
 
 def overdue(call: Call, timeout: float | None) -> RequestTimeout:
-    """The error of a call for which nothing came in time."""
+    """The error for a call without a message or reply in time."""
     if not call.sent:
-        return RequestTimeout(
-            f"{call.command}: not sent within {timeout} s, as charon is busy with what was asked before"
-        )
+        return RequestTimeout(f"{call.command}: not sent within {timeout} s, as charon is busy with earlier requests")
     return RequestTimeout(
-        f"{call.command}: nothing came for {timeout} s, and the connection was closed; charon is busy, or the reply is "
-        "longer than 512 KiB, which charon drops without a word"
+        f"{call.command}: no reply for {timeout} s, and the connection was closed; charon is busy, or the reply is "
+        "longer than 512 KiB and charon dropped it silently"
     )
 
 
 def unanswered(subscription: Subscription, timeout: float | None) -> RequestTimeout:
-    """The error of registrations that were not answered in time."""
-    return RequestTimeout(f"registering {', '.join(subscription.events)}: no answer for {timeout} s")
+    """The error for registrations that were not confirmed in time."""
+    return RequestTimeout(f"registering {', '.join(subscription.events)}: no reply for {timeout} s")
 
 
 def stream_event(command: str, event: str | None) -> str:
-    """Return the event that a command streams: the one given, or the one that the table has for it."""
+    """Return the event that a command streams: the given one, or the one in `COMMANDS`."""
     if event is not None:
         return event
     known = COMMANDS.get(command)
     if known is None or known.event is None:
-        raise ValueError(f"{command} streams no event that is known; name it with event=")
+        raise ValueError(f"{command} has no known event to stream; pass event=")
     return known.event
 
 
 def readers_for(values: Values, readers: Mapping[str, _wire.Reader]) -> tuple[_wire.Reader, dict[str, _wire.Reader]]:
-    """Return the reader of all messages, and those of events that have binary fields or that the caller brings."""
+    """Return the default reader, and the readers of events with binary fields and of those in `readers`."""
 
     def make(binary: Iterable[str] = ()) -> _wire.Reader:
         if values is str or values is bytes:
@@ -450,11 +448,11 @@ def readers_for(values: Values, readers: Mapping[str, _wire.Reader]) -> tuple[_w
 
 
 def check_text(command: str, message: Mapping[str, object]) -> None:
-    """Refuse text that charon would answer with a misleading "missing ..." or not at all (vici_message.c)."""
+    """Raise `EncodeError` for text to which charon would reply "missing ...", or not at all (vici_message.c)."""
     blob = COMMANDS[command].blob if command in COMMANDS else frozenset()
     for path, key, value in _values(message, ""):
-        if not _is_printable(value) and str(key).lower() not in blob:  # charon itself says why not CERTS
-            raise EncodeError(f"{path}: {command} takes printable ASCII here, not {_shorten(value)}")
+        if not _is_printable(value) and str(key).lower() not in blob:  # charon itself reports a key like CERTS
+            raise EncodeError(f"{path}: {command} requires printable ASCII here, not {_shorten(value)}")
 
 
 def _is_printable(value: str | bytes) -> bool:
@@ -467,7 +465,7 @@ def _shorten(value: str | bytes) -> str:
 
 
 def _values(section: Mapping[str, object], path: str) -> Iterator[tuple[str, str, str | bytes]]:
-    """Yield the texts of a message with their paths and keys; what is no text is left to the encoder."""
+    """Yield the texts of a message with their paths and keys; other values are checked by the encoder."""
     pending: list[tuple[Mapping[str, object], str, int]] = [(section, path, 0)]
     while pending:
         section, path, depth = pending.pop()

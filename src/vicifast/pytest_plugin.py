@@ -1,4 +1,4 @@
-"""The fixture that pytest finds where vicifast is installed."""
+"""The pytest fixture that vicifast provides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def fake_charon() -> Iterator[BlockingFakeCharon]:
-    """A scripted charon that listens at `fake_charon.address`; see `vicifast.testing`."""
+    """A fake charon that listens at `fake_charon.address`; see `vicifast.testing`."""
     from .testing import BlockingFakeCharon
 
     with BlockingFakeCharon() as charon:

@@ -1,8 +1,8 @@
-"""Recordings of one VICI connection, both directions with their times, and the tee that makes them.
+"""Recordings of one VICI connection, both directions with timestamps, and the proxy that makes them.
 
-A file is `MAGIC`, one line of JSON (the metadata, an object of strings), and chunks to the end of the file. A
+A file is `MAGIC`, one line of JSON (the metadata, an object of strings), and chunks up to the end of the file. A
 chunk is one byte (`>` written by the client, `<` written by the server), the time in nanoseconds since the
-recording began (8 bytes), the length (4 bytes), both big-endian, and the bytes as the socket gave them.
+recording began (8 bytes), the length (4 bytes), both big-endian, and the bytes as read from the socket.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _READ_SIZE = 65536
 
 
 class Chunk(NamedTuple):
-    """What one read gave: `time` in nanoseconds since the start, and the `side` that wrote `data`."""
+    """The bytes of one read: `time` in nanoseconds since the start, and the `side` that wrote `data`."""
 
     time: int
     side: Side
@@ -42,7 +42,7 @@ class Chunk(NamedTuple):
 
 
 class RecordedPacket(NamedTuple):
-    """One packet; `time` is that of the chunk that completed it, `message` None where the kind has none."""
+    """One packet; `time` is that of the chunk that completed it, `message` is None if its type has none."""
 
     time: int
     kind: int
@@ -51,7 +51,7 @@ class RecordedPacket(NamedTuple):
 
 
 class Recording:
-    """A recorded connection, whole in memory."""
+    """A recorded connection, held in memory."""
 
     def __init__(self, chunks: list[Chunk], metadata: Mapping[str, str]) -> None:
         self.chunks = chunks
@@ -59,14 +59,14 @@ class Recording:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file; DecodeError names the file and the offset where it is cut short or damaged."""
+        """Read a file. Raises DecodeError with the file and the offset at which it is truncated or damaged."""
         data = Path(path).read_bytes()
         if not data.startswith(MAGIC):
-            raise DecodeError(f"{os.fspath(path)}: not a recording of VICI", 0)
+            raise DecodeError(f"{os.fspath(path)}: not a VICI recording", 0)
         end = data.find(b"\n", len(MAGIC))
         metadata = _metadata(data[len(MAGIC) : end]) if end >= 0 else None
         if metadata is None:
-            raise DecodeError(f"{os.fspath(path)}: the metadata is no line of JSON with texts", len(MAGIC))
+            raise DecodeError(f"{os.fspath(path)}: the metadata is not a line of JSON with text values", len(MAGIC))
         return cls(list(_chunks(data, end + 1, os.fspath(path))), metadata)
 
     @property
@@ -79,15 +79,15 @@ class Recording:
         return b"".join(chunk.data for chunk in self.chunks if chunk.side == side)
 
     def packets(self, side: Side) -> list[RecordedPacket]:
-        """Every packet that `side` wrote, in order; one cut off by the end of the connection is left out.
+        """Every packet that `side` wrote, in order, except one that the end of the connection truncated.
 
-        Of a client's packets those that charon ignores as malformed are left out too (see RequestSplitter).
-        ProtocolError when the server broke the rules of packets, or a client sent a frame over 512 KiB.
+        Client packets that charon ignores as malformed are also omitted (see RequestSplitter). Raises ProtocolError
+        if the server violated the packet protocol, or a client sent a frame over 512 KiB.
         """
         return list(self._requests() if side == "client" else self._replies())
 
     def events(self) -> list[RecordedPacket]:
-        """Every event that came unasked, in order; those that commands stream are left out."""
+        """Every standalone event, in order; those streamed by commands are omitted."""
         return [p for p in self.packets("server") if p.kind == _wire.EVENT and is_standalone(p.name or "")]
 
     def _requests(self) -> Iterator[RecordedPacket]:
@@ -109,7 +109,7 @@ class Recording:
 
 
 def is_standalone(event: str) -> bool:
-    """Whether an event comes unasked; true of those that the table does not know."""
+    """Whether an event is sent outside of commands; true for events not in the table."""
     return event not in EVENTS or EVENTS[event].standalone
 
 
@@ -127,31 +127,31 @@ def _chunks(data: bytes, offset: int, path: str) -> Iterator[Chunk]:
     last = 0
     while offset < len(data):
         if len(data) - offset < _HEAD.size:
-            raise DecodeError(f"{path}: cut short in the head of a chunk", offset)
+            raise DecodeError(f"{path}: truncated in the header of a chunk", offset)
         mark, when, length = _HEAD.unpack_from(data, offset)
         if mark not in _SIDES:
             raise DecodeError(f"{path}: damaged, a chunk begins with the byte {mark[0]:#04x}", offset)
         if when < last:
-            raise DecodeError(f"{path}: damaged, the time of a chunk is before that of the last", offset)
+            raise DecodeError(f"{path}: damaged, the time of a chunk is before that of the previous one", offset)
         start = offset + _HEAD.size
         if length > len(data) - start:
-            raise DecodeError(f"{path}: cut short, {length} bytes promised, {len(data) - start} there", start)
+            raise DecodeError(f"{path}: truncated, {len(data) - start} of {length} bytes of a chunk", start)
         offset, last = start + length, when
         yield Chunk(when, _SIDES[mark], data[start:offset])
 
 
 class RecordingWriter:
-    """Writes a recording; its time begins now. `metadata` says how it was made and what the daemon was."""
+    """Writes a recording that begins now. `metadata` describes how it was made and the daemon."""
 
     def __init__(self, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
         self._file = open(path, "wb")
         self._file.write(MAGIC + json.dumps(dict(metadata)).encode() + b"\n")
         self._start = time.monotonic_ns()
         self.size = 0
-        """Bytes recorded until now, both directions."""
+        """Bytes recorded so far, both directions."""
 
     def write(self, side: Side, data: bytes, when: int | None = None) -> None:
-        """Add bytes that `side` wrote, now or at `when` nanoseconds since the start (never going back)."""
+        """Add bytes that `side` wrote, now or at `when` nanoseconds since the start (must not decrease)."""
         when = time.monotonic_ns() - self._start if when is None else when
         self._file.write(_HEAD.pack(_MARKS[side], when, len(data)) + data)
         self.size += len(data)
@@ -169,16 +169,16 @@ class RecordingWriter:
 
 
 class RequestSplitter:
-    """Splits what a client wrote into packets, as charon does: Framer takes only what a server may send."""
+    """Splits a client's byte stream into packets, as charon does; Framer accepts only a server's packets."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[int, str, bytes | None]]:
-        """(kind, name, message) of each packet that `data` completes; ProtocolError for frames over 512 KiB.
+        """Return (kind, name, message) of each packet that `data` completes. Raises ProtocolError above 512 KiB.
 
-        Packets that charon ignores without an answer are left out (vici_dispatcher.c): of an unknown type,
-        empty, or with a name that is not printable ASCII or longer than the frame.
+        Packets that charon ignores without a reply are omitted (vici_dispatcher.c): those of an unknown type, empty
+        ones, and those whose name is not printable ASCII or longer than the frame.
         """
         rest, requests, offset = self._rest, [], 0
         rest += data
@@ -207,7 +207,7 @@ def _request(frame: bytes) -> tuple[int, str, bytes | None] | None:
 
 
 def listen_at(endpoint: Unix | Tcp, backlog: int) -> socket.socket:
-    """A non-blocking socket that listens at `endpoint`; OSError names it. A file already there is left alone."""
+    """Return a non-blocking socket that listens at `endpoint`. Raises OSError, also if the path already exists."""
     try:
         if isinstance(endpoint, Tcp):
             family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
@@ -232,9 +232,9 @@ def _listen_unix(path: str, backlog: int) -> socket.socket:
 
 
 async def tee(client: socket.socket, server: socket.socket, writer: RecordingWriter) -> None:
-    """Carry bytes between two connected sockets, recording them, until both sides end; closes both.
+    """Forward bytes between two connected sockets and record them, until both sides end; closes both.
 
-    Each direction is read only as fast as the other end takes it: a slow client stays slow to charon.
+    Each direction is read only as fast as the receiver reads, so that backpressure of a slow client reaches charon.
     """
     try:
         client.setblocking(False)
@@ -254,11 +254,11 @@ async def _pump(source: socket.socket, sink: socket.socket, writer: RecordingWri
             writer.write(side, data)
             await loop.sock_sendall(sink, data)
     except ConnectionError:
-        pass  # an end like any other: what was read until then is recorded
+        pass  # a normal end: everything read until then is recorded
     try:
         sink.shutdown(socket.SHUT_WR)
     except OSError:
-        pass  # the other direction has seen the end already
+        pass  # the other direction has already seen the end
 
 
 async def proxy(
@@ -266,11 +266,11 @@ async def proxy(
     connect: Callable[[], Awaitable[socket.socket]],
     new_writer: Callable[[], RecordingWriter],
 ) -> None:
-    """Accept clients until cancelled, carry each to the daemon, and record each in a file of its own.
+    """Accept clients until cancelled, connect each to the daemon, and record each in a separate file.
 
-    `listener` is non-blocking; `connect` gives a connected socket to the daemon, `new_writer` a file, both once per
-    client. A client for which `connect` fails is disconnected. Cancelling closes all connections: end clients of
-    `log` first.
+    `listener` is non-blocking; `connect` returns a socket connected to the daemon, `new_writer` a file, both once per
+    client. If `connect` fails, the client is disconnected. Cancelling closes all connections: end clients of `log`
+    first.
     """
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:

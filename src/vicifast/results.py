@@ -1,4 +1,4 @@
-"""Typed forms of what charon tells about SAs, for those who want them; sessions give plain messages.
+"""Typed classes for charon's messages about SAs; sessions themselves return plain messages.
 
     for message in session.list_sas():
         sa = IkeSa.from_message(message)
@@ -11,13 +11,13 @@
             case IkeUpDown(ike, "failed"):
                 print(ike.name, "was not established")
 
-A field is the key of the same name with `_` for `-` (strongSwan 5.9.8 to 6.1.0, vici_query.c and vici_logger.c).
-Numbers are int, times timedelta, lists tuples; hexadecimal numbers (SPIs, CPIs, marks, interface ids, labels) stay the
-text that charon writes. A key that charon left out is None, False or (). Whatever does not fit, such as the keys of a
-newer charon, is in `extra`, so that `to_message()` gives back all that `from_message()` got.
+A field has the name of its key, with `_` for `-` (strongSwan 5.9.8 to 6.1.0, vici_query.c and vici_logger.c). Numbers
+are int, times timedelta, lists tuples; hexadecimal numbers (SPIs, CPIs, marks, interface ids, labels) remain text as
+charon writes them. A key that charon omitted is None, False or (). Anything else, such as the keys of a newer charon,
+is in `extra`, so that `to_message()` restores everything that `from_message()` read.
 
-Messages may be dicts, of str or bytes, or `Message`. The section of an SA has the name of its connection; when that is
-`up`, only a `Message` can tell it from the key: a session with `values=Message` is right for every name.
+Messages may be dicts of str or bytes, or `Message`. The section of an SA has the name of its connection; if that is
+`up`, only a `Message` can distinguish it from the key `up`: a session with `values=Message` is right for every name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Extra: TypeAlias = dict[str, Any]
 
 
 class _Form(NamedTuple):
-    """How a value stands in a message; `read` gives None for what is not of that form."""
+    """The encoding of a value in a message; `read` returns None for a value in another form."""
 
     read: Callable[[Any], Any]
     write: Callable[[Any], Any]
@@ -83,7 +83,7 @@ _UNLIKE = {"esn": _switch("1")}
 
 
 class _ParsedSection:
-    """Reads and writes the fields of a dataclass whose annotations are in `_FORMS`; the others are its own business."""
+    """Reads and writes the fields of a dataclass whose annotations are in `_FORMS`; the class handles the others."""
 
     __slots__ = ()
 
@@ -124,10 +124,10 @@ def _extra() -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSa(_ParsedSection):
-    """A CHILD_SA. `use_in`, `use_out` and `install_time` are how long ago, `rekey_time` and `life_time` how soon.
+    """A CHILD_SA. `use_in`, `use_out` and `install_time` are times elapsed, `rekey_time` and `life_time` times left.
 
-    The counters begin anew with each rekeying: the event child-rekey has the last ones of the SA before. `section` is
-    the name of its section: since 5.8.2 the child's with the unique id, else the child's.
+    The counters restart with each rekeying: the event child-rekey has the final ones of the old SA. `section` is the
+    name of its section: since 5.8.2 the name of the child with the unique id, before that only the name.
     """
 
     section: SectionName
@@ -180,19 +180,19 @@ class ChildSa(_ParsedSection):
 
     @classmethod
     def from_section(cls, section: str, values: Mapping[str, Any]) -> Self:
-        """Read the section of that name in `child-sas`; before 5.8.2 its name is all that names the child."""
+        """Read the section with that name in `child-sas`; before 5.8.2 only its name identifies the child."""
         return cls._read({"name": section, **_plain(values)}, section=section)
 
     def to_section(self) -> dict[str, Any]:
-        """Write what `from_section` reads."""
+        """Return the section that `from_section` reads."""
         return self._write()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeSa(_ParsedSection):
-    """An IKE_SA and its CHILD_SAs. `established` is how long ago, `rekey_time` and `reauth_time` how soon.
+    """An IKE_SA and its CHILD_SAs. `established` is a time elapsed, `rekey_time` and `reauth_time` are times left.
 
-    `name` is its connection's, which several SAs may have; `uniqueid` is one SA's, until charon restarts.
+    `name` is that of its connection, which several SAs may share; `uniqueid` is unique until charon restarts.
     """
 
     name: SectionName
@@ -243,12 +243,12 @@ class IkeSa(_ParsedSection):
 
     @classmethod
     def from_message(cls, message: Mapping[str, Any] | Message) -> Self:
-        """Read a message of `list_sas()`. Raises ValueError when there is no SA in it."""
+        """Read a message of `list_sas()`. Raises ValueError if it contains no SA."""
         return cls.from_section(*_only_section(_items(message), "list-sa"))
 
     @classmethod
     def from_section(cls, name: str, values: Mapping[str, Any]) -> Self:
-        """Read the section of that name."""
+        """Read the section with that name."""
         plain = _plain(values)
         children = plain.pop("child-sas", None)
         if isinstance(children, dict) and all(isinstance(child, dict) for child in children.values()):
@@ -257,11 +257,11 @@ class IkeSa(_ParsedSection):
         return cls._read(plain if children is None else {**plain, "child-sas": children}, name=name)
 
     def to_message(self) -> Message:
-        """Write a message as `list_sas()` gives it."""
+        """Return a message like one of `list_sas()`."""
         return _message({self.name: {**self._write(), "child-sas": self._children()}})
 
     def to_section(self) -> dict[str, Any]:
-        """Write what `from_section` reads."""
+        """Return the section that `from_section` reads."""
         return {**self._write(), "child-sas": self._children()} if self.children else self._write()
 
     def _children(self) -> dict[str, Any]:
@@ -283,20 +283,20 @@ class _UpDown(_ParsedSection):
         return cls._read(root.values, ike=IkeSa.from_section(root.name, root.section))
 
     def to_message(self) -> Message:
-        """Write a message as charon sends it."""
+        """Return the message as charon sends it."""
         return _message(self._write(), {self.ike.name: self.ike.to_section()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeUpDown(_UpDown):
-    """An IKE_SA is established (`up`), gone, or was never established; `ike` has no children here."""
+    """An IKE_SA was established (`up`), was closed, or failed to be established; `ike` has no children here."""
 
     event: ClassVar[str] = "ike-updown"
     __match_args__ = ("ike", "direction")
 
     @property
     def direction(self) -> Literal["up", "down", "failed"]:
-        """`failed` is an IKE_SA whose negotiation failed; of an unknown peer its name is `(unnamed)`."""
+        """`failed` means that the negotiation failed; with an unknown peer the SA has the name `(unnamed)`."""
         if self.up:
             return "up"
         return "failed" if self.ike.state in UNESTABLISHED else "down"
@@ -304,14 +304,14 @@ class IkeUpDown(_UpDown):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildUpDown(_UpDown):
-    """A CHILD_SA is established (`up`) or gone, with its last counters; it is the only one in `ike`."""
+    """A CHILD_SA was established (`up`) or closed, with its final counters; it is the only one in `ike`."""
 
     event: ClassVar[str] = "child-updown"
     __match_args__ = ("ike", "child", "direction")
 
     def __post_init__(self) -> None:
         if not self.ike.children:
-            raise ValueError(f"this {self.event} has no CHILD_SA")
+            raise ValueError(f"{self.event} message without a CHILD_SA")
 
     @property
     def child(self) -> ChildSa:
@@ -320,13 +320,13 @@ class ChildUpDown(_UpDown):
 
     @property
     def direction(self) -> Literal["up", "down"]:
-        """Whether it is established or gone; charon raises no event for a CHILD_SA that could not be installed."""
+        """Whether it was established or closed; charon sends no event for a CHILD_SA that it could not install."""
         return "up" if self.up else "down"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeRekey(_ParsedSection):
-    """The IKE_SA `new` has taken the place of `old`."""
+    """The IKE_SA `new` has replaced `old`."""
 
     event: ClassVar[str] = "ike-rekey"
     __match_args__ = ("old", "new")
@@ -343,14 +343,14 @@ class IkeRekey(_ParsedSection):
         return cls._read(root.values, old=IkeSa.from_section(root.name, old), new=IkeSa.from_section(root.name, new))
 
     def to_message(self) -> Message:
-        """Write a message as charon sends it."""
+        """Return the message as charon sends it."""
         pair = {"old": self.old.to_section(), "new": self.new.to_section()}
         return _message(self._write(), {self.old.name: pair})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildRekey(_ParsedSection):
-    """The CHILD_SA `new` has taken the place of `old`, which has its last counters; `ike` has no children here."""
+    """The CHILD_SA `new` has replaced `old`, which has its final counters; `ike` has no children here."""
 
     event: ClassVar[str] = "child-rekey"
     __match_args__ = ("ike", "old", "new")
@@ -370,7 +370,7 @@ class ChildRekey(_ParsedSection):
         return cls._read(root.values, ike=IkeSa.from_section(root.name, ike), old=old, new=new)
 
     def to_message(self) -> Message:
-        """Write a message as charon sends it."""
+        """Return the message as charon sends it."""
         pair = {"old": self.old.to_section(), "new": self.new.to_section()}
         return _message(
             self._write(), {self.ike.name: {**self.ike.to_section(), "child-sas": {self.old.section: pair}}}
@@ -379,7 +379,7 @@ class ChildRekey(_ParsedSection):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IkeUpdate(_ParsedSection):
-    """The addresses of an IKE_SA are about to change, to those here; `ike` has those before."""
+    """The addresses of an IKE_SA are about to change to these; `ike` has the old ones."""
 
     event: ClassVar[str] = "ike-update"
     __match_args__ = ("ike",)
@@ -398,15 +398,15 @@ class IkeUpdate(_ParsedSection):
         return cls._read(root.values, ike=IkeSa.from_section(root.name, root.section))
 
     def to_message(self) -> Message:
-        """Write a message as charon sends it."""
+        """Return the message as charon sends it."""
         return _message(self._write(), {self.ike.name: self.ike.to_section()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert(_ParsedSection):
-    """Something went wrong, of this `type`, and with this SA if it is about one. Since 6.0.3.
+    """An alert of this `type`, with the SA that it concerns, if any. Since 6.0.3.
 
-    `vicifast.commands.ALERTS` has the types.
+    `vicifast.commands.ALERTS` lists the types.
     """
 
     event: ClassVar[str] = "alert"
@@ -425,14 +425,14 @@ class Alert(_ParsedSection):
         return cls._read(values, ike=ike)
 
     def to_message(self) -> Message:
-        """Write a message as charon sends it."""
+        """Return the message as charon sends it."""
         ike = {} if self.ike is None else {"ike-sa": {self.ike.name: self.ike.to_section()}}
         return _message({**self._write(), **ike})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogLine(_ParsedSection):
-    """A message of charon's log, or of `initiate` and `terminate` (`control-log`), which name no thread."""
+    """A message of charon's log, or of `initiate` and `terminate` (`control-log`), which have no thread."""
 
     event: ClassVar[str] = "log"
     __match_args__ = ("group", "level", "msg")
@@ -451,7 +451,7 @@ class LogLine(_ParsedSection):
         return cls._read({key: _text(value) for key, value in _items(message)})
 
     def to_message(self) -> Message:
-        """Write a message as charon sends it."""
+        """Return the message as charon sends it."""
         return _message(self._write())
 
 
@@ -463,18 +463,18 @@ _EVENTS["control-log"] = LogLine
 
 
 def parse_event(name: str, message: Mapping[str, Any] | Message) -> Event:
-    """Return the typed form of an event; its class has the name as `event`, and `to_message()` is the way back.
+    """Return an event as a typed object; its class has the name as `event`, and `to_message()` reverses this.
 
-    Raises ValueError for an event that has none here, or that lacks the SA it is about.
+    Raises ValueError for an event without a class here, or without the SA that it concerns.
     """
     kind = _EVENTS.get(name)
     if kind is None:
-        raise ValueError(f"{name!r} has no typed form; there is one of {', '.join(_EVENTS)}")
+        raise ValueError(f"no class for the event {name!r}; there are classes for {', '.join(_EVENTS)}")
     return kind.from_message(message)
 
 
 class _Root:
-    """A message of one SA: its section, which is the only one, and the `values` beside it."""
+    """A message about one SA: its only section, and the `values` next to it."""
 
     def __init__(self, message: Mapping[str, Any] | Message, event: str) -> None:
         items = _items(message)
@@ -486,18 +486,18 @@ def _only_section(items: Iterable[tuple[str, Any]], event: str) -> tuple[str, Ma
     for name, value in items:
         if isinstance(value, Mapping):
             return name, value
-    raise ValueError(f"this {event} has no section of an SA")
+    raise ValueError(f"{event} message without the section of an SA")
 
 
 def _old_and_new(pair: Mapping[str, Any], event: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     old, new = pair.get("old"), pair.get("new")
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
-        raise ValueError(f"this {event} lacks the SA before or after")
+        raise ValueError(f"{event} message without the old or the new SA")
     return old, new
 
 
 def _items(message: Mapping[str, Any] | Message) -> list[tuple[str, Any]]:
-    if isinstance(message, Message):  # whose items show a section and a key of one name
+    if isinstance(message, Message):  # its items keep a section and a key with the same name
         return [(key, value.to_dict() if isinstance(value, Message) else value) for key, value in message.items()]
     return list(message.items())
 
@@ -507,7 +507,7 @@ def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> Any:
-    """Return a value as `values=str` gives it."""
+    """Return a value as a session with `values=str` would."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, list):
@@ -516,5 +516,5 @@ def _text(value: Any) -> Any:
 
 
 def _message(*parts: Mapping[str, Any]) -> Message:
-    """A message of all parts, in which a name may stand twice."""
+    """A message of all parts, which may contain a name twice."""
     return Message(b"".join(encode(part) for part in parts))

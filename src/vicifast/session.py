@@ -1,4 +1,4 @@
-"""What the blocking and the asyncio session have in common: all but the waiting."""
+"""Base classes of the blocking and the asyncio session: everything except waiting."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from .protocol import Call, Section, Subscription, Values
 if TYPE_CHECKING:
     import typing_extensions
 
-    M = typing_extensions.TypeVar("M", default=Section)  # what a message is: dict or Message
+    M = typing_extensions.TypeVar("M", default=Section)  # the type of a message: dict or Message
 else:
     M = TypeVar("M")
 
 
 class Connection(Protocol):
-    """What moves the bytes."""
+    """Transfers bytes between a socket and the protocol."""
 
     protocol: protocol.Protocol
 
 
 class Waits(Protocol):
-    """What a stream of asyncio needs of whatever carries its messages."""
+    """The interface that an asyncio stream needs from its connection."""
 
     async def wait_call(self, call: Call, timeout: float | None) -> None:
-        """Return when there is news of `call`; `RequestTimeout` when there is none for `timeout` seconds."""
+        """Return when `call` has new messages or is done; raise `RequestTimeout` after `timeout` seconds without."""
 
 
 ReplyT = TypeVar("ReplyT")
 StreamT = TypeVar("StreamT")
 C = TypeVar("C", bound=Connection)
-W = TypeVar("W")  # what waits for news of a call
+W = TypeVar("W")  # waits for messages of a call
 
 
 class BaseSession(Commands[ReplyT, StreamT], Generic[ReplyT, StreamT, C]):
-    """The settings of a session, and its connection while there is one."""
+    """The settings of a session, and its connection while it is open."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class BaseSession(Commands[ReplyT, StreamT], Generic[ReplyT, StreamT, C]):
 
     @property
     def closed(self) -> bool:
-        """Whether a call made now would raise `ConnectionClosed`."""
+        """Whether a call would raise `ConnectionClosed` now."""
         return self._connection is None or self._connection.protocol.closed is not None
 
     @property
     def late_events(self) -> int:
-        """How many events came on this connection, or the last, that nobody wanted: unregistered, not yet confirmed."""
+        """Events on this or the last connection that arrived after their last listener left, and were dropped."""
         return self._protocol.late_events if self._protocol is not None else 0
 
     def _new_protocol(self) -> protocol.Protocol:
@@ -82,7 +82,7 @@ class BaseSession(Commands[ReplyT, StreamT], Generic[ReplyT, StreamT, C]):
 
 
 class BaseStream(Generic[W, M]):
-    """One command that streams."""
+    """The messages of one streaming command."""
 
     def __init__(self, connection: W, call: Call, timeout: float | None) -> None:
         self._connection = connection
@@ -91,7 +91,7 @@ class BaseStream(Generic[W, M]):
 
     @property
     def response(self) -> M | None:
-        """The reply that ended the stream, None before that."""
+        """The reply that ended the stream; None until then."""
         return cast("M | None", self._call.response)
 
     def __del__(self) -> None:
@@ -99,7 +99,7 @@ class BaseStream(Generic[W, M]):
 
 
 class BaseListener(Generic[C, M]):
-    """Events registered by one `listen`; its `timeout` may be changed."""
+    """The events registered by one `listen`; its `timeout` may be changed."""
 
     _is_ready = False
 
@@ -113,12 +113,12 @@ class BaseListener(Generic[C, M]):
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The events that charon does not have, complete once the listener is ready."""
+        """The events that charon does not support; complete once the listener is ready."""
         return tuple(self._subscription.unknown)
 
     @property
     def lost(self) -> int:
-        """How many events were dropped, oldest first, because nobody took them (`protocol.LISTENER_LIMIT`)."""
+        """Number of events dropped, oldest first, because more than `protocol.LISTENER_LIMIT` were unread."""
         return self._subscription.lost
 
     def _take_all(self) -> list[tuple[str, Any]]:

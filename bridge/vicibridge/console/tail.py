@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from vicifast.cli.common import until_interrupted
-from vicifast.cli.events import told
+from vicifast.cli.events import event_lines
 from vicifast.cli.output import shown
 from vicifast.errors import ViciError
 
@@ -47,7 +47,7 @@ class Filter:
 def text_of(envelope: Envelope) -> list[str]:
     """Return an envelope as lines for people."""
     with contextlib.suppress(ViciError):  # what a bridge tells of itself has numbers, and nothing, too
-        return told(envelope.event, envelope.data)
+        return event_lines(envelope.event, envelope.data)
     return [shown(f"{envelope.event} {bucket_values.dump(envelope.data).decode()}")]
 
 

@@ -16,7 +16,7 @@ Exit codes:
 {_CODES}
 
 \b
-Completion by the shell (bash; zsh and fish in the same way):
+Shell completion (bash; use zsh_source or fish_source for zsh and fish):
   eval "$(_VICIFAST_COMPLETE=bash_source vicifast)"
 """
 
@@ -24,7 +24,7 @@ Completion by the shell (bash; zsh and fish in the same way):
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(package_name="vicifast")
 def main() -> None:
-    """Talk VICI to strongSwan's IKE daemon charon."""
+    """Control strongSwan's IKE daemon charon over VICI."""
 
 
 for _command in (

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 def parse_requests(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[Request, ...]:
-    """Read `NAME` or `NAME JSON`, and refuse what VICI cannot carry before anything is sent."""
+    """Parse `NAME` or `NAME JSON`, and reject requests that VICI cannot carry before anything is sent."""
     return tuple(parse_request(value) for value in values)
 
 
@@ -55,7 +55,7 @@ def parse_request(value: str) -> Request:
     try:
         message = json.loads(text or "{}")
     except ValueError as error:
-        raise click.BadParameter(f"the message of {name} is no JSON: {error}") from None
+        raise click.BadParameter(f"the message of {name} is not valid JSON: {error}") from None
     if not isinstance(message, dict):
         raise click.BadParameter(f"the message of {name} is {text}, but must be a JSON object")
     try:
@@ -66,7 +66,7 @@ def parse_request(value: str) -> Request:
 
 
 class Stop:
-    """The first Ctrl-C (or SIGTERM) asks for an orderly end, the second cancels what is still going on."""
+    """The first Ctrl-C (or SIGTERM) requests an orderly end, the second cancels the main task."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -84,7 +84,7 @@ class Stop:
         return self._event.is_set()
 
     async def wait(self, *others: asyncio.Task[None], timeout: float | None = None) -> None:
-        """Wait for the order, the time, or the end of another task, whose error is raised."""
+        """Wait for the request to stop, the timeout, or the end of another task, whose error is raised."""
         asked = asyncio.create_task(self._event.wait())
         try:
             done, _ = await asyncio.wait([asked, *others], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -98,9 +98,13 @@ class Stop:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @uri_option
 @click.option("--event", "events", multiple=True, metavar="NAME", help="Register this event.")
-@click.option("--command", "commands", multiple=True, metavar="NAME [JSON]", callback=parse_requests, help="Run this.")
-@click.option("--for", "seconds", type=click.FloatRange(0, min_open=True), help="Seconds; else until Ctrl-C.")
-@click.option("--listen", callback=parse_endpoint, help="Record the clients that connect here instead.")
+@click.option(
+    "--command", "commands", multiple=True, metavar="NAME [JSON]", callback=parse_requests, help="Run this command."
+)
+@click.option(
+    "--for", "seconds", type=click.FloatRange(0, min_open=True), help="Duration in seconds; default until Ctrl-C."
+)
+@click.option("--listen", callback=parse_endpoint, help="Address to listen at, to record other clients.")
 def record(
     file: Path,
     uri: Unix | Tcp,
@@ -109,18 +113,16 @@ def record(
     seconds: float | None,
     listen: Unix | Tcp | None,
 ) -> None:
-    """Record into FILE what is said between a client and charon.
+    """Record the traffic between a client and charon to FILE.
 
-    The client is this program, which registers the events and runs the commands in their order, such as --command
-    list-sas --command 'initiate {"child": "net"}'; with events it goes on until --for or Ctrl-C. With --listen it is
-    any program that connects there: the first is recorded in FILE, the second in FILE-2, and so on.
+    By default this program is the client: it registers the events and runs the commands in the given order, for
+    example --command list-sas --command 'initiate {"child": "net"}'; with events it runs until --for or Ctrl-C. With
+    --listen it records every program that connects there: the first to FILE, the second to FILE-2, and so on.
 
-    A recording holds everything that was said: keys and passwords too, when a command carries them.
-
-    A command that failed is recorded all the same.
+    A recording contains all traffic, including keys and passwords in commands. Failed commands are recorded too.
     """
     if listen is not None and (events or commands):
-        raise click.UsageError("--listen records other clients: it goes with neither --event nor --command")
+        raise click.UsageError("--listen records other clients and cannot be combined with --event or --command")
     if listen is None and not events and not commands:
         raise click.UsageError("nothing to record: give --event, --command or --listen")
     if listen is not None:
@@ -131,27 +133,27 @@ def record(
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--listen", required=True, callback=parse_endpoint, help="Where to listen.")
+@click.option("--listen", required=True, callback=parse_endpoint, help="Address to listen at.")
 @click.option(
     "--speed",
     type=click.FloatRange(0, min_open=True),
-    help="Multiple of the recorded pace; else as fast as the clients read.",
+    help="Multiple of the recorded speed; default as fast as the clients read.",
 )
-@click.option("--loop", "endless", is_flag=True, help="Send the events again and again.")
+@click.option("--loop", "endless", is_flag=True, help="Repeat the events indefinitely.")
 def replay(files: tuple[Path, ...], listen: Unix | Tcp, speed: float | None, endless: bool) -> None:
-    """Serve recordings as charon would, until Ctrl-C.
+    """Serve recordings like charon, until Ctrl-C.
 
-    Commands get their recorded answers, by name. The recorded events are sent once somebody has registered one of them.
+    Commands get their recorded replies, by name. The recorded events are sent when a client has registered one of them.
     """
     run(serve(files, listen, speed, endless))
 
 
 def run(work: Coroutine[object, object, T]) -> T:
-    """Run `work`; errors of the system become one line."""
+    """Run `work`; system errors become one line."""
     try:
         return asyncio.run(work)
     except ViciError:
-        raise  # some are an OSError too
+        raise  # some are also an OSError
     except OSError as error:
         text = error.strerror or str(error)
         raise click.ClickException(f"{error.filename}: {text}" if error.filename else text) from error
@@ -166,7 +168,7 @@ async def record_requests(
     commands: tuple[Request, ...],
     seconds: float | None,
 ) -> bool:
-    """Record a session of our own; False when a command failed."""
+    """Record a session of this program; False if a command failed."""
     stop = Stop()
     named = [f"event {name}" for name in events] + [f"command {name}" for name, _ in commands]
     metadata = {"made": f"vicifast record: {', '.join(named)}", "daemon": await daemon_text(uri)}
@@ -213,7 +215,7 @@ async def register(session: AsyncSession, events: tuple[str, ...]) -> Listener:
     try:
         await listener.ready()
     except UnknownEvent as error:
-        notes.print(f"{error}; going on without")
+        notes.print(f"{error}; continuing without it")
     return listener
 
 
@@ -252,7 +254,7 @@ async def record_clients(file: Path, uri: Unix | Tcp, listen: Unix | Tcp, second
 
     with listen_at(listen, BACKLOG) as listener, removing(listen):
         proxying = asyncio.create_task(proxy(listener, lambda: connect(uri), new_writer))
-        notes.print(f"recording the clients of {address_of(listener, listen)}; Ctrl-C ends", soft_wrap=True)
+        notes.print(f"recording clients of {address_of(listener, listen)}; press Ctrl-C to stop", soft_wrap=True)
         with progress(lambda: f"{len(writers)} clients, {decimal(sum(w.size for w in writers.values()))}"):
             try:
                 await stop.wait(proxying, timeout=seconds)
@@ -264,7 +266,7 @@ async def record_clients(file: Path, uri: Unix | Tcp, listen: Unix | Tcp, second
 
 
 async def serve(files: tuple[Path, ...], listen: Unix | Tcp, speed: float | None, endless: bool) -> None:
-    """Serve the recordings, and send their events once somebody listens."""
+    """Serve the recordings, and send their events once a client has registered one."""
     recordings = [Recording.load(file) for file in files]
     stop = Stop()
     sent = 0
@@ -281,7 +283,7 @@ async def serve(files: tuple[Path, ...], listen: Unix | Tcp, speed: float | None
                 going_on = endless
 
         sending = asyncio.create_task(send())
-        notes.print(f"serving {', '.join(map(str, files))} at {charon.address}; Ctrl-C ends", soft_wrap=True)
+        notes.print(f"serving {', '.join(map(str, files))} at {charon.address}; press Ctrl-C to stop", soft_wrap=True)
         with progress(lambda: f"commands: {len(charon.requests)}, events sent: {sent}"):
             try:
                 await stop.wait(sending)
@@ -302,7 +304,7 @@ async def any_registered(charon: FakeCharon, events: Iterable[str]) -> None:
 
 
 async def connect(address: Unix | Tcp) -> socket.socket:
-    """A connected socket, for the tee; ConnectionClosed names the address when there is no daemon."""
+    """Return a connected socket. Raises ConnectionClosed with the address if no daemon listens there."""
     try:
         async with asyncio.timeout(TIMEOUT):
             if isinstance(address, Unix):
@@ -317,13 +319,13 @@ async def daemon_text(address: Unix | Tcp) -> str:
         try:
             version = await session.call("version")
         except (CommandError, UnknownCommand):
-            return "does not tell its version"
+            return "unknown version"
     return " ".join(str(version[key]) for key in ("daemon", "version") if key in version)
 
 
 @contextmanager
 def progress(text: Callable[[], str]) -> Iterator[None]:
-    """Show `text()` while something goes on; nothing when standard error is no terminal."""
+    """Show `text()` while the block runs, if standard error is a terminal."""
 
     async def tick() -> None:
         while True:
@@ -352,7 +354,7 @@ def address_of(listener: socket.socket, address: Unix | Tcp) -> Unix | Tcp:
 
 
 def summarize(file: Path) -> None:
-    """Print what a recording holds, by kind and name of packet."""
+    """Print the packets of a recording by type and name."""
     recording = Recording.load(file)
     results.print(f"{file}: {recording.duration / 1e9:.1f} s, {recording.metadata['daemon']}", soft_wrap=True)
     table = Table("from", "packet", "name", "count", "bytes")

@@ -1,4 +1,4 @@
-"""The commands that change something."""
+"""The commands that change the state or the configuration of charon."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from .output import ReceivedMessage, shown
 from .replacing import EVENTS, Replacing
 
 _KINDS = {"conn": "name", "pool": "name", "authority": "name", "key": "id", "shared": "id"}
-_ike = click.option("--ike", metavar="NAME", help="Its connection.")
-_child = click.option("--child", metavar="NAME", help="Its child.")
-_ike_id = click.option("--ike-id", type=int, help="The IKE_SA of this unique id.")
-_child_id = click.option("--child-id", type=int, help="The CHILD_SA of this unique id.")
-_loglevel = click.option("--loglevel", type=click.IntRange(-1, 4), help="How much charon tells; above 2 it shows keys.")
+_ike = click.option("--ike", metavar="NAME", help="Name of the connection.")
+_child = click.option("--child", metavar="NAME", help="Name of the child.")
+_ike_id = click.option("--ike-id", type=int, help="Unique id of the IKE_SA.")
+_child_id = click.option("--child-id", type=int, help="Unique id of the CHILD_SA.")
+_loglevel = click.option("--loglevel", type=click.IntRange(-1, 4), help="Log level; above 2 the log contains keys.")
 
 
 def progress(client: Client, doing: str, start: Callable[[Session[Message]], Stream[Message]]) -> None:
-    """Run something long, with its log on standard error, and write its reply."""
+    """Run a long command with its log on standard error, and write its reply."""
     with client.session() as session, notes.status(doing):
         stream = start(session)
         for message in stream:
             for line in log_lines(LogLine.from_message(message)):
                 notes.print(line, soft_wrap=True)
         reply = stream.response
-    assert reply is not None  # the stream has ended well
+    assert reply is not None  # the stream has ended without an error
     finish(client, doing, reply)
 
 
@@ -44,26 +44,26 @@ def finish(client: Client, doing: str, reply: Message, now: str = "done") -> Non
     if not client.output.for_people:
         client.output.message(ReceivedMessage(reply))
         return
-    told = ", ".join(f"{key} {shown(value)}" for key, value in reply.to_dict().items() if key != "success")
-    client.output.text(f"{doing}: {now}{f' ({told})' if told else ''}")
+    details = ", ".join(f"{key} {shown(value)}" for key, value in reply.to_dict().items() if key != "success")
+    client.output.text(f"{doing}: {now}{f' ({details})' if details else ''}")
 
 
 def need_selector(**selectors: object) -> None:
     if all(value is None for value in selectors.values()):
         names = [f"--{name.replace('_', '-')}" for name in selectors]
-        raise click.UsageError(f"say which: give {', '.join(names[:-1])} or {names[-1]}")
+        raise click.UsageError(f"nothing selected: give {', '.join(names[:-1])} or {names[-1]}")
 
 
 @click.command()
 @_child
 @_ike
-@click.option("--init-limits", is_flag=True, help="Not when charon is busy (charon.init_limit_*).")
+@click.option("--init-limits", is_flag=True, help="Fail if charon is busy (charon.init_limit_*).")
 @_loglevel
 @talks
 def initiate(client: Client, child: str | None, ike: str | None, init_limits: bool, loglevel: int | None) -> None:
-    """Bring up a CHILD_SA with the IKE_SA it needs, or an IKE_SA alone.
+    """Establish a CHILD_SA with the IKE_SA it needs, or an IKE_SA alone.
 
-    After --timeout seconds, or Ctrl-C, charon goes on trying.
+    After --timeout seconds, or Ctrl-C, charon continues trying.
     """
     need_selector(child=child, ike=ike)
     progress(
@@ -78,7 +78,7 @@ def initiate(client: Client, child: str | None, ike: str | None, init_limits: bo
 @_ike
 @_child_id
 @_ike_id
-@click.option("--force", is_flag=True, help="Also when the peer does not answer.")
+@click.option("--force", is_flag=True, help="Close IKE_SAs even if the peer does not respond.")
 @_loglevel
 @talks
 def terminate(
@@ -90,7 +90,7 @@ def terminate(
     force: bool,
     loglevel: int | None,
 ) -> None:
-    """Close the SAs that match, one after the other; --timeout is for each."""
+    """Close all matching SAs, one after the other; --timeout applies to each."""
     need_selector(child=child, ike=ike, child_id=child_id, ike_id=ike_id)
     progress(
         client,
@@ -106,8 +106,8 @@ def terminate(
 @_ike
 @_child_id
 @_ike_id
-@click.option("--reauth", is_flag=True, help="Authenticate anew, instead of rekeying an IKEv2 SA.")
-@click.option("--wait", is_flag=True, help="Return when each SA has been replaced, or fail after --timeout.")
+@click.option("--reauth", is_flag=True, help="Reauthenticate instead of rekeying an IKEv2 SA.")
+@click.option("--wait", is_flag=True, help="Wait until every SA has been replaced, or fail after --timeout.")
 @talks
 def rekey(
     client: Client,
@@ -118,9 +118,9 @@ def rekey(
     reauth: bool,
     wait: bool,
 ) -> None:
-    """Start the rekeying of the SAs that match, and with --wait return when it is done.
+    """Start rekeying all matching SAs; with --wait, wait for the result.
 
-    charon may delay --reauth by 5 to 15 seconds when CHILD_SAs were rekeyed just before.
+    charon may delay --reauth by 5 to 15 seconds if CHILD_SAs were rekeyed recently.
     """
     need_selector(child=child, ike=ike, child_id=child_id, ike_id=ike_id)
     with client.session() as session:
@@ -148,36 +148,36 @@ def rekey(
 @click.option("--lenient", is_flag=True, help="Ignore failures of credentials and unloads in the exit code.")
 @talks
 def load(client: Client, file: Path | None, clear: bool, noprompt: bool, lenient: bool, **chosen: bool) -> None:
-    """Load FILE as `swanctl --load-all` does, and unload what is not in it.
+    """Load FILE as `swanctl --load-all` does, and unload everything that is not in it.
 
-    Without FILE it is swanctl.conf in $SWANCTL_DIR or /etc/swanctl. The directories with certificates and keys are
-    those beside it. With --creds, --authorities, --pools or --conns only these are loaded, and nothing else is
-    unloaded. When something could not be read, nothing of its kind is unloaded. Passphrases that the configuration
-    lacks are asked for when standard input is a terminal.
+    The default FILE is swanctl.conf in $SWANCTL_DIR or /etc/swanctl. Certificates and keys are read from the
+    directories next to it. With --creds, --authorities, --pools or --conns only these parts are loaded and unloaded.
+    If an item could not be read, nothing of its kind is unloaded. Passphrases missing in the configuration are
+    requested if standard input is a terminal.
 
-    Exits with 1 when anything was refused or could not be read; with --lenient only when an authority, a pool or a
+    The exit code is 1 if any item was refused or could not be read; with --lenient only if an authority, a pool or a
     connection was not loaded, or the configuration cannot be parsed.
     """
     parts = [part for part in PARTS if chosen[part]] or PARTS
     if clear and "credentials" not in parts:
-        raise click.UsageError("--clear removes credentials: give --creds too")
+        raise click.UsageError("--clear removes credentials: add --creds")
     plan = read_config(file, parts=parts, ask=None if noprompt or not sys.stdin.isatty() else ask)
     with Session(str(client.uri), timeout=client.timeout) as session, notes.status("load"):
         report = plan.load(session, clear=clear)
         warnings = plan.warnings(str(session.version()["version"])) if plan.connections else []
-    tell(client, report, warnings)
+    write_report(client, report, warnings)
     if report.incomplete or (report.failed and not lenient):
         sys.exit(FAILED)
 
 
 def ask(prompt: str) -> str:
-    """Ask for a secret on the terminal; empty when nothing was entered."""
+    """Prompt for a secret on the terminal; empty if none was entered."""
     answer: str = click.prompt(shown(prompt), default="", show_default=False, hide_input=True, err=True)
     return answer
 
 
-def tell(client: Client, report: Report, warnings: list[str]) -> None:
-    """Write a report; programs get it as a message of lists."""
+def write_report(client: Client, report: Report, warnings: list[str]) -> None:
+    """Write a report, in formats for programs as one message of lists."""
     lists = {
         "loaded": report.loaded,
         "unloaded": report.unloaded,
@@ -203,7 +203,7 @@ def tell(client: Client, report: Report, warnings: list[str]) -> None:
 @click.argument("name")
 @talks
 def unload(client: Client, kind: str, name: str) -> None:
-    """Unload one thing by its name; for keys and shared secrets that is their id."""
+    """Unload one item by name; keys and shared secrets by their id."""
     command = f"unload-{kind}"
     with client.session() as session:
         reply = session.call(command, {_KINDS[kind]: name})

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, options, the session, and how a command ends."""
+"""Shared by the commands: exit codes, options, the session, and error handling."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TIMEOUT = 30.0
 FAILED, USAGE, NO_DAEMON = 1, 2, 3
 EXIT_CODES = {
     0: "done",
-    FAILED: "charon said no, the output cannot be written, or something else failed",
-    USAGE: "wrong use; nothing was sent",
-    NO_DAEMON: "no connection, or it was lost, or no reply in time",
+    FAILED: "charon reported an error, the output cannot be written, or another error occurred",
+    USAGE: "invalid usage; nothing was sent",
+    NO_DAEMON: "no connection to charon, connection lost, or no reply in time",
 }
 
 results = Console(markup=False, highlight=False)
@@ -33,7 +33,7 @@ notes = Console(stderr=True, markup=False, highlight=False)
 
 
 class Group(click.Group):
-    """Ends a command that failed with one line and the exit code of its error."""
+    """Ends a failed command with a one-line error and its exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -43,25 +43,25 @@ class Group(click.Group):
 
 
 class Failed(click.ClickException):
-    """charon said no, or something else failed."""
+    """charon reported an error, or another error occurred."""
 
     exit_code = FAILED
 
 
 class WrongUse(click.ClickException):
-    """Nothing was sent."""
+    """Invalid usage; nothing was sent."""
 
     exit_code = USAGE
 
 
 class NoDaemon(click.ClickException):
-    """Nobody answers."""
+    """charon is unreachable or does not reply."""
 
     exit_code = NO_DAEMON
 
 
 def failure(error: ViciError) -> click.ClickException:
-    """The one line of an error, with its exit code."""
+    """Convert an error to one line with its exit code."""
     if isinstance(error, ConnectionClosed | RequestTimeout):
         return NoDaemon(shown(error))
     return (WrongUse if isinstance(error, EncodeError) else Failed)(shown(error))
@@ -76,7 +76,7 @@ def parse_endpoint(ctx: click.Context, param: click.Parameter, value: str | None
 
 @dataclass(frozen=True)
 class Client:
-    """The common options of one run: which daemon, how long to wait, and what to write."""
+    """The common options of a command: the daemon's address, the timeout, and the output."""
 
     uri: Unix | Tcp
     timeout: float
@@ -89,19 +89,19 @@ class Client:
 
 
 uri_option = click.option(
-    "--uri", callback=parse_endpoint, default=DEFAULT_ADDRESS, show_default=True, help="Where charon is."
+    "--uri", callback=parse_endpoint, default=DEFAULT_ADDRESS, show_default=True, help="Address of charon."
 )
 watch_option = click.option(
     "--watch",
     "every",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="Ask again so often, until Ctrl-C.",
+    help="Refresh interval; runs until Ctrl-C.",
 )
 
 
 def talks(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the common options, as the `Client` that is its first argument."""
+    """Add the common options to a command, and pass them as a `Client`, its first argument."""
 
     @functools.wraps(function)
     def run(uri: Unix | Tcp, timeout: float, form: str | None, **others: Any) -> None:
@@ -115,14 +115,14 @@ def talks(function: Callable[..., None]) -> Callable[..., None]:
         default=TIMEOUT,
         show_default=True,
         metavar="SECONDS",
-        help="Longest wait for an answer.",
+        help="Maximum wait for a reply.",
     )(run)
     return uri_option(run)
 
 
 @contextmanager
 def until_interrupted() -> Iterator[None]:
-    """Something without an end of its own: Ctrl-C or SIGTERM is its good end."""
+    """Run a block that ends normally on Ctrl-C or SIGTERM."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The commands that follow what happens."""
+"""The commands that follow events and the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STANDALONE = tuple(event.name for event in EVENTS.values() if event.standalone)
 
 
 def follow(client: Client, names: tuple[str, ...], named: bool) -> None:
-    """Write events until somebody ends it; goes on without those that charon does not know, if any is left."""
+    """Write events until interrupted; events that charon does not know are skipped, unless it knows none."""
     with client.session() as session, until_interrupted():
         listener = session.listen(*names)
         try:
@@ -29,17 +29,17 @@ def follow(client: Client, names: tuple[str, ...], named: bool) -> None:
         except UnknownEvent as error:
             if set(listener.unknown) >= set(names):
                 raise
-            notes.print(f"{error}; going on without")
+            notes.print(f"{error}; continuing without it")
         for name, message in listener:
             if client.output.for_people:
-                for line in told(name, message):
+                for line in event_lines(name, message):
                     client.output.text(f"{time.strftime('%H:%M:%S')} {line}")
             else:
                 client.output.message(ReceivedMessage(message, name), named)
 
 
-def told(name: str, message: Mapping[str, Any] | Message) -> list[str]:
-    """An event as lines for people."""
+def event_lines(name: str, message: Mapping[str, Any] | Message) -> list[str]:
+    """An event as readable lines."""
     try:
         event = parse_event(name, message)
     except ValueError:
@@ -65,7 +65,7 @@ def told(name: str, message: Mapping[str, Any] | Message) -> list[str]:
 
 
 def log_lines(line: LogLine) -> list[str]:
-    """A message of the log as charon writes it into files."""
+    """A log message as charon writes it to files."""
     thread = "" if line.thread is None else f"{line.thread:02}"
     sa = "" if line.ikesa_name is None else f"<{line.ikesa_name}|{line.ikesa_uniqueid}> "
     return [shown(f"{thread}[{line.group}] {sa}{text}") for text in line.msg.splitlines() or [""]]
@@ -91,8 +91,8 @@ def log(client: Client) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_event)
 @talks
 def events(client: Client, names: tuple[str, ...]) -> None:
-    """Follow events until Ctrl-C; without a NAME all but the log.
+    """Follow events until Ctrl-C; without NAME, all events except the log.
 
-    As JSON or msgpack each is a map of `event`, its name, and `message`.
+    In JSON and msgpack each event is a map with its name, `event`, and its `message`.
     """
     follow(client, names or tuple(name for name in STANDALONE if name != "log"), named=True)

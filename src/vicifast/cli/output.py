@@ -50,8 +50,8 @@ def _raw(received: ReceivedMessage, named: bool) -> bytes:
 
 
 FORMATS: dict[str, Format] = {
-    "json": Format("Write JSON, a line for each message.", _json),
-    "msgpack": Format("Write msgpack, one message after the other.", _msgpack),
+    "json": Format("Write JSON, one line per message.", _json),
+    "msgpack": Format("Write concatenated msgpack messages.", _msgpack),
     "raw": Format("Write VICI packets as charon sent them.", _raw),
 }
 
@@ -78,16 +78,16 @@ class Output:
             stream.flush()
 
     def text(self, *line: str) -> None:
-        """Write a line for people, not broken at the width of the terminal."""
+        """Write a line, not wrapped at the width of the terminal."""
         self.console.print(*line, soft_wrap=True)
 
     def show(self, what: RenderableType) -> None:
-        """Write a table, or text broken at the width of the terminal."""
+        """Write a table, or text wrapped at the width of the terminal."""
         self.console.print(what, crop=False)
 
 
 def shown(value: object) -> str:
-    """A value as people can read it: bytes by their length and beginning, what could steer a terminal escaped."""
+    """A value as readable text: bytes as their length and first bytes, terminal control characters escaped."""
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value))
     data = (

@@ -1,4 +1,4 @@
-"""The commands that ask, and `call`, which can run every command."""
+"""The query commands, and `call`, which runs any command."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .common import Client, talks, until_interrupted, watch_option
 from .output import ReceivedMessage
 
 _ike = click.option("--ike", metavar="NAME", help="Only this connection.")
-_child = click.option("--child", metavar="NAME", help="Only children of this name.")
-_name = click.option("--name", metavar="NAME", help="Only this one.")
+_child = click.option("--child", metavar="NAME", help="Only children with this name.")
+_name = click.option("--name", metavar="NAME", help="Only the entry with this name.")
 
 
 def ask(
     session: Session[Message], command: str, request: Mapping[str, object], event: str | None = None
 ) -> Iterator[ReceivedMessage]:
-    """The messages of a command as they come, and its reply if there is anything in it."""
+    """Yield the messages of a command as they arrive, and its reply unless that is empty."""
     known = COMMANDS.get(command)
     event = event or (known.event if known is not None else None)
     if event is None:
@@ -42,7 +42,7 @@ def ask(
 def query(
     client: Client, command: str, keys: Mapping[str, object], view: tables.View, every: float | None = None
 ) -> None:
-    """Run a command that changes nothing, and show what it brings, again and again if there is `every`."""
+    """Run a read-only command and show its messages, repeatedly if `every` is given."""
     request = {key: value for key, value in keys.items() if value not in (None, False)}
     with client.session() as session:
         if every is None:
@@ -72,9 +72,9 @@ def show(client: Client, messages: Iterator[ReceivedMessage], view: tables.View)
 @click.command()
 @_ike
 @_child
-@click.option("--ike-id", type=int, help="Only the IKE_SA of this unique id.")
-@click.option("--child-id", type=int, help="Only the CHILD_SA of this unique id.")
-@click.option("--noblock", is_flag=True, help="Leave out SAs that charon is working on.")
+@click.option("--ike-id", type=int, help="Only the IKE_SA with this unique id.")
+@click.option("--child-id", type=int, help="Only the CHILD_SA with this unique id.")
+@click.option("--noblock", is_flag=True, help="Skip SAs that charon is processing.")
 @watch_option
 @talks
 def sas(
@@ -86,7 +86,7 @@ def sas(
     noblock: bool,
     every: float | None,
 ) -> None:
-    """List the SAs that are up."""
+    """List the SAs."""
     keys = {"ike": ike, "child": child, "ike-id": ike_id, "child-id": child_id, "noblock": noblock}
     query(client, "list-sas", keys, tables.sas, every)
 
@@ -95,14 +95,14 @@ def sas(
 @_ike
 @talks
 def conns(client: Client, ike: str | None) -> None:
-    """List the connections that are loaded."""
+    """List the loaded connections."""
     query(client, "list-conns", {"ike": ike}, tables.conns)
 
 
 @click.command()
 @click.option("--type", "kind", metavar="TYPE", help="Only X509, X509_AC, X509_CRL, OCSP_RESPONSE or PUBKEY.")
-@click.option("--flag", metavar="FLAG", help="Only X.509 certificates that are NONE, CA, AA or OCSP.")
-@click.option("--subject", metavar="NAME", help="Only those of this subject.")
+@click.option("--flag", metavar="FLAG", help="Only X.509 certificates with the flag NONE, CA, AA or OCSP.")
+@click.option("--subject", metavar="NAME", help="Only certificates with this subject.")
 @talks
 def certs(client: Client, kind: str | None, flag: str | None, subject: str | None) -> None:
     """List certificates and public keys."""
@@ -111,7 +111,7 @@ def certs(client: Client, kind: str | None, flag: str | None, subject: str | Non
 
 @click.command()
 @_name
-@click.option("--leases", is_flag=True, help="With the addresses that are or were in use.")
+@click.option("--leases", is_flag=True, help="Include the leases, online and offline.")
 @watch_option
 @talks
 def pools(client: Client, name: str | None, leases: bool, every: float | None) -> None:
@@ -123,36 +123,36 @@ def pools(client: Client, name: str | None, leases: bool, every: float | None) -
 @watch_option
 @talks
 def stats(client: Client, every: float | None) -> None:
-    """Show how charon is doing."""
+    """Show charon's statistics."""
     query(client, "stats", {}, tables.plain, every)
 
 
 @click.command()
 @_name
-@click.option("--all", "each", is_flag=True, help="Each connection, not their sums.")
+@click.option("--all", "each", is_flag=True, help="Show each connection instead of the totals.")
 @watch_option
 @talks
 def counters(client: Client, name: str | None, each: bool, every: float | None) -> None:
-    """Show the counters of IKE messages."""
+    """Show the IKE message counters."""
     query(client, "get-counters", {"name": name, "all": each}, tables.counters, every)
 
 
 @click.command()
-@click.option("--drop", is_flag=True, help="Drop policies.")
-@click.option("--pass", "let_pass", is_flag=True, help="Pass policies.")
-@click.option("--trap", is_flag=True, help="Trap policies.")
+@click.option("--drop", is_flag=True, help="Only drop policies.")
+@click.option("--pass", "let_pass", is_flag=True, help="Only pass policies.")
+@click.option("--trap", is_flag=True, help="Only trap policies.")
 @_ike
 @_child
 @talks
 def policies(client: Client, drop: bool, let_pass: bool, trap: bool, ike: str | None, child: str | None) -> None:
-    """List trap, drop and pass policies; all three kinds unless some are asked for."""
+    """List trap, drop and pass policies; all three kinds by default."""
     every_kind = not (drop or let_pass or trap)
     kinds = {"drop": drop or every_kind, "pass": let_pass or every_kind, "trap": trap or every_kind}
     query(client, "list-policies", {**kinds, "ike": ike, "child": child}, tables.policies)
 
 
 def parse_arguments(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, object]:
-    """Read `KEY=VALUE` and `KEY@FILE`, where a key that comes again makes a list, or else one JSON object."""
+    """Parse `KEY=VALUE` and `KEY@FILE`, where a repeated key makes a list, or a single JSON object."""
     if len(values) == 1 and values[0].lstrip().startswith("{"):
         try:
             return dict(_wire.decode(_wire.from_json(values[0]), values=bytes))
@@ -179,7 +179,7 @@ def parse_argument(text: str) -> tuple[str, str | bytes]:
             raise click.BadParameter(f"{file}: {error.strerror}") from None
     key, separator, value = text.partition("=")
     if not separator:
-        raise click.BadParameter(f"{text!r} is neither KEY=VALUE nor KEY@FILE nor a JSON object")
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE, KEY@FILE or a JSON object")
     return key, value
 
 
@@ -190,13 +190,15 @@ def complete_command(ctx: click.Context, param: click.Parameter, incomplete: str
 @click.command()
 @click.argument("command", shell_complete=complete_command)
 @click.argument("request", nargs=-1, metavar="[KEY=VALUE | KEY@FILE | JSON]...", callback=parse_arguments)
-@click.option("--event", metavar="NAME", help="What the command streams, if vicifast does not know the command.")
+@click.option(
+    "--event", metavar="NAME", help="Event that the command streams; needed only for commands unknown to vicifast."
+)
 @talks
 def call(client: Client, command: str, request: dict[str, object], event: str | None) -> None:
-    """Run any command: its messages, and then its reply.
+    """Run any command and write its messages and its reply.
 
-    A KEY that comes again makes a list, KEY@FILE takes the bytes of a file. One JSON object can hold everything:
-    sections too, and bytes as {"$base64": "..."}.
+    A repeated KEY makes a list; KEY@FILE reads the value from a file. A JSON object can contain any request, including
+    sections, and bytes as {"$base64": "..."}.
 
     \b
     vicifast call get-pools name=branches leases=yes

@@ -14,7 +14,7 @@ EVENTS = ("ike-updown", "ike-rekey", "child-updown", "child-rekey")
 
 
 class Replacing:
-    """The SAs in a listing that a rekeying is to replace: CHILD_SAs of this name or id, without both IKE_SAs."""
+    """The listed SAs that a rekeying should replace: CHILD_SAs with this name or id, without either the IKE_SAs."""
 
     def __init__(self, listed: Iterable[IkeSa], *, child: str | None, child_id: int | None, reauth: bool) -> None:
         self._ikes: dict[int, IkeSa] = {}
@@ -32,9 +32,9 @@ class Replacing:
                     self._children[own.uniqueid] = own
 
     def wait(self, listener: Listener[Any], timeout: float) -> Iterator[str]:
-        """Yield a line for each SA once it is replaced; raises `Failed` after `timeout` seconds.
+        """Yield a line for each SA when it has been replaced. Raises `Failed` after `timeout` seconds.
 
-        `EVENTS` have to be registered before charon gets the request.
+        `EVENTS` must be registered before the request is sent.
         """
         deadline = time.monotonic() + timeout
         while self._ikes or self._children:

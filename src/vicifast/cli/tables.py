@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables for the terminal."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .output import ReceivedMessage, lines, shown
 
 Row: TypeAlias = tuple[object, ...]
 _NUMBERS = frozenset(("in", "out", "size", "online", "offline", "count"))
-_FITTED = 1000  # more rows than that are not fitted to the terminal, which takes a millisecond for each
+_FITTED = 1000  # above this number, rows are not fitted to the terminal, which takes a millisecond per row
 View: TypeAlias = Callable[[list[ReceivedMessage]], "Listing | str"]
 
 
 def sas(messages: list[ReceivedMessage]) -> Listing:
-    """IKE_SAs with their addresses and identities, and below each its CHILD_SAs with selectors and traffic."""
+    """IKE_SAs with addresses and identities, each followed by its CHILD_SAs with traffic selectors and byte counts."""
     found = [IkeSa.from_message(received.message) for received in messages]
     rows = (row for sa in found for row in (_ike(sa), *map(_child, sa.children)))
     return _table(("SA", "state", "local", "remote", "for", "in", "out"), rows, _sums(found))
@@ -54,7 +54,7 @@ def _since(time: timedelta | None) -> str:
 
 
 def since(seconds: int) -> str:
-    """A time in its two largest units."""
+    """A duration in its two largest units."""
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -63,7 +63,7 @@ def since(seconds: int) -> str:
 
 
 def conns(messages: list[ReceivedMessage]) -> Listing:
-    """Connections with the two ends and how they authenticate, and below each its children."""
+    """Connections with both ends and their authentication, each followed by its children."""
     found = list(_all(messages))
     rows = (row for name, conn in found for row in _conn(name, conn))
     return _table(("connection", "mode", "local", "remote"), rows, f"{len(found)} connections")
@@ -83,7 +83,7 @@ def _auth(round: Mapping[str, Any]) -> str:
 
 
 def certs(messages: list[ReceivedMessage]) -> Listing:
-    """Certificates with the first bytes of their SHA-256, as charon tells the subject of bare keys only."""
+    """Certificates with the first bytes of their SHA-256, as charon reports a subject only for bare keys."""
     rows = (_cert(received.message.to_dict()) for received in messages)
     return _table(
         ("type", "flag", "key", "subject", "until", "SHA-256"), rows, f"{len(messages)} certificates and public keys"
@@ -98,7 +98,7 @@ def _cert(cert: Mapping[str, Any]) -> Row:
 
 
 def pools(messages: list[ReceivedMessage]) -> Listing:
-    """Pools with their use, and below each its leases if they were asked for."""
+    """Pools with their usage, each followed by its leases if requested."""
     rows = (
         row
         for received in messages
@@ -116,10 +116,10 @@ def _pool(name: str, pool: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def counters(messages: list[ReceivedMessage]) -> Listing:
-    """The counters of each connection that are not 0."""
+    """The nonzero counters of each connection."""
     sections = [item for received in messages for item in _sections(received.message.to_dict().get("counters"))]
     rows = ((name or "(all)", key, count) for name, values in sections for key, count in values.items() if count != "0")
-    return _table(("connection", "counter", "count"), rows, "those not listed are 0")
+    return _table(("connection", "counter", "count"), rows, "counters not listed are 0")
 
 
 def policies(messages: list[ReceivedMessage]) -> Listing:
@@ -149,7 +149,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[Row], foot: str = "") -> Lis
 
 
 class Listing:
-    """A table and its sum; fitting rows costs time: a live view fits only those it shows, and long ones are plain."""
+    """A table and its summary. Fitting rows is slow: a live view fits only visible rows, and long tables are plain."""
 
     def __init__(self, columns: tuple[str, ...], rows: list[Row], foot: str) -> None:
         self._columns = columns
@@ -157,7 +157,7 @@ class Listing:
         self._foot = foot
 
     def top(self, height: int) -> RenderableType:
-        """What is to be seen on a screen of that height: the sum first."""
+        """The part that fits on a screen of that height, beginning with the summary."""
         return Group(self._foot, self._filled(self._rows[:height]))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -166,7 +166,7 @@ class Listing:
             yield self._foot
 
     def _plain(self) -> str:
-        """A line for each row, as wide as it is."""
+        """One unwrapped line per row."""
         cells = [self._columns, *([shown(value) for value in row] for row in self._rows)]
         widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
         return "".join("  ".join(map(_padded, row, widths, self._columns)).rstrip() + "\n" for row in cells)
@@ -182,7 +182,7 @@ class Listing:
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, list | tuple):  # one below the other, for narrow terminals
+    if isinstance(value, list | tuple):  # one per line, for narrow terminals
         return "\n".join(map(shown, value))
     return shown(value)
 

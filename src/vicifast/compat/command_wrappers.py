@@ -28,27 +28,27 @@ class CommandWrappers:
         return self.request("version")
 
     def stats(self) -> Section:
-        """Return figures of the daemon: `uptime`, `workers`, `ikesas`, `plugins` and more."""
+        """Return statistics of the daemon: `uptime`, `workers`, `ikesas`, `plugins` and more."""
         return self.request("stats")
 
     def reload_settings(self) -> None:
-        """Let charon read strongswan.conf again."""
+        """Make charon reload strongswan.conf."""
         self.request("reload-settings")
 
     def initiate(self, sa: Request) -> Generator[Section, None, None]:
-        """Bring up an SA (`child`, `ike`), when first asked for an item, and yield the log of it."""
+        """Establish an SA (`child`, `ike`) when the first item is requested, and yield its log."""
         return self.streamed_request("initiate", "control-log", sa)
 
     def terminate(self, sa: Request) -> Generator[Section, None, None]:
-        """Close SAs (`child`, `ike`, `child-id`, `ike-id`), when first asked for an item, and yield the log of it."""
+        """Close SAs (`child`, `ike`, `child-id`, `ike-id`) when the first item is requested, and yield the log."""
         return self.streamed_request("terminate", "control-log", sa)
 
     def rekey(self, sa: Request) -> Section:
-        """Rekey SAs and return how many, `matches`."""
+        """Rekey SAs and return their number, `matches`."""
         return self.request("rekey", sa)
 
     def redirect(self, sa: Request) -> Section:
-        """Redirect IKE_SAs to a `gateway` and return how many, `matches`."""
+        """Redirect IKE_SAs to a `gateway` and return their number, `matches`."""
         return self.request("redirect", sa)
 
     def install(self, policy: Request) -> None:
@@ -64,7 +64,7 @@ class CommandWrappers:
         return self.streamed_request("list-sas", "list-sa", filters)
 
     def list_policies(self, filters: Request | None = None) -> Generator[Section, None, None]:
-        """Yield the policies asked for with `trap`, `drop` and `pass`."""
+        """Yield the policies selected by `trap`, `drop` and `pass`."""
         return self.streamed_request("list-policies", "list-policy", filters)
 
     def list_conns(self, filters: Request | None = None) -> Generator[Section, None, None]:
@@ -88,7 +88,7 @@ class CommandWrappers:
         return self.request("get-authorities")
 
     def load_conn(self, connection: Request) -> None:
-        """Load connections, each a section under its name."""
+        """Load connections, each a section with its name."""
         self.request("load-conn", connection)
 
     def unload_conn(self, name: Request) -> None:
@@ -128,15 +128,15 @@ class CommandWrappers:
         return self.request("get-shared")
 
     def flush_certs(self, filter: Request | None = None) -> None:
-        """Empty the cache of certificates, or of one `type`."""
+        """Clear the certificate cache, or one `type` of it."""
         self.request("flush-certs", filter)
 
     def clear_creds(self) -> None:
-        """Remove every credential that was loaded over VICI."""
+        """Remove every credential loaded over VICI."""
         self.request("clear-creds")
 
     def load_authority(self, ca: Request) -> None:
-        """Load certification authorities, each a section under its name."""
+        """Load certification authorities, each a section with its name."""
         self.request("load-authority", ca)
 
     def unload_authority(self, ca: Request) -> None:
@@ -144,7 +144,7 @@ class CommandWrappers:
         self.request("unload-authority", ca)
 
     def load_pool(self, pool: Request) -> Section:
-        """Load pools of virtual addresses, each a section under its name."""
+        """Load pools of virtual addresses, each a section with its name."""
         return self.request("load-pool", pool)
 
     def unload_pool(self, pool_name: Request) -> None:
@@ -152,15 +152,15 @@ class CommandWrappers:
         self.request("unload-pool", pool_name)
 
     def get_pools(self, options: Request | None = None) -> Section:
-        """Return the pools, with `leases` if asked for."""
+        """Return the pools, with `leases` if requested."""
         return self.request("get-pools", options)
 
     def get_algorithms(self) -> Section:
-        """Return the algorithms by type, with the plugins that have them."""
+        """Return the algorithms by type, with the plugins that provide them."""
         return self.request("get-algorithms")
 
     def get_counters(self, options: Request | None = None) -> Section:
-        """Return `counters` of IKE messages."""
+        """Return the IKE message `counters`."""
         return self.request("get-counters", options)
 
     def reset_counters(self, options: Request | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Functions called for events."""
+"""Calls functions for events."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class StopListening(Exception):
-    """Raised by a function that was called for an event or a timeout, it ends `EventListener.listen`."""
+    """Raise this in a function called for an event or a timeout to end `EventListener.listen`."""
 
 
 class EventListener:
-    """Calls functions for events, for a timeout, and when the connection has ended."""
+    """Calls registered functions on events, on a timeout, and when the connection has ended."""
 
     def __init__(self, session: Session | None = None) -> None:
         self.event_map: dict[str, Callable[..., Any]] = {}
@@ -27,7 +27,7 @@ class EventListener:
         self.session = session
 
     def set_session(self, session: Session | None) -> None:
-        """Set the session that `listen` uses from its start, or after a disconnection."""
+        """Set the session that `listen` uses when it starts, or after a disconnection."""
         self.session = session
 
     def on_events(self, events: Iterable[str]) -> Callable[[F], F]:
@@ -40,7 +40,7 @@ class EventListener:
         return decorator
 
     def on_disconnected(self) -> Callable[[F], F]:
-        """Decorate a function to be called with this listener when the connection has ended; it may set a session."""
+        """Decorate a function to be called with this listener when the connection ends; it may set a new session."""
 
         def decorator(func: F) -> F:
             self.disconnect_list.append(func)
@@ -49,7 +49,7 @@ class EventListener:
         return decorator
 
     def on_timeout(self) -> Callable[[F], F]:
-        """Decorate a function to be called, without arguments or with None twice, when no event came in time."""
+        """Decorate a function to be called on a timeout, without arguments, or with None twice if it has parameters."""
 
         def decorator(func: F) -> F:
             self.timeout_list.append(func)
@@ -58,10 +58,10 @@ class EventListener:
         return decorator
 
     def listen(self, timeout: float | None = RECV_TIMEOUT_DEFAULT) -> bool:
-        """Wait for events and call the functions: True after `StopListening`, False when there is no session left.
+        """Wait for events and call the functions; return True after `StopListening`, False when no session is left.
 
-        Without an event for `timeout` seconds, left out the socket's, those for a timeout are called.
-        Other exceptions are passed on, as is `EventUnknownException`.
+        After `timeout` seconds without an event, by default the timeout of the socket, the functions for a timeout are
+        called. Other exceptions propagate, including `EventUnknownException`.
         """
         while (session := self.session) is not None:
             try:
@@ -69,7 +69,7 @@ class EventListener:
             except StopListening:
                 return True
             except OSError:
-                if not getattr(session, "closed", True):  # the function's own
+                if not getattr(session, "closed", True):  # raised by the function, not by the connection
                     raise
             self.session = None
             for func in self.disconnect_list:

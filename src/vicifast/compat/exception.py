@@ -1,4 +1,4 @@
-"""The exceptions of strongSwan's module, and which of ours becomes which."""
+"""The exceptions of strongSwan's module, and their mapping from `vicifast.errors`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class DeserializationException(Exception):
 
 
 class SessionException(Exception):
-    """charon does not know the command, or broke the rules of the packet layer."""
+    """charon does not know the command, or violated the packet protocol."""
 
 
 class CommandException(Exception):
-    """charon answered a command with `success=no`; the text has its reason."""
+    """charon answered a command with `success=no`; the text contains the reason."""
 
 
 class EventUnknownException(Exception):
@@ -24,7 +24,7 @@ class EventUnknownException(Exception):
 
 
 class Translated:
-    """Raises, on leaving `with`, the exception of this module for one of `vicifast.errors`, which is its cause."""
+    """On leaving `with`, raises the exception of this module for one of `vicifast.errors`, which becomes its cause."""
 
     def __enter__(self) -> None:
         pass

@@ -17,14 +17,14 @@ from .exception import DeserializationException, SessionException, Translated
 Section: TypeAlias = dict[str, Any]
 
 RECV_TIMEOUT_DEFAULT: Final[Any] = object()
-"""As the timeout of `receive` and `listen`: the socket's."""
+"""The default timeout of `receive` and `listen`: that of the socket."""
 
-# Left to the encoder, which takes them or says why not; everything else is sent as its str(), as an IPv4Address.
+# Passed to the encoder, which accepts or rejects them; other values, such as an IPv4Address, are sent as their str().
 _NO_TEXT = (str, bytes, bytearray, memoryview, int, NoneType, Mapping, list, tuple, Set, Iterator, MappingView)
 
 
 def sendable(message: Mapping[str, Any] | None) -> Section | None:
-    """Return a message with the values that only strongSwan's module takes made text."""
+    """Return a message in which values that only strongSwan's module accepts are converted to text."""
     return None if message is None else _section(message, 0)
 
 
@@ -47,12 +47,12 @@ class FiniteStream(io.BytesIO):
         return len(self.getbuffer())
 
     def has_more(self) -> bool:
-        """Whether anything is left to read."""
+        """Whether there are bytes left to read."""
         return self.tell() < len(self)
 
 
 class Packet:
-    """Makes and reads packets, as `Transport` sends and receives them: without their length."""
+    """Builds and parses packets without their length, as `Transport` sends and receives them."""
 
     CMD_REQUEST: Final = _wire.CMD_REQUEST
     CMD_RESPONSE: Final = _wire.CMD_RESPONSE
@@ -68,7 +68,7 @@ class Packet:
 
     @classmethod
     def request(cls, command: str, message: bytes | None = None) -> bytes:
-        """Return the request of a command, with a message that `Message.serialize` made."""
+        """Return the request for a command; `message` is from `Message.serialize`."""
         return _named(_wire.CMD_REQUEST, command) + (message or b"")
 
     @classmethod
@@ -78,14 +78,14 @@ class Packet:
 
     @classmethod
     def unregister_event(cls, event_type: str) -> bytes:
-        """Return what ends the registration of an event."""
+        """Return the packet that unregisters an event."""
         return _named(_wire.EVENT_UNREGISTER, event_type)
 
     @classmethod
     def parse(cls, packet: bytes) -> Packet.ParsedPacket | Packet.ParsedEventPacket:
-        """Return type, name (bytes, of an event only) and message (a `FiniteStream`) of a packet from charon.
+        """Return the type, name (bytes, only of an event) and message (a `FiniteStream`) of a packet from charon.
 
-        Raises `DeserializationException` for a packet without a type, or with a name that is cut short.
+        Raises `DeserializationException` for a packet without a type or with a truncated name.
         """
         stream = FiniteStream(packet)
         kind = stream.read(1)
@@ -96,7 +96,7 @@ class Packet:
         size = stream.read(1)
         name = stream.read(size[0]) if size else b""
         if not size or len(name) < size[0]:
-            raise DeserializationException("the name of the event is cut short")
+            raise DeserializationException("the name of the event is truncated")
         return cls.ParsedEventPacket(kind[0], name, stream)
 
 
@@ -105,7 +105,7 @@ def _named(kind: int, name: str) -> bytes:
 
 
 class Message:
-    """Messages and their bytes."""
+    """Converts between messages and their bytes."""
 
     SECTION_START: Final = 1
     SECTION_END: Final = 2
@@ -121,17 +121,17 @@ class Message:
 
     @classmethod
     def deserialize(cls, stream: io.BytesIO) -> Section:
-        """Return the message that a stream has from where it is to its end. Raises `DeserializationException`."""
+        """Return the message in the rest of a stream. Raises `DeserializationException`."""
         with Translated():
             return _wire.decode(stream.read(), values=bytes)
 
 
 class Transport:
-    """Sends and receives packets over a connected `socket`, or an object with the methods of one that are used here.
+    """Sends and receives packets over a connected `socket`, or an object with the same methods.
 
-    Reads one packet at a time and never more, so that the socket is readable as long as there is another packet. The
-    timeout of the socket may be changed at any time. Raises the OSError of the socket; `ConnectionClosed`, an OSError
-    too, at the end of the connection.
+    Reads exactly one packet at a time, so that the socket stays readable as long as there is another packet. The
+    timeout of the socket may be changed at any time. Raises the OSError of the socket, and `ConnectionClosed`, also an
+    OSError, at the end of the connection.
     """
 
     HEADER_LENGTH: Final = 4
@@ -141,7 +141,7 @@ class Transport:
     """Whether the next byte from the socket begins a packet."""
 
     before_close: Callable[[], Callable[[], bool] | None] | None = None
-    """A weak reference to what a session does before its transport closes: False, to let it close the socket itself."""
+    """A weak reference to a function of the session, called before closing; False if the session closes the socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -153,19 +153,19 @@ class Transport:
     def receive(self, timeout: float | None = RECV_TIMEOUT_DEFAULT) -> bytes:
         """Return the next packet.
 
-        Raises TimeoutError when none begins within `timeout` seconds, left out the socket's. When the rest of a packet
-        does not come within the socket's, or reading is interrupted, nothing can be read any more: the connection is
-        shut down. So it is, with `SessionException`, for a packet longer than `MAX_SEGMENT`.
+        Raises TimeoutError if none begins within `timeout` seconds, by default the timeout of the socket. If the rest
+        of a packet does not arrive within the socket's timeout, or reading is interrupted, the connection is shut down,
+        as it is out of step. A packet longer than `MAX_SEGMENT` raises `SessionException` and shuts it down too.
         """
         usual = self.socket.gettimeout()
-        rest = usual or None  # a packet that has begun is waited for on a socket that does not block, too
+        rest = usual or None  # the rest of a packet is awaited even on a non-blocking socket
         data = self._receive(self.HEADER_LENGTH, usual if timeout is RECV_TIMEOUT_DEFAULT else timeout, usual)
         try:
             while len(data) < self.HEADER_LENGTH:
                 data += self._receive(self.HEADER_LENGTH - len(data), rest, usual)
             length = int.from_bytes(data)
             if length > self.MAX_SEGMENT:
-                raise SessionException(f"a packet of {length} bytes: a packet has 1 to {self.MAX_SEGMENT}")
+                raise SessionException(f"a packet of {length} bytes, but the length must be 1 to {self.MAX_SEGMENT}")
             data = self._receive(length, rest, usual) if length else b""
             while len(data) < length:
                 data += self._receive(length - len(data), rest, usual)
@@ -176,9 +176,9 @@ class Transport:
         return data
 
     def close(self) -> None:
-        """Unregister the events of the session, if it has any, and close the connection.
+        """Unregister the events of the session, if any, and close the connection.
 
-        What waits for it in another thread then gets an OSError.
+        A thread that is waiting on it gets an OSError.
         """
         session = self.before_close() if self.before_close is not None else None
         done = session is None or session()
@@ -187,7 +187,7 @@ class Transport:
             self.socket.close()
 
     def shutdown(self) -> None:
-        """Let nothing more be sent or received."""
+        """Shut down sending and receiving."""
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 

@@ -18,11 +18,11 @@ from .protocol import RECV_TIMEOUT_DEFAULT, Packet, Section, Transport, sendable
 
 
 class Session(CommandWrappers):
-    """A connection to charon, by default at strongSwan's address, else over a connected socket.
+    """A connection to charon at strongSwan's default address, or over a connected socket.
 
-    Values are bytes, replies and events are dicts. What yields is a generator, which sends nothing before it is first
-    asked for an item. Waiting is limited by the timeout of the socket, by default none. Raises what
-    `vicifast.compat.exception` has; the OSError of the socket when the connection cannot be made or has ended;
+    Replies and events are dicts, values are bytes. Streams and events are generators, which send nothing before their
+    first item is requested. The timeout of the socket, by default none, limits waiting. Raises the exceptions of
+    `vicifast.compat.exception`; the OSError of the socket when the connection fails or has ended; and
     `vicifast.EncodeError`, a ValueError, for a message that VICI cannot carry.
     """
 
@@ -31,7 +31,7 @@ class Session(CommandWrappers):
 
     @property
     def transport(self) -> Transport:
-        """What moves the packets; another one may be put in its place, as after a restart of charon."""
+        """The transport of the packets; may be replaced, for example after a restart of charon."""
         return self._exchange.transport
 
     @transport.setter
@@ -58,16 +58,16 @@ class Session(CommandWrappers):
     def listen(
         self, event_types: Iterable[str], timeout: float | None = RECV_TIMEOUT_DEFAULT
     ) -> Generator[tuple[bytes, Section] | tuple[None, None], None, None]:
-        """Yield events as (name, message), and (None, None) each time that none came for `timeout` seconds."""
+        """Yield events as (name, message), and (None, None) after each `timeout` seconds without an event."""
         with Translated():
             yield from self._exchange.listen([*event_types], timeout)
 
 
 class _Exchange:
-    """Pairs what a transport sends and receives, for one thread at a time.
+    """Matches the requests and replies of a transport, for one thread at a time.
 
-    Nothing is read that nobody waits for: a program may wait for the socket itself. So the confirmation that an event
-    is unregistered is waited for, as strongSwan's module does.
+    It reads a packet only while a caller waits for one, so that a program may poll the socket itself. Therefore it
+    waits for the confirmation that an event is unregistered, as strongSwan's module does.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -124,17 +124,17 @@ class _Exchange:
             self._unregister_after_loss(events)
             raise
         finally:
-            protocol.leave(subscription)  # whoever uses the session now unregisters
+            protocol.leave(subscription)  # unregistered when the session is used next, also by another thread
             with self._in_use:
                 self._until(lambda: not protocol.unregistering)
 
     def _open(self) -> Protocol:
         if self.protocol.closed is not None:
-            self.protocol = _protocol()  # the socket has an error of its own for who goes on
+            self.protocol = _protocol()  # using the closed socket raises its own error
         return self.protocol
 
     def _wait_event(self, subscription: Subscription, timeout: float | None) -> bool:
-        """Wait until there is an event; False when none came in time. Raises what ended the subscription."""
+        """Wait for an event; False after `timeout` seconds without. Raises the error that ended the subscription."""
         with self._in_use:
             try:
                 self._until(
@@ -153,8 +153,8 @@ class _Exchange:
     ) -> None:
         """Send and receive until `done`.
 
-        Giving up ends the connection, as a late reply would be taken for the next one's; but not when only events are
-        waited for and none has begun.
+        A timeout ends the connection, as a late reply would be mistaken for the next; except when waiting only for
+        events and none has begun.
         """
         protocol, transport, receiving = self.protocol, self.transport, False
         try:
@@ -182,21 +182,21 @@ class _Exchange:
             data = data[end:]
 
     def _end(self, error: BaseException) -> None:
-        """End what is open; what a later call meets is the socket's own error, and never a reply to this one."""
-        self.protocol.fail(ConnectionClosed(str(error)))  # not the error itself, whose traceback keeps the socket open
+        """End all open calls; later calls get the socket's error, and never a reply to an earlier call."""
+        self.protocol.fail(ConnectionClosed(str(error)))  # the traceback of the error itself would keep the socket open
         if not isinstance(error, OSError) or isinstance(error, (TimeoutError, BlockingIOError)):
             self.transport.shutdown()
         if self._closing:
             self.transport.socket.close()
 
     def _unregister_after_loss(self, events: list[str]) -> None:
-        """Raise what strongSwan's module raises when charon has gone: BrokenPipeError, mostly, of its next packet."""
+        """Raise the same error as strongSwan's module after charon closed: usually BrokenPipeError on the next send."""
         for event in events:
             self.transport.send(Packet.unregister_event(event))
             self.transport.receive()
 
     def _before_close(self) -> bool:
-        """Unregister all events; False when another thread is in the middle of reading, which will close the socket."""
+        """Unregister all events; False if another thread is reading, which will then close the socket."""
         self._closing = True
         deadline = time.monotonic() + CLOSE_TIMEOUT
         try:
@@ -208,7 +208,7 @@ class _Exchange:
         except RuntimeError:
             return False
         except OSError:
-            pass  # it has ended already
+            pass  # the connection has already ended
         self.protocol.fail(ConnectionClosed("the session was closed"))
         return True
 
@@ -218,7 +218,7 @@ def _protocol() -> Protocol:
 
 
 def _connect() -> socket.socket:
-    """Return a socket that is connected to strongSwan's default address, or raise the OSError of the attempt."""
+    """Return a socket connected to strongSwan's default address. Raises OSError."""
     target = parse_address(None)
     if isinstance(target, Tcp):
         return socket.create_connection(target)

@@ -1,29 +1,29 @@
-"""Events for as long as a program runs: whatever happens to charon, and with nothing missed in silence.
+"""Follows the events of charon across restarts, and reports every gap.
 
-A `Follower` (or, for asyncio, an `AsyncFollower`) connects, registers, and connects again when charon has gone. It is
-an iterator of what there is to know, in order:
+A `Follower` (or, for asyncio, an `AsyncFollower`) connects, registers for events, and reconnects when charon restarts.
+It is an iterator of these items, in order:
 
     with Follower("unix:///var/run/charon.vici", "ike-updown", "child-updown", sas=True) as follower:
         for item in follower:
             match item:
-                case Snapshot(sas):                    # the state now, first and after each gap
+                case Snapshot(sas):                    # the current state, at first and after each gap
                     table = {uniqueid_of(sa): sa for sa in sas}
-                case Event("ike-updown", message):     # what changed since
+                case Event("ike-updown", message):     # a change
                     update(table, message)
-                case Gap(since, until, reason):        # what nobody can know; a Snapshot follows
+                case Gap(since, until, reason):        # events are missing; a Snapshot follows
                     print(f"events are missing from {since} to {until}: {reason}")
-                case Down(_, reason):                  # charon is not there; it is tried again
+                case Down(_, reason):                  # charon is unreachable; retrying
                     print(reason)
-                case Up(unknown):                      # charon is there, perhaps an old one without some events
+                case Up(unknown):                      # connected; an old charon may not know all events
                     print("following all but", unknown)
 
-* At first come `Up`, `Snapshot` if asked for, and then each `Event`. Events are registered before the snapshot is
-  taken, so none is missed, but one soon after a snapshot may tell what that shows already: the last word on an SA is
-  the latest item about it.
-* When charon goes, or is not there at first: `Down`, and when it is back `Up`, `Gap`, and `Snapshot`.
+* The first items are `Up`, `Snapshot` if requested, and then each `Event`. Events are registered before the snapshot is
+  taken, so that none is missed; an event soon after a snapshot may describe a change that the snapshot already
+  contains. The latest item about an SA is always right.
+* When charon is unreachable, also at first: `Down`, and once it is back, `Up`, `Gap` and `Snapshot`.
 * When the program was too slow, or a message was malformed: `Gap` and `Snapshot`.
 
-All times are seconds since the epoch, as `time.time()` gives them. `vicifast.results` has the messages as objects:
+All times are seconds since the epoch, as from `time.time()`. `vicifast.results` converts messages to objects:
 `parse_event(item.name, item.message)`, `IkeSa.from_message(sa)`.
 """
 

@@ -14,21 +14,21 @@ from .base import BaseFollower, Item
 
 
 class AsyncFollower(BaseFollower[M]):
-    """The events of one charon, for as long as it is iterated; see `vicifast.follow`.
+    """An async iterator that follows the events of one charon; see `vicifast.follow`.
 
-    `address` is a path, `unix://PATH`, `tcp://HOST:PORT` or None for strongSwan's default; `events` are names, left out
-    all standalone ones but `log`. `sas` and `conns` say what a `Snapshot` holds; without both there is none. Without
-    any item for `timeout` seconds the iteration ends; it may be taken up again. `request_timeout` is the longest wait
-    for charon to take the connection and to answer; `values` is as for `AsyncSession`.
+    `address` is a path, `unix://PATH`, `tcp://HOST:PORT` or None for strongSwan's default; `events` are names, by
+    default all standalone events except `log`. `sas` and `conns` select the content of a `Snapshot`; without either
+    there are no snapshots. The iteration ends after `timeout` seconds without an item, and can be resumed.
+    `request_timeout` is the maximum wait for a connection and for each reply; `values` is as for `AsyncSession`.
 
-    Waiting for an item may be cancelled at any time, with nothing lost. It belongs to one event loop, and one task at a
-    time may wait. Use it in `async with`, or call `aclose`, also from another task.
+    Waiting for an item may be cancelled at any time without losing any. A follower belongs to one event loop, and only
+    one task at a time may wait. Use `async with`, or call `aclose`, also from another task.
     """
 
     _session: AsyncSession[M] | None = None
     _listener: Listener[M] | None = None
     _loop: asyncio.AbstractEventLoop | None = None
-    _work: asyncio.Task[None] | None = None  # what goes on when the task that waits for it is cancelled
+    _work: asyncio.Task[None] | None = None  # continues when the task that waits for it is cancelled
 
     def __aiter__(self) -> Self:
         return self
@@ -45,7 +45,7 @@ class AsyncFollower(BaseFollower[M]):
         return self._items.popleft()
 
     async def aclose(self) -> None:
-        """Unregister and disconnect; the iteration ends, in whatever task it is."""
+        """Unregister and disconnect; ends the iteration in any task."""
         self._closed = True
         if self._work is not None:
             self._work.cancel()
@@ -59,7 +59,7 @@ class AsyncFollower(BaseFollower[M]):
         await self.aclose()
 
     async def _advance(self) -> None:
-        """Wait for what is to be done next."""
+        """Wait for the next step: connecting, a snapshot or events."""
         if self._work is None and (self._listener is None or self._stale):
             self._work = asyncio.create_task(self._refresh() if self._stale else self._connect())
         if self._work is not None:
@@ -98,7 +98,7 @@ class AsyncFollower(BaseFollower[M]):
                 await self._disconnect()
 
     async def _refresh(self) -> None:
-        """Take a new snapshot on the connection that there is."""
+        """Take a new snapshot on the existing connection."""
         assert self._session is not None
         try:
             self._listed(await self._list(self._session))

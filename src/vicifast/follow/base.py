@@ -1,4 +1,4 @@
-"""What the two followers share: the items they yield, and when to connect again."""
+"""The base of the two followers: the items they yield, and when to reconnect."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ..session import M
 
 STATE_EVENTS = tuple(event.name for event in EVENTS.values() if event.standalone and event.name != "log")
 
-# Seconds before charon is tried again; twice as many after each failure, and up to half less by chance, so that the
-# programs that lost one charon do not come back in step.
+# Seconds before reconnecting; the delay doubles after each failure and is randomly reduced by up to half, so that the
+# clients of one charon do not all reconnect at the same time.
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 
 
 class Up(NamedTuple):
-    """charon is connected and has answered every registration; `unknown` are the events that it does not have."""
+    """The follower is connected and all registrations are answered; charon does not support the events in `unknown`."""
 
     unknown: tuple[str, ...]
 
 
 class Down(NamedTuple):
-    """charon cannot be reached since `since`, for `reason`; told once, and then it is tried until it is back.
+    """charon is unreachable since `since`, for `reason`; reported once, while the follower retries until it is back.
 
-    The end of a connection is noticed at once while the next item is waited for, else when it is asked for.
+    The end of a connection is noticed while waiting for an item, or else when the next item is requested.
     """
 
     since: float
@@ -40,7 +40,7 @@ class Down(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Events between `since` and `until` may be missing: `lost` of them, None where nobody can know how many."""
+    """Events between `since` and `until` may be missing: `lost` of them, None if the number is unknown."""
 
     since: float
     until: float
@@ -49,7 +49,7 @@ class Gap(NamedTuple):
 
 
 class Snapshot(NamedTuple, Generic[M]):
-    """The messages of `list-sas` and `list-conns`; empty is also what was not asked for."""
+    """The messages of `list-sas` and `list-conns`; one that was not requested is empty."""
 
     sas: Sequence[M]
     conns: Sequence[M]
@@ -66,7 +66,7 @@ Item: TypeAlias = "Up | Down | Gap | Snapshot[M] | Event[M]"
 
 
 class BaseFollower(Generic[M]):
-    """What the blocking and the asyncio follower have in common: all but the waiting."""
+    """The base class of the blocking and the asyncio follower: everything except waiting."""
 
     @overload
     def __init__(
@@ -111,7 +111,7 @@ class BaseFollower(Generic[M]):
         self._options: Any = {"timeout": request_timeout, "values": values}
         self._snapshot_commands = [name for name, wanted in (("list-sas", sas), ("list-conns", conns)) if wanted]
         self._items: deque[Item[M]] = deque()
-        self._held: list[Event[M]] = []  # what came before the snapshot that is about to be taken
+        self._held: list[Event[M]] = []  # events received before the next snapshot is taken
         self._stale = False
         self._lost = 0
         self._took_at = 0.0
@@ -123,15 +123,15 @@ class BaseFollower(Generic[M]):
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed; its iteration has ended then."""
+        """Whether the follower was closed, which ends its iteration."""
         return self._closed
 
     def _pause(self) -> float:
-        """Seconds until charon may be tried again."""
+        """Seconds until the next connection attempt."""
         return max(0.0, self._retry_at - time.monotonic())
 
     def _came_up(self, unknown: tuple[str, ...], registered: float, messages: dict[str, list[M]]) -> None:
-        """charon answered: from `registered` on nothing is missing, and `messages` were listed after that."""
+        """Handle a new connection: no event is missing from `registered` on, and `messages` were listed after that."""
         self._items.append(Up(unknown))
         if self._outage is not None:
             self._items.append(Gap(self._outage.since, registered, self._outage.reason, None))
@@ -160,7 +160,7 @@ class BaseFollower(Generic[M]):
         self._retry_at = time.monotonic() + self._delay * random.uniform(0.5, 1)
 
     def _took(self, batch: Sequence[tuple[str, Body]], lost: int) -> None:
-        """Take over what the listener had, which has lost `lost` events by now."""
+        """Add a batch from the listener, which has lost `lost` events so far."""
         now = time.time()
         events = [Event(name, cast(M, body)) for name, body in batch if not isinstance(body, ViciError)]
         malformed, late = len(batch) - len(events), lost - self._lost

@@ -13,16 +13,16 @@ from .base import BaseFollower, Item
 
 
 class Follower(BaseFollower[M]):
-    """The events of one charon, for as long as it is iterated; see `vicifast.follow`.
+    """An iterator that follows the events of one charon; see `vicifast.follow`.
 
-    `address` is a path, `unix://PATH`, `tcp://HOST:PORT` or None for strongSwan's default; `events` are names, left out
-    all standalone ones but `log`. `sas` and `conns` say what a `Snapshot` holds; without both there is none. Without
-    any item for `timeout` seconds the iteration ends, once what is being asked of charon was answered; it may be taken
-    up again. `request_timeout` is the longest wait for charon to take the connection and to answer; `values` is as for
-    `Session`.
+    `address` is a path, `unix://PATH`, `tcp://HOST:PORT` or None for strongSwan's default; `events` are names, by
+    default all standalone events except `log`. `sas` and `conns` select the content of a `Snapshot`; without either
+    there are no snapshots. The iteration ends after `timeout` seconds without an item, once outstanding requests have
+    been answered, and can be resumed. `request_timeout` is the maximum wait for a connection and for each reply;
+    `values` is as for `Session`.
 
-    Nothing is read between two items, and charon keeps what it has for a program that does not read, without a limit.
-    One thread at a time may use it. Use it in `with`, or call `close`: charon logs each event that it cannot deliver.
+    The follower reads only while waiting for an item, and charon buffers without limit for a client that does not read.
+    Only one thread at a time may use it. Use `with`, or call `close`: charon logs each event that it cannot deliver.
     """
 
     _session: Session[M] | None = None
@@ -39,7 +39,7 @@ class Follower(BaseFollower[M]):
         return self._items.popleft()
 
     def close(self) -> None:
-        """Unregister and disconnect; the iteration ends."""
+        """Unregister and disconnect; ends the iteration."""
         self._closed = True
         self._items.clear()
         self._disconnect()
@@ -54,7 +54,7 @@ class Follower(BaseFollower[M]):
         self._disconnect()
 
     def _advance(self, deadline: float | None) -> bool:
-        """Do what is to be done next; False when the deadline has come before."""
+        """Perform the next step; False when the deadline passed first."""
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         if self._session is None or self._listener is None:
             pause = self._pause()

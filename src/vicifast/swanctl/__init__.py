@@ -1,22 +1,22 @@
-"""What `swanctl --load-all` does: a whole configuration into the daemon, and out of it what has gone.
+"""Loads a whole configuration into the daemon and unloads everything else, as `swanctl --load-all` does.
 
-    plan = read_config("/etc/swanctl/swanctl.conf")    # reads every file, talks to nobody
+    plan = read_config("/etc/swanctl/swanctl.conf")    # reads every file, sends nothing
     report = plan.load(session)                         # or await plan.load_async(session)
 
-Requests and their order are swanctl's (strongSwan 5.9.8 to 6.1.0: `load_creds.c`, `load_authorities.c`, `load_pools.c`,
-`load_conns.c`); files of a directory go in the order of their names, where swanctl takes them as the file system gives
-them. It differs from swanctl in these points:
+The requests and their order are those of swanctl (strongSwan 5.9.8 to 6.1.0: `load_creds.c`, `load_authorities.c`,
+`load_pools.c`, `load_conns.c`); the files of a directory are loaded in the order of their names, while swanctl uses the
+order of the file system. Differences from swanctl:
 
-* A configuration that cannot be parsed is a `ConfigError`, and nothing is sent (swanctl 5.9.8 unloads everything).
-* What could not be read is never a reason to unload. When a file, a directory, a key, a secret or a section cannot be
-  read or opened, or the daemon refuses a private key, nothing of that kind is unloaded, and the report lists what was
-  kept. Credentials are not cleared when one of them could not be read.
-* A secret that is not hexadecimal or Base64 after `0x` or `0s`, and an encrypted private key without the right
-  passphrase are reported and not sent. An empty file in a directory is skipped; when its name begins with a dot
+* A configuration that cannot be parsed raises `ConfigError`, and nothing is sent (swanctl 5.9.8 unloads everything).
+* Nothing is unloaded because it could not be read. If a file, a directory, a key, a secret or a section cannot be read
+  or opened, or the daemon refuses a private key, nothing of that kind is unloaded, and the report lists what was kept.
+  Credentials are not cleared if one of them could not be read.
+* A secret that is not hexadecimal after `0x` or Base64 after `0s`, and an encrypted private key without the right
+  passphrase, are reported and not sent. An empty file in a directory is skipped; if its name begins with a dot
   (`.gitkeep`) it is ignored.
-* A PEM file with several certificates in a directory other than `x509` is loaded whole, one request each; charon takes
-  only the first of a file. In `x509`, and where a connection or an authority names the file, the others are left out
-  as with swanctl, and the report says so: charon trusts every certificate that it loads.
+* A PEM file with several certificates in a directory other than `x509` is loaded completely, with one request per
+  certificate, as charon reads only the first in a request. In `x509`, and where a connection or an authority names the
+  file, only the first is loaded, as with swanctl, and the report says so: charon trusts every certificate it loads.
 
 Opening encrypted keys and PKCS#12 containers requires the package cryptography, which the extra `cli` installs.
 """
@@ -39,7 +39,7 @@ from .settings import Settings
 
 DEFAULT_DIRECTORY = "/etc/swanctl"
 
-# The directories with certificates, in swanctl's order, and the type and flag with which their files are loaded.
+# The directories with certificates, in swanctl's order, and the type and flag of their files.
 _END_ENTITY = {"type": "X509", "flag": "NONE"}
 _CERTIFICATES = {
     "x509": _END_ENTITY,
@@ -50,7 +50,7 @@ _CERTIFICATES = {
     "x509crl": {"type": "X509_CRL"},
     "pubkey": {"type": "PUBKEY"},
 }
-# The directories with private keys, and the type that the daemon is told.
+# The directories with private keys, and the type sent to the daemon.
 _KEYS = {"private": "any", "rsa": "rsa", "ecdsa": "ecdsa", "bliss": "bliss", "pkcs8": "any"}
 _SHARED = ("eap", "xauth", "ntlm", "ike", "ppk")
 _OTHER_SECRETS = (*_KEYS, "pkcs12", "token")
@@ -73,13 +73,13 @@ Ask = Callable[[str], str]
 def read_config(
     path: str | os.PathLike[str] | None = None, *, parts: Collection[Part] = PARTS, ask: Ask | None = None
 ) -> Plan:
-    """Read a configuration and every file that it names or that lies in the directories beside it.
+    """Read a configuration, every file that it names, and the files in the directories next to it.
 
-    Without `path` it is `swanctl.conf` in the directory that SWANCTL_DIR names (the current one when that is empty), or
-    in /etc/swanctl. `parts` limits the plan; files of other parts are not read. `ask` is called with a prompt for each
-    passphrase and PIN that the configuration lacks, and returns it, or an empty text to go on without. `ConfigError`
-    when the configuration cannot be read or parsed; what is wrong with a single credential or section becomes the
-    problem of its step. Opening encrypted keys takes time: in an asyncio program call this in a thread.
+    The default `path` is `swanctl.conf` in the directory SWANCTL_DIR (the current one if that is empty), or in
+    /etc/swanctl. `parts` limits the plan; files of other parts are not read. `ask` is called with a prompt for each
+    passphrase and PIN missing in the configuration, and returns it, or an empty text to continue without. Raises
+    `ConfigError` if the configuration cannot be read or parsed; an error in a single credential or section becomes the
+    problem of its step. Opening encrypted keys is slow: in an asyncio program, call this in a thread.
     """
     if path is None:
         path = os.path.join(os.environ.get("SWANCTL_DIR", DEFAULT_DIRECTORY), "swanctl.conf")
@@ -117,7 +117,7 @@ def _prepared(what: str, command: str, build: Callable[[], Mapping[str, object]]
 def _files(
     directory: Path, what: str, command: str, steps: Callable[[str, Path, bytes], Iterator[Step]]
 ) -> Iterator[Step]:
-    """The steps for each file of a directory, which need not exist."""
+    """Yield the steps for each file of a directory, which need not exist."""
     try:
         paths = sorted(directory.iterdir())
     except OSError as error:
@@ -145,7 +145,7 @@ def _reason(error: OSError) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """The content of a file that a section names."""
+    """Return the content of a file that a section names."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -156,7 +156,7 @@ def _read(path: Path) -> bytes:
 
 
 def _certificate_blocks(data: bytes) -> list[bytes]:
-    """The blocks of a PEM file that are of the type of its first, which is the only one that charon reads."""
+    """Return the blocks of a PEM file with the type of its first block, the only one that charon reads."""
     blocks = list(_PEM.finditer(data))
     return [block[0] + b"\n" for block in blocks if block[1] == blocks[0][1]]
 
@@ -166,7 +166,7 @@ def _key_blocks(data: bytes) -> list[bytes]:
 
 
 def _numbered(what: str, data: bytes, blocks: list[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Each block with what to call it; a file without several as it is."""
+    """Yield each block with its description; a file without several blocks unchanged."""
     if len(blocks) < 2:
         yield what, data
     else:
@@ -194,7 +194,7 @@ def _keys(settings: Settings, kind: str, ask: Ask | None, what: str, path: Path,
 
 def _key(settings: Settings, kind: str, ask: Ask | None, path: Path, data: bytes) -> dict[str, object]:
     passphrases, encrypted = _passphrases(settings, kind, path.name), is_encrypted(data)
-    if passphrases or ask is not None:  # else swanctl sends the file as it is
+    if passphrases or ask is not None:  # else swanctl sends the file unchanged
         candidates = _all_passphrases(passphrases, ask, kind, path) if encrypted else [""]
         try:
             algorithm, opened = open_key(data, candidates)
@@ -203,14 +203,14 @@ def _key(settings: Settings, kind: str, ask: Ask | None, path: Path, data: bytes
             if encrypted:
                 raise
     if encrypted:
-        raise ConfigError(f"it is encrypted, and no section secrets.{kind}... with a secret names it as its file")
+        raise ConfigError(f"the key is encrypted, and no section secrets.{kind}... has its file name and a secret")
     return {"type": _KEYS[kind], "data": data}
 
 
 def _container(settings: Settings, ask: Ask | None, what: str, path: Path, data: bytes) -> Iterator[Step]:
     passphrases = _passphrases(settings, "pkcs12", path.name)
     if not passphrases and ask is None:
-        raise ConfigError("no section secrets.pkcs12... with a secret names it as its file")
+        raise ConfigError("no section secrets.pkcs12... has its file name and a secret")
     certificates, keys = open_container(data, _all_passphrases(passphrases, ask, "pkcs12", path))
     for certificate in certificates:
         yield Step(f"certificate {path}", "load-cert", {**_END_ENTITY, "data": certificate})
@@ -219,14 +219,14 @@ def _container(settings: Settings, ask: Ask | None, what: str, path: Path, data:
 
 
 def _all_passphrases(configured: list[str], ask: Ask | None, kind: str, path: Path) -> Iterator[str]:
-    """Those of the configuration, and when none of them fits the one that is asked for."""
+    """Yield the configured passphrases, and then one from a prompt."""
     yield from configured
     if ask is not None and (passphrase := ask(f"Password for {kind} file '{path.name}'")):
         yield passphrase
 
 
 def _passphrases(settings: Settings, kind: str, filename: str) -> list[str]:
-    """Every `secret...` of the sections `kind...` whose file is this one; swanctl looks at no case in it."""
+    """Return every `secret...` of the sections `kind...` with this file; like swanctl, ignore the case of its name."""
     found = []
     for name in settings.sections("secrets"):
         values = settings.values("secrets", name) if name.startswith(kind) else {}
@@ -249,34 +249,34 @@ def _secrets(settings: Settings, ask: Ask | None) -> Iterator[Step]:
             yield _prepared(f"{kind} secret {name}", "load-shared", partial(_secret, settings, kind, name), name)
         elif not name.startswith(_OTHER_SECRETS):
             kinds = ", ".join((*_SHARED, *_OTHER_SECRETS))
-            yield Step(f"secret {name}", "load-shared", problem=f"its name begins with none of {kinds}")
+            yield Step(f"secret {name}", "load-shared", problem=f"the name must begin with one of {kinds}")
 
 
 def _secret(settings: Settings, kind: str, name: str) -> dict[str, object]:
     values = settings.values("secrets", name)
     if "secret" not in values:
-        raise ConfigError("it has no secret")
+        raise ConfigError("the section has no secret")
     owners = [value for key, value in values.items() if key.startswith("id")]
     return {"id": name, "type": kind, "data": _blob(values["secret"]), "owners": owners}
 
 
 def _blob(value: str) -> bytes:
-    """Bytes written as they are, in hexadecimal after 0x, or in Base64 after 0s."""
+    """Decode a value: hexadecimal after 0x, Base64 after 0s, else text."""
     prefix, digits = value[:2].lower(), value[2:]
     if prefix == "0x":
         if (match := _HEX.fullmatch(digits)) is None:
-            raise ConfigError("after 0x come characters that are no hexadecimal digits")
+            raise ConfigError("the value after 0x is not hexadecimal")
         digits = match[1].replace(":", "")
         return bytes.fromhex("0" * (len(digits) % 2) + digits)
     if prefix == "0s":
         if len(digits) % 4 or _BASE64.fullmatch(digits) is None:
-            raise ConfigError("what comes after 0s is not Base64")
+            raise ConfigError("the value after 0s is not Base64")
         return base64.b64decode(digits.replace("-", "+").replace("_", "/"))
     return value.encode("utf-8", "surrogateescape")
 
 
 def _tokens(value: str) -> Iterator[str]:
-    """The items of a list: between commas, without spaces around them; an item in quotes is taken as it is."""
+    """Yield the items of a comma-separated list without surrounding spaces; a quoted item unchanged."""
     position = 0
     while True:
         while value[position : position + 1] in (" ", ","):
@@ -329,7 +329,7 @@ def _connection_section(
     values: dict[str, object] = {}
     for key, value in settings.values(*path).items():
         if key.lower() in _FILE_LISTS:
-            # as in swanctl, under a name in capitals a file is relative to the working directory
+            # as in swanctl, a file under a key in capitals is relative to the working directory
             base = directory / _FILE_LISTS[key] if key in _FILE_LISTS else Path()
             values[key] = [_file_or_blob(base, item, left_out) for item in _tokens(value)]
         else:
@@ -348,7 +348,7 @@ def _file_or_blob(directory: Path, item: str, left_out: list[Step]) -> bytes:
 
 
 def _first(path: Path, left_out: list[Step]) -> bytes:
-    """The content of a file, of which charon takes the first certificate; the others are added to `left_out`."""
+    """Return the content of a file, of which charon reads the first certificate; add the others to `left_out`."""
     data = _read(path)
     left_out += _left_out(path, data)
     return data

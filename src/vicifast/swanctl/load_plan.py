@@ -1,4 +1,4 @@
-"""The requests that load a configuration, worked out without a socket, and what came of them."""
+"""The requests that load a configuration, computed without a socket, and the report of their results."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One request: `what` says for people what it loads, `name` is what the daemon calls that.
+    """One request: `what` describes the item it loads, `name` is the daemon's name of the item.
 
-    With a `problem` there is nothing to send, and the text says why; so it is with `skipped`, which is not a failure.
-    A step without `command` only reports what was left out. No secret is in the repr.
+    A `problem` is the reason that nothing can be sent; `skipped` likewise, but is not a failure. A step without a
+    `command` only reports an omission. The repr contains no secret.
     """
 
     what: str
@@ -33,17 +33,17 @@ class Step:
 
     @property
     def unread(self) -> bool:
-        """Whether what it is to load could not be read."""
+        """Whether the item could not be read."""
         return bool(self.command and (self.problem or self.skipped))
 
 
 @dataclass(slots=True)
 class Report:
-    """What was loaded and unloaded, and the rest with the reason: one line of text each, without secrets.
+    """The items that were loaded and unloaded, and the others with the reason; one line of text each, without secrets.
 
-    `kept` is what stays loaded though the plan lacks it, because something of its kind could not be read. `skipped` is
-    what was left out on purpose. `incomplete` is true when an authority, a pool or a connection was not loaded: the
-    failures that swanctl's exit status shows.
+    `kept` are items that are not in the plan but stay loaded, because another item of their kind could not be read.
+    `skipped` are items omitted on purpose. `incomplete` is true if an authority, a pool or a connection was not loaded:
+    the failures reflected in swanctl's exit status.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class AsyncCaller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What is loaded by name: the command that lists the names, and the key of the list (None: each is a section)."""
+    """A kind of named item: the command that lists the names, and the key of the list (None: each is a section)."""
 
     name: str
     query: str
@@ -92,9 +92,9 @@ _SECTIONS: dict[Part, _Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A configuration ready to be loaded: every file is read, every key opened. `vicifast.swanctl` makes it.
+    """A configuration ready to load, with every file read and every key opened; created by `vicifast.swanctl`.
 
-    Only `parts` are loaded, and nothing of another part is unloaded.
+    Only `parts` are loaded and unloaded.
     """
 
     credentials: tuple[Step, ...] = ()
@@ -104,11 +104,11 @@ class Plan:
     parts: frozenset[Part] = frozenset(PARTS)
 
     def load(self, session: BlockingCaller, *, clear: bool = False) -> Report:
-        """Load everything through a blocking session, and unload what is not in the plan.
+        """Load everything through a blocking session, and unload items that are not in the plan.
 
-        What the daemon refuses is in the report. `clear` removes all credentials first, certificates too, which are
-        otherwise never unloaded; not when a credential could not be read, or `parts` has no credentials. Raises as the
-        session's `call` does when the connection fails.
+        The report lists items that the daemon refused. `clear` first removes all credentials, including certificates,
+        which are otherwise never unloaded; it has no effect if a credential could not be read, or if `parts` does not
+        include credentials. Raises the errors of the session's `call` if the connection fails.
         """
         steps = self.steps(clear=clear)
         try:
@@ -125,7 +125,7 @@ class Plan:
             return report
 
     async def load_async(self, session: AsyncCaller, *, clear: bool = False) -> Report:
-        """Do through an asyncio session what `load` does."""
+        """Like `load`, through an asyncio session."""
         steps = self.steps(clear=clear)
         try:
             step = next(steps)
@@ -141,9 +141,9 @@ class Plan:
             return report
 
     def steps(self, *, clear: bool = False) -> Generator[Step, Mapping[str, Any], Report]:
-        """The requests one after the other: send in each reply, or throw in the error that came in its place.
+        """Generate the requests: send each reply into the generator, or throw the error of the request.
 
-        As in swanctl, what comes later is left alone when an authority or a pool cannot be loaded.
+        As in swanctl, later parts are not loaded if an authority or a pool cannot be loaded.
         """
         report = Report()
         if "credentials" in self.parts:
@@ -153,18 +153,18 @@ class Plan:
             part = left.pop(0)
             yield from _replace(_SECTIONS[part], getattr(self, part), report)
         if left:
-            report.failed.append(f"{' and '.join(left)}: left as they were, because {part} failed")
+            report.failed.append(f"{' and '.join(left)}: not loaded, because {part} failed")
         return report
 
     def warnings(self, version: str) -> list[str]:
-        """What a daemon of this version loads without an error, but may not be able to use: one line of text each."""
+        """Items that a daemon of this version loads without an error but may be unable to use, one line each."""
         if release(version) < NO_IKEV1:
             return []
         loads = [step for step in self.connections if step.command and not step.unread]
         versions = {step.name: _ike_version(step.message[step.name]) for step in loads}
         texts = {
-            1: "has no IKEv1 unless it was built with it, which these connections need",
-            0: "takes connections without a version for IKEv2 alone, unless it was built with IKEv1",
+            1: "has no IKEv1 unless it was built with it, but these connections need it",
+            0: "uses connections without a version for IKEv2 only, unless it was built with IKEv1",
         }
         named = {text: [name for name, own in versions.items() if own == ike] for ike, text in texts.items()}
         return [f"strongSwan {version} {text}: {', '.join(names)}" for text, names in named.items() if names]
@@ -190,7 +190,7 @@ class Plan:
 
 
 def _replace(kind: _Kind, steps: Iterable[Step], report: Report) -> _Asking[None]:
-    """Load all, and unload what else the daemon has."""
+    """Load all items, and unload all others that the daemon has."""
     known = yield from _listed(kind, report)
     readable = True
     for step in steps:
@@ -202,7 +202,7 @@ def _replace(kind: _Kind, steps: Iterable[Step], report: Report) -> _Asking[None
 
 
 def _ike_version(connection: object) -> int:
-    """1 or 2, or 0 for either; what only IKEv1 has decides where no version does."""
+    """Return 1 or 2, or 0 for either; without a version, options that only IKEv1 has imply 1."""
     assert isinstance(connection, Mapping | Message)
     items = [(key.lower(), value) for key, value in connection.items()]
     values = dict(items)
@@ -216,7 +216,7 @@ def _ike_version(connection: object) -> int:
 
 
 def _listed(kind: _Kind, report: Report) -> _Asking[dict[str, None]]:
-    """The names that the daemon has loaded; none, so that nothing is unloaded, when it does not list them."""
+    """Return the names loaded in the daemon; empty, so that nothing is unloaded, if it does not list them."""
     reply = yield from _send(Step(kind.query, kind.query), report, kind.query)
     if reply is None:
         return {}
@@ -234,7 +234,7 @@ def _load(step: Step, report: Report) -> _Asking[_Reply | None]:
 
 
 def _unload(kind: _Kind, names: Iterable[str], complete: bool, report: Report) -> _Asking[None]:
-    """Unload what is not in the plan; with something of the kind unread, nobody knows what is not."""
+    """Unload items not in the plan, unless an item of the kind could not be read, as its name is then unknown."""
     for name in names:
         what = f"{kind.name} {name}"
         if not complete:
@@ -260,5 +260,5 @@ def _reason(error: ViciError, step: Step) -> str:
     if isinstance(error, CommandError):
         return error.errmsg or "the daemon gave no reason"
     if isinstance(error, EncodeError) and COMMANDS[step.command].danger is Danger.SECRETS:
-        return "it holds text that is not printable ASCII, or is over 65535 bytes"  # the error may quote it
+        return "it contains text that is not printable ASCII, or is over 65535 bytes"  # the error may quote it
     return str(error)

@@ -1,7 +1,7 @@
-"""Private keys and PKCS#12 containers under a passphrase, opened with the package cryptography (the extra `cli`).
+"""Opens encrypted private keys and PKCS#12 containers with the package cryptography (the extra `cli`).
 
-It is imported only when there is something to open. Keys and passphrases stay in this process, and no error shows
-anything of them.
+The package is imported only when needed. Keys and passphrases stay in this process, and no error contains any part of
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PEM_MARKS = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
-# DER of EncryptedPrivateKeyInfo: two SEQUENCEs and an OBJECT IDENTIFIER; in other keys a version follows the first.
+# DER of EncryptedPrivateKeyInfo: two SEQUENCEs and an OBJECT IDENTIFIER; other keys have a version after the first.
 _ENCRYPTED_DER = re.compile(rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)\x30.\x06", re.DOTALL)
 _AES_192 = re.compile(rb"DEK-Info: AES-192-CBC,([0-9A-Fa-f]{32})\s+([0-9A-Za-z+/=\s]+)-----END")
 # A SafeBag of PKCS#12 with a private key (keyBag, pkcs8ShroudedKeyBag): the type and the start of its explicit tag.
@@ -33,29 +33,29 @@ def is_encrypted(data: bytes) -> bool:
 
 
 def open_key(data: bytes, passphrases: Iterable[str]) -> tuple[str, bytes]:
-    """The type that charon knows a private key by, and its DER (PKCS#1, SEC 1, or PKCS#8 for the Edwards curves).
+    """Return charon's type of a private key, and its DER (PKCS#1, SEC 1, or PKCS#8 for the Edwards curves).
 
-    The passphrases are tried in turn; a key that is not encrypted opens with any. `ConfigError` when none opens it,
-    when its type or encryption is not supported, and when the package cryptography is not installed.
+    The passphrases are tried in turn; an unencrypted key opens with any. Raises `ConfigError` if none opens it, if its
+    type or encryption is not supported, or if the package cryptography is not installed.
     """
     return _first(passphrases, lambda passphrase: _typed(_load(data, passphrase)))
 
 
 def open_container(data: bytes, passphrases: Iterable[str]) -> tuple[list[bytes], list[tuple[str, bytes]]]:
-    """The certificates of a PKCS#12 container as DER, and its private keys as `open_key` returns them.
+    """Return the certificates of a PKCS#12 container as DER, and its private keys like `open_key`.
 
-    Raises as `open_key` does.
+    Raises the errors of `open_key`.
     """
     return _first(passphrases, lambda passphrase: _contents(data, passphrase))
 
 
 def _first(passphrases: Iterable[str], opened: Callable[[bytes], T]) -> T:
-    """What the first passphrase that fits opens."""
+    """Return the result for the first passphrase that fits."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
     except ImportError:
         raise ConfigError("opening it requires the package cryptography: pip install 'vicifast[cli]'") from None
-    problem = "it is encrypted, and no passphrase was given"
+    problem = "encrypted, and no passphrase was given"
     for passphrase in passphrases:
         try:
             return opened(passphrase.encode("utf-8", "surrogateescape"))
@@ -65,7 +65,7 @@ def _first(passphrases: Iterable[str], opened: Callable[[bytes], T]) -> T:
             if isinstance(error, UnsupportedAlgorithm) or "unknown" in str(error).lower():
                 problem = "unsupported encryption: convert it with `openssl pkcs8 -topk8` or `openssl pkcs12 -export`"
             else:
-                problem = "its passphrase does not open it"
+                problem = "wrong passphrase"
     raise ConfigError(problem)
 
 
@@ -77,12 +77,12 @@ def _load(data: bytes, passphrase: bytes | None) -> PrivateKeyTypes:
     load = load_pem_private_key if b"-----BEGIN" in data else load_der_private_key
     try:
         return load(data, passphrase)
-    except TypeError:  # a passphrase for a key without one
+    except TypeError:  # a passphrase for an unencrypted key
         return load(data, None)
 
 
 def _decrypt_aes_192(match: re.Match[bytes], passphrase: bytes) -> bytes:
-    """Decrypt the traditional PEM of a key: `load_pem_private_key` takes AES-128 and AES-256 there, but not AES-192."""
+    """Decrypt a traditional PEM key: `load_pem_private_key` supports AES-128 and AES-256 there, but not AES-192."""
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
     from cryptography.hazmat.primitives.padding import PKCS7
 
@@ -109,7 +109,7 @@ def _typed(key: PrivateKeyTypes) -> tuple[str, bytes]:
     for kind, name, form in types:
         if isinstance(key, kind):
             return name, key.private_bytes(Encoding.DER, form, NoEncryption())
-    raise ConfigError("unsupported private key type: charon takes RSA, ECDSA, Ed25519 and Ed448")
+    raise ConfigError("unsupported private key type; charon supports RSA, ECDSA, Ed25519 and Ed448")
 
 
 def _contents(data: bytes, passphrase: bytes) -> tuple[list[bytes], list[tuple[str, bytes]]]:
@@ -128,10 +128,10 @@ def _contents(data: bytes, passphrase: bytes) -> tuple[list[bytes], list[tuple[s
 
 
 def _key_bags(data: bytes) -> Iterator[bytes]:
-    """The DER of each private key in a PKCS#12 container, whose key bags lie in it as they are."""
+    """Yield the DER of each private key in a PKCS#12 container, whose key bags are not encrypted as a whole."""
     for match in _KEY_BAG.finditer(data):
         begin = match.end() + 1
         size = int.from_bytes(data[begin - 1 : begin])
-        if size & 0x80:  # as many bytes hold the length
+        if size & 0x80:  # the long form: the low bits are the number of length bytes
             begin, size = begin + (size & 0x7F), int.from_bytes(data[begin : begin + (size & 0x7F)])
         yield data[begin : begin + size]

@@ -1,10 +1,10 @@
-"""strongSwan's format of settings, in which swanctl.conf and strongswan.conf are written.
+"""A parser for strongSwan's settings format, used by swanctl.conf and strongswan.conf.
 
-What is accepted is what strongSwan 5.9.8 to 6.1.0 accepts (`settings_lexer.l`, `settings_parser.y`, `settings.c` and
-strongswan.conf(5)): nested sections, references to other sections, values merged when a section comes again, `key =`
-to unset what a reference would bring, strings with escapes, includes with wildcards. Differences are all refusals: an
-included file or directory that cannot be read, files that include each other and references in a circle, which
-strongSwan ignores or dies of. No error shows anything of a value, as values are secrets.
+It accepts the syntax of strongSwan 5.9.8 to 6.1.0 (`settings_lexer.l`, `settings_parser.y`, `settings.c` and
+strongswan.conf(5)): nested sections, references to other sections, merging of repeated sections, `key =` to unset an
+inherited value, strings with escapes, includes with wildcards. Unlike strongSwan, which ignores these or crashes, it
+rejects an included file or directory that cannot be read, and circular includes and references. No error contains any
+part of a value, as values may be secrets.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class _ConfigSection:
     def __init__(self) -> None:
         self.values: dict[str, str | None] = {}
         self.sections: dict[str, _ConfigSection] = {}
-        self.references: dict[str, str] = {}  # absolute name -> where it is referred to
+        self.references: dict[str, str] = {}  # absolute name -> position of the reference
 
 
 class Settings:
-    """A file of settings with all that it includes; paths into it are names of sections, outermost first."""
+    """A settings file with its includes; a path is the names of nested sections, outermost first."""
 
     def __init__(self, root: _ConfigSection) -> None:
         self._root = root
@@ -51,13 +51,13 @@ class Settings:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file; `ConfigError` names the file and line of what is wrong."""
+        """Read a file. Raises `ConfigError`, which names the file and line of the error."""
         return cls(_parse(os.fspath(path)))
 
     def values(self, *path: str) -> dict[str, str]:
-        """The values of a section, then those that its references bring; none where there is no such section.
+        """Return the values of a section and those it inherits through references; empty if it does not exist.
 
-        Bytes that are not UTF-8 come as surrogates. `ConfigError` when references go in a circle.
+        Bytes that are not UTF-8 become surrogates. Raises `ConfigError` for circular references.
         """
         found: dict[str, str | None] = {}
         for section in self._find(path):
@@ -66,12 +66,12 @@ class Settings:
         return {key: value for key, value in found.items() if value is not None}
 
     def sections(self, *path: str) -> list[str]:
-        """The names of the sections in a section, then of those that its references bring."""
+        """Return the names of the sections in a section and of those it inherits through references."""
         return list(dict.fromkeys(name for section in self._find(path) for name in section.sections))
 
     def _find(self, path: Sequence[str]) -> list[_ConfigSection]:
-        if len(path) > _wire.MAX_DEPTH:  # where a section refers to one that it lies in there is no end to them
-            raise ConfigError(f"{'.'.join(path[:4])}...: more than {_wire.MAX_DEPTH} sections in each other")
+        if len(path) > _wire.MAX_DEPTH:  # a section that refers to an enclosing one nests infinitely
+            raise ConfigError(f"{'.'.join(path[:4])}...: sections nested deeper than {_wire.MAX_DEPTH}")
         found: list[_ConfigSection] = []
         self._collect(self._root, path, found, follow=True)
         return found
@@ -81,8 +81,8 @@ class Settings:
     ) -> None:
         """Add the section at `path` and those it inherits from, nearest first.
 
-        The references of a section on the way bring what lies at the rest of the path in the sections referred to;
-        `follow` is false in these, as theirs have been resolved with them.
+        If a section on the path has references, the rest of the path is also looked up in the sections they name;
+        `follow` is false for these, as their own references have already been resolved.
         """
         inner = section.sections.get(path[0])
         if inner is not None and len(path) > 1:
@@ -98,7 +98,7 @@ class Settings:
 
     def _resolve(self, reference: str, where: str) -> list[_ConfigSection]:
         if reference in self._resolving:
-            raise ConfigError(f"{where}: the reference to {reference} leads back to itself")
+            raise ConfigError(f"{where}: circular reference to {reference}")
         if reference not in self._resolved:
             self._resolving.append(reference)
             try:
@@ -115,7 +115,7 @@ class _Lexeme(NamedTuple):
 
 
 class _File:
-    """A file being read: the text, and how far it has been taken."""
+    """A file being read: its text and the position in it."""
 
     def __init__(self, path: str, within: tuple[str, ...]) -> None:
         self.path = path
@@ -132,7 +132,7 @@ class _File:
         return f"{self.path}:{self.line}"
 
     def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """Go past what `pattern` matches here."""
+        """Consume and return the match of `pattern` at the current position."""
         match = pattern.match(self._text, self._position)
         if match is not None:
             self.line += match[0].count("\n")
@@ -143,13 +143,13 @@ class _File:
         return self._text.startswith(mark, self._position)
 
     def mark(self) -> str:
-        """Go past one character; empty at the end."""
+        """Consume and return one character; empty at the end."""
         self._position += 1
         return self._text[self._position - 1 : self._position]
 
 
 def _parse(path: str) -> _ConfigSection:
-    """Read the statements of a file and of those that it includes: to the grammar they are one text."""
+    """Parse a file with its includes, which the grammar treats as one text."""
     root = _ConfigSection()
     opened: list[tuple[_ConfigSection, str]] = [(root, "")]
     tokens = _tokens(_File(path, ()))
@@ -158,30 +158,30 @@ def _parse(path: str) -> _ConfigSection:
         if token.kind == "}" and where:
             opened.pop()
         elif token.kind != "name":
-            raise ConfigError(f"{token.where}: {token.kind} where a name must be")
+            raise ConfigError(f"{token.where}: expected a name, not {token.kind}")
         elif _is_section(section, token, tokens):
             opened.append((section.sections[token.text or ""], token.where))
             if len(opened) > _wire.MAX_DEPTH:
-                raise ConfigError(f"{token.where}: more than {_wire.MAX_DEPTH} sections in each other")
+                raise ConfigError(f"{token.where}: sections nested deeper than {_wire.MAX_DEPTH}")
     if len(opened) > 1:
-        raise ConfigError(f"{opened[-1][1]}: the section that begins here does not end")
+        raise ConfigError(f"{opened[-1][1]}: the section that begins here is not closed")
     return root
 
 
 def _is_section(parent: _ConfigSection, name: _Lexeme, tokens: Iterator[_Lexeme]) -> bool:
-    """Add the value or the section that begins with `name` to `parent`; whether it is a section."""
+    """Add the value or section that begins with `name` to `parent`; return whether it is a section."""
     assert name.text is not None
     token = next(tokens, None)
     if token is not None and token.kind == "=":
         parent.values[name.text] = next(tokens).text
         return False
     if token is None or token.kind not in "{:":
-        raise ConfigError(f"{name.where}: after a name must come = or {{ or :")
+        raise ConfigError(f"{name.where}: expected '=', '{{' or ':' after a name")
     section = parent.sections.setdefault(name.text, _ConfigSection())
     while token is not None and token.kind != "{":
         reference, token = next(tokens, None), next(tokens, None)
         if reference is None or reference.text is None or token is None or token.kind not in "{,":
-            raise ConfigError(f"{name.where}: after : must come names of sections, with commas between, and {{")
+            raise ConfigError(f"{name.where}: expected comma-separated section names and '{{' after ':'")
         section.references.setdefault(reference.text, reference.where)
     return True
 
@@ -197,19 +197,19 @@ def _tokens(file: _File) -> Iterator[_Lexeme]:
         elif match := file.take(name):
             yield _Lexeme("name", match[0], where)
         elif file.at('"'):
-            raise ConfigError(f"{where}: a string where a name must be")
+            raise ConfigError(f"{where}: expected a name, not a string")
         elif mark := file.mark():
             yield _Lexeme(mark, None, where)
             if mark == "=":
                 yield _Lexeme("value", _value(file), where)
-            if mark != ",":  # in a list of references names are absolute, with dots
+            if mark != ",":  # names in a list of references are absolute and contain dots
                 name = _REFERENCE if mark == ":" else _NAME
         else:
             return
 
 
 def _value(file: _File) -> str | None:
-    """The words and strings to the end of the line, a space between; None without any."""
+    """Return the words and strings up to the end of the line, joined with spaces; None if there are none."""
     parts = []
     while True:
         file.take(_BLANK)
@@ -225,7 +225,7 @@ def _string(file: _File) -> str:
     where = file.where
     match = file.take(_STRING)
     if match is None:
-        raise ConfigError(f"{where}: the string that begins here does not end")
+        raise ConfigError(f"{where}: the string that begins here is not closed")
     return _ESCAPE.sub(lambda escape: _ESCAPED.get(escape[1], escape[1]), match[1])
 
 
@@ -239,16 +239,16 @@ def _pattern(file: _File) -> str:
 
 
 def _included(file: _File, pattern: str) -> Iterator[_File]:
-    """The files that match, in order of their names; relative to the file that includes them."""
+    """Yield the files that match, ordered by name; patterns are relative to the including file."""
     where = file.where
-    # glob(3) takes a character after a backslash as it is, Python's glob only in brackets
+    # glob(3) escapes a character with a backslash, Python's glob only with brackets
     pattern = re.sub(r"\\(.)", lambda quoted: glob.escape(quoted[1]), pattern)
     if not pattern:
         return
     try:
         for path in _matches(os.path.join(glob.escape(os.path.dirname(file.path)), pattern)):
             if os.path.realpath(path) in file.within:
-                raise ConfigError(f"{where}: {path} is included from within itself")
+                raise ConfigError(f"{where}: {path} includes itself")
             if stat.S_ISREG(os.stat(path).st_mode):
                 yield _File(path, file.within)
     except OSError as error:
@@ -256,7 +256,7 @@ def _included(file: _File, pattern: str) -> Iterator[_File]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """What `glob` finds, but OSError for a file or directory that cannot be read, over which it passes in silence."""
+    """Return the matches of `glob`, but raise OSError for an unreadable file or directory, which `glob` ignores."""
     parent, name = os.path.split(pattern)
     wildcard = glob.escape(name) != name
     for directory in _matches(parent) if parent not in ("", pattern) else [parent or os.curdir]:

@@ -1,33 +1,33 @@
-"""A charon for tests: it speaks VICI on a real socket, answers as told, and keeps the daemon's rules and oddities.
+"""A fake charon for tests: it speaks VICI on a real socket, sends scripted replies, and behaves like the daemon.
 
-With pytest there is nothing to import: the fixture `fake_charon` is a `BlockingFakeCharon` that listens already.
+With pytest no import is needed: the fixture `fake_charon` is a `BlockingFakeCharon` that is already listening.
 
     def test_my_program(fake_charon):
         fake_charon.on("version", {"daemon": "charon", "version": "6.1.0"})
         fake_charon.on("list-sas", {}, stream=[("list-sa", {"gw": {"uniqueid": "1"}})])
         start_my_program(fake_charon.address)           # in a thread or a process: Session, AsyncSession, swanctl, ...
-        fake_charon.registered("ike-updown")            # waits until it has registered that
+        fake_charon.registered("ike-updown")            # waits until the program has registered the event
         fake_charon.emit("ike-updown", {"up": "yes", "gw": {"uniqueid": "1"}})
         assert fake_charon.requested("terminate") == {"ike": "gw"}
 
-In an event loop `FakeCharon` is the same with `await` where it waits:
+In an event loop, use `FakeCharon`, with `await` for methods that wait:
 
     async with FakeCharon() as charon:
         charon.on("version", {"daemon": "charon"})
         async with AsyncSession(charon.address) as session: ...
 
-* Replies and streams: `on`, with a message or a function that makes it; whole daemons: `from_recordings`.
-* Events: `emit`, a flood with many of them, recorded ones at any pace with `replay`; an old daemon has fewer `events`.
-* Faults: `mute` (a reply that never comes), `cut` (gone in the middle of a stream), `drop` (gone), `send` (any bytes),
-  `stop` and `start` (a restart), `pause_accepting` (EAGAIN), `pause_reading` (a daemon that hangs).
-* Pace: `delay` before each reply, `chunk` bytes at a time (1: byte by byte).
-* What the program did: `requests`, `packets`, `registrations`, `abrupt_closes`; and the waits `requested`,
+* Replies and streams: `on`, with a message or a function that returns it; whole daemons: `from_recordings`.
+* Events: `emit`, any number of times; recorded events at any speed: `replay`; an old daemon: fewer `events`.
+* Faults: `mute` (no reply), `cut` (disconnect during a stream), `drop` (disconnect), `send` (any bytes), `stop` and
+  `start` (a restart), `pause_accepting` (EAGAIN), `pause_reading` (a hanging daemon).
+* Speed: `delay` before each reply, `chunk` bytes at a time (1: byte by byte).
+* Actions of the program: `requests`, `packets`, `registrations`, `abrupt_closes`; to wait for them: `requested`,
   `registered`, `connected`, `drain`.
 
-What it does as charon does (strongSwan 5.9.8 to 6.1.0): the packets of one connection are handled strictly in order,
-so a request waits for a running command while events flow; a malformed packet gets no answer; a frame over 512 KiB
-ends the connection, and an answer or event over 512 KiB is never sent; an event registered twice comes twice; the
-output waiting for a slow reader has no bound; the backlog is 3.
+Like charon (strongSwan 5.9.8 to 6.1.0), it handles the packets of one connection strictly in order, so that a request
+waits for a running command while events continue; it ignores a malformed packet; it closes the connection on a frame
+over 512 KiB, and never sends a reply or event over 512 KiB; it delivers an event registered twice two times; it buffers
+output for a slow client without limit; its backlog is 3.
 """
 
 from .blocking import BlockingFakeCharon

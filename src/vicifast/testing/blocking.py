@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class BlockingFakeCharon:
-    """A `FakeCharon` in an event loop and a thread of its own: the same methods, and those that wait block.
+    """A `FakeCharon` in a separate thread and event loop, with the same methods; those that wait block.
 
     A context manager, listening from enter to exit. Every wait raises TimeoutError after `timeout` seconds. Functions
-    given to `on` run in its thread; they may use all methods but those that wait.
+    passed to `on` run in its thread, and may call only methods that do not wait.
     """
 
     def __init__(self, charon: FakeCharon | None = None, *, timeout: float = 10.0) -> None:
@@ -46,32 +46,32 @@ class BlockingFakeCharon:
 
     @property
     def address(self) -> str:
-        """Where it listens, as sessions take it."""
+        """The address, for a session."""
         return self._charon.address
 
     @property
     def events(self) -> set[str]:
-        """The events that it knows; a set that may be changed."""
+        """The events that it supports; the set may be changed."""
         return self._charon.events
 
     @property
     def requests(self) -> list[tuple[str, Mapping[str, object]]]:
-        """Every command that was begun, and its message, in order."""
+        """Every command that was started, and its message, in order."""
         return self._charon.requests
 
     @property
     def packets(self) -> list[tuple[int, str]]:
-        """The type and name of every well-formed packet that was begun, in order."""
+        """The type and name of every well-formed packet that was handled, in order."""
         return self._charon.packets
 
     @property
     def abrupt_closes(self) -> int:
-        """How many clients left with `log` registered; each makes a real charon log a burst of lines."""
+        """Number of clients that disconnected with `log` registered; each makes a real charon log a burst of lines."""
         return self._charon.abrupt_closes
 
     @property
     def chunk(self) -> int | None:
-        """Write so many bytes at a time (1: byte by byte); None: all that is there."""
+        """Number of bytes written at a time (1: byte by byte); None for no limit."""
         return self._charon.chunk
 
     @chunk.setter
@@ -80,7 +80,7 @@ class BlockingFakeCharon:
 
     @property
     def delay(self) -> float:
-        """Seconds from a command's beginning to its first event or reply."""
+        """Seconds from the start of a command to its first event or reply."""
         return self._charon.delay
 
     @delay.setter
@@ -88,11 +88,11 @@ class BlockingFakeCharon:
         self._charon.delay = seconds
 
     def start(self) -> None:
-        """Listen again after `stop`, as a restarted daemon does, with every registration gone."""
+        """Listen again after `stop`, like a restarted daemon, without any registrations."""
         self._wait("its start", self._charon.start())
 
     def stop(self) -> None:
-        """Be gone: no listener, every connection cut. What was scripted and noted stays."""
+        """Stop listening and cut every connection. Scripted replies and recorded requests are kept."""
         self._wait("its stop", self._charon.stop())
 
     def on(self, command: str, reply: Message | Handler, *, stream: Iterable[tuple[str, Message]] = ()) -> None:
@@ -100,43 +100,43 @@ class BlockingFakeCharon:
         self._do(lambda: self._charon.on(command, reply, stream=stream))
 
     def mute(self, command: str) -> None:
-        """Never answer `command`, as charon does when the answer is over 512 KiB; later ones are answered."""
+        """Never reply to `command`, as charon does when the reply is over 512 KiB; other commands are answered."""
         self._do(lambda: self._charon.mute(command))
 
     def cut(self, command: str, after: int) -> None:
-        """Cut the connection of who asks for `command`, after that many events of its stream."""
+        """Cut the connection of a client that runs `command`, after `after` events of its stream."""
         self._do(lambda: self._charon.cut(command, after))
 
     def emit(self, event: str, message: Message) -> int:
-        """Send an event, and return how often: once for each registration. Bytes are sent as they are."""
+        """Send an event once per registration, and return the number sent. Bytes are sent unchanged."""
         return self._do(lambda: self._charon.emit(event, message))
 
     def send(self, data: bytes) -> None:
-        """Write any bytes to every connection, for what a real daemon would not send."""
+        """Write any bytes to every connection, also invalid ones."""
         self._do(lambda: self._charon.send(data))
 
     def drop(self) -> None:
-        """Cut every connection at once, with what was not written yet; over TCP with a reset."""
+        """Cut every connection at once and discard unsent output; over TCP with a reset."""
         self._do(self._charon.drop)
 
     def pause_reading(self) -> None:
-        """Read nothing more from clients: their requests fill the sockets, then their writing stops."""
+        """Stop reading from clients: their requests fill the sockets, then their writes block."""
         self._do(self._charon.pause_reading)
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._do(self._charon.resume_reading)
 
     def pause_accepting(self) -> None:
-        """Leave new connections in the backlog; once it is full, connecting gives EAGAIN on a Unix socket."""
+        """Leave new connections in the backlog; once it is full, connecting to a Unix socket fails with EAGAIN."""
         self._do(self._charon.pause_accepting)
 
     def resume_accepting(self) -> None:
-        """Accept what waits in the backlog, and go on accepting."""
+        """Resume accepting, beginning with the connections in the backlog."""
         self._do(self._charon.resume_accepting)
 
     def registrations(self, event: str) -> int:
-        """How many registrations of `event` there are now."""
+        """The current number of registrations of `event`."""
         return self._do(lambda: self._charon.registrations(event))
 
     def registered(self, event: str, count: int = 1) -> None:
@@ -144,23 +144,23 @@ class BlockingFakeCharon:
         self._wait(f"{count} registrations of {event}", self._charon.registered(event, count))
 
     def requested(self, command: str, count: int = 1) -> Mapping[str, object]:
-        """Wait until `command` was begun `count` times since the start, and return the message of that one."""
-        return self._wait(f"{command} to be asked for {count} times", self._charon.requested(command, count))
+        """Wait until `command` was started `count` times since the start, and return the message of the last."""
+        return self._wait(f"{command} to be requested {count} times", self._charon.requested(command, count))
 
     def connected(self, count: int) -> None:
         """Wait until exactly `count` connections are open."""
         self._wait(f"{count} open connections", self._charon.connected(count))
 
     def drain(self) -> None:
-        """Wait until all output is in the clients' sockets; a client that does not read holds this up."""
+        """Wait until all output is in the clients' sockets; a client that does not read delays this."""
         self._wait("a client to read", self._charon.drain())
 
     def replay(self, recording: Recording, speed: float | None = None) -> int:
-        """Send the recorded standalone events to who registered them, and return how many; see `FakeCharon.replay`."""
+        """Send the recorded standalone events to their subscribers, and return the number; see `FakeCharon.replay`."""
         return self._wait("the end of the replay", self._charon.replay(recording, speed))
 
     def _do(self, function: Callable[[], T]) -> T:
-        """Run what does not wait, in the thread of the loop."""
+        """Run a function that does not wait in the thread of the loop."""
         if threading.current_thread() is self._thread:
             return function()
 
@@ -172,7 +172,7 @@ class BlockingFakeCharon:
     def _wait(self, what: str, waiting: Coroutine[Any, Any, T]) -> T:
         if threading.current_thread() is self._thread:
             waiting.close()
-            raise RuntimeError("a function that answers a command cannot wait: charon would not go on meanwhile")
+            raise RuntimeError("a function passed to on() cannot call methods that wait: they would block FakeCharon")
 
         async def inside() -> T:
             async with asyncio.timeout(self.timeout):

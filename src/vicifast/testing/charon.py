@@ -1,4 +1,4 @@
-"""The scripted charon, in an event loop."""
+"""The fake charon, in an event loop."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _UNPARSED = _wire.packet(_wire.CMD_RESPONSE, None, {"success": "no", "errmsg": "
 
 
 class _Answer(NamedTuple):
-    reply: bytes | Handler  # a whole packet, or what makes the message
+    reply: bytes | Handler  # a whole packet, or a function that returns the message
     stream: list[tuple[str, bytes]]
 
 
 def _packet(kind: int, name: str | None, message: Message) -> bytes:
-    """The whole packet; empty when it is over 512 KiB, as charon then sends nothing."""
+    """Return a whole packet; empty if it is over 512 KiB, as charon then sends nothing."""
     if not isinstance(message, bytes):
         return _wire.packet(kind, name, message)
     body = _wire.packet(kind, name)[4:] + message
@@ -73,7 +73,7 @@ class _Connection:
         await self._sent.wait()
 
     def reset(self) -> None:
-        """Drop what was not written yet, and over TCP make the close a reset."""
+        """Discard unsent output, and over TCP make the close a reset."""
         self.leave()
         if self._sock.fileno() >= 0:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -87,7 +87,7 @@ class _Connection:
         self._charon._news.set()
 
     async def serve(self) -> None:
-        """Serve the client until it goes; a command running then goes on to its end, its output dropped."""
+        """Serve the client until it disconnects; a running command is then completed, and its output dropped."""
         writing = asyncio.create_task(self._write())
         working = asyncio.create_task(self._work())
         try:
@@ -122,11 +122,11 @@ class _Connection:
                 for at in range(0, len(data), size):
                     await loop.sock_sendall(self._sock, data[at : at + size])
                     if self._charon.chunk:
-                        await asyncio.sleep(0)  # lets a reader in the same loop see every piece alone
+                        await asyncio.sleep(0)  # so that a reader in the same loop receives each piece separately
                 if not self._unsent:
                     self._sent.set()
         except ConnectionError:
-            self._sent.set()  # the reader is about to see the end as well
+            self._sent.set()  # the reader will notice the end too
 
     async def _work(self) -> None:
         try:
@@ -195,10 +195,10 @@ async def _ask(handler: Handler, request: Mapping[str, object]) -> bytes:
 
 
 class FakeCharon:
-    """A daemon that answers as told; an async context manager, listening from enter to exit.
+    """A daemon with scripted replies; an async context manager, listening from enter to exit.
 
-    `address` is a path, `unix://` or `tcp://host:port` (port 0: any free one); left out, a socket in a new temporary
-    directory. `events` are those it knows: without "alert" it is like a charon before 6.0.3.
+    `address` is a path, `unix://` or `tcp://host:port` (port 0: any free port), by default a socket in a new temporary
+    directory. `events` are the supported events: without "alert" it behaves like a charon before 6.0.3.
     """
 
     def __init__(
@@ -210,22 +210,22 @@ class FakeCharon:
     ) -> None:
         self.events = set(events)
         self.requests: list[tuple[str, Mapping[str, object]]] = []
-        """Every command that was begun, and its message, in order."""
+        """Every command that was started, and its message, in order."""
         self.packets: list[tuple[int, str]] = []
-        """The type and name of every well-formed packet that was begun, in order."""
+        """The type and name of every well-formed packet that was handled, in order."""
         self.abrupt_closes = 0
-        """How many clients left with `log` registered; each makes a real charon log a burst of lines."""
+        """Number of clients that disconnected with `log` registered; each makes a real charon log a burst of lines."""
         self.chunk: int | None = None
-        """Write so many bytes at a time (1: byte by byte); None: all that is there."""
+        """Number of bytes written at a time (1: byte by byte); None for no limit."""
         self.delay = 0.0
-        """Seconds from a command's beginning to its first event or reply."""
+        """Seconds from the start of a command to its first event or reply."""
         self._endpoint = None if address is None else parse_address(address, any_port=True)
         self._backlog = backlog
         self._temporary: str | None = None
         self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
         self._tasks: dict[_Connection, asyncio.Task[None]] = {}
-        self._answers: dict[str, dict[bytes | None, _Answer]] = {}  # by the request's message; None: any other
+        self._answers: dict[str, dict[bytes | None, _Answer]] = {}  # by the message of the request; None: any other
         self._cuts: dict[str, int] = {}
         self._muted: set[str] = set()
         self._failure: BaseException | None = None
@@ -235,9 +235,9 @@ class FakeCharon:
 
     @classmethod
     def from_recordings(cls, recordings: Iterable[Recording], address: str | os.PathLike[str] | None = None) -> Self:
-        """A daemon that gives the recorded answers: to the same request, else the last one to that command.
+        """A daemon with recorded replies: that to the same request, else the last one to the same command.
 
-        Commands that were not recorded are unknown to it, and so are events that the recorded daemon did not know.
+        Commands that were not recorded are unknown, as are events that the recorded daemon did not know.
         """
         charon = cls(address)
         for recording in recordings:
@@ -257,13 +257,13 @@ class FakeCharon:
 
     @property
     def address(self) -> str:
-        """Where it listens, as sessions take it; with port 0, the real port once it has started."""
+        """The address, for a session; for port 0 it contains the actual port once FakeCharon has started."""
         if self._endpoint is None:
-            raise RuntimeError("the address is made when FakeCharon starts")
+            raise RuntimeError("FakeCharon has no address before it starts")
         return str(self._endpoint)
 
     async def start(self) -> None:
-        """Listen; after `stop` at the same address, as a restarted daemon does, with every registration gone."""
+        """Listen; after `stop` at the same address, like a restarted daemon, without any registrations."""
         if self._endpoint is None:
             self._temporary = tempfile.mkdtemp(prefix="charon-")
             self._endpoint = Unix(f"{self._temporary}/charon.vici")
@@ -275,7 +275,7 @@ class FakeCharon:
         self.resume_accepting()
 
     async def stop(self) -> None:
-        """Be gone: no listener, every connection cut, handlers cancelled. What was scripted and noted stays."""
+        """Stop listening, cut every connection, cancel handlers. Scripted replies and recorded requests are kept."""
         self.pause_accepting()
         self.drop()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -297,7 +297,7 @@ class FakeCharon:
     ) -> None:
         await self.stop()
         if self._failure is not None and error is None:
-            raise self._failure  # what went wrong in a handler must not pass for a dropped connection
+            raise self._failure  # else an error in a handler would look like a dropped connection
 
     def on(
         self,
@@ -306,26 +306,26 @@ class FakeCharon:
         *,
         stream: Iterable[tuple[str, Message]] = (),
     ) -> None:
-        """Answer `command` from now on: first the events of `stream`, as often as the client registered each.
+        """Answer `command` from now on: first each event of `stream`, once per registration of the client.
 
-        `reply` is a message, the bytes of one, or a function that gets the request's message and returns or awaits
-        one. An exception in the function cuts the connection and is raised when FakeCharon exits. A `mute` or
-        `cut` of the command ends.
+        `reply` is a message, its bytes, or a function or coroutine function that gets the message of the request and
+        returns one. An exception in the function cuts the connection and is raised when FakeCharon exits. Cancels an
+        earlier `mute` or `cut` of the command.
         """
         self._answers[command] = {None: _answer(reply, stream)}
         self._muted.discard(command)
         self._cuts.pop(command, None)
 
     def mute(self, command: str) -> None:
-        """Never answer `command`, as charon does when the answer is over 512 KiB; later ones are answered."""
+        """Never reply to `command`, as charon does when the reply is over 512 KiB; other commands are answered."""
         self._muted.add(command)
 
     def cut(self, command: str, after: int) -> None:
-        """Cut the connection of who asks for `command`, after that many events of its stream."""
+        """Cut the connection of a client that runs `command`, after `after` events of its stream."""
         self._cuts[command] = after
 
     def emit(self, event: str, message: Message) -> int:
-        """Send an event, and return how often: once for each registration. Bytes are sent as they are."""
+        """Send an event once per registration, and return the number sent. Bytes are sent unchanged."""
         if event not in self.events:
             raise UnknownEvent(event)
         return self._deliver(event, _packet(_wire.EVENT, event, message))
@@ -341,19 +341,19 @@ class FakeCharon:
         return reached
 
     def send(self, data: bytes) -> None:
-        """Write any bytes to every connection, for what a real daemon would not send."""
+        """Write any bytes to every connection, also invalid ones."""
         for connection in self._tasks:
             connection.write(data)
 
     async def drain(self) -> None:
-        """Wait until all output is in the clients' sockets; a client that does not read holds this up."""
+        """Wait until all output is in the clients' sockets; a client that does not read delays this."""
         for connection in list(self._tasks):
             await connection.drain()
 
     async def replay(self, recording: Recording, speed: float | None = None) -> int:
-        """Send the recorded standalone events to who registered them, and return how many were sent.
+        """Send the recorded standalone events to their subscribers, and return the number sent.
 
-        `speed` is a multiple of the recorded pace; None is as fast as the readers take them.
+        `speed` is a multiple of the recorded speed; None is as fast as the clients read.
         """
         if speed is not None and speed <= 0:
             raise ValueError(f"speed is {speed}, but must be above 0")
@@ -371,7 +371,7 @@ class FakeCharon:
         return sent
 
     def registrations(self, event: str) -> int:
-        """How many registrations of `event` there are now."""
+        """The current number of registrations of `event`."""
         return sum(connection.registered[event] for connection in self._tasks)
 
     async def registered(self, event: str, count: int = 1) -> None:
@@ -379,7 +379,7 @@ class FakeCharon:
         await self._until(lambda: self.registrations(event) >= count)
 
     async def requested(self, command: str, count: int = 1) -> Mapping[str, object]:
-        """Wait until `command` was begun `count` times since the start, and return the message of that one."""
+        """Wait until `command` was started `count` times since the start, and return the message of the last."""
         await self._until(lambda: len(self._requests_of(command)) >= count)
         return self._requests_of(command)[count - 1]
 
@@ -396,26 +396,26 @@ class FakeCharon:
             await self._news.wait()
 
     def pause_reading(self) -> None:
-        """Read nothing more from clients: their requests fill the sockets, then their writing stops."""
+        """Stop reading from clients: their requests fill the sockets, then their writes block."""
         self._reading.clear()
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._reading.set()
 
     def pause_accepting(self) -> None:
-        """Leave new connections in the backlog; once it is full, connecting gives EAGAIN on a Unix socket."""
+        """Leave new connections in the backlog; once it is full, connecting to a Unix socket fails with EAGAIN."""
         if self._acceptor is not None:
             self._acceptor.cancel()
             self._acceptor = None
 
     def resume_accepting(self) -> None:
-        """Accept what waits in the backlog, and go on accepting."""
+        """Resume accepting, beginning with the connections in the backlog."""
         if self._acceptor is None and self._listener is not None:
             self._acceptor = asyncio.create_task(self._accept(self._listener))
 
     def drop(self) -> None:
-        """Cut every connection at once, with what was not written yet; over TCP with a reset."""
+        """Cut every connection at once and discard unsent output; over TCP with a reset."""
         for connection in self._tasks:
             connection.reset()
             self._end(connection)
@@ -450,7 +450,7 @@ async def _sleep_until(time: float) -> None:
 
 
 def _exchanges(recording: Recording) -> Iterator[tuple[RecordedPacket, RecordedPacket, list[RecordedPacket]]]:
-    """Each request with its answer and what was streamed in between; requests without an answer are left out."""
+    """Yield each request with its reply and the messages streamed in between; omits requests without a reply."""
     requests = iter(recording.packets("client"))
     stream: list[RecordedPacket] = []
     for packet in recording.packets("server"):
