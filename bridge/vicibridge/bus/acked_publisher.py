@@ -109,7 +109,7 @@ class AckedPublisher:
         self._deadlines: dict[int, float] = {}  # in order, of the messages that have no answer
 
     async def open(self, link: Link) -> None:
-        """Publish on `link` from now on; nothing more is heard of what went over another."""
+        """Publish on `link` from now on; what was sent on another gets no answer."""
         self.forget()
         inbox = self._inbox = link.new_inbox()
         await link.subscribe(f"{inbox}.*", self._on_answer)
@@ -149,7 +149,7 @@ class AckedPublisher:
         return max(0.0, next(iter(self._deadlines.values())) - now) if self._deadlines else None
 
     def forget(self) -> None:
-        """Wait for no answer any more; the caller sends again what it has to."""
+        """Stop waiting for answers; the caller sends again what it has to."""
         self._deadlines.clear()
 
     async def _on_answer(self, message: Msg) -> None:

@@ -182,7 +182,7 @@ class Buckets:
                 self._shut(bucket, unsuitable)
 
     async def _compare(self, link: Link, reader: BucketReader, bucket: _Bucket, *, history: bool) -> None:
-        """Restore what an earlier start left; later, have written again what is not as it was acknowledged."""
+        """Restore what an earlier start left; later, write again what is not as it was acknowledged."""
         comparison = self._ledger.compare(bucket.name, restore=not bucket.restored)
 
         async def take(page: list[Entry]) -> None:
@@ -296,7 +296,7 @@ class Buckets:
             _logger.warning("JetStream: %s: %s is refused: %s; trying again", bucket.name, key, refusal.sentence)
 
     def _give_up_late(self) -> None:
-        """Have tried again what was not acknowledged in time, and see what is the matter with its bucket."""
+        """Retry later what was not acknowledged in time, and look at its bucket now."""
         silence = Refusal(0, 0, Meaning.OTHER, f"no acknowledgement within {_ACK_TIMEOUT:g} seconds")
         for number in self._publisher.late(self._now()):
             bucket = self._buckets[self._ledger.key(number)[0]]
@@ -304,7 +304,7 @@ class Buckets:
             self._refuse(number, silence)
 
     def _announce(self) -> None:
-        """Tell the log and the readers of the node's key whether the mirror is complete, when that has changed."""
+        """Log, and write to the key of the node, whether the mirror is complete, when that has changed."""
         for bucket in self._buckets.values():
             if bucket.logged and not bucket.trouble and not self._ledger.unwritten(bucket.name):
                 bucket.logged.clear()

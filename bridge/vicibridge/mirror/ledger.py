@@ -190,7 +190,7 @@ class Ledger:
         return self._comparison
 
     def differs(self, key: Key, revision: int | None) -> bool:
-        """Have `key` written again unless it was written as `revision`; None is that a bucket does not have it."""
+        """Write `key` again unless it was written as `revision` (None: it is absent); return whether that is new."""
         if revision is None:
             self.revisions.pop(key, None)
         elif self.revisions.get(key) == revision:
@@ -235,7 +235,7 @@ class Comparison:
             self._differences += self._ledger.differs(key, revision)
 
     def finish(self) -> int:
-        """Have written again what is missing; return how many keys were not as they were written."""
+        """Write again what is missing; return how many keys were not as they were written."""
         due = {key for key in (*self._ledger.revisions, *self._source.keys()) if key[0] == self._bucket}
         for key in due - self._listed - self.touched:
             self._differences += self._ledger.differs(key, None)

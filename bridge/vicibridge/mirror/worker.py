@@ -128,7 +128,7 @@ class Mirroring:
             await asyncio.sleep(self._settings.heartbeat)
 
     async def _comparisons(self) -> None:
-        """Have the buckets compared with what they acknowledged, as others may write there, or remove what is there."""
+        """Compare the buckets with what they acknowledged, as others may write there, or remove what is there."""
         while True:
             await asyncio.sleep(self._settings.interval * random.uniform(0.9, 1.1))
             self.buckets.compare()
