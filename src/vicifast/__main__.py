@@ -7,19 +7,15 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
-_OUTPUT = "standard output"
+from .standard_output import NAME, StandardOutput
 
 
 def main() -> None:
     """Run `vicifast`; exit with 2 if its dependencies, the extra `cli`, are missing."""
     for name in ("click", "rich"):
         if find_spec(name) is None:
-            print(f'the command line needs {name}; run: pip install "vicifast[cli]"', file=sys.stderr)
+            print(f'the command line needs {name}; run: pip install "strongswan-vicifast[cli]"', file=sys.stderr)
             sys.exit(2)
     from .cli import main as cli
 
@@ -32,7 +28,7 @@ def run(program: Callable[[], object]) -> None:
     A pipe that its reader has closed is reported by the exit code alone.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.platform != "win32":
-        sys.stdout = _open_output(sys.stdout)
+        sys.stdout = StandardOutput(sys.stdout)
     try:
         try:
             program()
@@ -40,35 +36,12 @@ def run(program: Callable[[], object]) -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except OSError as error:
-        if error.filename != _OUTPUT:
+        if error.filename != NAME:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter writes what is left when it exits
         if not isinstance(error, BrokenPipeError):
-            print(f"Error: {_OUTPUT}: {error.strerror}", file=sys.stderr)
+            print(f"Error: {NAME}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
-
-
-class _Output(io.FileIO):
-    """Standard output, which names itself in its errors."""
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            error.filename = _OUTPUT
-            raise
-
-
-def _open_output(before: io.TextIOWrapper) -> io.TextIOWrapper:
-    before.flush()
-    raw = _Output(before.fileno(), "w", closefd=False)
-    return io.TextIOWrapper(
-        raw if before.write_through else io.BufferedWriter(raw),
-        before.encoding,
-        before.errors,
-        line_buffering=before.line_buffering,
-        write_through=before.write_through,
-    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from rich.console import Console, RenderableType
 
 from .. import _wire
 from .._wire import Message
+from ..standard_output import write_bytes
 
 
 class ReceivedMessage(NamedTuple):
@@ -73,9 +73,7 @@ class Output:
             for line in lines(received.message.to_dict()):
                 self.text(line)
         else:
-            stream = sys.stdout.buffer
-            stream.write(self._format.write(received, named))
-            stream.flush()
+            write_bytes(self._format.write(received, named))
 
     def text(self, *line: str) -> None:
         """Write a line, not wrapped at the width of the terminal."""
