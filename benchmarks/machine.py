@@ -29,7 +29,7 @@ def describe() -> dict[str, str]:
         "processor": f"{_processor()}, {os.cpu_count()} CPUs",
         "system": platform.platform(),
         "python": f"{platform.python_implementation()} {platform.python_version()}, {python_build()}",
-        "vicifast": f"{importlib.metadata.version('vicifast')}, {Path(vicifast._wire.__file__).name}",
+        "vicifast": f"{importlib.metadata.version('strongswan-vicifast')}, {Path(vicifast._wire.__file__).name}",
         "peers": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PEERS),
         "C and Go peers": _c_peers(),
     }

@@ -12,7 +12,7 @@ project = "vicifast"
 author = "The vicifast authors"
 copyright = author
 smartquotes = False  # help texts have options and JSON in their prose
-version = release = installed("vicifast")
+version = release = installed("strongswan-vicifast")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "prose", "tables"]
 exclude_patterns = ["_build"]

@@ -143,7 +143,7 @@ def test_without_click_it_says_what_to_install(
     with pytest.raises(SystemExit) as caught:
         start()
     assert caught.value.code == 2
-    assert 'pip install "vicifast[cli]"' in capsys.readouterr().err
+    assert 'pip install "strongswan-vicifast[cli]"' in capsys.readouterr().err
 
 
 FULL = "Error: standard output: No space left on device\n"

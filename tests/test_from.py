@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from vicifast._wire import encode, from_json, from_msgpack, to_json, to_msgpack
 from vicifast.errors import DecodeError, EncodeError
 
-msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed: pip install vicifast[bridge]")
+msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed: pip install strongswan-vicifast[bridge]")
 
 BLOBS = ("data", "a", "")
 MESSAGE: dict[str, Any] = {

@@ -15,7 +15,7 @@ import pytest
 # What each part may import: parts of a lower rank only. A part is a module or package directly below the root.
 RANKS = {
     "vicifast": (
-        {"errors", "commands"},
+        {"errors", "commands", "standard_output"},
         {"_wire"},
         {"address", "methods", "protocol", "results"},
         {"session", "_blocking_connection", "_aio_connection", "recording", "swanctl"},

@@ -17,7 +17,7 @@ from generate import collecting, only_where_c_code_is_interrupted
 
 from vicifast import (
     Decoder,
-    Envelope,
+    EnvelopeWriter,
     Framer,
     Message,
     Transcoder,
@@ -120,7 +120,7 @@ def test_threads_share_one_decoder() -> None:
 
 
 def test_framers_in_threads_share_their_readers() -> None:
-    decoder, envelope = Decoder(), Envelope("json", "gw", "b")
+    decoder, envelope = Decoder(), EnvelopeWriter("json", "gw", "b")
     transcoder = Transcoder("json", envelope=envelope)
     numbers: list[int] = []
 

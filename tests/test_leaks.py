@@ -25,7 +25,7 @@ import pytest
 
 from vicifast import (
     Decoder,
-    Envelope,
+    EnvelopeWriter,
     Framer,
     Message,
     MessageReader,
@@ -73,7 +73,7 @@ def decoder() -> Work:
 
 @kind
 def transcoder() -> Work:
-    plain, envelope = Transcoder("json", binary=("data",)), Envelope("msgpack", "gw1", "1")
+    plain, envelope = Transcoder("json", binary=("data",)), EnvelopeWriter("msgpack", "gw1", "1")
     readers = plain, Transcoder("msgpack", envelope=envelope, event="log")
     return lambda data: [attempt(reader.transcode, data) for reader in readers]
 
@@ -146,7 +146,7 @@ def short_lived() -> Work:
     """Objects that are made for one message, some never used or not made whole."""
 
     def work(data: bytes) -> None:
-        framer = Framer(Decoder(), {"log": Transcoder("msgpack", envelope=Envelope("msgpack", "gw1", "1"))})
+        framer = Framer(Decoder(), {"log": Transcoder("msgpack", envelope=EnvelopeWriter("msgpack", "gw1", "1"))})
         framer.feed(frame(b"\7\3log" + data) + frame(b"\1" + data) + data)
         framer.packets()
         for wrong in (Decoder, Transcoder, MessageReader):

@@ -903,7 +903,7 @@ def test_without_the_package_cryptography(tmp_path: Path, monkeypatch: pytest.Mo
     text = "".join(f"{name} {{ file = {file}\n secret = open sesame\n }}\n" for name, file in names)
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
     first, plain, container = read_config(written(tmp_path, f"secrets {{ {text} }}")).credentials
-    wanted = "opening it requires the package cryptography: pip install 'vicifast[cli]'"
+    wanted = "opening it requires the package cryptography: pip install 'strongswan-vicifast[cli]'"
     assert (first.problem, plain.problem, container.problem) == (wanted, "", wanted)
     assert plain.message == {"type": "any", "data": key}
 

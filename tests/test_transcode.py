@@ -16,7 +16,7 @@ from hypothesis import given
 from vicifast._wire import Transcoder, decode, encode, to_json, to_msgpack
 from vicifast.errors import DecodeError
 
-msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed: pip install vicifast[bridge]")
+msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed: pip install strongswan-vicifast[bridge]")
 
 MESSAGE: dict[str, Any] = {
     "name": 'gw-"1"\\',

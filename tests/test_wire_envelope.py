@@ -1,4 +1,4 @@
-"""Envelope, which a Transcoder puts around messages, against msgpack, json and the reference codec."""
+"""EnvelopeWriter, which a Transcoder puts around messages, against msgpack, json and the reference codec."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import reference
 from generate import RECORDINGS, SEED, exact, mutated, noise, packed, recorded, trees
 from hypothesis import given, settings
 
-from vicifast._wire import Decoder, Envelope, Framer, Raw, Transcoder, decode, encode, packet, to_json, to_msgpack
+from vicifast._wire import Decoder, EnvelopeWriter, Framer, Raw, Transcoder, decode, encode, packet, to_json, to_msgpack
 from vicifast.errors import DecodeError
 
-msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed: pip install vicifast[bridge]")
+msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed: pip install strongswan-vicifast[bridge]")
 
 Format = Literal["msgpack", "json"]
 
@@ -74,7 +74,7 @@ def read(format: Format, payload: bytes) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_envelope(format: Format) -> None:
-    envelope = Envelope(format, "gw-1", "b-1")
+    envelope = EnvelopeWriter(format, "gw-1", "b-1")
     assert (envelope.seq, envelope.time) == (0, 0)
     envelope.time = NOW
     [found] = read(format, Transcoder(format, envelope=envelope, event="ike-updown").transcode(encode(MESSAGE)))
@@ -101,7 +101,7 @@ def test_envelopes_as_they_are_written() -> None:
         ),
         ("json", b'{"v":1,"node":"n","boot":"b","seq":1,"time":7,"event":"log","data":{"a":"b"}}\n'),
     ):
-        envelope = Envelope(format, "n", "b")  # type: ignore[arg-type]
+        envelope = EnvelopeWriter(format, "n", "b")  # type: ignore[arg-type]
         envelope.time = 7
         assert Transcoder(format, envelope=envelope, event="log").transcode(exact(data)) == expected  # type: ignore[arg-type]
 
@@ -117,7 +117,7 @@ def test_names_of_any_text(format: Format, text: str) -> None:
         {"node": text, "boot": text, "event": text},
     ]
     for names in places:
-        envelope = Envelope(format, names.get("node", "gw-1"), names.get("boot", "b-1"))
+        envelope = EnvelopeWriter(format, names.get("node", "gw-1"), names.get("boot", "b-1"))
         transcoder = Transcoder(format, envelope=envelope, event=names.get("event", ""))
         payload = transcoder.transcode(data)
         assert payload == wrapped(format, data, 1, **names)
@@ -129,7 +129,7 @@ def test_names_of_any_text(format: Format, text: str) -> None:
 def test_every_ascii_character_in_a_name(format: Format) -> None:
     for byte in range(128):
         text = chr(byte) * 3
-        envelope = Envelope(format, text, text)
+        envelope = EnvelopeWriter(format, text, text)
         payload = Transcoder(format, envelope=envelope, event=text).transcode(b"")
         assert payload == wrapped(format, b"", 1, node=text, boot=text, event=text)
         assert format == "msgpack" or payload.index(b"\n") == len(payload) - 1
@@ -140,7 +140,7 @@ def test_every_ascii_character_in_a_name(format: Format) -> None:
 def test_any_message(tree: reference.Tree) -> None:
     data = packed(tree)
     for format in FORMATS:
-        envelope = Envelope(format, "gw-1", "b-1")
+        envelope = EnvelopeWriter(format, "gw-1", "b-1")
         plain = Transcoder(format, envelope=envelope, event="a")
         blobs = Transcoder(format, envelope=envelope, event="b", binary=["data", "a", ""])
         assert plain.transcode(exact(data)) == wrapped(format, data, 1, event="a")
@@ -158,7 +158,7 @@ def test_any_message(tree: reference.Tree) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_recorded_messages(path: Path, format: Format) -> None:
-    envelope = Envelope(format, "gw-1", "b-1")
+    envelope = EnvelopeWriter(format, "gw-1", "b-1")
     transcoder = Transcoder(format, binary=["data"], envelope=envelope, event=path.stem)
     payload, sent = b"", recorded(path)
     for seq, data in enumerate(sent, 1):
@@ -176,7 +176,7 @@ def test_recorded_messages(path: Path, format: Format) -> None:
 @pytest.mark.parametrize("count", [0, 15, 16, 65535, 65536, 131072])
 def test_many_pairs(format: Format, count: int) -> None:
     data = b"\x03\x00\x00\x00" * count
-    envelope = Envelope(format, "gw-1", "b-1")
+    envelope = EnvelopeWriter(format, "gw-1", "b-1")
     transcoder = Transcoder(format, envelope=envelope)
     for seq in (1, 2):
         assert transcoder.transcode(exact(data)) == wrapped(format, data, seq)
@@ -184,7 +184,7 @@ def test_many_pairs(format: Format, count: int) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_large_messages(format: Format) -> None:
-    envelope = Envelope(format, "n" * 255, "b-1")
+    envelope = EnvelopeWriter(format, "n" * 255, "b-1")
     transcoder = Transcoder(format, envelope=envelope, event="large")
     small = encode({"a": "b"})
     for seq, data in enumerate(
@@ -210,7 +210,7 @@ def test_large_messages(format: Format) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_malformed_message_uses_up_no_number(format: Format) -> None:
-    envelope = Envelope(format, "gw-1", "b-1")
+    envelope = EnvelopeWriter(format, "gw-1", "b-1")
     transcoder = Transcoder(format, envelope=envelope, event="log")
     data = encode(MESSAGE)
     for seq in range(1, 4):
@@ -234,7 +234,7 @@ def test_hostile_bytes() -> None:
     print(f"VICIFAST_SEED={SEED}")
     rng = random.Random(SEED)
     for format in FORMATS:
-        envelope = Envelope(format, "gw-1", "b-1")
+        envelope = EnvelopeWriter(format, "gw-1", "b-1")
         transcoder = Transcoder(format, envelope=envelope)
         seq = 0
         for _ in range(2000):
@@ -256,7 +256,7 @@ def test_hostile_bytes() -> None:
     "number", [0, 1, 127, 128, 255, 256, 2**31, 2**32 - 1, 2**32, 10**18, 2**63 - 1, 2**63, LAST - 1]
 )
 def test_numbers_of_every_size(format: Format, number: int) -> None:
-    envelope = Envelope(format, "gw-1", "b-1")
+    envelope = EnvelopeWriter(format, "gw-1", "b-1")
     transcoder = Transcoder(format, envelope=envelope)
     envelope.seq = number
     envelope.time = number + 1
@@ -270,7 +270,7 @@ def test_numbers_of_every_size(format: Format, number: int) -> None:
 @pytest.mark.parametrize("name", ["seq", "time"])
 @pytest.mark.parametrize("number", [-1, -(2**63), 2**64, 10**30])
 def test_numbers_are_of_64_bits(name: str, number: int) -> None:
-    envelope = Envelope("msgpack", "gw-1", "b-1")
+    envelope = EnvelopeWriter("msgpack", "gw-1", "b-1")
     setattr(envelope, name, 5)
     with pytest.raises((OverflowError, ValueError)):
         setattr(envelope, name, number)
@@ -280,7 +280,7 @@ def test_numbers_are_of_64_bits(name: str, number: int) -> None:
 @pytest.mark.parametrize("name", ["seq", "time"])
 @pytest.mark.parametrize("wrong", [None, "1", b"1", [1], 1.5, 1e18])
 def test_numbers_are_int(name: str, wrong: Any) -> None:
-    envelope = Envelope("json", "gw-1", "b-1")
+    envelope = EnvelopeWriter("json", "gw-1", "b-1")
     with pytest.raises(TypeError):
         setattr(envelope, name, wrong)
     assert getattr(envelope, name) == 0
@@ -288,7 +288,7 @@ def test_numbers_are_int(name: str, wrong: Any) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_numbers_can_be_skipped_and_times_change(format: Format) -> None:
-    envelope = Envelope(format, "gw-1", "b-1")
+    envelope = EnvelopeWriter(format, "gw-1", "b-1")
     transcoder = Transcoder(format, envelope=envelope)
     payload = transcoder.transcode(b"")
     envelope.seq += 10
@@ -304,7 +304,7 @@ def test_numbers_can_be_skipped_and_times_change(format: Format) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_transcoders_that_share_an_envelope_count_together(format: Format) -> None:
-    envelope = Envelope(format, "gw-1", "b-1")
+    envelope = EnvelopeWriter(format, "gw-1", "b-1")
     events = ["log", "ike-updown", 'x"y', ""]
     transcoders = [Transcoder(format, envelope=envelope, event=event) for event in events]
     rng = random.Random(SEED)
@@ -323,8 +323,8 @@ def test_transcoders_that_share_an_envelope_count_together(format: Format) -> No
 
 
 def test_envelopes_count_apart() -> None:
-    envelopes = {format: Envelope(format, format, "b-1") for format in FORMATS}
-    others = {format: Envelope(format, "other", "b-2") for format in FORMATS}
+    envelopes = {format: EnvelopeWriter(format, format, "b-1") for format in FORMATS}
+    others = {format: EnvelopeWriter(format, "other", "b-2") for format in FORMATS}
     for seq in range(1, 4):
         for format in FORMATS:
             data = encode(MESSAGE)
@@ -339,7 +339,7 @@ def test_envelopes_count_apart() -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_transcoder_keeps_its_envelope(format: Format) -> None:
-    transcoder = Transcoder(format, envelope=Envelope(format, "n" * 255, "b-1"), event="e" * 255)
+    transcoder = Transcoder(format, envelope=EnvelopeWriter(format, "n" * 255, "b-1"), event="e" * 255)
     for seq in range(1, 50):
         assert transcoder.transcode(b"") == wrapped(format, b"", seq, node="n" * 255, event="e" * 255)
 
@@ -347,7 +347,7 @@ def test_a_transcoder_keeps_its_envelope(format: Format) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_events_of_a_stream(format: Format, step: int) -> None:
-    envelope = Envelope(format, "gw-1", "b-1")
+    envelope = EnvelopeWriter(format, "gw-1", "b-1")
     names = ["log", "ike-updown"]
     readers = {name: Transcoder(format, envelope=envelope, event=name) for name in names}
     framer = Framer(Decoder(), {**readers, "raw": Raw()})
@@ -375,7 +375,7 @@ def test_events_of_a_stream(format: Format, step: int) -> None:
 
 def test_formats_must_agree() -> None:
     for format, other in (("msgpack", "json"), ("json", "msgpack")):
-        envelope = Envelope(format, "gw-1", "b-1")  # type: ignore[arg-type]
+        envelope = EnvelopeWriter(format, "gw-1", "b-1")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="format"):
             Transcoder(other, envelope=envelope)  # type: ignore[arg-type]
         assert envelope.seq == 0
@@ -384,7 +384,7 @@ def test_formats_must_agree() -> None:
 @pytest.mark.parametrize("format", ["xml", "", "JSON", None, 1, b"json"])
 def test_there_are_two_formats(format: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
-        Envelope(format, "gw-1", "b-1")
+        EnvelopeWriter(format, "gw-1", "b-1")
 
 
 @pytest.mark.parametrize("text", ["\udcff", "a\ud800", "\udfff" * 10])
@@ -392,9 +392,9 @@ def test_names_are_text(text: str) -> None:
     for format in FORMATS:
         for node, boot in ((text, "b-1"), ("gw-1", text)):
             with pytest.raises(ValueError):
-                Envelope(format, node, boot)
+                EnvelopeWriter(format, node, boot)
         with pytest.raises(ValueError):
-            Transcoder(format, envelope=Envelope(format, "gw-1", "b-1"), event=text)
+            Transcoder(format, envelope=EnvelopeWriter(format, "gw-1", "b-1"), event=text)
 
 
 @pytest.mark.parametrize("text", ["n" * 256, "ä" * 128, "\0" * 256, "n" * 70_000], ids=len)
@@ -402,14 +402,14 @@ def test_names_are_text(text: str) -> None:
 def test_names_are_no_longer_than_those_of_vici(format: Format, text: str) -> None:
     for node, boot in ((text, "b-1"), ("gw-1", text)):
         with pytest.raises(ValueError, match="255"):
-            Envelope(format, node, boot)
+            EnvelopeWriter(format, node, boot)
 
 
 @pytest.mark.parametrize("text", ["n" * 256, "ä" * 128, "n" * 70_000], ids=len)
 @pytest.mark.parametrize("format", FORMATS)
 def test_events_are_no_longer_than_those_of_vici(format: Format, text: str) -> None:
     with pytest.raises(ValueError, match="255"):
-        Transcoder(format, envelope=Envelope(format, "gw-1", "b-1"), event=text)
+        Transcoder(format, envelope=EnvelopeWriter(format, "gw-1", "b-1"), event=text)
 
 
 @pytest.mark.parametrize("wrong", [1, "msgpack", {}, object()])
@@ -420,7 +420,7 @@ def test_an_envelope_is_an_envelope(wrong: Any) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_wrong_arguments(format: Format) -> None:
-    kind: Any = Envelope
+    kind: Any = EnvelopeWriter
     for arguments in ((), (format,), (format, "gw-1"), (format, "gw-1", "b-1", "more")):
         with pytest.raises(TypeError):
             kind(*arguments)
@@ -429,7 +429,7 @@ def test_wrong_arguments(format: Format) -> None:
         with pytest.raises(AttributeError):
             setattr(envelope, name, "x")
     with pytest.raises(TypeError):
-        type("Sub", (Envelope,), {})
+        type("Sub", (EnvelopeWriter,), {})
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -443,12 +443,12 @@ def test_a_transcoder_whose_init_failed_has_no_envelope() -> None:
     for wrong in ({"event": 5}, {"event": "e" * 256}, {"binary": "name"}, {"format": "msgpack"}):
         transcoder: Any = Transcoder.__new__(Transcoder)
         with pytest.raises((TypeError, ValueError)):
-            transcoder.__init__(**{"format": "json", "envelope": Envelope("json", "n", "b")} | wrong)
+            transcoder.__init__(**{"format": "json", "envelope": EnvelopeWriter("json", "n", "b")} | wrong)
         assert transcoder.transcode(encode({"a": "b"})) == b"\x81\xa1a\xa1b"
 
 
 def test_an_envelope_made_without_init_does_no_harm() -> None:
-    envelope = Envelope.__new__(Envelope)
+    envelope = EnvelopeWriter.__new__(EnvelopeWriter)
     assert (envelope.seq, envelope.time) == (0, 0)
     for format in FORMATS:
         try:

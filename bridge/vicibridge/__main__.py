@@ -22,7 +22,9 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDS:
             raise
-        print(f'vicibridge needs {missing}; install it with: pip install "vicifast[bridge]"', file=sys.stderr)
+        print(
+            f'vicibridge needs {missing}; install it with: pip install "strongswan-vicifast[bridge]"', file=sys.stderr
+        )
         sys.exit(2)
 
 

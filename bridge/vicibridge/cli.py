@@ -14,7 +14,7 @@ import click
 
 from .bus.embedded_server import plan
 from .config.file import SettingsProblem, load, render
-from .config.model import Config, Nats
+from .config.model import Config, NatsConfig
 from .ops import logsetup
 
 _config_option = click.option(
@@ -42,7 +42,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="vicifast")
+@click.version_option(package_name="strongswan-vicifast")
 def cli() -> None:
     """Carry charon's events to NATS, and commands from NATS to charon: for one gateway, and for a fleet."""
 
@@ -120,7 +120,7 @@ def demo(recordings: Path) -> None:
         from .bus.nats_server import NatsServerError
         from .demo import DemoError, recorded_demo
     except ModuleNotFoundError as error:
-        raise click.ClickException(f'the demo needs {error.name}; pip install "vicifast[demo]"') from None
+        raise click.ClickException(f'the demo needs {error.name}; pip install "strongswan-vicifast[demo]"') from None
     try:
         asyncio.run(recorded_demo(Console(highlight=False), recordings))
     except (DemoError, NatsServerError, TimeoutError) as error:
@@ -135,7 +135,7 @@ def demo(recordings: Path) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write asyncapi.json and a file for each JSON Schema there.",
 )
-@click.option("--prefix", default=Nats().prefix, show_default=True, help="What every subject begins with.")
+@click.option("--prefix", default=NatsConfig().prefix, show_default=True, help="What every subject begins with.")
 def schema(name: str | None, names: bool, directory: Path | None, prefix: str) -> None:
     """Print an AsyncAPI document of all subjects and what is on them."""
     from .contract import asyncapi

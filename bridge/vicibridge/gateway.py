@@ -19,17 +19,17 @@ from vicifast.errors import DecodeError, EncodeError, UnknownEvent, ViciError
 
 from .bus.streams import state_stream
 from .bus.supervisor import Bus
-from .config import model as config
+from .config.model import Config, GatewayConfig, LogConfig
 from .contract.subjects import Subjects, kind_of
 from .events.backlog import KILLED, Backlog
 from .events.envelopes import new_boot, new_envelopes
-from .events.log_publisher import STOPPED, LogPipeline
+from .events.log_publisher import STOPPED, LogPublisher
 from .events.losses import OVER_UNAUTHENTICATED_RATE, Loss
 from .events.ratelimit import UnauthenticatedLimit
-from .events.raw_envelopes import RawGatherer
+from .events.raw_envelopes import RawBatcher
 from .events.spool import Spool
-from .events.state_publisher import StatePipeline
-from .mirror.worker import Mirroring
+from .events.state_publisher import StatePublisher
+from .mirror.worker import MirrorWorker
 
 _logger = logging.getLogger(__name__)
 
@@ -43,27 +43,27 @@ _TIMEOUT = 10.0  # seconds for charon to take a connection and answer registrati
 class Gateway:
     """Reads the events of one charon for ever, and tells on the bus when it is up, down, or events were lost."""
 
-    def __init__(self, settings: config.Config, gateway: config.Gateway, bus: Bus) -> None:
+    def __init__(self, settings: Config, gateway: GatewayConfig, bus: Bus) -> None:
         self.node = gateway.node
         self.address = gateway.vici
         self.subjects = Subjects(settings.nats.prefix, gateway.node)
         self.boot = boot = new_boot()
         self._events = new_envelopes(settings.events.codec, gateway.node, boot)
         self._lines = new_envelopes(settings.log.codec, gateway.node, boot)
-        self._gatherer = self._lines.gatherer("log", ("group", "level"), self._log_subject)
+        self._batcher = self._lines.batcher("log", ("group", "level"), self._log_subject)
         self._filter(settings.log)
         self._limit = UnauthenticatedLimit(settings.events.unauthenticated_rate)
         self._over_limit = 0
         self.state = self._new_state(settings, bus)
-        self.log = LogPipeline(
+        self.log = LogPublisher(
             bus,
             settings.log.linger_ms / 1000,
             settings.log.max_bytes,
             partial(self._tell_loss, "log"),
-            batch=0 if settings.log.codec == "raw" else LogPipeline.BATCH,
+            batch=0 if settings.log.codec == "raw" else LogPublisher.BATCH,
         )
         self.mirroring = (
-            Mirroring(settings, self.subjects, gateway, boot, bus, self.tell) if settings.mirror.enabled else None
+            MirrorWorker(settings, self.subjects, gateway, boot, bus, self.tell) if settings.mirror.enabled else None
         )
         self._session: AsyncSession | None = None
         self._stopping = asyncio.Event()
@@ -74,11 +74,11 @@ class Gateway:
         self._up: bool | None = None
         self._down_since = 0
 
-    def _new_state(self, settings: config.Config, bus: Bus) -> StatePipeline:
+    def _new_state(self, settings: Config, bus: Bus) -> StatePublisher:
         node, kept = self.subjects.node, settings.spool
         spool = Spool(kept.path / f"{node}.spool", kept.max_bytes, kept.max_age_days * 86400)
         backlog = Backlog(node, self.boot, settings.events.max_bytes, partial(self._tell_loss, "state"), spool)
-        return StatePipeline(bus, state_stream(settings.nats), backlog)
+        return StatePublisher(bus, state_stream(settings.nats), backlog)
 
     @property
     def up(self) -> bool:
@@ -109,7 +109,7 @@ class Gateway:
             return
         self._stopping.set()
         if self._session is not None:
-            self._gatherer.silent = True  # nobody listens any more to be told of lines
+            self._batcher.silent = True  # nobody listens any more to be told of lines
             await self._session.close()
             self._gather(asyncio.get_running_loop().time())
             if late := self._session.late_events:
@@ -117,7 +117,7 @@ class Gateway:
         self._count_dropped()
         self._unregistered.set()
 
-    def reload(self, settings: config.Config) -> None:
+    def reload(self, settings: Config) -> None:
         """Take over what may change at run time."""
         self.state.configure(settings.events.max_bytes)
         self._limit.rate = settings.events.unauthenticated_rate
@@ -129,16 +129,16 @@ class Gateway:
     @property
     def left_out(self) -> int:
         """Log events that the configuration does not want."""
-        return self._gatherer.left_out
+        return self._batcher.left_out
 
-    def _filter(self, log: config.Log) -> None:
+    def _filter(self, log: LogConfig) -> None:
         self._groups = frozenset(name.encode() for name in log.groups)
         self._levels = frozenset(str(level).encode() for level in log.levels)
         pattern = re.compile(log.pattern.encode()) if log.pattern else None
-        self._gatherer.wanted = pattern.search if pattern else None
-        self._gatherer.every = log.every
-        self._gatherer.rate = log.rate
-        self._gatherer.forget()
+        self._batcher.wanted = pattern.search if pattern else None
+        self._batcher.every = log.every
+        self._batcher.rate = log.rate
+        self._batcher.forget()
 
     def _log_subject(self, group: bytes, level: bytes) -> str | None:
         # What has no group or level is not filtered: it may be malformed, and that has to be told.
@@ -153,7 +153,7 @@ class Gateway:
 
     async def _read(self) -> None:
         readers: dict[str, Reader] = {name: Raw() for name in _STATE}
-        readers["log"] = Raw() if isinstance(self._gatherer, RawGatherer) else self._gatherer
+        readers["log"] = Raw() if isinstance(self._batcher, RawBatcher) else self._batcher
         session = AsyncSession(self.address, timeout=_TIMEOUT, readers=readers)
         self._session = session
         try:
@@ -195,7 +195,7 @@ class Gateway:
         time_ns = time.time_ns()
         now = asyncio.get_running_loop().time()
         for event, raw in batch:
-            if raw is self._gatherer:
+            if raw is self._batcher:
                 self._gather(now)
                 continue
             is_log = event == "log"
@@ -203,8 +203,8 @@ class Gateway:
             try:
                 if not isinstance(raw, bytes):
                     raise DecodeError("no message", 0)
-                if isinstance(self._gatherer, RawGatherer) and is_log:
-                    self._gatherer.add(time_ns, raw)
+                if isinstance(self._batcher, RawBatcher) and is_log:
+                    self._batcher.add(time_ns, raw)
                     continue
                 subject = self.subjects.event(event, raw)
                 kind = kind_of(event, subject)
@@ -221,7 +221,7 @@ class Gateway:
             self.state.put(envelopes.seq, subject, envelope)
             if self.mirroring:
                 self.mirroring.event(time_ns, event, raw)
-        if isinstance(self._gatherer, RawGatherer):
+        if isinstance(self._batcher, RawBatcher):
             self._gather(now)
 
     def _drop(self) -> None:
@@ -237,9 +237,9 @@ class Gateway:
 
     def _gather(self, now: float) -> None:
         """Hand over the log events that the framer has put into envelopes already."""
-        for subject, payload, count, first, last in self._gatherer.take():
+        for subject, payload, count, first, last in self._batcher.take():
             self.log.put(subject, payload, count, first, last, now)
-        for cause, count, first, last in self._gatherer.dropped():
+        for cause, count, first, last in self._batcher.dropped():
             self.log.lost(cause, first, last, count)
 
     def _came_up(self, session: AsyncSession) -> None:

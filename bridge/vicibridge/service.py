@@ -8,18 +8,18 @@ import os
 import signal
 from collections.abc import Callable
 
-from .bus.embedded_server import OwnServer
+from .bus.embedded_server import EmbeddedServer
 from .bus.supervisor import Bus
-from .commands.server import Commands
+from .commands.server import CommandServer
 from .config.file import SettingsProblem, adopt
 from .config.model import Config
-from .events.log_publisher import LogPipeline
-from .events.state_publisher import StatePipeline
+from .events.log_publisher import LogPublisher
+from .events.state_publisher import StatePublisher
 from .gateway import Gateway
 from .ops import logsetup
-from .ops.http import Web
+from .ops.http import HttpServer
 from .ops.systemd import Systemd
-from .ops.watchdog import Lag, Pulse
+from .ops.watchdog import Lag, Watchdog
 
 _logger = logging.getLogger(__name__)
 
@@ -36,20 +36,20 @@ class Service:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
         self.bus: Bus = Bus(settings.nats)
-        self.own = OwnServer(settings) if settings.nats.servers is None else None
+        self.embedded = EmbeddedServer(settings) if settings.nats.servers is None else None
         self.gateways: list[Gateway] = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
-        self.commands: list[Commands] = [
-            Commands(settings.commands, gateway.subjects, gateway.address, self.bus, gateway.tell)
+        self.commands: list[CommandServer] = [
+            CommandServer(settings.commands, gateway.subjects, gateway.address, self.bus, gateway.tell)
             for gateway in self.gateways
         ]
-        self.pipelines: list[tuple[str, str, StatePipeline | LogPipeline]] = []  # node, class, pipeline
+        self.pipelines: list[tuple[str, str, StatePublisher | LogPublisher]] = []  # node, class, pipeline
         for gateway in self.gateways:
             self.pipelines += [(gateway.node, "state", gateway.state), (gateway.node, "log", gateway.log)]
         self.mirrorings = [gateway.mirroring for gateway in self.gateways if gateway.mirroring]
         self.lags: list[Lag] = [Lag(pipeline.counts) for _, _, pipeline in self.pipelines]
         self.systemd = Systemd()
-        self.pulse: Pulse = Pulse(self.lags, self.systemd, self.status)
-        self.web = Web(settings.http.listen, self)
+        self.pulse: Watchdog = Watchdog(self.lags, self.systemd, self.status)
+        self.web = HttpServer(settings.http.listen, self)
         self._stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -64,8 +64,8 @@ class Service:
         serving = [asyncio.create_task(commands.run()) for commands in self.commands]
         mirroring = [asyncio.create_task(mirroring.run()) for mirroring in self.mirrorings]
         others = [asyncio.create_task(self.bus.run()), asyncio.create_task(self.pulse.run())]
-        if self.own:
-            others.append(asyncio.create_task(self.own.run()))
+        if self.embedded:
+            others.append(asyncio.create_task(self.embedded.run()))
         everything = [*reading, *publishing, *serving, *mirroring, *others]
         stopped = asyncio.create_task(stop.wait())
         self.systemd.ready()
@@ -77,8 +77,8 @@ class Service:
                 task.cancel()
             results = await asyncio.gather(*everything, return_exceptions=True)
             await self.web.stop()
-            if self.own:
-                await self.own.stop()
+            if self.embedded:
+                await self.embedded.stop()
         for result in results:
             if isinstance(result, Exception):
                 raise result

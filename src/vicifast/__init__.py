@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._wire import (
+    Batcher,
     Decoder,
-    Envelope,
+    EnvelopeWriter,
     Framer,
-    Gatherer,
     Message,
     MessageReader,
     Raw,
@@ -53,10 +53,10 @@ __all__ = [
     "DecodeError",
     "Decoder",
     "EncodeError",
-    "Envelope",
+    "EnvelopeWriter",
     "Follower",
     "Framer",
-    "Gatherer",
+    "Batcher",
     "Message",
     "MessageReader",
     "ProtocolError",

@@ -8,7 +8,7 @@ from .errors import DecodeError, ProtocolError
 
 _Scalar: TypeAlias = str | bytes
 _Section: TypeAlias = dict[str, "_Scalar | list[_Scalar] | _Section"]
-_Body: TypeAlias = "_Section | Message | bytes | Gatherer | DecodeError | None"
+_Body: TypeAlias = "_Section | Message | bytes | Batcher | DecodeError | None"
 _Value: TypeAlias = "_Scalar | list[_Scalar] | Message"
 _Values: TypeAlias = type[str] | type[bytes]
 
@@ -70,7 +70,7 @@ class MessageReader(Reader):
     def __init__(self, *, values: _Values = ..., binary: Iterable[str] = ...) -> None: ...
 
 @final
-class Envelope:
+class EnvelopeWriter:
     def __init__(self, format: Literal["msgpack", "json"], node: str, boot: str) -> None: ...
     @property
     def seq(self) -> int: ...
@@ -88,20 +88,20 @@ class Transcoder(Reader):
         format: Literal["msgpack", "json"],
         *,
         binary: Iterable[str] = ...,
-        envelope: Envelope | None = ...,
+        envelope: EnvelopeWriter | None = ...,
         event: str = ...,
     ) -> None: ...
     def transcode(self, data: ReadableBuffer, /) -> bytes: ...
 
 @final
-class Gatherer(Reader):
+class Batcher(Reader):
     every: int
     rate: float
     wanted: Callable[[bytes], object] | None
     silent: bool
     def __init__(
         self,
-        envelope: Envelope,
+        envelope: EnvelopeWriter,
         event: str,
         keys: Sequence[str],
         topic: Callable[[bytes, bytes], str | None],

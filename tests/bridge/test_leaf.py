@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 from test_mirror_worker import child, listed, sa, settled
 from vicibridge.bus.nats_server import free_port
 from vicibridge.client import Fleet, JetStreamError, Unavailable
-from vicibridge.config.model import Config, Gateway, Nats
+from vicibridge.config.model import Config, GatewayConfig, NatsConfig
 from vicibridge.service import Service
 
 from vicifast.testing import FakeCharon
@@ -40,8 +40,8 @@ def hub(make_nats_server: Callable[..., NatsServer], monkeypatch: pytest.MonkeyP
     return server, leaves
 
 
-def as_user(server: NatsServer, user: str) -> Nats:
-    return Nats(servers=[server.url], user=user, password=user, inbox_prefix=f"_INBOX_{user}")
+def as_user(server: NatsServer, user: str) -> NatsConfig:
+    return NatsConfig(servers=[server.url], user=user, password=user, inbox_prefix=f"_INBOX_{user}")
 
 
 @asynccontextmanager
@@ -49,9 +49,9 @@ async def a_leaf(leaves: int) -> AsyncIterator[tuple[FakeCharon, Service]]:
     async with FakeCharon() as charon:
         listed(charon, [("gw", sa("1", child("1")))])
         charon.on("terminate", {"success": "yes", "matches": "1"})
-        bus: dict[str, Any] = {"own": {"port": free_port()}, "probe_interval": 0.3}
+        bus: dict[str, Any] = {"embedded": {"port": free_port()}, "probe_interval": 0.3}
         bus["leaf"] = {"remotes": [f"nats-leaf://gw1:gw1@127.0.0.1:{leaves}"]}
-        gateway = Gateway(node="gw1", vici=charon.address)
+        gateway = GatewayConfig(node="gw1", vici=charon.address)
         config = Config(
             nats=bus, gateway=[gateway], commands={"allow": ["@read", "@operate"]}, mirror={"heartbeat": 0.4}
         )
@@ -126,6 +126,6 @@ def test_the_leaf_loses_its_hub(hub: tuple[NatsServer, int]) -> None:
             admin = await nats.connect(server.url, user="admin", password="admin")
             assert await numbers(admin.jetstream(domain="gw1"), 500) == [str(n) for n in range(1, 501)]
             await admin.close()
-            assert bridge.bus.connects == 1 and bridge.own and bridge.own.starts == 1
+            assert bridge.bus.connects == 1 and bridge.embedded and bridge.embedded.starts == 1
 
     run(test(), timeout=60)

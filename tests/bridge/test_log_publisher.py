@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from harness import NatsServer, run, settings, until, witness
 from vicibridge.bus.supervisor import Bus
-from vicibridge.events.log_publisher import LogPipeline
+from vicibridge.events.log_publisher import LogPublisher
 from vicibridge.events.losses import Loss
 
 MIB = 1024 * 1024
@@ -21,7 +21,7 @@ class Feed:
     def __init__(self, bus: Bus, linger: float, max_bytes: int) -> None:
         self.losses: list[Loss] = []
         self.count = 0
-        self.pipeline = LogPipeline(bus, linger, max_bytes, self.losses.append)
+        self.pipeline = LogPublisher(bus, linger, max_bytes, self.losses.append)
 
     def put(self, count: int, subject: str = "vici.gw1.log.IKE.1", size: int = 8) -> None:
         now = asyncio.get_running_loop().time()

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from vicibridge.contract.subjects import Subjects
 from vicibridge.mirror.ledger import Comparison, Ledger, Write
 from vicibridge.mirror.model import Conn, Key, Mirror
-from vicibridge.mirror.reconcile import Difference, Snapshot
+from vicibridge.mirror.reconcile import Difference, Reconciliation
 
 from vicifast import encode
 
@@ -170,7 +170,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.traffic: Counter[tuple[str, str]] = Counter()  # by the name of a child, and counter
         self.conns: dict[str, Conn] = {}
         self.last: dict[Key, Section] = {}
-        self.snapshot: Snapshot | None = None
+        self.snapshot: Reconciliation | None = None
         self.told_all = True  # no event was lost since the mirror last equalled charon
         self.counted_all = True
         self.kept_all = True  # no connection went, with its totals
@@ -434,7 +434,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
     @precondition(lambda self: self.snapshot is None)
     @rule()
     def snapshot_begins(self) -> None:
-        self.snapshot = Snapshot(self.mirror)
+        self.snapshot = Reconciliation(self.mirror)
         self.rows: list[bytes] = []
         self.unlisted = set(self.charon.ikes)
 
@@ -509,7 +509,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         assert self.ledger.complete and not any(self.ledger.unwritten(bucket) for bucket in BUCKETS)
 
     def whole_snapshot(self) -> list[Difference]:
-        snapshot = Snapshot(self.mirror)
+        snapshot = Reconciliation(self.mirror)
         for conn, config in self.charon.conns.items():
             snapshot.conn(self.time(), encode({conn: config}))
         for uid in self.charon.ikes:

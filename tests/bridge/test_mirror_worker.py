@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from harness import NatsServer, Witness, bucket, run, service, settings, until, witness
-from vicibridge.config.model import Config, Events
+from vicibridge.config.model import Config, EventsConfig
 from vicibridge.contract.subjects import Subjects
 from vicibridge.events.envelopes import EventCodec
 from vicibridge.mirror.model import Mirror
-from vicibridge.mirror.reconcile import Snapshot
+from vicibridge.mirror.reconcile import Reconciliation
 from vicibridge.service import Service
 
 import vicifast
@@ -425,7 +425,7 @@ class Shared:
         return self.now
 
     def snapshot(self, children: list[Section], conns: dict[str, Section] | None = None) -> None:
-        snapshot = Snapshot(self.mirror)
+        snapshot = Reconciliation(self.mirror)
         for name, config in (SHARED if conns is None else conns).items():
             snapshot.conn(self.time(), vicifast.encode({name: config}))
         snapshot.sa(self.time(), vicifast.encode({"a": sa("1", *children)}))
@@ -619,7 +619,7 @@ def test_whatever_others_wrote_to_the_buckets(nats_server: NatsServer, codec: Ev
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
             listed(charon, [("gw", sa("1"))])
-            config = mirrored(nats_server.url, charon).model_copy(update={"events": Events(codec=codec)})
+            config = mirrored(nats_server.url, charon).model_copy(update={"events": EventsConfig(codec=codec)})
             async with service(config) as bridge:
                 await settled(bridge)
             kv = await someone.client.jetstream().key_value("VICI_SA")

@@ -20,7 +20,7 @@ import pytest
 from harness import NatsServer, run, service, settings, start_bridge, until, up, witness
 from prometheus_client.parser import text_string_to_metric_families
 from vicibridge.config.file import load
-from vicibridge.config.model import Http
+from vicibridge.config.model import HttpConfig
 from vicibridge.events.losses import Counts
 from vicibridge.ops import logsetup
 from vicibridge.ops.metrics import METRICS
@@ -140,7 +140,7 @@ def test_metrics_of_connections(nats_server: NatsServer, caplog: pytest.LogCaptu
                 assert value(values, "vicibridge_child_sas_ambiguous", node="gw1") == 0
                 assert len([key for key in values if key[0] == "vicibridge_connection_up"]) == len(conns) + 1
                 assert "left out" not in caplog.text
-                bridge.settings = config.model_copy(update={"http": Http(max_tunnels=7)})
+                bridge.settings = config.model_copy(update={"http": HttpConfig(max_tunnels=7)})
                 for _ in range(2):
                     values = await scraped(bridge)
                     assert len([key for key in values if key[0] == "vicibridge_connection_up"]) == 2

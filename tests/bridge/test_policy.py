@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from vicibridge.commands.policy import Policy, may_block
-from vicibridge.commands.request import Refusal
-from vicibridge.config.model import Commands
+from vicibridge.commands.request import RequestError
+from vicibridge.config.model import CommandsConfig
 
 from vicifast.commands import COMMANDS, Danger
 
@@ -16,8 +16,8 @@ GROUPS = [f"@{danger}" for danger in Danger]
 EVERY_SET_OF_GROUPS = [list(some) for size in range(5) for some in itertools.combinations(GROUPS, size)]
 
 
-def refusal(policy: Policy, command: str, arguments: dict[str, Any] | None = None) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refusal(policy: Policy, command: str, arguments: dict[str, Any] | None = None) -> RequestError:
+    with pytest.raises(RequestError) as caught:
         policy.admit(command)
         policy.judge(command, arguments or {}, 10)
     return caught.value
@@ -25,7 +25,7 @@ def refusal(policy: Policy, command: str, arguments: dict[str, Any] | None = Non
 
 @pytest.mark.parametrize("allow", EVERY_SET_OF_GROUPS, ids=" ".join)
 def test_every_command_on_every_set_of_groups(allow: list[str]) -> None:
-    policy = Policy(Commands(allow=allow))
+    policy = Policy(CommandsConfig(allow=allow))
     for command, known in COMMANDS.items():
         if f"@{known.danger}" in allow:
             policy.admit(command)
@@ -38,24 +38,24 @@ def test_every_command_on_every_set_of_groups(allow: list[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_is_named_is_allowed_and_no_other(command: str) -> None:
-    policy = Policy(Commands(allow=[command]))
+    policy = Policy(CommandsConfig(allow=[command]))
     policy.admit(command)
     assert policy.allowed == [command]
     assert {refusal(policy, other).code for other in COMMANDS if other != command} == {403}
 
 
 def test_by_default_only_what_reads() -> None:
-    assert {COMMANDS[name].danger for name in Policy(Commands()).allowed} == {Danger.READ}
+    assert {COMMANDS[name].danger for name in Policy(CommandsConfig()).allowed} == {Danger.READ}
 
 
 @pytest.mark.parametrize(
     "command", ["", "no-such", "Version", "version ", "@read", "LIST-SAS", "vici.gw1", "\udcff", "*"]
 )
 def test_unknown_commands_only_by_name(command: str) -> None:
-    denied = refusal(Policy(Commands(allow=GROUPS)), command)
+    denied = refusal(Policy(CommandsConfig(allow=GROUPS)), command)
     assert denied.code == 404 and "must be named in allow in [commands]" in denied.text
     if not command.startswith("@"):
-        policy = Policy(Commands(allow=["@read", command]))
+        policy = Policy(CommandsConfig(allow=["@read", command]))
         policy.admit(command)
         assert policy.judge(command, {"any": {"thing": ["1"]}}, 10) == {"any": {"thing": ["1"]}}
         assert may_block(command, {})
@@ -75,7 +75,7 @@ def test_unknown_commands_only_by_name(command: str) -> None:
 )
 @pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].blocks])
 def test_timeout_and_loglevel_are_capped(command: str, arguments: dict[str, Any], sent: tuple[int, int]) -> None:
-    judged = Policy(Commands()).judge(command, {"ike": "gw", **arguments}, 10)
+    judged = Policy(CommandsConfig()).judge(command, {"ike": "gw", **arguments}, 10)
     assert judged == {"ike": "gw", "timeout": sent[0], "loglevel": sent[1]}
     assert may_block(command, judged) is (sent[0] != -1)
 
@@ -88,7 +88,7 @@ def test_timeout_and_loglevel_are_capped(command: str, arguments: dict[str, Any]
     ],
 )
 def test_what_is_no_number_is_refused_by_name(key: str, value: object) -> None:
-    denied = refusal(Policy(Commands(allow=["terminate"])), "terminate", {key: value})
+    denied = refusal(Policy(CommandsConfig(allow=["terminate"])), "terminate", {key: value})
     assert denied.code == 400 and denied.text.startswith(f"{key} must be ")
 
 
@@ -110,9 +110,9 @@ CONN = {"version": "2", "local": {"auth": "psk"}, "children": {"net": {"local_ts
 def test_updown_scripts_need_their_own_switch(conn: dict[str, Any]) -> None:
     arguments = {"fine": CONN, "gw": {**CONN, **conn}}
     for switches in ({}, {"allow_files": True}):
-        denied = refusal(Policy(Commands(allow=["@configure"], **switches)), "load-conn", arguments)
+        denied = refusal(Policy(CommandsConfig(allow=["@configure"], **switches)), "load-conn", arguments)
         assert denied.code == 403 and "set allow_updown = true in [commands]" in denied.text
-    assert Policy(Commands(allow_updown=True)).judge("load-conn", arguments, 10) == arguments
+    assert Policy(CommandsConfig(allow_updown=True)).judge("load-conn", arguments, 10) == arguments
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_updown_scripts_need_their_own_switch(conn: dict[str, Any]) -> None:
 def test_files_of_connections_need_their_own_switch(conn: dict[str, Any]) -> None:
     arguments = {"gw": {**CONN, **conn}}
     for switches in ({}, {"allow_updown": True}):
-        denied = refusal(Policy(Commands(allow=["@configure"], **switches)), "load-conn", arguments)
+        denied = refusal(Policy(CommandsConfig(allow=["@configure"], **switches)), "load-conn", arguments)
         assert denied.code == 403 and "set allow_files = true in [commands]" in denied.text
-    assert Policy(Commands(allow_files=True)).judge("load-conn", arguments, 10) == arguments
+    assert Policy(CommandsConfig(allow_files=True)).judge("load-conn", arguments, 10) == arguments
 
 
 @pytest.mark.parametrize(
@@ -147,18 +147,18 @@ def test_files_of_connections_need_their_own_switch(conn: dict[str, Any]) -> Non
 )
 def test_files_of_authorities_need_their_own_switch(authority: dict[str, Any]) -> None:
     arguments = {"ca": {"cacert": "PEM", "crl_uris": ["http://crl"]}, "other": authority}
-    denied = refusal(Policy(Commands(allow=["load-authority"])), "load-authority", arguments)
+    denied = refusal(Policy(CommandsConfig(allow=["load-authority"])), "load-authority", arguments)
     assert denied.code == 403 and "set allow_files = true in [commands]" in denied.text
-    assert Policy(Commands(allow_files=True)).judge("load-authority", arguments, 10) == arguments
+    assert Policy(CommandsConfig(allow_files=True)).judge("load-authority", arguments, 10) == arguments
 
 
 def test_names_of_connections_and_children_are_free() -> None:
     arguments = {"updown": {**CONN, "children": {"updown": {}, "file": {}}}, "file": CONN, "handle": CONN}
-    assert Policy(Commands()).judge("load-conn", arguments, 10) == arguments
+    assert Policy(CommandsConfig()).judge("load-conn", arguments, 10) == arguments
 
 
 def test_a_token_is_what_load_token_is_for() -> None:
     arguments = {"handle": "00", "slot": "1", "module": "hsm", "pin": "1234"}
-    policy = Policy(Commands(allow=["@secrets"]))
+    policy = Policy(CommandsConfig(allow=["@secrets"]))
     policy.admit("load-token")
     assert policy.judge("load-token", arguments, 10) == arguments

@@ -114,11 +114,11 @@ def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, A
         for _ in range(500)
     ] + [{"group": ["a"], "level": {}}, {}]
     keys = ("group", "level")
-    fast = Envelopes("msgpack", "gw1", "b").gatherer("log", keys, topic)
-    plain = RawEnvelopes("gw1", "b").gatherer("log", keys, topic)
-    for gatherer in (fast, plain):
+    fast = Envelopes("msgpack", "gw1", "b").batcher("log", keys, topic)
+    plain = RawEnvelopes("gw1", "b").batcher("log", keys, topic)
+    for batcher in (fast, plain):
         for name, value in limits.items():
-            setattr(gatherer, name, value)
+            setattr(batcher, name, value)
     framer = Framer(Raw(), {"log": fast})
     for line in lines:
         body = bytes([EVENT, 3]) + b"log" + encode(line)
@@ -134,12 +134,12 @@ def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, A
 
 
 def test_clock_that_is_set_back_stops_no_line() -> None:
-    gatherer = RawEnvelopes("gw1", "b").gatherer("log", ("group", "level"), lambda group, level: "topic")
-    gatherer.rate = 1.0
+    batcher = RawEnvelopes("gw1", "b").batcher("log", ("group", "level"), lambda group, level: "topic")
+    batcher.rate = 1.0
     second = 10**9
     for time_ns in (10_000 * second, 1 * second, 2 * second, 3 * second):
-        gatherer.add(time_ns, encode({"group": "IKE", "level": "1", "msg": "x"}))
-    assert [first for _, _, _, first, _ in gatherer.take()] == [1, 3, 4]
+        batcher.add(time_ns, encode({"group": "IKE", "level": "1", "msg": "x"}))
+    assert [first for _, _, _, first, _ in batcher.take()] == [1, 3, 4]
 
 
 def raw(url: str, address: str, **sections: Any) -> Config:

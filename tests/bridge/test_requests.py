@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vicibridge.commands.request import (
-    Refusal,
+    RequestError,
     codec_of,
     decode_request,
     encode_list,
@@ -18,8 +18,8 @@ from vicibridge.commands.request import (
 )
 
 
-def refusal(payload: bytes) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refusal(payload: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
         decode_request(payload)
     assert caught.value.code == 400
     return caught.value
@@ -96,12 +96,12 @@ def test_a_refusal_shows_no_value(payload: bytes) -> None:
 def test_any_bytes_are_a_request_or_refused(payload: bytes) -> None:
     try:
         assert isinstance(decode_request(payload), dict)
-    except Refusal as error:
+    except RequestError as error:
         assert error.code == 400
 
 
 def test_headers_of_a_refusal_fit_into_headers() -> None:
-    headers = Refusal(409, "two\r\nlines ü " + "x" * 1000).headers()
+    headers = RequestError(409, "two\r\nlines ü " + "x" * 1000).headers()
     assert headers["Nats-Service-Error-Code"] == headers["Status"] == "409"
     assert headers["Nats-Service-Error"].startswith("two lines \\xfc xxx")
     assert len(headers["Description"]) == 500
@@ -138,6 +138,6 @@ def test_headers_of_a_request(headers: dict[str, str], options: tuple[object, ..
     ],
 )
 def test_headers_that_say_nothing_are_refused_by_name(header: str, value: str) -> None:
-    with pytest.raises(Refusal, match=header) as caught:
+    with pytest.raises(RequestError, match=header) as caught:
         read_options(b"{}", {header: value}, 30)
     assert caught.value.code == 400

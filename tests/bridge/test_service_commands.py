@@ -15,7 +15,7 @@ from harness import NatsServer, Witness, run, service, settings, until, up, witn
 from nats.aio.msg import Msg
 from nats.micro.service import SEMVER_REGEX, ServiceInfo, ServicePing, ServiceStats
 from vicibridge.bus.connection import Disconnected
-from vicibridge.commands.reply import Answer
+from vicibridge.commands.reply import Reply
 from vicibridge.events.losses import Tally
 from vicibridge.service import Service
 
@@ -217,12 +217,12 @@ def test_what_blocks_holds_its_share_when_its_answer_fails_after_its_time(
 ) -> None:
     failing, fail = asyncio.Event(), asyncio.Event()
 
-    async def part(self: Answer, data: bytes) -> None:
+    async def part(self: Reply, data: bytes) -> None:
         failing.set()
         await fail.wait()
         raise Disconnected("the server does not answer")
 
-    monkeypatch.setattr(Answer, "part", part)
+    monkeypatch.setattr(Reply, "part", part)
 
     async def test() -> None:
         async with bridged(nats_server, allow=["@operate"], timeout=0.3) as (charon, someone, bridge):

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 from harness import NatsServer, run, settings, stored, until
-from vicibridge.bus.streams import Stream
+from vicibridge.bus.streams import StateStream
 from vicibridge.bus.supervisor import Bus
 from vicibridge.events.backlog import KILLED, MEMORY_FULL, Backlog
 from vicibridge.events.losses import Loss
-from vicibridge.events.spool import DAMAGED, FULL, OLD, Event, Note, Spool
-from vicibridge.events.state_publisher import StatePipeline
+from vicibridge.events.spool import DAMAGED, FULL, OLD, Note, Spool, SpooledEvent
+from vicibridge.events.state_publisher import StatePublisher
 from vicibridge.service import Service
 
-STREAM = Stream("VICI", ["vici.*.event.>", "vici.*.bridge.>"], 0)
+STREAM = StateStream("VICI", ["vici.*.event.>", "vici.*.bridge.>"], 0)
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
@@ -65,7 +65,7 @@ class Boot:
 @asynccontextmanager
 async def publishing(boot: Boot, url: str) -> AsyncIterator[None]:
     bus = Bus(settings(url).nats)
-    pipeline = StatePipeline(bus, STREAM, boot.backlog, delay=0.1)
+    pipeline = StatePublisher(bus, STREAM, boot.backlog, delay=0.1)
     tasks = [asyncio.create_task(bus.run()), asyncio.create_task(pipeline.run())]
     try:
         yield
@@ -134,7 +134,7 @@ def test_what_is_acknowledged_soon_never_goes_to_the_disk(
     inserted: list[int] = []
     insert = Spool._insert
 
-    def counted(self: Spool, database: sqlite3.Connection, batch: list[Event]) -> object:
+    def counted(self: Spool, database: sqlite3.Connection, batch: list[SpooledEvent]) -> object:
         inserted.append(len(batch))
         return insert(self, database, batch)
 

@@ -12,25 +12,25 @@ from pathlib import Path
 import nats
 import pytest
 from harness import NatsServer, run, settings, stored, until, witness
-from vicibridge.bus.streams import Stream
+from vicibridge.bus.streams import StateStream
 from vicibridge.bus.supervisor import Bus
 from vicibridge.events.backlog import Backlog
 from vicibridge.events.losses import Loss
-from vicibridge.events.state_publisher import StatePipeline
+from vicibridge.events.state_publisher import StatePublisher
 
-STREAM = Stream("VICI", ["vici.*.event.>", "vici.*.bridge.>"], 0)
+STREAM = StateStream("VICI", ["vici.*.event.>", "vici.*.bridge.>"], 0)
 MIB = 1024 * 1024
 
 
 class Feed:
     """A pipeline, what it was given, and what it told as lost."""
 
-    def __init__(self, bus: Bus, max_bytes: int, ack_timeout: float, stream: Stream) -> None:
+    def __init__(self, bus: Bus, max_bytes: int, ack_timeout: float, stream: StateStream) -> None:
         self.bus = bus
         self.losses: list[Loss] = []
         self.count = 0
         backlog = Backlog("gw1", "b", max_bytes, self.losses.append, None)
-        self.pipeline = StatePipeline(bus, stream, backlog, ack_timeout=ack_timeout, delay=0.1)
+        self.pipeline = StatePublisher(bus, stream, backlog, ack_timeout=ack_timeout, delay=0.1)
 
     def put(self, count: int, subject: str = "vici.gw1.event.x", size: int = 1) -> None:
         for _ in range(count):
@@ -49,7 +49,7 @@ class Feed:
 
 @asynccontextmanager
 async def feeding(
-    url: str, max_bytes: int = 64 * MIB, ack_timeout: float = 5.0, stream: Stream = STREAM
+    url: str, max_bytes: int = 64 * MIB, ack_timeout: float = 5.0, stream: StateStream = STREAM
 ) -> AsyncIterator[Feed]:
     bus = Bus(settings(url).nats)
     feed = Feed(bus, max_bytes, ack_timeout, stream)

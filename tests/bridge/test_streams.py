@@ -19,12 +19,12 @@ from nats.js.api import StreamConfig
 from nats.js.errors import BadRequestError
 from vicibridge.bus.conditions import CONDITIONS, Condition
 from vicibridge.bus.connection import Link, reason_of
-from vicibridge.bus.streams import MARKER, Stream, Unprovisioned, Unsuitable, bucket_stream, ensure
+from vicibridge.bus.streams import MARKER, StateStream, Unprovisioned, Unsuitable, bucket_stream, ensure
 from vicibridge.contract.bucket_values import NODE
 from vicibridge.contract.subjects import stream_subjects
 
 SECOND, DAY = 10**9, 86400 * 10**9
-WANTED = Stream("VICI", stream_subjects("vici"), 7 * 86400, prefix="vici").config
+WANTED = StateStream("VICI", stream_subjects("vici"), 7 * 86400, prefix="vici").config
 BUCKET = bucket_stream(NODE)
 EVENT, STATUS = "vici.gw1.event.ike-updown.a.up", "vici.gw1.bridge.status"
 KEY = f"$KV.{NODE}.gw1"

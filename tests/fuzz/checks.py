@@ -19,10 +19,10 @@ import reference
 from generate import check_json_both_ways, exact
 
 from vicifast import (
+    Batcher,
     Decoder,
-    Envelope,
+    EnvelopeWriter,
     Framer,
-    Gatherer,
     Message,
     MessageReader,
     Raw,
@@ -195,7 +195,7 @@ def check_transcode(data: bytes, tree: reference.Tree) -> None:
 def check_envelope(data: bytes, tree: reference.Tree) -> None:
     """Around a good message; one that is malformed uses up no number."""
     for format, packed in (("msgpack", reference.to_msgpack(tree)), ("json", to_json(data))):
-        envelope = Envelope(format, "gw-1", 'b"1')
+        envelope = EnvelopeWriter(format, "gw-1", 'b"1')
         envelope.time = len(data)
         transcoder = Transcoder(format, envelope=envelope, event="ike-updown")
         for seq in (1, 2):
@@ -215,12 +215,12 @@ def check_gather(data: bytes) -> None:
     good = attempt(decode, data)
     events = [packet(EVENT, "log", {"group": "IKE"}), *[event_of(data)] * 2, packet(EVENT, "log", {"level": "1"})]
     for format, transcode in (("msgpack", to_msgpack), ("json", to_json)):
-        envelope = Envelope(format, "gw1", "b")
-        gatherer = Gatherer(envelope, "log", ("group", "level"), lambda *values: str(values), limit=64)
-        framer = Framer(Raw(), {"log": gatherer})
+        envelope = EnvelopeWriter(format, "gw1", "b")
+        batcher = Batcher(envelope, "log", ("group", "level"), lambda *values: str(values), limit=64)
+        framer = Framer(Raw(), {"log": batcher})
         framer.feed(b"".join(events))
-        errors = [message for _, _, message in framer.packets() if message is not gatherer]
-        batches = gatherer.take()
+        errors = [message for _, _, message in framer.packets() if message is not batcher]
+        batches = batcher.take()
         assert sum(batch[2] for batch in batches) + len(errors) == len(events)
         if isinstance(good, dict):
             assert not errors and b"".join(batch[1] for batch in batches).count(transcode(data)) >= 2

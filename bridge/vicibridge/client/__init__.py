@@ -17,7 +17,7 @@ Methods, streams and errors are those of `vicifast.AsyncSession`, and `BusError`
 """
 
 from .discovery import Node
-from .envelopes import Completeness, Envelope, Gap, unpack
+from .envelopes import Completeness, Envelope, MissingEvents, unpack
 from .errors import BusError, Busy, Denied, JetStreamError, SlowConsumer, Unavailable
 from .events import Events
 from .everyone import Answer, Answers, Everyone
@@ -38,7 +38,7 @@ __all__ = [
     "Events",
     "Everyone",
     "Fleet",
-    "Gap",
+    "MissingEvents",
     "JetStreamError",
     "Node",
     "SlowConsumer",

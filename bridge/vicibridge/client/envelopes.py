@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from vicifast import _wire
 
 from ..contract import bucket_values, names
-from ..contract.bridge_events import NOTICES, from_vici
+from ..contract.bridge_events import BRIDGE_EVENTS, from_vici
 
 Kind = Literal["state", "log"]
 
@@ -56,7 +56,7 @@ def _raw(headers: Mapping[str, str], payload: bytes, subject: str) -> Envelope:
         for name in (names.NODE_HEADER, names.BOOT_HEADER, names.SEQ_HEADER, names.TIME_HEADER, names.EVENT_HEADER)
     )
     data: dict[str, Any] = _wire.decode(payload)
-    if event in NOTICES:
+    if event in BRIDGE_EVENTS:
         data = from_vici(event, data)
     return Envelope(node, boot, int(seq), int(time), event, data, subject)
 
@@ -88,7 +88,7 @@ def _with_texts(value: Any) -> Any:
     return [_with_texts(item) for item in value] if isinstance(value, list) else value
 
 
-class Gap(NamedTuple):
+class MissingEvents(NamedTuple):
     """Events `first` to `last` of a class that have not come; `cause` is what the bridge said about it, if it did."""
 
     node: str
@@ -118,7 +118,7 @@ class Completeness:
         """Events of class state that came after a later one."""
         self._from_start = from_start
         self._tracks: dict[tuple[str, str, Kind], _Track] = {}
-        self._told: dict[tuple[str, str, Kind], list[Gap]] = {}  # by their first number
+        self._told: dict[tuple[str, str, Kind], list[MissingEvents]] = {}  # by their first number
         self._next: dict[tuple[str, str], str] = {}  # the start that named one as its previous
 
     def add(self, envelope: Envelope) -> None:
@@ -133,7 +133,9 @@ class Completeness:
         if envelope.event == "gap" and data.get("first_seq") is not None:
             boot, last = data.get("boot", envelope.boot), data["last_seq"]
             kind, cause = data["class"], str(data["cause"])
-            gap = Gap(envelope.node, boot, kind, data["first_seq"], sys.maxsize if last is None else last, cause)
+            gap = MissingEvents(
+                envelope.node, boot, kind, data["first_seq"], sys.maxsize if last is None else last, cause
+            )
             bisect.insort(self._told.setdefault(gap[:3], []), gap, key=_first)
         if envelope.event == "status" and (previous := data.get("previous")):
             last = previous["last_seq"]
@@ -146,10 +148,10 @@ class Completeness:
             track = self._tracks[key] = _Track(0 if self._is_whole(*key) else seq - 1)
         return track
 
-    def gaps(self) -> list[Gap]:
+    def gaps(self) -> list[MissingEvents]:
         """Return what is missing at the moment, and what the bridge said why."""
         return [
-            Gap(*key, first, last, self._cause(key, first, last))
+            MissingEvents(*key, first, last, self._cause(key, first, last))
             for key, track in self._tracks.items()
             for first, last in track.missing
         ]
@@ -169,7 +171,7 @@ class Completeness:
         return next((gap.cause for gap in before if last <= gap.last), None)
 
 
-def _first(gap: Gap) -> int:
+def _first(gap: MissingEvents) -> int:
     return gap.first
 
 

@@ -17,7 +17,7 @@ from vicifast.protocol import Section, Values
 
 from ..bus.connection import Disconnected, Link
 from ..bus.supervisor import Bus, Refused
-from ..config.model import Nats, hide
+from ..config.model import NatsConfig, hide
 from ..contract.bucket_values import CONN, NODE, SA, ConnValue, NodeValue, SaValue
 from ..contract.subjects import escape, filters
 from .calls import Calls
@@ -45,7 +45,7 @@ class Fleet:
 
     def __init__(
         self,
-        nats: str | Sequence[str] | Nats | None = None,
+        nats: str | Sequence[str] | NatsConfig | None = None,
         *,
         prefix: str | None = None,
         timeout: float | None = 30.0,
@@ -210,15 +210,15 @@ class Fleet:
         return self._calls is not None and self._calls.denied(error)
 
 
-def _settings(given: object) -> Nats:
+def _settings(given: object) -> NatsConfig:
     match given:
-        case Nats():
+        case NatsConfig():
             return given
         case str():
-            return Nats(servers=[given])
+            return NatsConfig(servers=[given])
         case Sequence():
-            return Nats(servers=list(given))
-    return Nats()
+            return NatsConfig(servers=list(given))
+    return NatsConfig()
 
 
 def _token(name: str | None) -> str:

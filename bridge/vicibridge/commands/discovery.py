@@ -34,20 +34,20 @@ from ..contract.names import SERVICE
 from ..contract.subjects import Subjects, command_subject, unescape
 from ..events.losses import Tally
 from .policy import Policy
-from .session_pool import Charon
+from .session_pool import SessionPool
 
 DESCRIPTION = "commands for strongSwan's charon"
 
 
-class Discovery:
+class DiscoveryResponder:
     """One instance of the service: the commands of one node that `policy` allows."""
 
-    def __init__(self, subjects: Subjects, policy: Policy, tallies: Mapping[str, Tally], charon: Charon) -> None:
+    def __init__(self, subjects: Subjects, policy: Policy, tallies: Mapping[str, Tally], charon: SessionPool) -> None:
         self.policy = policy
         self._subjects = subjects
         self._tallies = tallies
         self._charon = charon
-        self._version = version("vicifast")
+        self._version = version("strongswan-vicifast")
         self._started = datetime.now(UTC)
         self._id = secrets.token_hex(11)
 

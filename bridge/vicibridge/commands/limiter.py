@@ -6,12 +6,12 @@ import asyncio
 from collections import deque
 
 from ..contract.names import BUSY
-from .request import Refusal
+from .request import RequestError
 
 _QUEUE = 8  # requests that may wait for each one that may run
 
 
-class Lane:
+class Limiter:
     """Enter it, with a limit of seconds, before work that it bounds, and leave it after; first come, first served."""
 
     def __init__(self, limit: int) -> None:
@@ -24,12 +24,12 @@ class Lane:
         return len(self._queue)
 
     async def enter(self, seconds: float) -> None:
-        """Wait for room, at most `seconds`; Refusal 429 when there is none by then, or too many wait already."""
+        """Wait for room, at most `seconds`; RequestError 429 when there is none by then, or too many wait already."""
         if self.running < self.limit and not self._queue:
             self.running += 1
             return
         if len(self._queue) >= self.limit * _QUEUE:
-            raise Refusal(BUSY, "too many requests are waiting; try again later")
+            raise RequestError(BUSY, "too many requests are waiting; try again later")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
@@ -37,7 +37,7 @@ class Lane:
                 await turn
         except TimeoutError:
             self._give_up(turn)
-            raise Refusal(BUSY, "the requests before this one took too long; try again later") from None
+            raise RequestError(BUSY, "the requests before this one took too long; try again later") from None
         except asyncio.CancelledError:
             self._give_up(turn)
             raise

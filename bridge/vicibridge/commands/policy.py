@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from vicifast.commands import COMMANDS
 
 from ..contract.names import BAD_REQUEST, DENIED, UNKNOWN
-from .request import Refusal
+from .request import RequestError
 
 if TYPE_CHECKING:
-    from ..config import model as config
+    from ..config.model import CommandsConfig
 
 MAX_LOGLEVEL = 2  # charon's levels 3 and 4 may show key material
 _ANSWER_IN = 0.9  # of our own time is charon's, so that its answer comes before we stop waiting
@@ -26,7 +26,7 @@ _FILES = frozenset({"file", "handle", "slot", "module"})
 class Policy:
     """The rules of one configuration."""
 
-    def __init__(self, settings: config.Commands) -> None:
+    def __init__(self, settings: CommandsConfig) -> None:
         self._settings = settings
 
     def allows(self, command: str) -> bool:
@@ -43,7 +43,7 @@ class Policy:
         return [name for name in COMMANDS if self.allows(name)] + named
 
     def admit(self, command: str) -> None:
-        """Raise the Refusal that explains why the command may not be asked for, if it may not."""
+        """Raise the RequestError that explains why the command may not be asked for, if it may not."""
         if self.allows(command):
             return
         known = COMMANDS.get(command)
@@ -51,12 +51,12 @@ class Policy:
             text = (
                 f"there is no command {command[:64]!r}; one that only this charon has must be named in allow {_WHERE}"
             )
-            raise Refusal(UNKNOWN, text)
+            raise RequestError(UNKNOWN, text)
         opens = f'add "{command}" or "@{known.danger}" to allow {_WHERE}'
-        raise Refusal(DENIED, f"{command} is not allowed on this bridge; to allow it, {opens}")
+        raise RequestError(DENIED, f"{command} is not allowed on this bridge; to allow it, {opens}")
 
     def judge(self, command: str, arguments: Mapping[str, object], seconds: float) -> dict[str, object]:
-        """Return the arguments that may be sent to charon, or raise the Refusal that says why they may not.
+        """Return the arguments that may be sent to charon, or raise the RequestError that says why they may not.
 
         A command that can occupy a thread of charon gets a finite timeout below `seconds`.
         """
@@ -79,7 +79,7 @@ class Policy:
 def _deny(command: str, path: str | None, what: str, switch: str) -> None:
     if path is not None:
         text = f"{command}: {path} names {what}; to allow that, set {switch} = true {_WHERE}"
-        raise Refusal(DENIED, text)
+        raise RequestError(DENIED, text)
 
 
 def _named(arguments: Mapping[str, object], names: frozenset[str]) -> str | None:
@@ -120,7 +120,7 @@ def _timeout(arguments: Mapping[str, object], seconds: float) -> int:
 def _integer(arguments: Mapping[str, object], key: str, default: int, *, least: int) -> int:
     value = arguments.get(key, str(default))
     if not isinstance(value, str) or not value.removeprefix("-").isdecimal() or len(value) >= 16:
-        raise Refusal(BAD_REQUEST, f"{key} must be a whole number")
+        raise RequestError(BAD_REQUEST, f"{key} must be a whole number")
     if int(value) < least:
-        raise Refusal(BAD_REQUEST, f"{key} must be {least} or more")
+        raise RequestError(BAD_REQUEST, f"{key} must be {least} or more")
     return int(value)

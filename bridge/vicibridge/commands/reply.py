@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 from ..bus.connection import Link, TooLarge
 from ..contract.names import COUNT_HEADER, DESCRIPTION_HEADER, NODE_HEADER, PART_HEADER, STATUS_HEADER, TOO_LARGE
-from .request import Options, Refusal, encode_list, encode_section
+from .request import Options, RequestError, encode_list, encode_section
 
 _PACE = 512 * 1024  # bytes of a streamed reply between two round trips to the server
 
 
-class Answer:
+class Reply:
     """One answer, at most `max_parts` parts of `max_bytes` together; what comes after `refuse` is dropped."""
 
     def __init__(self, link: Link, reply: str, node: str, *, max_parts: int, max_bytes: int) -> None:
@@ -40,12 +40,12 @@ class Answer:
         await self._publish(encode_section(self._options.codec, section))
 
     async def part(self, data: bytes) -> None:
-        """Send, or gather, one part; Refusal 413 when there are too many."""
+        """Send, or gather, one part; RequestError 413 when there are too many."""
         self.parts += 1
         self.bytes += len(data)
         if self.parts > self._max_parts or self.bytes > self._max_bytes:
             most = f"{self._max_parts} parts and {self._max_bytes} bytes"
-            raise Refusal(TOO_LARGE, f"the reply has more than {most}, the most that this bridge sends")
+            raise RequestError(TOO_LARGE, f"the reply has more than {most}, the most that this bridge sends")
         if not self._options.collect:
             await self._publish(data)
         elif self.bytes > self._link.max_payload:
@@ -63,7 +63,7 @@ class Answer:
             await self._publish(encode_section(self._options.codec, response), {PART_HEADER: "response"})
         await self._publish(b"", {STATUS_HEADER: "200", DESCRIPTION_HEADER: "OK", **count})
 
-    async def refuse(self, refusal: Refusal) -> None:
+    async def refuse(self, refusal: RequestError) -> None:
         """End with an error."""
         await self._publish(b"", {**refusal.headers(), COUNT_HEADER: str(self.parts)})
         self._over = True

@@ -26,7 +26,7 @@ MAX_REQUEST = _wire.MAX_PACKET
 _JSON_STARTS = b"{ \t\r\n"
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """A request that gets an error for an answer: `code` as in HTTP, and a text that may be shown to anybody."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -55,7 +55,7 @@ class Options(NamedTuple):
 
 
 def read_options(payload: bytes, headers: Mapping[str, str], longest: float) -> Options:
-    """Return what the headers of a request ask for, at most `longest` seconds; Refusal 400 says what is wrong."""
+    """Return what the headers of a request ask for, at most `longest` seconds; RequestError 400 says what is wrong."""
     codec = codec_of(payload)
     match headers.get(CODEC_HEADER):
         case None:
@@ -65,10 +65,10 @@ def read_options(payload: bytes, headers: Mapping[str, str], longest: float) -> 
         case "msgpack":
             codec = "msgpack"
         case _:
-            raise Refusal(BAD_REQUEST, f"{CODEC_HEADER} must be json or msgpack")
+            raise RequestError(BAD_REQUEST, f"{CODEC_HEADER} must be json or msgpack")
     collect = headers.get(COLLECT_HEADER, "false").lower()
     if collect not in ("true", "false"):
-        raise Refusal(BAD_REQUEST, f"{COLLECT_HEADER} must be true or false")
+        raise RequestError(BAD_REQUEST, f"{COLLECT_HEADER} must be true or false")
     return Options(codec, collect == "true", min(_seconds(headers.get(TIMEOUT_HEADER), longest), longest))
 
 
@@ -78,7 +78,7 @@ def _seconds(text: str | None, default: float) -> float:
     except ValueError:
         seconds = 0
     if not seconds > 0:  # nor is what is no number
-        raise Refusal(BAD_REQUEST, f"{TIMEOUT_HEADER} must be a number of seconds above 0")
+        raise RequestError(BAD_REQUEST, f"{TIMEOUT_HEADER} must be a number of seconds above 0")
     return seconds
 
 
@@ -88,17 +88,17 @@ def codec_of(payload: bytes) -> Codec:
 
 
 def decode_request(payload: bytes) -> dict[str, object]:
-    """Return the arguments in a request, scalars as text; Refusal 400 says what is wrong with it."""
+    """Return the arguments in a request, scalars as text; RequestError 400 says what is wrong with it."""
     if not payload:
         return {}
     if len(payload) > MAX_REQUEST:
-        raise Refusal(BAD_REQUEST, f"the request has {len(payload)} bytes, and charon takes {MAX_REQUEST}")
+        raise RequestError(BAD_REQUEST, f"the request has {len(payload)} bytes, and charon takes {MAX_REQUEST}")
     try:
         encoded = _wire.from_json(payload) if codec_of(payload) == "json" else _wire.from_msgpack(payload)
         return dict(_wire.decode(encoded))
     except ViciError as error:
         # The text has names, types and offsets, and no value, which may be a secret.
-        raise Refusal(BAD_REQUEST, f"the request: {error}") from None
+        raise RequestError(BAD_REQUEST, f"the request: {error}") from None
 
 
 def encode_section(codec: Codec, section: Mapping[str, object]) -> bytes:

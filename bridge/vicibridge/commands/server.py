@@ -26,18 +26,18 @@ from vicifast.errors import (
 
 from ..bus.connection import Disconnected, Link, TooLarge
 from ..bus.supervisor import Bus
-from ..config import model as config
+from ..config.model import CommandsConfig
 from ..contract import names
 from ..contract.subjects import Subjects, unescape
 from ..events.losses import Tally
 from . import audit
 from .audit import Audit
-from .discovery import Discovery
-from .limiter import Lane
+from .discovery import DiscoveryResponder
+from .limiter import Limiter
 from .policy import Policy, may_block
-from .reply import Answer
-from .request import Options, Refusal, decode_request, read_options
-from .session_pool import CONNECT_TIMEOUT, Charon
+from .reply import Reply
+from .request import Options, RequestError, decode_request, read_options
+from .session_pool import CONNECT_TIMEOUT, SessionPool
 
 _logger = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ class Request:
         try:
             self.command = unescape(self.message.subject.rpartition(".")[2])
         except ValueError:
-            raise Refusal(names.UNKNOWN, "the last part of the subject is no name of a command") from None
+            raise RequestError(names.UNKNOWN, "the last part of the subject is no name of a command") from None
 
     def ended(self, code: int, text: str) -> None:
         self.code = code
         self.text = audit.printable(" ".join(audit.scrub(text, self.command, self.arguments or {}).split()), 500)
 
-    def entry(self, answer: Answer) -> dict[str, object]:
+    def entry(self, answer: Reply) -> dict[str, object]:
         """Return what the audit says of it; who asks is told as the request itself says."""
         told = {"user": names.USER_HEADER, "id": names.REQUEST_ID_HEADER, "info": names.REQUEST_INFO_HEADER}
         who = {key: audit.printable(self.headers[name], 512) for key, name in told.items() if name in self.headers}
@@ -94,30 +94,30 @@ class Request:
         }
 
 
-class Commands:
+class CommandServer:
     """Answers the requests for one node, side by side up to a limit.
 
     `stats` has what became of them: a tally for each command, those unknown together under "". `tell` publishes an
     envelope of the bridge's own.
     """
 
-    def __init__(self, settings: config.Commands, subjects: Subjects, address: str, bus: Bus, tell: audit.Tell) -> None:
+    def __init__(self, settings: CommandsConfig, subjects: Subjects, address: str, bus: Bus, tell: audit.Tell) -> None:
         self.stats: dict[str, Tally] = {}
-        self.quick = Lane(settings.concurrency)
-        self.blocking = Lane(settings.blocking or 1)
+        self.quick = Limiter(settings.concurrency)
+        self.blocking = Limiter(settings.blocking or 1)
         self._settings = settings
         self._policy = Policy(settings)
         self._subjects = subjects
         self._bus = bus
         self._audit = Audit(tell, settings.audit)
-        self._charon = Charon(address)
-        self._discovery = Discovery(subjects, self._policy, self.stats, self._charon)
+        self._charon = SessionPool(address)
+        self._discovery = DiscoveryResponder(subjects, self._policy, self.stats, self._charon)
         self._tasks: set[asyncio.Task[None]] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self._stopping = False
 
-    def reload(self, settings: config.Commands) -> None:
+    def reload(self, settings: CommandsConfig) -> None:
         """Take over other settings; requests that run go on as they began."""
         self._settings = settings
         self._policy = self._discovery.policy = Policy(settings)
@@ -160,7 +160,7 @@ class Commands:
     async def _serve(self, link: Link, request: Request) -> None:
         reply = request.message.reply
         most = {"max_parts": self._settings.max_parts, "max_bytes": self._settings.max_bytes}
-        answer = Answer(link, reply, self._subjects.node, **most)
+        answer = Reply(link, reply, self._subjects.node, **most)
         try:
             try:
                 request.read_command()
@@ -168,9 +168,9 @@ class Commands:
                     request.ended(names.DENIED, "the reply subject is none, or no inbox: nothing was answered")
                     return
                 await self._answer(request, answer)
-            except Refusal as refusal:
+            except RequestError as refusal:
                 request.ended(refusal.code, refusal.text)
-                await answer.refuse(Refusal(refusal.code, request.text))
+                await answer.refuse(RequestError(refusal.code, request.text))
         except Disconnected:
             request.ended(names.UNAVAILABLE, "NATS was lost before the answer")
         except TooLarge:
@@ -178,34 +178,34 @@ class Commands:
         finally:
             self._record(request, answer)
 
-    def _record(self, request: Request, answer: Answer) -> None:
+    def _record(self, request: Request, answer: Reply) -> None:
         known = request.command in COMMANDS or self._policy.allows(request.command)
         name = request.command if known else ""
         self.stats.setdefault(name, Tally()).count(request.code, request.text, request.nanoseconds)
         self._audit.record(name, request.code, request.entry(answer), changes=request.changes)
 
-    async def _answer(self, request: Request, answer: Answer) -> None:
+    async def _answer(self, request: Request, answer: Reply) -> None:
         try:
             if self._stopping:
-                raise Refusal(names.UNAVAILABLE, "this bridge is stopping")
+                raise RequestError(names.UNAVAILABLE, "this bridge is stopping")
             await self._run(request, answer, self._check(request, answer))
         except asyncio.CancelledError:
             if self._stopping:
-                raise Refusal(names.UNAVAILABLE, "this bridge is stopping") from None
+                raise RequestError(names.UNAVAILABLE, "this bridge is stopping") from None
             raise
-        except (Refusal, Disconnected):
+        except (RequestError, Disconnected):
             raise
         except Exception as error:
             raise _refusal(error) from None
 
-    def _check(self, request: Request, answer: Answer) -> Options:
+    def _check(self, request: Request, answer: Reply) -> Options:
         """Make sure that the request may be run, and find out how it wants to be answered."""
         message = request.message
         try:
             self._policy.admit(request.command)
-        except Refusal:
+        except RequestError:
             if len(message.data) <= _SMALL:
-                with suppress(Refusal):
+                with suppress(RequestError):
                     request.arguments = decode_request(message.data)
             raise
         options = read_options(message.data, request.headers, self._settings.timeout)
@@ -215,7 +215,7 @@ class Commands:
         request.blocks = may_block(request.command, request.arguments)
         return options
 
-    async def _run(self, request: Request, answer: Answer, options: Options) -> None:
+    async def _run(self, request: Request, answer: Reply, options: Options) -> None:
         deadline = asyncio.get_running_loop().time() + options.seconds
         lane = await self._lane(request, options.seconds)
         await lane.enter(options.seconds)
@@ -229,12 +229,12 @@ class Commands:
         except RequestTimeout:  # of connecting; it is a TimeoutError as well
             raise
         except TimeoutError:
-            raise Refusal(names.TIMEOUT, f"no answer within {options.seconds:g} seconds") from None
+            raise RequestError(names.TIMEOUT, f"no answer within {options.seconds:g} seconds") from None
         finally:
             if not request.blocks:
                 exchange.cancel()
 
-    async def _lane(self, request: Request, seconds: float) -> Lane:
+    async def _lane(self, request: Request, seconds: float) -> Limiter:
         if not request.blocks:
             return self.quick
         async with asyncio.timeout(seconds):
@@ -242,7 +242,7 @@ class Commands:
         return self.blocking
 
     async def _exchange(
-        self, request: Request, answer: Answer, options: Options, lane: Lane, told: asyncio.Future[None]
+        self, request: Request, answer: Reply, options: Options, lane: Limiter, told: asyncio.Future[None]
     ) -> None:
         """Run a command and answer, then give `told` the result.
 
@@ -266,7 +266,7 @@ class Commands:
             lane.leave()
 
 
-async def _ask(session: AsyncSession, request: Request, answer: Answer, told: asyncio.Future[None]) -> None:
+async def _ask(session: AsyncSession, request: Request, answer: Reply, told: asyncio.Future[None]) -> None:
     known = COMMANDS.get(request.command)
     if known is None or known.event is None:
         await answer.single(await session.call(request.command, request.arguments, timeout=None))
@@ -278,7 +278,7 @@ async def _ask(session: AsyncSession, request: Request, answer: Answer, told: as
             continue
         try:
             await answer.part(part)
-        except (Refusal, Disconnected, TooLarge) as error:
+        except (RequestError, Disconnected, TooLarge) as error:
             if not request.blocks:
                 raise
             if not told.done():
@@ -287,22 +287,22 @@ async def _ask(session: AsyncSession, request: Request, answer: Answer, told: as
         await answer.end(stream.response or {})
 
 
-def _refusal(error: Exception) -> Refusal:
+def _refusal(error: Exception) -> RequestError:
     """Return what the caller may know about an error; everything else goes to the log."""
     match error:
         case EncodeError():
-            return Refusal(names.BAD_REQUEST, str(error).partition(", not ")[0])  # what follows is a value
+            return RequestError(names.BAD_REQUEST, str(error).partition(", not ")[0])  # what follows is a value
         case UnknownCommand() | UnknownEvent():
-            return Refusal(names.UNKNOWN, str(error))
+            return RequestError(names.UNKNOWN, str(error))
         case CommandError():
-            return Refusal(names.FAILED, error.errmsg or "charon refused, and gave no reason")
+            return RequestError(names.FAILED, error.errmsg or "charon refused, and gave no reason")
         case TooLarge():
-            return Refusal(names.TOO_LARGE, "the reply is larger than NATS accepts here")
+            return RequestError(names.TOO_LARGE, "the reply is larger than NATS accepts here")
         case RequestTimeout():
-            return Refusal(names.UNAVAILABLE, "charon takes no connections at the moment")
+            return RequestError(names.UNAVAILABLE, "charon takes no connections at the moment")
         case ConnectionClosed() | OSError():
-            return Refusal(names.UNAVAILABLE, "charon is not reachable")
+            return RequestError(names.UNAVAILABLE, "charon is not reachable")
         case ViciError():
-            return Refusal(names.BAD_ANSWER, "charon's answer was not understood")
+            return RequestError(names.BAD_ANSWER, "charon's answer was not understood")
     _logger.error("a request failed in the bridge", exc_info=error)
-    return Refusal(names.INTERNAL, "the bridge failed; its log says how")
+    return RequestError(names.INTERNAL, "the bridge failed; its log says how")

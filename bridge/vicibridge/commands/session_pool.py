@@ -25,7 +25,7 @@ _STREAMED = [event for event in EVENTS.values() if not event.standalone]
 _HARMLESS = (CommandError, UnknownCommand, UnknownEvent, EncodeError)  # the exchange was complete, or never began
 
 
-class Charon:
+class SessionPool:
     """Hands out sessions. One on which anything went wrong is closed and never handed out again."""
 
     def __init__(self, address: str) -> None:

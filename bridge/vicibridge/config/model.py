@@ -136,7 +136,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Own(_Table):
+class EmbeddedServerConfig(_Table):
     """The nats-server that runs when no servers are named: on loopback, JetStream in `directory`, bounded."""
 
     port: Annotated[int, Field(ge=1, le=65535)] = 4222
@@ -144,7 +144,7 @@ class Own(_Table):
     max_bytes: _Bytes = 4 * 1024**3
 
 
-class Leaf(_Table):
+class LeafConfig(_Table):
     """The hub whose leaf node that server is; without `remotes` it is none. `domain` is made from the node's name."""
 
     remotes: list[Annotated[str, AfterValidator(_remote)]] = []
@@ -155,11 +155,11 @@ class Leaf(_Table):
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
 
 
-class Nats(_Table):
+class NatsConfig(_Table):
     """How to reach NATS, and what stands before every subject.
 
-    Without `servers` a nats-server is started, by `own`; `leaf` makes it a leaf node of a hub. `provision` says whether
-    a missing stream or bucket is created, and whether what is missing from one is added (reconcile).
+    Without `servers` the bridge starts a nats-server as `embedded` says; `leaf` makes it a leaf node of a hub.
+    `provision` says whether a missing stream or bucket is created, and whether missing settings are added (reconcile).
 
     A user and password, or a token, in the address of a server are for that server, with special characters
     percent-encoded. Files of credentials are read again for each connection, and on SIGHUP. `tls_first` is for servers
@@ -167,8 +167,8 @@ class Nats(_Table):
     """
 
     servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] | None = None
-    own: Own = Field(default_factory=Own)
-    leaf: Leaf = Leaf()
+    embedded: EmbeddedServerConfig = Field(default_factory=EmbeddedServerConfig)
+    leaf: LeafConfig = LeafConfig()
     prefix: Annotated[str, AfterValidator(_prefix)] = "vici"
     stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "VICI"
     stream_max_age_days: Annotated[float, Field(ge=0)] = 7
@@ -188,7 +188,7 @@ class Nats(_Table):
     probe_timeout: _Seconds = 4.0
 
     @model_validator(mode="after")
-    def _consistent(self) -> Nats:
+    def _consistent(self) -> NatsConfig:
         chosen = [key for key in ("user", "token", "creds", "nkey") if getattr(self, key) is not None]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
@@ -207,17 +207,17 @@ class Nats(_Table):
     @property
     def urls(self) -> list[str]:
         """Where NATS is: `servers`, or the server of our own."""
-        return self.servers or [f"nats://127.0.0.1:{self.own.port}"]
+        return self.servers or [f"nats://127.0.0.1:{self.embedded.port}"]
 
 
-class Gateway(_Table):
+class GatewayConfig(_Table):
     """One charon, and the name it has on the bus."""
 
     node: Annotated[str, AfterValidator(_node), Field(default_factory=socket.gethostname, validate_default=True)]
     vici: Annotated[str, AfterValidator(_address)] = DEFAULT_ADDRESS
 
 
-class Events(_Table):
+class EventsConfig(_Table):
     """The state class: acknowledged by JetStream; `max_bytes` bounds what waits for it in memory.
 
     `codec` raw is the VICI messages as they came, the rest of the envelope in headers. `unauthenticated_rate` limits
@@ -230,7 +230,7 @@ class Events(_Table):
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
-class Log(_Table):
+class LogConfig(_Table):
     """The log class: gathered for `linger_ms` or 64 KiB; `max_bytes` bounds what waits, the oldest goes first.
 
     `groups` (none named: all), `levels` and `pattern`, a regular expression to be found in the text, choose what is
@@ -248,7 +248,7 @@ class Log(_Table):
     max_bytes: Annotated[_Bytes, LIVE] = 64 * 1024 * 1024
 
 
-class Spool(_Table):
+class SpoolConfig(_Table):
     """Where state events are kept that JetStream does not take: a file for each gateway, the oldest events go first."""
 
     path: Annotated[Path, Field(default_factory=_state_directory)]
@@ -256,7 +256,7 @@ class Spool(_Table):
     max_age_days: Annotated[float, Field(ge=0)] = 7
 
 
-class Mirror(_Table):
+class MirrorConfig(_Table):
     """The key-value mirror of SAs and connections: compared with charon and the buckets every `interval` seconds.
 
     `heartbeat` is how often the key of the node is written; without three of them the bridge is taken for gone.
@@ -267,7 +267,7 @@ class Mirror(_Table):
     heartbeat: Annotated[float, Field(gt=0, le=3600)] = 10.0
 
 
-class Commands(_Table):
+class CommandsConfig(_Table):
     """What may be asked over NATS: `@read`, `@operate`, `@configure`, `@secrets`, or names of commands.
 
     `blocking` bounds initiate and terminate; 0 is a quarter of charon's threads. What may be in a reply is bounded by
@@ -285,7 +285,7 @@ class Commands(_Table):
     audit: Annotated[Literal["all", "changes", "denied"], LIVE] = "all"
 
 
-class Http(_Table):
+class HttpConfig(_Table):
     """Where `/metrics`, `/healthz` and `/readyz` are; an empty `listen` is nowhere.
 
     `max_tunnels` limits how many connections and children, of all gateways together, have metrics of their own.
@@ -295,7 +295,7 @@ class Http(_Table):
     max_tunnels: Annotated[int, Field(ge=0, le=1_000_000), LIVE] = 2000
 
 
-class Logging(_Table):
+class LoggingConfig(_Table):
     """What the bridge itself writes to stderr."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
@@ -307,15 +307,15 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    nats: Nats = Field(default_factory=Nats)
-    gateway: Annotated[list[Gateway], Field(min_length=1, default_factory=lambda: [Gateway()])]
-    events: Events = Events()
-    log: Log = Log()
-    mirror: Mirror = Mirror()
-    spool: Annotated[Spool, Field(default_factory=Spool)]
-    commands: Commands = Commands()
-    http: Http = Http()
-    logging: Logging = Logging()
+    nats: NatsConfig = Field(default_factory=NatsConfig)
+    gateway: Annotated[list[GatewayConfig], Field(min_length=1, default_factory=lambda: [GatewayConfig()])]
+    events: EventsConfig = EventsConfig()
+    log: LogConfig = LogConfig()
+    mirror: MirrorConfig = MirrorConfig()
+    spool: Annotated[SpoolConfig, Field(default_factory=SpoolConfig)]
+    commands: CommandsConfig = CommandsConfig()
+    http: HttpConfig = HttpConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _distinct(self) -> Config:

@@ -25,7 +25,7 @@ from vicifast.errors import ViciError
 
 from ..client import Busy, Denied, Fleet, Unavailable
 from ..config.file import SettingsProblem, explain, load
-from ..config.model import Nats
+from ..config.model import NatsConfig
 
 DENIED = 4
 CODES = {
@@ -77,7 +77,7 @@ def ended(error: ViciError) -> click.ClickException:
 class Reach:
     """The common options of one run: which NATS, and how long to wait."""
 
-    nats: Nats
+    nats: NatsConfig
     timeout: float
 
     def run(self, work: Callable[[Fleet], Awaitable[T]]) -> T:
@@ -193,7 +193,7 @@ _KEYS = (
 )
 
 
-def find_nats(given: Mapping[str, object], context: str | None, config: Path | None) -> Nats:
+def find_nats(given: Mapping[str, object], context: str | None, config: Path | None) -> NatsConfig:
     """Return where NATS is: what was given, over a context, over the configuration and environment of a bridge.
 
     An identity that is given replaces one that is configured.
@@ -203,12 +203,12 @@ def find_nats(given: Mapping[str, object], context: str | None, config: Path | N
     except SettingsProblem as error:
         raise WrongUse(str(error)) from None
     over: dict[str, Any] = {**(read_context(context) if context else {}), **given}
-    values = base.model_dump(exclude_unset=True, exclude={"own", "leaf"})
+    values = base.model_dump(exclude_unset=True, exclude={"embedded", "leaf"})
     identity = {"user", "password", "token", "creds", "nkey"}
     if identity.intersection(over) or any("@" in url for url in over.get("servers", ())):
         values = {key: value for key, value in values.items() if key not in identity}
     try:
-        return Nats(**{"servers": base.urls, **values, **over})
+        return NatsConfig(**{"servers": base.urls, **values, **over})
     except ValidationError as error:
         raise WrongUse("\n".join(map(explain, error.errors()))) from None
 

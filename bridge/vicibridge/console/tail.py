@@ -15,7 +15,7 @@ from vicifast.cli.events import event_lines
 from vicifast.cli.output import shown
 from vicifast.errors import ViciError
 
-from ..client import Completeness, Envelope, Events, Fleet, Gap, SlowConsumer
+from ..client import Completeness, Envelope, Events, Fleet, MissingEvents, SlowConsumer
 from ..contract import bucket_values
 from ..contract.subjects import kind_of
 from .common import EPILOG, Reach, reaches
@@ -138,7 +138,7 @@ def tail(
 async def write(source: Events, wanted: Filter, count: int | None, as_json: bool, whole: bool) -> None:
     """Write what comes, until `count` of it was written; what of the `whole` state class is missing is told."""
     check = Completeness()
-    missing: set[Gap] = set()
+    missing: set[MissingEvents] = set()
     async for batch in batches(source):
         text = ""
         for envelope in batch:

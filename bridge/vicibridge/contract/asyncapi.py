@@ -17,7 +17,7 @@ from typing_extensions import is_typeddict
 from vicifast.commands import COMMANDS, CommandSpec
 
 from . import names
-from .bridge_events import NOTICES
+from .bridge_events import BRIDGE_EVENTS
 from .bucket_values import CONN, NODE, SA
 from .schema import BUCKETS, REFERENCE, refer, schemas
 from .subjects import ALL_NODES, Subjects, command_subject, kinds, patterns
@@ -51,7 +51,7 @@ def document(prefix: str) -> Part:
     api = _Document()
     for event, address in patterns(prefix).items():
         api.told(event, address, f"charon's event {event}.", kept=event != "log")
-    for kind, form in NOTICES.items():
+    for kind, form in BRIDGE_EVENTS.items():
         address = Subjects(prefix, "NODE").bridge(kind).replace("NODE", "{node}")
         api.told(kind, address, _about(form), kept=True)
     for bucket, form in BUCKETS.items():
@@ -135,7 +135,7 @@ class _Document:
         )
         document = {
             "asyncapi": "3.0.0",
-            "info": {"title": "vicibridge", "version": version("vicifast"), "description": _DESCRIPTION},
+            "info": {"title": "vicibridge", "version": version("strongswan-vicifast"), "description": _DESCRIPTION},
             "defaultContentType": "application/msgpack",
             "channels": self._channels,
             "operations": self._operations,

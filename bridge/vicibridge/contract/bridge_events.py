@@ -30,7 +30,7 @@ class Previous(TypedDict):
     """Whether it ended in order."""
 
 
-class Status(TypedDict):
+class StatusData(TypedDict):
     """The bridge started or stops, or charon came or went."""
 
     bridge: Literal["starting", "running", "stopping"]
@@ -52,7 +52,7 @@ _Gap = TypedDict(
 )
 
 
-class Gap(_Gap, total=False):
+class GapData(_Gap, total=False):
     """Events of a class are missing; null is what nobody can know."""
 
     boot: str
@@ -62,7 +62,7 @@ class Gap(_Gap, total=False):
     until: int
 
 
-class Resync(TypedDict):
+class ResyncData(TypedDict):
     """A key of the mirror was not as charon lists it, and was repaired."""
 
     kind: Literal["appeared", "vanished", "changed"]
@@ -72,7 +72,7 @@ class Resync(TypedDict):
     after: SaValue | ConnValue | None
 
 
-class Audit(TypedDict):
+class AuditData(TypedDict):
     """A request, and what became of it."""
 
     subject: str
@@ -112,8 +112,8 @@ class AuditSums(TypedDict):
     until: int
 
 
-NOTICES: Mapping[str, Any] = types.MappingProxyType(
-    {"status": Status, "gap": Gap, "resync": Resync, "audit": Audit | AuditSums}
+BRIDGE_EVENTS: Mapping[str, Any] = types.MappingProxyType(
+    {"status": StatusData, "gap": GapData, "resync": ResyncData, "audit": AuditData | AuditSums}
 )
 
 
@@ -138,7 +138,7 @@ def _name(name: str) -> str:
 
 def from_vici(kind: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data that `to_vici` had; ValueError when it is not of that kind."""
-    data: dict[str, Any] = _typed(NOTICES[kind], section)
+    data: dict[str, Any] = _typed(BRIDGE_EVENTS[kind], section)
     return data
 
 

@@ -96,7 +96,7 @@ def schemas() -> Mapping[str, Schema]:
         },
         **{f"{name}.data": schema for name, schema in _events().items()},
         **_typed(),
-        **{name: _envelope(name) for name in [*_told(), *bridge_events.NOTICES]},
+        **{name: _envelope(name) for name in [*_told(), *bridge_events.BRIDGE_EVENTS]},
         **{f"{name}.request": _request(command) for name, command in COMMANDS.items()},
         **{f"{name}.reply": _reply(command) for name, command in COMMANDS.items()},
     }
@@ -217,7 +217,7 @@ def _typed() -> dict[str, Schema]:
     for form in [*vars(bucket_values).values(), *vars(bridge_events).values()]:
         if is_typeddict(form):
             with_config(ConfigDict(use_attribute_docstrings=True))(form)
-    forms = {**{f"{kind}.data": form for kind, form in bridge_events.NOTICES.items()}, **BUCKETS}
+    forms = {**{f"{kind}.data": form for kind, form in bridge_events.BRIDGE_EVENTS.items()}, **BUCKETS}
     own, shared = TypeAdapter.json_schemas(
         [(name, "validation", TypeAdapter(form)) for name, form in forms.items()], ref_template=REFERENCE + "{model}"
     )

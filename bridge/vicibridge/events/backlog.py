@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from .losses import Counts, Loss, Losses
-from .spool import DAMAGED, Event, Found, Note, Row, Spool, SpoolError
+from .spool import DAMAGED, Found, Note, Row, Spool, SpooledEvent, SpoolError
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Backlog:
         self.in_flight = 0  # in memory only
         self.spooled = 0
         self.spool_trouble = ""  # why the spool is not used
-        self.window: dict[int, Event] = {}  # sent and not acknowledged, in order, by number
+        self.window: dict[int, SpooledEvent] = {}  # sent and not acknowledged, in order, by number
         self.arrived = asyncio.Event()  # there is something new to send
         self.max_bytes = max_bytes
         self._node = node
@@ -54,8 +54,8 @@ class Backlog:
         self._seq = 0
         self._number = 0
         self._bytes = 0
-        self._queue: deque[Event] = deque()
-        self._unsaved: deque[Event] = deque()  # in memory only, in order; some of them sent, some in the queue
+        self._queue: deque[SpooledEvent] = deque()
+        self._unsaved: deque[SpooledEvent] = deque()  # in memory only, in order; some of them sent, some in the queue
         self._behind = False  # what comes goes to disk only
         self._rows: dict[int, Row] = {}  # on disk and in memory
         self._last_row = 0  # all rows up to this one have been in memory
@@ -79,7 +79,7 @@ class Backlog:
         self.counts.received += 1
         self._seq = seq
         self.in_flight += 1
-        event = Event(self._boot, seq, subject, payload, tell)
+        event = SpooledEvent(self._boot, seq, subject, payload, tell)
         self._bytes += event.size
         if self._open and not self.spool_trouble and self._bytes > self.max_bytes // 2:
             self._behind = True
@@ -104,7 +104,7 @@ class Backlog:
         self.arrived.set()
         self._work.set()
 
-    def take(self) -> Event | None:
+    def take(self) -> SpooledEvent | None:
         """Move the next event into the window and return it; None when there is none."""
         while self._queue:
             event = self._queue.popleft()
@@ -119,10 +119,10 @@ class Backlog:
         self._queue.extendleft(reversed(self.window.values()))
         self.window.clear()
 
-    def message_id(self, event: Event) -> str:
+    def message_id(self, event: SpooledEvent) -> str:
         return f"{self._node}.{event.boot}.{event.seq}"
 
-    def published(self, number: int) -> Event | None:
+    def published(self, number: int) -> SpooledEvent | None:
         """Note an acknowledgement; None when the event had been acknowledged or was taken back for sending again."""
         event = self.window.pop(number, None)
         if event is not None:
@@ -131,7 +131,7 @@ class Backlog:
             self._release(event)
         return event
 
-    def drop(self, event: Event, cause: str) -> None:
+    def drop(self, event: SpooledEvent, cause: str) -> None:
         self.window.pop(event.number, None)
         self.counts.drop(cause, 1)
         if event.tell:
@@ -174,13 +174,13 @@ class Backlog:
             self._hunger.set()
             self._work.set()
 
-    def _enqueue(self, event: Event) -> None:
+    def _enqueue(self, event: SpooledEvent) -> None:
         self._number += 1
         event.number = self._number
         self._queue.append(event)
         self.arrived.set()
 
-    def _release(self, event: Event) -> None:
+    def _release(self, event: SpooledEvent) -> None:
         event.done = True
         self._bytes -= event.size
         row = event.row
@@ -306,7 +306,7 @@ class Backlog:
     async def _save(self, until: int, closing: bool) -> None:
         """Bring events up to `until` on disk, and the note up to date."""
         assert self._spool
-        saving: list[Event] = []
+        saving: list[SpooledEvent] = []
         while self._unsaved and (self._unsaved[0].seq <= until or self._unsaved[0].boot != self._boot):
             saving.append(self._unsaved.popleft())
         finished, self._finished = self._finished, []
@@ -431,10 +431,10 @@ class Backlog:
             _logger.error("spool: %s; events are kept in memory only", reason)
 
 
-def _batches(events: Iterable[Event], max_bytes: int) -> Iterator[list[Event]]:
+def _batches(events: Iterable[SpooledEvent], max_bytes: int) -> Iterator[list[SpooledEvent]]:
     """Cut into rows: of one boot, all in memory or none, and of about `max_bytes`."""
     for _, group in itertools.groupby(events, lambda event: (event.boot, bool(event.number))):
-        batch: list[Event] = []
+        batch: list[SpooledEvent] = []
         size = 0
         for event in group:
             batch.append(event)

@@ -34,7 +34,7 @@ class Envelopes:
 
     def __init__(self, codec: Codec, node: str, boot: str) -> None:
         self.codec = codec
-        self._envelope = _wire.Envelope(codec, node, boot)
+        self._envelope = _wire.EnvelopeWriter(codec, node, boot)
         self._transcoders = {
             event.name: self._transcoder(event.name, event.binary) for event in EVENTS.values() if event.standalone
         }
@@ -58,9 +58,9 @@ class Envelopes:
             return empty.removesuffix(b"\x80") + packed
         return empty.removesuffix(b"{}}\n") + json.dumps(data, separators=(",", ":")).encode() + b"}\n"
 
-    def gatherer(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> _wire.Gatherer:
+    def batcher(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> _wire.Batcher:
         """Return the reader that puts the messages of `event` into envelopes of this node and class as they come."""
-        return _wire.Gatherer(self._envelope, event, keys, topic)
+        return _wire.Batcher(self._envelope, event, keys, topic)
 
     def skip(self, count: int) -> tuple[int, int]:
         """Give the next `count` numbers to events that will have no envelope; return the first and the last."""

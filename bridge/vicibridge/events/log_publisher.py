@@ -34,7 +34,7 @@ class _Batch:
         return len(self.payload) + _ROOM
 
 
-class LogPipeline:
+class LogPublisher:
     """Gathers envelopes per subject and publishes them as one message; bounded memory, the oldest is dropped first.
 
     A message counts as published when the server has processed it. One whose fate the end of a link left open is

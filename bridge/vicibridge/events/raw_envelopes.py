@@ -45,9 +45,9 @@ class RawEnvelopes:
         """Return the envelope of `data` as a VICI message; EncodeError when that would be longer than VICI allows."""
         return self._sealed(time_ns, event, _wire.encode(to_vici(data)))
 
-    def gatherer(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> RawGatherer:
+    def batcher(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> RawBatcher:
         """Return what puts the messages of `event` into envelopes of this node and class."""
-        return RawGatherer(self, event, keys, topic)
+        return RawBatcher(self, event, keys, topic)
 
     def skip(self, count: int) -> tuple[int, int]:
         """Give the next `count` numbers to events that will have no envelope; return the first and the last."""
@@ -64,8 +64,8 @@ class RawEnvelopes:
         )
 
 
-class RawGatherer:
-    """What `_wire.Gatherer` is for the other codecs: the same choice and the same drops, but message by message."""
+class RawBatcher:
+    """What `_wire.Batcher` is for the other codecs: the same choice and the same drops, but message by message."""
 
     def __init__(
         self, envelopes: RawEnvelopes, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]

@@ -51,7 +51,7 @@ class SpoolError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Event:
+class SpooledEvent:
     """One envelope on its way, and what has become of it so far."""
 
     boot: str
@@ -76,7 +76,7 @@ class Row:
 
     id: int
     size: int
-    events: list[Event]
+    events: list[SpooledEvent]
     left: int = 0  # events that are neither published nor dropped
     loss: Loss | None = None  # in place of events that cannot be read any more
 
@@ -102,7 +102,7 @@ class Found:
 
 
 @dataclass(slots=True)
-class Stored:
+class StoredEvent:
     """The rows of the batches that were stored, and which rows had to go for it, each as (id, loss)."""
 
     rows: list[Row]
@@ -139,7 +139,7 @@ class Spool:
         found.damaged = damaged
         return found
 
-    def store(self, batches: Iterable[Sequence[Event]], finished: Sequence[Row], note: Note) -> Stored:
+    def store(self, batches: Iterable[Sequence[SpooledEvent]], finished: Sequence[Row], note: Note) -> StoredEvent:
         """Add batches, each of one boot, take away rows, and leave `note`: all of it or nothing."""
         with self._transaction(durable=bool(batches)) as database:
             size = self.size - sum(row.size for row in finished)
@@ -158,7 +158,7 @@ class Spool:
         before, self.size = self.size, size - sum(each[1] for each in dropped)
         if before and not self.size:
             self._shrink()
-        return Stored(rows, losses)
+        return StoredEvent(rows, losses)
 
     def read(self, after: int, limit: int) -> list[Row]:
         """Return the rows that follow row `after`: as many as take `limit` bytes in memory, and at least one."""
@@ -171,7 +171,7 @@ class Spool:
                     break
                 row = Row(id, size, [])
                 if zlib.crc32(data) == crc:
-                    row.events = [Event(boot, *fields) for fields in msgpack.unpackb(data)]
+                    row.events = [SpooledEvent(boot, *fields) for fields in msgpack.unpackb(data)]
                 else:
                     row.loss = Loss(DAMAGED, count, first, last, boot)
                 rows.append(row)
@@ -246,7 +246,7 @@ class Spool:
         with suppress(SpoolError), self._guard() as database:
             database.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _insert(self, database: sqlite3.Connection, batch: Sequence[Event]) -> Row:
+    def _insert(self, database: sqlite3.Connection, batch: Sequence[SpooledEvent]) -> Row:
         data = msgpack.packb([(event.seq, event.subject, event.payload, event.tell) for event in batch])
         row = (batch[0].boot, batch[0].seq, batch[-1].seq, len(batch), time.time(), len(data) + _ROW, zlib.crc32(data))
         query = "INSERT INTO batch (boot, first, last, count, time, size, crc, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

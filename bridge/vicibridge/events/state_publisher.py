@@ -10,7 +10,7 @@ from nats.errors import Error as NatsError
 
 from ..bus.acked_publisher import AckedPublisher, Answer, Refusal
 from ..bus.connection import Link, TooLarge, reason_of
-from ..bus.streams import Stream, Unsuitable
+from ..bus.streams import StateStream, Unsuitable
 from ..bus.supervisor import Bus
 from .backlog import Backlog
 from .losses import Counts
@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 _IDLE = 60.0  # seconds without events after which the stream is looked at
 
 
-class StatePipeline:
+class StatePublisher:
     """Publishes in order, each message acknowledged by JetStream; what is not acknowledged is sent again.
 
     Each message carries `Nats-Msg-Id: <node>.<boot>.<seq>`, so JetStream stores it once. A new link or a refused or
@@ -33,7 +33,7 @@ class StatePipeline:
     REFUSALS = 3
 
     def __init__(
-        self, bus: Bus, stream: Stream, backlog: Backlog, ack_timeout: float = 5.0, delay: float = 0.25
+        self, bus: Bus, stream: StateStream, backlog: Backlog, ack_timeout: float = 5.0, delay: float = 0.25
     ) -> None:
         self.backlog = backlog
         self.trouble = "JetStream has not answered yet"

@@ -36,7 +36,7 @@ class Difference(NamedTuple):
     after: Mapping[str, object] | None
 
 
-class Snapshot:
+class Reconciliation:
     """One comparison; `unsettled` says that another should follow soon."""
 
     def __init__(self, mirror: Mirror) -> None:

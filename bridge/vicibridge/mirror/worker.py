@@ -20,12 +20,12 @@ from vicifast.aio import AsyncSession
 from vicifast.errors import UnknownCommand, ViciError
 
 from ..bus.supervisor import Bus
-from ..config import model as config
+from ..config.model import Config, GatewayConfig, MirrorConfig
 from ..contract import bucket_values
 from ..contract.subjects import Subjects
 from .buckets import Buckets
 from .model import Key, Mirror
-from .reconcile import Difference, Snapshot
+from .reconcile import Difference, Reconciliation
 
 _logger = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ _SOON = 5.0  # after which a snapshot that found something on its way, or failed
 _BATCH = 64  # rows between two looks at what else is to do
 
 
-class Mirroring:
+class MirrorWorker:
     """Keeps the buckets equal to one charon; `tell` gets each difference that a snapshot repaired."""
 
     def __init__(
         self,
-        settings: config.Config,
+        settings: Config,
         subjects: Subjects,
-        gateway: config.Gateway,
+        gateway: GatewayConfig,
         boot: str,
         bus: Bus,
         tell: Callable[[str, Mapping[str, object]], None],
@@ -77,7 +77,7 @@ class Mirroring:
     def restore(self, key: Key, data: bytes) -> bool:
         return self.mirror.restore(key, data, time.time_ns())
 
-    def reload(self, settings: config.Mirror) -> None:
+    def reload(self, settings: MirrorConfig) -> None:
         """Take over what may change at run time: the interval."""
         self._settings = settings
 
@@ -141,7 +141,7 @@ class Mirroring:
                 v=1,
                 node=self._gateway.node,
                 boot=self._boot,
-                bridge=version("vicifast"),
+                bridge=version("strongswan-vicifast"),
                 charon="down" if self._session is None else "up",
                 charon_version=self._charon_version,
                 started=self._started,
@@ -174,7 +174,7 @@ class Mirroring:
 
     async def _snapshot(self, session: AsyncSession) -> bool:
         """Take one snapshot; return whether it should be followed by another."""
-        snapshot = Snapshot(self.mirror)
+        snapshot = Reconciliation(self.mirror)
         try:
             async with asyncio.timeout(_LONGEST):
                 sas, conns = await self._listed()

@@ -22,7 +22,7 @@ class ListenError(Exception):
     """The address of `[http] listen` cannot be had."""
 
 
-class Web:
+class HttpServer:
     """Listens from `start` to `stop`; `port` is where."""
 
     def __init__(self, listen: str, service: Service) -> None:

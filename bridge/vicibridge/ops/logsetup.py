@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from ..config.model import Logging
+from ..config.model import LoggingConfig
 
 _BURST = 30  # lines of one kind
 _PERIOD = 10.0  # seconds
@@ -102,7 +102,7 @@ class Aside(logging.Handler):
                     data = data[os.write(_STDERR, data) :]
 
 
-def set_up(settings: Logging) -> None:
+def set_up(settings: LoggingConfig) -> None:
     """Send what is logged in this process to stderr as `settings` say; may be called again when they changed."""
     handler = Aside()
     handler.addFilter(Quiet())

@@ -159,7 +159,7 @@ def _ambiguous(service: Service) -> Iterator[_Sample]:
 
 
 def _build(service: Service) -> Iterator[_Sample]:
-    yield (version("vicifast"), platform.python_version(), version("nats-py")), 1
+    yield (version("strongswan-vicifast"), platform.python_version(), version("nats-py")), 1
 
 
 METRICS = (

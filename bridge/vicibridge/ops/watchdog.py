@@ -41,7 +41,7 @@ class Lag:
         return self._counts.published + self._counts.dropped
 
 
-class Pulse:
+class Watchdog:
     """Once a second: takes samples of the lags, and tells systemd that the service lives and how it does."""
 
     def __init__(self, lags: list[Lag], systemd: Systemd, status: Callable[[], str]) -> None:

@@ -22,7 +22,7 @@ Shell completion (bash; use zsh_source or fish_source for zsh and fish):
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
-@click.version_option(package_name="vicifast")
+@click.version_option(package_name="strongswan-vicifast")
 def main() -> None:
     """Control strongSwan's IKE daemon charon over VICI."""
 

@@ -54,7 +54,9 @@ def _first(passphrases: Iterable[str], opened: Callable[[bytes], T]) -> T:
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
     except ImportError:
-        raise ConfigError("opening it requires the package cryptography: pip install 'vicifast[cli]'") from None
+        raise ConfigError(
+            "opening it requires the package cryptography: pip install 'strongswan-vicifast[cli]'"
+        ) from None
     problem = "encrypted, and no passphrase was given"
     for passphrase in passphrases:
         try:

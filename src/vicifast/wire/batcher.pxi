@@ -1,4 +1,4 @@
-# Gatherer: packs the events of one read into envelopes, batched by topic.
+# Batcher: packs the events of one read into envelopes, batched by topic.
 
 cdef struct Topic:
     # The envelopes of messages with the same two values, concatenated, and the name that `take` returns them under: a
@@ -20,12 +20,12 @@ cdef struct Tally:
 
 
 @cython.final
-cdef class Gatherer(Reader):
+cdef class Batcher(Reader):
     """Writes the messages of an event that arrive in one read into envelopes, batched by the values of two keys.
 
     `keys` names two root keys. `topic` is called with each new pair of their values (bytes, empty when missing) and
     returns the name under which `take` returns these messages, or None to leave them out. `limit` is the maximum size
-    of a batch in bytes. Each read yields one packet whose message is the gatherer itself, so that no Python object is
+    of a batch in bytes. Each read yields one packet whose message is the batcher itself, so that no Python object is
     created per message.
 
     `every` keeps one message in `every`; `rate` is the maximum to keep per second, 0 for no limit; `wanted`, unless
@@ -34,7 +34,7 @@ cdef class Gatherer(Reader):
     `dropped` reports them. While `silent` is set, a read yields no packet.
     """
 
-    cdef Envelope envelope
+    cdef EnvelopeWriter envelope
     cdef bytes event
     cdef tuple keys
     cdef object topic
@@ -61,7 +61,7 @@ cdef class Gatherer(Reader):
         self.complete = []
         self.every = 1
 
-    def __init__(self, Envelope envelope not None, event, keys, topic, *, Py_ssize_t limit=65536, text_key="msg"):
+    def __init__(self, EnvelopeWriter envelope not None, event, keys, topic, *, Py_ssize_t limit=65536, text_key="msg"):
         name, names, text_name = text_of(event, "event"), root_names(keys), text_of(text_key, "text_key")
         if len(names) != 2:
             raise ValueError(f"keys must name two keys, not {len(names)}")
@@ -110,7 +110,7 @@ cdef class Gatherer(Reader):
     cdef int check_whole(self) except -1:
         # Creating an object in C code can run the garbage collector, which can run any code.
         if self.is_adding:
-            raise RuntimeError("a Gatherer was used while it was adding a message")
+            raise RuntimeError("a Batcher was used while it was adding a message")
         return 0
 
     cdef int add(self, Topic* topic, const uint8_t* data, Py_ssize_t size) except -1:
@@ -128,7 +128,7 @@ cdef class Gatherer(Reader):
         return 0
 
     cdef object waiting(self):
-        """The gatherer itself for the first message of a read, None for the others."""
+        """The batcher itself for the first message of a read, None for the others."""
         if self.is_waiting or self.silent:
             return None
         self.is_waiting = True

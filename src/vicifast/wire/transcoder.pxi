@@ -1,4 +1,4 @@
-# Envelope and Transcoder, and to_msgpack() and to_json(), which use a Transcoder once.
+# EnvelopeWriter and Transcoder, and to_msgpack() and to_json(), which use a Transcoder once.
 
 cdef void add_u64(Writer* out, uint64_t number) noexcept:
     cdef int shift = 56
@@ -39,7 +39,7 @@ cdef uint64_t whole(number) except? 0:
 
 
 @cython.final
-cdef class Envelope:
+cdef class EnvelopeWriter:
     """The map that a `Transcoder` wraps around messages: `v` (1), `node`, `boot`, `seq`, `time`, `event`, `data`.
 
     `seq` is the number of the last envelope, starting at 1; `time` is written into the next ones, in nanoseconds since
@@ -53,7 +53,7 @@ cdef class Envelope:
 
     def __init__(self, format, node, boot):
         if self.head.data:
-            raise TypeError("an Envelope cannot be initialized twice")
+            raise TypeError("an EnvelopeWriter cannot be initialized twice")
         self.json = is_json(format)
         node = text_of(node, "node")
         boot = text_of(boot, "boot")
@@ -126,10 +126,10 @@ cdef class Transcoder(Reader):
     cdef Writer out
     cdef bint json
     cdef tuple binary
-    cdef Envelope envelope
+    cdef EnvelopeWriter envelope
     cdef bytes event
 
-    def __init__(self, format, *, binary=(), Envelope envelope=None, event=""):
+    def __init__(self, format, *, binary=(), EnvelopeWriter envelope=None, event=""):
         json, names, text = is_json(format), root_names(binary), text_of(event, "event")
         if envelope is not None and envelope.json != json:
             raise ValueError("the envelope and the transcoder must have the same format")

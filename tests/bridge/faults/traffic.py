@@ -15,7 +15,7 @@ from harness import processed, service, settings, stored, until
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from vicibridge.client import Completeness, Envelope, Gap, unpack
+from vicibridge.client import Completeness, Envelope, MissingEvents, unpack
 from vicibridge.service import Service
 
 from vicifast.commands import EVENTS
@@ -154,7 +154,7 @@ async def account(url: str, sent: int, **options: Any) -> Account:
     return Account(dropped, sorted(set(range(1, sent + 1)) - set(numbers)), gone)
 
 
-def verify_numbers(envelopes: Iterable[Envelope], *, again: bool = False) -> list[Gap]:
+def verify_numbers(envelopes: Iterable[Envelope], *, again: bool = False) -> list[MissingEvents]:
     """Return what is missing of class state, all of which is told; nothing came out of order, or but `again` twice."""
     complete = Completeness(from_start=True)
     for envelope in envelopes:
