@@ -1,1 +1,1 @@
-"""Benchmarks of vicifast with its peers beside it, in one interleaved run: `python -m benchmarks`."""
+"""Benchmarks of vicifast and comparable libraries, in one interleaved run: `python -m benchmarks`."""

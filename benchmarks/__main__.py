@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures vicifast and its peers, prints tables and the figures to reach."""
+"""`python -m benchmarks`: measures vicifast and its peers, prints tables and the targets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from . import machine
 if TYPE_CHECKING:
     from .measure import Table
 
-# Each part is a module with `tables(settings)`; what it needs installed is imported with it.
+# Each part is a module with `tables(settings)`; importing it imports the packages that it needs.
 PARTS = {"codec": "codec", "stream": "stream", "import": "imports", "charon": "charon", "bridge": "bridge"}
-ON_REQUEST = {"charon", "bridge"}  # they need minutes, the one root and strongSwan, the other a nats-server
+ON_REQUEST = {"charon", "bridge"}  # they take minutes; charon needs root and strongSwan, bridge a nats-server
 
 
 def main() -> None:
@@ -70,13 +70,21 @@ def _draw(tables: list[Table], directory: Path) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="every row in less than 30 seconds, with few rounds")
-    parser.add_argument("--only", choices=PARTS, help=f"one part of it; only so: {', '.join(ON_REQUEST)}")
-    parser.add_argument("--flood", metavar="SECONDS", type=float, default=5, help="how long the bridge is flooded")
-    parser.add_argument("--sas", metavar="N", type=int, default=5000, help="how many SAs the real charon is given")
-    parser.add_argument("--charon", metavar="ADDRESS", help="measure on a charon that runs already, and has SAs")
-    parser.add_argument("--json", metavar="FILE", help="write all figures to a file, or with - to standard output")
-    parser.add_argument("--chart", metavar="DIR", type=Path, help="write a chart (SVG) for each table")
+    parser.add_argument(
+        "--quick", action="store_true", help="Measure every row in less than 30 seconds, with few rounds."
+    )
+    parser.add_argument(
+        "--only", choices=PARTS, help=f"Run only one part; {' and '.join(ON_REQUEST)} run only with this option."
+    )
+    parser.add_argument(
+        "--flood", metavar="SECONDS", type=float, default=5, help="Duration of the flood for the bridge."
+    )
+    parser.add_argument(
+        "--sas", metavar="N", type=int, default=5000, help="Number of SAs to establish in the real charon."
+    )
+    parser.add_argument("--charon", metavar="ADDRESS", help="Address of a running charon with SAs to measure.")
+    parser.add_argument("--json", metavar="FILE", help="Write all results to a file, or with - to standard output.")
+    parser.add_argument("--chart", metavar="DIR", type=Path, help="Write a chart (SVG) for each table.")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The bridge between a daemon that floods and a nats-server, all on this machine, beside the bridge one would write."""
+"""The bridge between a flooding daemon and a nats-server on this host, compared with a simple bridge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .measure import Settings, Table, interleave
 OURS = ["vicibridge, msgpack", "vicibridge, json"]
 NAIVE = "python vici, msgpack, nats-py"
 PARTS = ["vicifast, reading and coding", "vicifast, reading alone"]
-# Events in a second.
+# Events per second.
 RATES = {"log": 200_000, "ike-updown": 20_000}
 NAIVE_COUNT = 20_000
 
@@ -63,7 +63,7 @@ def _measure(table: Table, settings: Settings, event: str, count: int, url: str,
 
 
 def _run(name: str, count: int, event: str, url: str, directory: Path, corpus: Path) -> Callable[[], dict[str, float]]:
-    """Return what runs a bridge through one flood, and returns what it needed for an event."""
+    """Return a function that runs a bridge through one flood and returns its time per event."""
     directory.mkdir()
 
     def run() -> dict[str, float]:
@@ -84,7 +84,7 @@ def _run(name: str, count: int, event: str, url: str, directory: Path, corpus: P
 
 @contextlib.contextmanager
 def _process(arguments: list[str]) -> Iterator[Any]:
-    """A module of this package that says when it is ready."""
+    """Run a module of this package that prints a line when it is ready."""
     command = [sys.executable, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:

@@ -1,6 +1,6 @@
 """One bridge of the benchmark: `python -m benchmarks.bridge_client NAME PATH URL EVENT COUNT DIRECTORY`.
 
-It prints a line when it is ready for the flood, and as JSON what it needed when the last event has reached NATS.
+It prints a line when it is ready for the flood, and its resource usage as JSON when the last event has reached NATS.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from .stream_client import Clock
 
-_TICK = 0.01  # seconds between two looks at a counter
+_TICK = 0.01  # polling interval of a counter, in seconds
 
 
 async def _vicibridge(path: str, url: str, event: str, count: int, directory: str, codec: str) -> Clock:
@@ -48,7 +48,7 @@ async def _vicibridge(path: str, url: str, event: str, count: int, directory: st
 
 
 async def _read(path: str, event: str, count: int, *, code: bool) -> Clock:
-    """What of it is reading, and what reading and coding."""
+    """The share of reading, and of reading and coding."""
     from vicifast import Batcher, EnvelopeWriter
     from vicifast.aio import AsyncSession
 
@@ -69,7 +69,7 @@ async def _read(path: str, event: str, count: int, *, code: bool) -> Clock:
 
 
 async def _naive(path: str, url: str, event: str, count: int) -> Clock:
-    """What one would write: python vici, msgpack, and a publish for each event."""
+    """A simple bridge: python vici, msgpack, and a publish for each event."""
     import msgpack
     import nats
     import vici  # type: ignore[import-untyped]

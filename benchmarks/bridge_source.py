@@ -1,4 +1,4 @@
-"""A stand-in for charon that floods: `python -m benchmarks.bridge_source PATH EVENT COUNT RATE CORPUS`.
+"""A flooding fake charon: `python -m benchmarks.bridge_source PATH EVENT COUNT RATE CORPUS`.
 
 It confirms every registration, answers every command with nothing, and for a line on standard input sends COUNT events
 to the connection that has registered EVENT, RATE in a second, in writes of what comes in a hundredth of one.

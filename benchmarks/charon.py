@@ -1,4 +1,4 @@
-"""list-sas of a real charon: two of them in the tests' lab with SAs between them, or one that runs already."""
+"""list-sas of a real charon: a pair in the tests' lab with SAs between them, or a running one."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def tables(settings: Settings) -> Iterator[Table]:
 
 
 class _Missing(Exception):
-    """What there must be for this."""
+    """A missing requirement."""
 
 
 def _measure(table: Table, settings: Settings, address: str) -> None:
     target = parse_address(address)
     if not isinstance(target, Unix):
-        raise _Missing(f"{address} is no Unix socket")
+        raise _Missing(f"{address} is not a Unix socket")
     with Session(address) as session:
         daemon = session.version()
         count = sum(1 for _ in session.list_sas())
@@ -60,7 +60,7 @@ def _charon(settings: Settings) -> Iterator[str]:
     if lacking := missing():
         raise _Missing(lacking)
     count = 100 if settings.quick else settings.sas
-    settings.report(f"bringing {count} SAs up")
+    settings.report(f"establishing {count} SAs")
     with Lab() as lab:
         asyncio.run(sas.up(lab, count, one_responder=True))
         yield lab.left.address

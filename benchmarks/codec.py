@@ -54,7 +54,7 @@ def _timed(operation: Operation, corpora: list[Traffic], files: Files, settings:
 def _kept_memory(operation: Operation, corpora: list[Traffic], files: Files, settings: Settings) -> Table:
     table = Table("decode-memory", "memory of decoded messages that are kept", "kB of RSS per message")
     if not memory.SUPPORTED:
-        table.notes = ["not measured: needs /proc of Linux"]
+        table.notes = ["not measured: requires /proc of Linux"]
         return table
     for case, traffic in enumerate(corpora):
         settings.report(f"{table.title}, {traffic.name}")
@@ -65,17 +65,17 @@ def _kept_memory(operation: Operation, corpora: list[Traffic], files: Files, set
 
 
 def verify(operation: Operation, traffic: Traffic) -> None:
-    """See once that all contestants give the same; AssertionError names the one that does not."""
+    """Check that all contestants give the same result; AssertionError names the first that does not."""
     for contestant in operation.contestants:
         function, read, form = contestant.make(), *_READ[contestant.gives]
         inputs, expected = getattr(traffic, contestant.takes), getattr(traffic, form)
         for number, (item, wanted) in enumerate(zip(inputs, expected, strict=True)):
             if read(function(item)) != wanted:
                 where = f"{operation.title}, {traffic.name} message {number}"
-                raise AssertionError(f"{where}: {contestant.name} gives something else")
+                raise AssertionError(f"{where}: {contestant.name} gives a different result")
 
 
-# How each form is compared: a function of the result, and the form of `Traffic` that it must be equal to.
+# How to compare each form: a function applied to the result, and the form of `Traffic` that it must equal.
 _READ: dict[str, tuple[Function, str]] = {
     "messages": (bytes, "messages"),
     "dicts": (plain, "dicts"),

@@ -1,4 +1,4 @@
-"""One contestant of a codec table in a process of its own, so that no other shapes its heap and fills its caches."""
+"""Runs one contestant of a codec table in a separate process, so that no other affects its heap and caches."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def stored(file: str | Path) -> list[Any]:
 
 
 class Process:
-    """A contestant that waits to be run, on one of the files that it was started with."""
+    """A process of one contestant, run on request with one of the files that it was started with."""
 
     def __init__(self, operation: str, contestant: str, files: list[Path]) -> None:
         command = [sys.executable, "-m", "benchmarks.contest", operation, contestant, *map(str, files)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, case: int) -> float:
-        """CPU seconds for each item of one file once."""
+        """CPU seconds for processing each item of one file once."""
         assert self._process.stdin and self._process.stdout
         print(case, file=self._process.stdin, flush=True)
         return float(self._process.stdout.readline())
@@ -58,7 +58,7 @@ def _serve(operation: str, name: str, files: list[str], orders: Iterable[str]) -
     for function, items in cases:
         loop(function, items)
     gc.collect()
-    gc.freeze()  # the items are no part of what the collector has to walk
+    gc.freeze()  # the garbage collector must not traverse the items
     for order in orders:
         gc.collect()
         print(loop(*cases[int(order)]), flush=True)

@@ -21,7 +21,7 @@ Function = Callable[[Any], Any]
 
 
 class Contestant(NamedTuple):
-    """`make` gives a fresh function from the form `takes` to the form `gives`, both names of `Traffic`'s."""
+    """`make` returns a new function from the form `takes` to the form `gives`, both attributes of `Traffic`."""
 
     name: str
     make: Callable[[], Function]
@@ -36,7 +36,7 @@ class Operation(NamedTuple):
 
 
 def operations() -> list[Operation]:
-    """Everything measured. A contestant that needs more than vicifast has a comma in its name."""
+    """All operations. The name of a contestant that uses more than vicifast contains a comma."""
     return [
         Operation("decode-drop", "decode, each result dropped", _decoders()),
         Operation("decode-keep", "decode, all results kept", _decoders()),
@@ -152,7 +152,7 @@ def _from_json() -> list[Contestant]:
 
 
 def _as_text(section: Any) -> Any:
-    """The bytes values that python vici gives as text, in its own dicts; only values that are no text stay bytes."""
+    """Convert the bytes values of python vici to text in place; only binary values stay bytes."""
     for name, value in section.items():
         if type(value) is bytes:
             try:
@@ -172,7 +172,7 @@ def _python_vici_to_msgpack(message: bytes) -> bytes:
 
 def _python_vici_to_json(message: bytes) -> bytes:
     section = _as_text(_python_vici_decode(message))
-    if type(section.get("data")) is bytes:  # list-cert, the only one that is no text
+    if type(section.get("data")) is bytes:  # list-cert, the only binary value
         section["data"] = {"$base64": base64.b64encode(section["data"]).decode()}
     return orjson.dumps(section)
 

@@ -1,4 +1,4 @@
-"""Three kinds of traffic, each in the forms that the contestants take.
+"""Three kinds of traffic, each in the forms that the contestants accept.
 
 The forms are made by python vici, msgpack and json, so that what we give is checked against others' work.
 """
@@ -33,7 +33,7 @@ ABSENT: Path = ("no-such-field",)
 
 @dataclass(frozen=True)
 class Traffic:
-    """Messages in the order in which a client gets them."""
+    """Messages in the order in which a client receives them."""
 
     name: str
     origin: str
@@ -94,7 +94,7 @@ def traffics() -> list[Traffic]:
 
 
 def plain(value: Any) -> Any:
-    """Whatever a decoder gave, with dict, list, str, and bytes where it is not UTF-8.
+    """The result of any decoder as dict, list, str, and bytes where it is not UTF-8.
 
     A name is one object wherever it stands, as the names in the text of a program are.
     """
@@ -111,7 +111,7 @@ def plain(value: Any) -> Any:
 
 
 def without_bytes(value: Any) -> Any:
-    """What has a place in JSON, bytes as vicifast writes them."""
+    """A JSON-compatible copy, with bytes as vicifast writes them."""
     if isinstance(value, dict):
         return {name: without_bytes(child) for name, child in value.items()}
     if isinstance(value, list):
@@ -120,7 +120,7 @@ def without_bytes(value: Any) -> Any:
 
 
 def follow(tree: Any, path: Path) -> Any:
-    """The value at a path, None when there is none."""
+    """The value at a path, or None."""
     for name in path:
         tree = tree.get(name)
     return tree
@@ -142,7 +142,7 @@ def _five(tree: dict[str, Any]) -> list[Path]:
 
 
 def recorded(pattern: str, event: str | None = None) -> list[bytes]:
-    """The messages in the recordings of this name, or those of one event."""
+    """The messages in the recordings with this name, or those of one event."""
     from vicifast.recording import Recording
 
     files = sorted(DATA.glob(f"{pattern}.recording"))
@@ -161,7 +161,7 @@ def _uniform(count: int) -> list[bytes]:
 
 
 def _varied(tree: dict[str, Any], number: int, rng: random.Random) -> dict[str, Any]:
-    """The SA of another site, some time after: what differs from one SA to the next of a busy gateway differs."""
+    """The SA of another site at a later time, varied like the SAs of a busy gateway."""
     site, ike = f"site-{number:04}", next(iter(tree.values()))
     child = next(iter(ike["child-sas"].values()))
     ike |= {
@@ -186,7 +186,7 @@ def _varied(tree: dict[str, Any], number: int, rng: random.Random) -> dict[str, 
 
 
 class _Unique:
-    """Names and values of which none occurs twice; values of two, three and four bytes a character in turn."""
+    """Unique names and values; values with two, three and four bytes per character in turn."""
 
     ALPHABETS = ("äöüéèñßøåçğžšł", "日本語中文字漢東京北한국어", "𝄞😀🚀🎉𐍈🧪🌍🔒")
 
@@ -209,7 +209,7 @@ class _Unique:
 
 
 def _adversarial(count: int) -> list[bytes]:
-    """In the shape of a list-sa event."""
+    """In the form of a list-sa event."""
     unique, made = _Unique(), []
     for _ in range(count):
         ike, child = unique.section(20, 1), unique.section(20, 2)

@@ -1,4 +1,4 @@
-"""How long imports take, over an interpreter that imports nothing."""
+"""Import times, relative to an interpreter that imports nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tables(settings: Settings) -> Iterator[Table]:
         run()  # so that every file is in memory and compiled
     results = interleave(5 if settings.quick else 31, runs)
     bare = results.pop("bare")
-    table.notes = [f"a bare interpreter needs {min(bare).wall * 1e3:.1f} ms"]
+    table.notes = [f"a bare interpreter takes {min(bare).wall * 1e3:.1f} ms"]
     for clock in ("wall", "cpu"):
         least = min(getattr(times, clock) for times in bare)
         over = {name: [getattr(times, clock) - least for times in several] for name, several in results.items()}

@@ -28,7 +28,7 @@ BASELINE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.02
 ROUNDS = 2
 
-# A function of libc that nothing else calls: callgrind writes out its counts whenever it is called, and starts anew.
+# A libc function that is not otherwise called: callgrind writes and resets its counts at each call of it.
 MARKER = "clock_getres*"  # the name is versioned
 
 
@@ -73,7 +73,7 @@ def measure() -> Measured:
         if done.returncode:
             raise RuntimeError(f"callgrind failed: {done.stderr[-2000:]}")
         runs = done.stdout.splitlines()
-        # Every second part is what came between the two markers of a run.
+        # Every second part has the counts between the two markers of a run.
         totals = [_total(Path(directory, f"out.{2 * number}")) for number in range(1, len(runs) + 1)]
     return Measured(_per_message(runs, totals), _made_with())
 
@@ -91,7 +91,7 @@ def _total(file: Path) -> int:
 
 
 def _per_message(runs: list[str], totals: list[int]) -> dict[str, int]:
-    """Without what the loop itself takes, which was counted first, around a function that does nothing."""
+    """Subtract the cost of the loop itself, which was counted first, with an empty function."""
     counts, loop = {}, 0.0
     for line, total in zip(runs, totals, strict=True):
         name, calls = line.rsplit(" ", 1)
@@ -103,7 +103,7 @@ def _per_message(runs: list[str], totals: list[int]) -> dict[str, int]:
 
 
 def _runs() -> Iterator[tuple[str, Callable[[Any], Any], list[Any]]]:
-    """The operations that are ours alone, each on all traffics."""
+    """The operations of vicifast alone, each on all traffics."""
     from .codec import operations
     from .corpus import traffics
     from .measure import is_ours
@@ -119,7 +119,7 @@ def _runs() -> Iterator[tuple[str, Callable[[Any], Any], list[Any]]]:
 
 
 def _counted() -> None:
-    """What runs under callgrind: for each run its name and number of calls, its instructions between two markers."""
+    """The part that runs under callgrind: prints the name and number of calls of each run, made between two markers."""
     runs = list(_runs())
     gc.collect()
     gc.disable()
@@ -145,7 +145,7 @@ def _show(changes: list[Change]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
-    parser.add_argument("--update", action="store_true", help="make these counts the baseline")
+    parser.add_argument("--update", action="store_true", help="Save these counts as the baseline.")
     parser.add_argument("--counted", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if absent := missing():

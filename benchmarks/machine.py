@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine and software of a measurement."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ C_PEERS = ("vici", "davici")
 
 
 def missing() -> list[str]:
-    """What must be installed before anything can be measured."""
+    """Packages that are required but not installed."""
     return [name for name in (*PEERS, "rich") if importlib.util.find_spec(name) is None]
 
 
 def describe() -> dict[str, str]:
-    """Processor, interpreter and the versions of all who take part."""
+    """Processor, interpreter, and the versions of all libraries."""
     return {
         "processor": f"{_processor()}, {os.cpu_count()} CPUs",
         "system": platform.platform(),
@@ -36,7 +36,7 @@ def describe() -> dict[str, str]:
 
 
 def python_build() -> str:
-    """The interpreter's compiler, and what of its build changes the speed of everything."""
+    """The interpreter's compiler and the build options that affect its speed."""
     arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
     flags = f"{sysconfig.get_config_var('OPT') or ''} {sysconfig.get_config_var('CFLAGS') or ''}"
     levels = re.findall(r"-O\w+", flags)
@@ -46,7 +46,7 @@ def python_build() -> str:
 
 
 def busy() -> str | None:
-    """A warning when others use the machine."""
+    """A warning when other processes use the machine."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load < 0.5:
         return None

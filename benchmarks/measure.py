@@ -1,4 +1,4 @@
-"""Interleaved rounds, and the tables that come of them."""
+"""Interleaved rounds and the resulting tables."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 
 Sample = TypeVar("Sample")
 
-LONG_ENOUGH = 0.01  # seconds of a sample
+LONG_ENOUGH = 0.01  # minimum duration of a sample, in seconds
 
 
 class Settings(NamedTuple):
-    """How long to measure: `quick` gives every row, few rounds each. `report` is told what is being measured.
+    """How long to measure: `quick` measures every row with few rounds. `report` is called with the current measurement.
 
     `charon` is the address of a running one with SAs to list; without it one is started, for `sas` SAs. The bridge is
     flooded for `flood` seconds.
@@ -29,7 +29,7 @@ class Settings(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What one contestant needed in one case, over all rounds."""
+    """The results of one contestant in one case, over all rounds."""
 
     minimum: float
     median: float
@@ -55,7 +55,7 @@ class Table:
         return next((name for name in self.rows if is_ours(name)), None)
 
     def add(self, case: str, samples: Mapping[str, Sequence[float]], scale: float = 1.0) -> None:
-        """Take the samples of a case, each times `scale`."""
+        """Add the samples of a case, each multiplied by `scale`."""
         for name, values in samples.items():
             cell = Cell(min(values) * scale, statistics.median(values) * scale)
             self.rows.setdefault(name, {})[case] = cell
@@ -71,7 +71,7 @@ def is_ours(contestant: str) -> bool:
 
 
 def interleave(rounds: int, runs: Mapping[str, Callable[[], Sample]]) -> dict[str, list[Sample]]:
-    """Run each once a round, A B C A B C, so that what disturbs the machine disturbs all of them."""
+    """Run each once per round, A B C A B C, so that disturbances affect all of them."""
     samples: dict[str, list[Sample]] = {name: [] for name in runs}
     for _ in range(rounds):
         gc.collect()
@@ -81,7 +81,7 @@ def interleave(rounds: int, runs: Mapping[str, Callable[[], Sample]]) -> dict[st
 
 
 def drop(function: Callable[[Any], object], items: Iterable[Any]) -> float:
-    """CPU seconds for calling the function on each item and throwing the result away, as streams are read.
+    """CPU seconds for calling the function on each item and discarding the result, like a reader of a stream.
 
     It is the mean of so many passes that what ran before is no longer in the processor's caches, as in a long stream.
     """

@@ -1,4 +1,4 @@
-"""Resident memory of decoded messages that are kept, measured in a process of its own for each decoder."""
+"""Resident memory of decoded messages that are kept, measured in a separate process for each decoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .contestants import contestant_of
 _ROLLUP = Path("/proc/self/smaps_rollup")
 SUPPORTED = _ROLLUP.exists()
 
-_WARM_UP = 50  # messages, so that what a decoder needs once does not count
+_WARM_UP = 50  # messages, so that one-time allocations of a decoder do not count
 
 
 def measured(contestant: str, file: Path) -> float:

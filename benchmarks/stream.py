@@ -1,4 +1,4 @@
-"""list-sas over a Unix socket: a server with everything encoded beforehand, clients in processes of their own."""
+"""list-sas over a Unix socket: a server with messages encoded in advance, clients in separate processes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _server(path: Path, mode: str, corpus: Path) -> Iterator[Path]:
 
 
 def run_client(client: str, path: str | Path, count: int) -> Callable[[], dict[str, Any]]:
-    """Return what runs a client in a process of its own, and returns what that needed for `count` messages."""
+    """Return a function that runs a client in a separate process and returns its time for `count` messages."""
     command = [sys.executable, "-m", "benchmarks.stream_client", client, str(path), str(count)]
 
     def run() -> dict[str, Any]:

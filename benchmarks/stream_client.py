@@ -1,4 +1,4 @@
-"""One client of the stream benchmark: `python -m benchmarks.stream_client CLIENT PATH COUNT` prints what it needed."""
+"""One client of the stream benchmark: `python -m benchmarks.stream_client CLIENT PATH COUNT` prints its times."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def _async_session(path: str) -> tuple[Clock, int, str]:
 
 
 def _discard(path: str, count: int) -> tuple[Clock, int, str]:
-    """The floor: how much of the others' time is the kernel's."""
+    """The lower bound: the kernel's share of the others' time."""
     request = b"".join(
         _wire.packet(kind, name)
         for kind, name in (

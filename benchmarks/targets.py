@@ -1,4 +1,4 @@
-"""The figures to reach, and whether they are."""
+"""The performance targets and their verdicts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .measure import Table
 
 
 class Target(NamedTuple):
-    """`ours` is to be `at_least` times better than `peer`, or without a peer to need `at_most`."""
+    """`ours` must be `at_least` times better than `peer`, or without a peer take `at_most`."""
 
     what: str
     table: str
@@ -21,7 +21,7 @@ class Target(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """`value` is None when a side was not measured."""
+    """`value` is None if a side was not measured."""
 
     target: Target
     value: float | None

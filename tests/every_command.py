@@ -29,7 +29,7 @@ _KEY_ID = re.compile("[0-9a-f]{40}")
 
 
 class Script:
-    """Runs it: `effects` by command, as charon told them, and `refusals`, as texts."""
+    """Runs it: `effects` by command, as charon reported them, and `refusals`, as texts."""
 
     def __init__(self, lab: Lab, connect: Callable[[str], Any]) -> None:
         self.effects: dict[str, Any] = {}
@@ -226,7 +226,7 @@ class Script:
 
 
 def _steady(value: Any) -> Any:
-    """What charon told, without what is different each time."""
+    """charon's messages, without the parts that differ in each run."""
     if isinstance(value, dict):
         return {key: _steady(inner) for key, inner in value.items() if not _VARYING.fullmatch(key)}
     if isinstance(value, list):

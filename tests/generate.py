@@ -56,7 +56,7 @@ def packed(tree: Any) -> bytes:
 
 
 def exact(data: bytes) -> array.array[int]:
-    """The bytes in memory of exactly their size, so that the address sanitizer sees what is read behind them.
+    """The bytes in memory of exactly their size, so that the address sanitizer detects reads past their end.
 
     A bytes object has a spare NUL, and an array made of one has room to grow; its slice has neither.
     """

@@ -1,4 +1,4 @@
-"""Lets a blocking test use what lives in an event loop: that loop runs in a thread of its own.
+"""Lets a blocking test use objects of an event loop, which runs in a separate thread.
 
 With it one test serves both kinds of everything: see `Kit`, and the fixture `kit`.
 """
@@ -23,7 +23,7 @@ LIMIT = 30.0  # and for a test
 
 
 class Loop:
-    """An event loop in a thread; `run` runs there what is given, and waits for it."""
+    """An event loop in a thread; `run` runs a coroutine there, and waits for it."""
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()

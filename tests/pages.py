@@ -79,7 +79,7 @@ async def recorded_charon() -> AsyncIterator[FakeCharon]:
 
 
 async def tell_events(charon: FakeCharon) -> None:
-    """Send what was recorded to who registers for it, and then be gone."""
+    """Send the recorded events to clients that register for them, and then stop."""
     waiting = [asyncio.ensure_future(charon.registered(name)) for name in ("ike-updown", "child-updown", "log")]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     for each_ in waiting:

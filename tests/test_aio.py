@@ -33,7 +33,7 @@ async def session_and_charon(**options: object) -> AsyncIterator[tuple[AsyncSess
 
 
 @run
-async def test_concurrent_calls_are_told_apart() -> None:
+async def test_concurrent_calls_get_their_own_replies() -> None:
     async with session_and_charon() as (session, charon):
         charon.on("get-shared", lambda message: {"echo": message["n"]})
         calls = [session.call("get-shared", {"n": n}) for n in range(50)]
@@ -138,7 +138,7 @@ async def test_closing_twice_and_with_open_calls() -> None:
 
 
 @run
-async def test_a_stream_is_read_while_nobody_does() -> None:
+async def test_an_unread_stream_is_still_received() -> None:
     async with session_and_charon() as (session, _):
         streams = [session.stream("list-sas") for _ in range(3)]
         assert await session.call("version") == {"daemon": "charon"}

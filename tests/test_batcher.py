@@ -48,7 +48,7 @@ def texts(batch: Batch) -> list[tuple[int, str]]:
 def test_one_packet_a_read_and_batches_by_topic() -> None:
     log = Log()
     assert log.read(line("IKE", 1, "a"), line("CFG", 0, "b"), line("IKE", 1, "c")) == [log.batcher]
-    assert log.read(line("IKE", 1, "d")) == []  # not taken yet, so nothing new to tell
+    assert log.read(line("IKE", 1, "d")) == []  # not taken yet, so nothing new is reported
     batches = {batch[0]: batch for batch in log.batcher.take()}
     assert texts(batches["IKE.1"]) == [(1, "a"), (3, "c"), (4, "d")]
     assert texts(batches["CFG.0"]) == [(2, "b")]
@@ -104,7 +104,7 @@ def test_wanted_sees_the_text() -> None:
     assert texts(batch) == [(1, "peer gone")] and log.batcher.left_out == 2
 
 
-def test_sampling_is_told() -> None:
+def test_sampling_is_reported() -> None:
     log = Log()
     log.batcher.every = 3
     log.read(*(line("IKE", 1, str(number)) for number in range(1, 8)))
@@ -114,7 +114,7 @@ def test_sampling_is_told() -> None:
     assert log.batcher.dropped() == []
 
 
-def test_rate_is_bounded_and_told() -> None:
+def test_rate_limit_is_reported() -> None:
     log = Log()
     log.batcher.rate = 4.0
     log.read(*(line("IKE", 1, str(number)) for number in range(10)))

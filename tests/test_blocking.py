@@ -1,4 +1,4 @@
-"""What only Session does: threads are told off, signals come in between, nothing moves while nobody waits."""
+"""Features of Session only: a second thread is refused, signals may interrupt, and it reads only while a call waits."""
 
 from __future__ import annotations
 

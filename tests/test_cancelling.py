@@ -135,7 +135,7 @@ def test_connecting_to_a_full_backlog(late: bool) -> None:
 
 
 def fill_backlog(charon: FakeCharon) -> None:
-    """Connections that are gone before they are accepted fill it too."""
+    """Connections closed before they are accepted fill it too."""
     with suppress(BlockingIOError):
         while True:
             with socket.socket(socket.AF_UNIX) as waiting:

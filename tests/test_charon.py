@@ -38,11 +38,11 @@ def run(test: Coroutine[Any, Any, None], timeout: float = 30.0) -> None:
 
 
 async def load_connections(address: str, names: list[str], *, initiate: bool = False) -> None:
-    """Load connections with little in them, some at a time; `initiate` begins each, towards nobody."""
+    """Load small connections in batches; `initiate` starts each, to a peer that does not exist."""
     remaining = iter(names)
 
     def config(name: str) -> dict[str, object]:
-        # Without an identity of its own each would be found in the IKE_SA of the first.
+        # Without a distinct identity, each would match the IKE_SA of the first.
         ends = {"local": {"auth": "psk", "id": name}, "remote": {"auth": "psk"}}
         return {"remote_addrs": ["10.99.0.77"], **ends} if initiate else {}
 
@@ -286,7 +286,7 @@ class Noise:
 
 
 def complaints(lab: Lab) -> Iterator[str]:
-    """What charon logs for each event that has nobody to go to any more."""
+    """The line that charon logs for each event that it cannot deliver."""
     lines = lab.left.log.read_text(errors="replace").splitlines()
     return (line for line in lines if "vici connection" in line and "unknown" in line)
 

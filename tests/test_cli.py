@@ -46,7 +46,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 class Program:
-    """The command line as a process of its own, its output so far, and a wait for a piece of it."""
+    """The command line as a separate process, its output so far, and a wait for a piece of it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -116,7 +116,7 @@ def names(file: Path, side: str) -> list[tuple[int, str | None]]:
         (["replay", "FILE", "--listen", "x", "--speed", "-1"], "--speed"),
     ],
 )
-def test_wrong_use_is_told(tmp_path: Path, args: list[str], says: str) -> None:
+def test_wrong_use_is_reported(tmp_path: Path, args: list[str], says: str) -> None:
     async def scenario() -> None:
         code, _, err = await outcome(*(tmp_path / "a" if arg == "FILE" else arg for arg in args))
         assert code == 2
@@ -222,7 +222,7 @@ def test_record_commands(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_failed_commands_are_recorded_and_told(tmp_path: Path) -> None:
+def test_failed_commands_are_recorded_and_reported(tmp_path: Path) -> None:
     async def scenario() -> None:
         file = tmp_path / "a"
         async with daemon() as charon:
@@ -238,7 +238,7 @@ def test_failed_commands_are_recorded_and_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_record_events_until_told_to_end(tmp_path: Path, number: signal.Signals) -> None:
+def test_record_events_until_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     async def scenario() -> None:
         file = tmp_path / "a"
         async with daemon() as charon:
@@ -291,7 +291,7 @@ def test_second_interrupt_cuts_a_running_command(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_daemon_that_goes_away_is_told(tmp_path: Path) -> None:
+def test_daemon_that_disconnects_is_reported(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with daemon() as charon:
             async with vicifast("record", tmp_path / "a", "--uri", charon.address, "--event", "log") as program:
@@ -429,7 +429,7 @@ SA = {
 
 
 async def invoke(charon: FakeCharon, *args: object) -> Result:
-    """Run the command line in this process, in a thread of its own."""
+    """Run the command line in this process, in a separate thread."""
     return await asyncio.to_thread(CliRunner().invoke, main, [*map(str, args), "--uri", charon.address])
 
 
@@ -712,7 +712,7 @@ LOG = {"group": "IKE", "level": "1", "thread": "3", "ikesa-name": "gw", "ikesa-u
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_log_until_told_to_end(number: signal.Signals) -> None:
+def test_log_until_interrupted(number: signal.Signals) -> None:
     async def scenario() -> None:
         async with daemon() as charon:
             async with vicifast("log", "--uri", charon.address) as program:
@@ -744,7 +744,7 @@ def test_events_for_programs_have_their_name() -> None:
     run(scenario)
 
 
-def test_recorded_events_are_told_to_people() -> None:
+def test_recorded_events_as_text() -> None:
     async def scenario() -> None:
         recording = Recording.load(DATA / "events.recording")
         names = ["ike-updown", "child-updown", "ike-rekey", "child-rekey", "ike-update"]
@@ -762,7 +762,7 @@ def test_recorded_events_are_told_to_people() -> None:
     run(scenario)
 
 
-def test_watch_asks_again_until_told_to_end() -> None:
+def test_watch_refreshes_until_interrupted() -> None:
     async def scenario() -> None:
         async with daemon() as charon:
             async with vicifast("sas", "--watch", "0.01", "--json", "--uri", charon.address) as program:
@@ -915,7 +915,7 @@ def test_clear_needs_credentials(tmp_path: Path) -> None:
 
 
 def at_terminal(*argv: object, prompt: bytes, answer: bytes) -> tuple[int, bytes]:
-    """Run a program at a terminal of its own and answer its prompt; its exit code and what the terminal shows."""
+    """Run a program in a pseudo-terminal and answer its prompt; return its exit code and its output."""
     controller, terminal = os.openpty()
     start = "import os, sys; os.login_tty(0); os.execvp(sys.argv[1], sys.argv[1:])"
     with subprocess.Popen([sys.executable, "-c", start, *map(str, argv)], stdin=terminal) as process:

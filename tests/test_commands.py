@@ -131,7 +131,7 @@ def test_timeouts_are_handed_on(command: CommandSpec) -> None:
     "timeout, sent, wait",
     [(None, 0, None), (0, -1, 5.0), (0.0001, 1, 5.0001), (1.5, 1500, 6.5), (math.inf, 2**31 - 1, math.inf)],
 )
-def test_the_timeout_that_charon_is_told(
+def test_the_timeout_that_charon_gets(
     session_timeout: float | None, timeout: float | None, sent: int, wait: float | None
 ) -> None:
     asked = Asked()
@@ -140,7 +140,7 @@ def test_the_timeout_that_charon_is_told(
         assert (message["timeout"], ours) == (sent, wait), name
 
 
-def test_the_session_s_timeout_is_told_too() -> None:
+def test_the_session_s_timeout_is_sent_too() -> None:
     asked = Asked()
     asked.timeout = None
     assert asked.initiate(child="net") == ("initiate", {"child": "net", "timeout": 0}, None)

@@ -269,7 +269,7 @@ def test_a_reply_that_never_comes(vici: Any, charon: Any) -> None:
 
 
 @either
-def test_charon_has_gone(vici: Any, charon: Any) -> None:
+def test_charon_has_disconnected(vici: Any, charon: Any) -> None:
     with opened(vici, charon) as session:
         charon.cut("list-sas", 1)
         assert partly(session.list_sas())[0]["names"] == ["site-1"]
@@ -996,7 +996,7 @@ VARYING = re.compile(
 
 
 def steady(value: Any) -> Any:
-    """What charon told, without what is different each time."""
+    """charon's messages, without the parts that differ in each run."""
     if isinstance(value, dict):
         return {
             re.sub(r"-\d+$", "-N", name): "..." if VARYING.fullmatch(name) else steady(inner)

@@ -29,7 +29,7 @@ def test_prompt_examples(page: Path) -> None:
     assert not tried.failed
 
 
-# The module that compat stands in for has no way to close a session, and programs for it leave that to their end.
+# The module that compat replaces cannot close a session, and programs for it leave that to their end.
 @pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning")
 @each(PROGRAMS)
 def test_program(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_program(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: 
             telling = asyncio.create_task(tell_events(charon))
             source = block.text.replace(ADDRESS, charon.address)
             monkeypatch.setattr("vicifast.address.DEFAULT_ADDRESS", charon.address)
-            # a follower would go on for ever
+            # a follower would run indefinitely
             monkeypatch.setitem(BaseFollower.__init__.__kwdefaults__, "timeout", 0.5)
             with suppress(ConnectionClosed):  # a program that follows events ends with the daemon
                 await asyncio.to_thread(exec, compile(source, block.where, "exec"), {"__name__": "__main__"})

@@ -98,14 +98,14 @@ def test_a_restart_is_a_gap(kit: Kit) -> None:
         assert next(follower) == Event("log", {"msg": "again"})
 
 
-def test_nobody_there_at_first(kit: Kit, tmp_path: Path) -> None:
+def test_no_daemon_at_first(kit: Kit, tmp_path: Path) -> None:
     address = str(tmp_path / "charon.vici")
     with kit.follower(address, "log", timeout=0.2) as follower:
         [down] = list(follower)
         assert (
             isinstance(down, Down) and down.reason == f"cannot connect to unix://{address}: No such file or directory"
         )
-        assert list(follower) == []  # it is told once
+        assert list(follower) == []  # it is reported once
         with kit.charon(address):
             follower.timeout = 10
             assert next(follower) == Up(())
@@ -132,7 +132,7 @@ def test_a_malformed_message_is_a_gap(kit: Kit) -> None:
         assert next(follower) == Event("log", {"msg": "1"})
 
 
-def test_a_program_that_is_too_slow_is_told(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_program_gets_a_gap(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vicifast.protocol.LISTENER_LIMIT", 10)
     with pair(kit, "log", timeout=0.2) as (follower, charon):
         next(follower)
@@ -202,14 +202,14 @@ def test_a_dropped_follower_unregisters(kit: Kit) -> None:
         assert charon.abrupt_closes == 0
 
 
-def test_bad_arguments_are_told_at_once(kit: Kit) -> None:
+def test_bad_arguments_raise_at_once(kit: Kit) -> None:
     with pytest.raises(ValueError, match="invalid VICI address: 'http://x'"):
         kit.follower("http://x", "log")
     with pytest.raises(EncodeError):
         kit.follower(None, "Zürich")
 
 
-def test_delays_grow_up_to_a_limit_and_start_anew() -> None:
+def test_delays_grow_up_to_a_limit_and_reset() -> None:
     follower: BaseFollower[Any] = BaseFollower(None, "log")
     error = OSError("gone")
     delays = []

@@ -360,7 +360,7 @@ def test_heads_of_msgpack(head: bytes, name: bytes, items: bytes) -> None:
         assert isinstance(refused(from_msgpack, data[:end]), DecodeError)
 
 
-NO_MSGPACK: list[tuple[bytes, int]] = [  # and the least offset that tells the place
+NO_MSGPACK: list[tuple[bytes, int]] = [  # invalid bytes and the lowest acceptable offset of the error
     (b"", 0),
     (b"\xc1", 0),
     (b"\x81\xa1k\xc1", 3),
@@ -668,7 +668,7 @@ def test_what_is_like_base64_and_is_not() -> None:
 
 
 def test_a_section_like_base64_comes_back_as_bytes() -> None:
-    """The exception to there and back, as the README of the bus's JSON must tell it."""
+    """The exception to the round trip, as the documentation of the JSON format must state."""
     data = encode({"s": {"$base64": "/w=="}})
     assert from_json(to_json(data)) == encode({"s": b"\xff"})
     assert from_msgpack(to_msgpack(data)) == data

@@ -1,4 +1,4 @@
-"""The codec in threads, in interpreters of its own, and called again from within itself."""
+"""The codec in threads, in subinterpreters, and called recursively."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_threads_share_one_message() -> None:
 
 
 def decode_and_keep(decoder: Decoder) -> None:
-    """Keep what is decoded, as an object that takes another's place in memory does not call the collector."""
+    """Keep the decoded objects, as an object that reuses freed memory does not run the garbage collector."""
     messages = [message_of(number) for number in range(ROUNDS)]
     assert [decoder.decode(encode(message)) for message in messages] == messages
 
@@ -178,7 +178,7 @@ def test_a_decoder_that_is_called_while_it_decodes() -> None:
 
 
 @only_where_c_code_is_interrupted
-def test_a_decoder_that_is_made_anew_while_it_decodes() -> None:
+def test_a_decoder_initialized_again_while_it_decodes() -> None:
     decoder: Any = Decoder()
     refused: list[RuntimeError] = []
 

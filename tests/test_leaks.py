@@ -56,7 +56,7 @@ def kind(make: Callable[[], Work]) -> Callable[[], Work]:
     return make
 
 
-# --- what is done with a message, good or bad ---
+# --- operations on a message, valid or malformed ---
 
 
 @kind
@@ -187,7 +187,7 @@ def frame(content: bytes) -> bytes:
     return len(content).to_bytes(4, "big") + content
 
 
-# --- measuring, in a process of its own ---
+# --- measuring, in a separate process ---
 
 
 def traffic() -> Iterator[bytes]:

@@ -612,7 +612,7 @@ def test_messages_of_events_by_their_names() -> None:
     assert found[0] == found[1] == Message(encode(message))
 
 
-def test_malformed_messages_of_a_stream_are_told() -> None:
+def test_malformed_messages_of_a_stream_are_reported() -> None:
     good = packed(TREE)
     sent = [good[:end] for end in range(len(good) + 1)]
     stream = b"".join((len(data) + 1).to_bytes(4, "big") + b"\x01" + data for data in sent)

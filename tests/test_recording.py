@@ -75,7 +75,7 @@ def test_times_are_taken_when_none_is_given(tmp_path: Path) -> None:
     assert 0 <= first.time <= second.time < 60_000_000_000
 
 
-def test_every_cut_is_told_with_file_and_offset(tmp_path: Path) -> None:
+def test_every_truncation_is_reported_with_file_and_offset(tmp_path: Path) -> None:
     path = write(tmp_path / "whole", (1, "client", b"ask"), (2, "server", b"answer"))
     data = path.read_bytes()
     first = data.index(b">")
@@ -106,7 +106,7 @@ def test_every_cut_is_told_with_file_and_offset(tmp_path: Path) -> None:
         (MAGIC + b"{}\n>" + bytes(8) + b"\xff\xff\xff\xff", "truncated, 0 of 4294967295 bytes of a chunk"),
     ],
 )
-def test_damage_is_told(tmp_path: Path, data: bytes, reason: str) -> None:
+def test_damage_is_reported(tmp_path: Path, data: bytes, reason: str) -> None:
     path = tmp_path / "damaged"
     path.write_bytes(data)
     with pytest.raises(DecodeError, match=f"damaged: .*{reason}"):
@@ -275,7 +275,7 @@ def test_proxy_records_each_client_in_its_own_file(tmp_path: Path) -> None:
     assert [Recording.load(path).stream("client") for path in files] == [b"0", b"1"]
 
 
-def test_proxy_disconnects_a_client_when_the_daemon_is_gone(tmp_path: Path) -> None:
+def test_proxy_disconnects_a_client_without_a_daemon(tmp_path: Path) -> None:
     async def connect() -> socket.socket:
         raise ConnectionRefusedError
 

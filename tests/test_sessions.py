@@ -368,7 +368,7 @@ def test_full_backlog_is_waited_out(kit: Kit) -> None:
             session.close()
 
 
-def test_nobody_there(kit: Kit, tmp_path: Path) -> None:
+def test_no_daemon(kit: Kit, tmp_path: Path) -> None:
     with pytest.raises(ConnectionClosed, match=r"unix://.*none\.vici: No such file"):
         kit.session(tmp_path / "none.vici").connect()
     with pytest.raises(ConnectionClosed, match="not connected"):
@@ -423,7 +423,7 @@ def test_tcp(kit: Kit) -> None:
 
 @pytest.mark.parametrize("lacking", ["", "TCP_KEEPIDLE", "TCP_USER_TIMEOUT"])
 def test_tcp_is_kept_alive(kit: Kit, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
-    """So that who only waits for events learns of a dead path; platforms lack some of the options."""
+    """A client that only waits for events must notice a dead path; platforms lack some of the options."""
     wanted = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
     numbers = {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
     if lacking:

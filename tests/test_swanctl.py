@@ -440,7 +440,7 @@ def test_sections_of_secrets(tmp_path: Path) -> None:
     assert steps[1].message == {"id": "eap-1", "type": "eap", "data": b"s", "owners": ["a", "b", "c"]}
 
 
-def test_what_cannot_be_sent_is_told(tmp_path: Path) -> None:
+def test_unsendable_credentials_are_reported(tmp_path: Path) -> None:
     text = """
         connections {
             nofile { local { certs = none.pem
@@ -635,7 +635,7 @@ def refusing(command: str) -> Answer:
     return answer
 
 
-def test_what_failed_is_told_and_not_unloaded() -> None:
+def test_failures_are_reported_and_not_unloaded() -> None:
     sent, report = carried_out(plan_of("one three"), refusing("load-conn"))
     assert report.failed == ["connection one: no mood", "connection three: no mood"]
     assert [command for command in sent if command.startswith("unload-conn")] == ["unload-conn two"]
@@ -1116,7 +1116,7 @@ async def requests(address: str, directory: Path, work: Callable[[str], Awaitabl
 
 
 async def ours(path: Path, lab: Lab) -> tuple[list[Request], Report]:
-    """What loading `path` asks the charon on the right, and what came of it."""
+    """The requests that loading `path` sends to the charon on the right, and their results."""
     reports: list[Report] = []
 
     async def load(address: str) -> None:
@@ -1228,7 +1228,7 @@ def removed(directory: Path, key: bytes) -> str:
     return ""
 
 
-# How a key that charon has can change in its directory; whether the real swanctl opens it, and whether it is gone.
+# How the file of a loaded key can change; whether the real swanctl opens it, and whether it is unloaded.
 CHANGES: dict[Callable[[Path, bytes], str], tuple[bool, bool]] = {
     not_opened: (False, False),
     wrong_passphrase: (False, False),

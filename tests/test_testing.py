@@ -38,7 +38,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 class Wire:
-    """A client that sends and reads bytes, to see what is between the packets."""
+    """A client that sends and reads raw bytes, to check the framing of packets."""
 
     def __init__(self, charon: FakeCharon) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -123,7 +123,7 @@ def test_functions_answer_and_may_wait() -> None:
     run(scenario)
 
 
-def test_failing_function_is_told_at_exit() -> None:
+def test_failing_function_is_raised_at_exit() -> None:
     def fail(message: Mapping[str, object]) -> Mapping[str, object]:
         raise ZeroDivisionError("in the script")
 
@@ -137,7 +137,7 @@ def test_failing_function_is_told_at_exit() -> None:
     run(scenario)
 
 
-def test_bad_script_is_told_at_once() -> None:
+def test_bad_script_raises_at_once() -> None:
     charon = FakeCharon()
     with pytest.raises(EncodeError):
         charon.on("version", {"daemon": None})
@@ -214,7 +214,7 @@ def test_requests_wait_for_the_running_one_and_events_do_not() -> None:
     run(scenario)
 
 
-def test_command_goes_on_when_its_client_is_gone() -> None:
+def test_command_continues_after_its_client_disconnects() -> None:
     async def scenario() -> None:
         go, done = asyncio.Event(), asyncio.Event()
 

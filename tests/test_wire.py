@@ -671,7 +671,7 @@ def test_the_text_of_a_str_is_what_counts() -> None:
         encode({Odd("ä"): ""})
 
 
-def test_a_name_that_goes_before_its_error_is_told() -> None:
+def test_a_name_freed_before_its_error_is_reported() -> None:
     message: dict[str, Any] = {}
 
     class Vandal(bytes):

@@ -168,7 +168,7 @@ def test_recorded_messages(path: Path, format: Format) -> None:
         payload += written
     found = read(format, payload)
     assert [(one["seq"], one["time"]) for one in found] == [(seq, NOW + seq) for seq in range(1, len(sent) + 1)]
-    if path.stem != "list-certs":  # whose data are no text
+    if path.stem != "list-certs":  # its data is binary
         assert [one["data"] for one in found] == [decode(data) for data in sent]
 
 

@@ -73,7 +73,7 @@ def wheel(python: Path, sdist: Path, work: Path) -> Path:
 
 
 def check(python: Path, sdist: Path, source: Path, work: Path, arguments: list[str]) -> str:
-    """All that is tried on one CPython; in short what was seen."""
+    """Run all checks on one CPython and return a short result."""
     made = wheel(python, sdist, work)
     bare = environment(python, work / "bare")
     (work / "empty").mkdir()

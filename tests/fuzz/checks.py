@@ -289,7 +289,7 @@ def bytes_of(value: str | bytes) -> bytes:
 
 
 def has_base64_section(tree: reference.Tree) -> bool:
-    """Whether JSON cannot tell a section from bytes."""
+    """Whether a section looks like bytes in JSON."""
     sections = [value for _, value in tree if isinstance(value, tuple)]
     return any([name for name, _ in section] == ["$base64"] or has_base64_section(section) for section in sections)
 
@@ -372,7 +372,7 @@ def check_msgpack(data: bytes) -> None:
             object_pairs_hook=section_of,
             ext_hook=no_extension,
         )
-    except Exception:  # it has many kinds of its own
+    except Exception:  # it raises many types
         refused = True
     else:
         check_object(message)

@@ -212,7 +212,7 @@ async def _lifetime_over(lab: Lab) -> None:
 
 
 async def _malformed(lab: Lab) -> None:
-    """Packets of somebody else: too short, without the payload they promise, of an SA that is not there."""
+    """Forged packets: too short, without the announced payload, of an SA that does not exist."""
     spis = "01020304050607080000000000000000"
     packets = (
         "00" * 20,

@@ -48,7 +48,7 @@ def missing(*, nats: bool = False) -> str | None:
 
 
 class Lab:
-    """A pair of charons: `left`, who initiates, and `right`; with `nats=True` a NATS server beside them.
+    """A pair of charons: `left`, the initiator, and `right`; with `nats=True` also a NATS server.
 
     `settings` for both charons have the form of strongswan.conf and override what the lab itself sets.
 

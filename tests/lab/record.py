@@ -30,7 +30,7 @@ Work = Callable[[AsyncSession], Awaitable[None]]
 
 
 def main() -> None:
-    """Make all recordings of this generation of strongSwan anew."""
+    """Remake all recordings of this generation of strongSwan."""
     if version() < ALERTS:
         for count, work in ((MANY, _many), (SOME, _some), (FEW, _few)):
             with Lab() as lab:

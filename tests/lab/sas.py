@@ -26,7 +26,7 @@ _FIRST_PORT = 40000  # without names in /etc/services, which charon would print
 _SECRET = {"id": "lab", "type": "IKE", "data": b"only for the lab"}
 _HQ = {"auth": "psk", "id": "hq.example"}
 
-# From the port that is in the SA's selector to a port where nobody listens: one packet there, one back.
+# From the port in the SA's selector to a port without a listener: one packet each way.
 _KNOCK = """
 import socket, sys
 for port in map(int, sys.argv[1:]):
@@ -100,7 +100,7 @@ async def load_sharing(lab: Lab, conns: Mapping[str, Sequence[str]]) -> dict[tup
 
 
 async def terminate(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
-    """Let `left` close the IKE_SAs and what is in them."""
+    """Let `left` close the IKE_SAs with their CHILD_SAs."""
     names = list(names)
 
     async def one(session: AsyncSession, name: str) -> None:
@@ -116,7 +116,7 @@ async def rekey_ike(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT
 
 
 async def reauthenticate(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
-    """Let `left` authenticate anew, with new SAs; charon delays that while a CHILD_SA that was rekeyed is listed."""
+    """Let `left` reauthenticate, with new SAs; charon delays that while a rekeyed CHILD_SA is still listed."""
     names = list(names)
     async with AsyncExitStack() as stack:
         for charon in (lab.left, lab.right):
@@ -132,7 +132,7 @@ async def rekey_child(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEO
 
 
 async def update(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
-    """Move `left` between 10.99.0.1 and 10.99.0.3, of which MOBIKE tells `right`; `names` are all SAs now up.
+    """Move `left` between 10.99.0.1 and 10.99.0.3, which MOBIKE reports to `right`; `names` are all SAs now up.
 
     charon's userspace IPsec cannot move a CHILD_SA, so charon rekeys each: child-rekey follows ike-update.
     """
@@ -276,7 +276,7 @@ async def _on(charon: Charon, event: str, names: Iterable[str], timeout: float) 
 
 
 async def _settle(session: AsyncSession) -> None:
-    """Wait until no SA is being replaced any more, for which there is no event.
+    """Wait until no SA is being replaced; there is no event for this.
 
     After child-rekey the responder goes on sending through the old SA until the initiator has deleted it.
     """

@@ -1,4 +1,4 @@
-"""`make soak`: mixed traffic for as long as told while everything around the bridge breaks, and an account at the end.
+"""`make soak`: mixed traffic for a given time with faults all around the bridge, and an account at the end.
 
 A scripted charon sends lines of log and numbered events; a bridge in a process of its own carries them to a real NATS
 server; what JetStream has there is held against what was sent. Every few seconds something breaks, at random. In the
@@ -82,7 +82,7 @@ def flat(notes: Notes, result: Result) -> None:
         first, last = (sorted(s[at] for s in part)[len(part) // 2] for part in (before, after))
         spread = f"{min(s[at] for s in life):,.0f} to {max(s[at] for s in life):,.0f}"
         result.rows.append((f"bridge, {name}: middle and last third", f"{first:,.0f}, {last:,.0f}", f"all: {spread}"))
-        if len(life) < _WARM:  # what an outage makes it keep for the first time is no leak
+        if len(life) < _WARM:  # memory allocated by the first outage is not a leak
             continue
         result.must(last <= first * allowed + 2, f"{name}: {first:.0f} in the middle third, {last:.0f} in the last")
 

@@ -1,4 +1,4 @@
-"""Every number that did not arrive is held against what the bridge told."""
+"""Compares every missing number with the losses that the bridge reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Account:
     notes: Notes
     causes: Counter[str] = field(default_factory=Counter)
     untold: list[str] = field(default_factory=list)
-    _drops: Counter[str] = field(default_factory=Counter)  # what gaps told by number have to explain, by start
+    _drops: Counter[str] = field(default_factory=Counter)  # losses that reported gaps must explain, by start
     _spent: Counter[Told] = field(default_factory=Counter)
 
     def make(self) -> Account:

@@ -97,7 +97,7 @@ class Someone:
                     await asyncio.sleep(0.1)
 
     async def ask(self) -> None:
-        """Ask charon all the time; while something is broken there may be no answer, which is told."""
+        """Send requests to charon continuously; during a fault a reply may be missing, which is recorded."""
         answers = self._notes.answers
         while True:
             await asyncio.sleep(1 / REQUESTS)

@@ -1,4 +1,4 @@
-"""What was sent and what of it arrived, number by number; and what the bridge told of the rest."""
+"""The numbers that were sent, those that arrived, and the bridge's reports about the rest."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Ledger:
         self._where = bytearray([_UNHEARD])  # by number: which start of the bridge, or one of the values above
         self._seqs = array("I", [0])
         self._boots = [""]
-        self._others: dict[str, list[int]] = {}  # what the bridge told of itself, by start
+        self._others: dict[str, list[int]] = {}  # the bridge's own events, by start
         self._last = 0
 
     def next(self) -> int:
-        """Return the number for what is sent next."""
+        """Return the next number to send."""
         return len(self._where)
 
     def sent(self, now: float, heard: bool) -> None:

@@ -18,7 +18,7 @@ class AsyncFollower(BaseFollower[M]):
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT` or None for strongSwan's default; `events` are names, by
     default all standalone events except `log`. `sas` and `conns` select the content of a `Snapshot`; without either
-    there are no snapshots. The iteration ends after `timeout` seconds without an item, and can be resumed.
+    none are taken. The iteration ends after `timeout` seconds without an item, and can be resumed.
     `request_timeout` is the maximum wait for a connection and for each reply; `values` is as for `AsyncSession`.
 
     Waiting for an item may be cancelled at any time without losing any. A follower belongs to one event loop, and only

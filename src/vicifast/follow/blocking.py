@@ -17,7 +17,7 @@ class Follower(BaseFollower[M]):
 
     `address` is a path, `unix://PATH`, `tcp://HOST:PORT` or None for strongSwan's default; `events` are names, by
     default all standalone events except `log`. `sas` and `conns` select the content of a `Snapshot`; without either
-    there are no snapshots. The iteration ends after `timeout` seconds without an item, once outstanding requests have
+    none are taken. The iteration ends after `timeout` seconds without an item, once outstanding requests have
     been answered, and can be resumed. `request_timeout` is the maximum wait for a connection and for each reply;
     `values` is as for `Session`.
 
