@@ -302,7 +302,7 @@ CONDITIONS = (
     ),
     Condition(
         "max_bytes, max_msgs, discard = new", "bucket", "warning", _limit(DiscardPolicy.NEW),
-        "when it is full, JetStream refuses changes, deletions too, and the mirror is incomplete",
+        "when it is full, JetStream refuses new keys and larger values, and the mirror is incomplete",
         _EDIT + "--max-bytes=-1 --max-msgs=-1",
     ),
     Condition(
