@@ -54,10 +54,9 @@ exec "$@"
 """
 CHECK = """
 set -e
-[ -x /venv/bin/pip ] || python3 -m venv /venv
+python3 -m venv --clear /venv
 /venv/bin/pip install --quiet --upgrade "pip>=25.1"
 cd /tmp/source
-/venv/bin/pip install --quiet --force-reinstall --no-deps .
 /venv/bin/pip install --quiet ".[demo]" --group test
 exec /venv/bin/python -m pytest -q -p no:cacheprovider -m lab "$@"
 """
