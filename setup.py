@@ -2,6 +2,7 @@
 
 import os
 import sys
+from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -29,6 +30,7 @@ setup(
                 "vicifast._wire",
                 ["src/vicifast/_wire.pyx"],
                 include_dirs=["src/vicifast"],  # for wire/chunk.h
+                depends=glob("src/vicifast/wire/*"),
                 define_macros=[
                     ("CYTHON_USE_MODULE_STATE", "1"),
                     ("CYTHON_USE_TYPE_SPECS", "1"),

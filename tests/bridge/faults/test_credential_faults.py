@@ -19,9 +19,9 @@ from lab import Lab, sas
 from test_mirror_on_charon import difference
 from test_on_charon import churn
 from traffic import Scene, scene, verify_whole
+from vicibridge.bus.credentials import read_credentials
 from vicibridge.client import Completeness, Envelope, Events, Fleet
 from vicibridge.config.model import NatsConfig
-from vicibridge.credentials import read_credentials
 
 pytestmark = pytest.mark.faults
 
