@@ -1,4 +1,4 @@
-"""The values of the buckets, to JSON and back."""
+"""Bucket values: conversion to JSON and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vicibridge.contract.bucket_values import dump, load
 from vicibridge.contract.subjects import Subjects
 
 
-def test_text_stays_text_and_other_bytes_come_back() -> None:
+def test_text_and_other_bytes_round_trip() -> None:
     value = {
         "ike": "zürich",
         "sa": {"remote-id": "a\udcff", "vips": ["10.0.0.1", "\udc80"]},
@@ -31,12 +31,12 @@ def test_plain_values_are_compact() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a": {"$base64": "?"}}'])
-def test_what_is_no_value(data: bytes) -> None:
+def test_invalid_values(data: bytes) -> None:
     with pytest.raises(ValueError):
         load(data)
 
 
-def test_keys_have_names_escaped() -> None:
+def test_names_in_keys_are_escaped() -> None:
     subjects = Subjects("vici", "gw.1")
     assert subjects.key() == "gw=2E1"
     assert subjects.key("site a", "7") == "gw=2E1.site=20a.7"

@@ -128,7 +128,7 @@ def test_no_filter_for_a_kind_that_does_not_exist(event: str, problem: str) -> N
 
 @pytest.mark.parametrize("event", ["log", "alert", "alert.cert-expired", "gap"])
 def test_no_filter_for_a_connection(event: str) -> None:
-    with pytest.raises(ValueError, match=f"{event} is not of one connection"):
+    with pytest.raises(ValueError, match=f"{event} cannot be selected by connection"):
         filters("vici", events=[event], ike="gw")
 
 

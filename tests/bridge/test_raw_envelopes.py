@@ -40,7 +40,7 @@ REQUEST = {
     "subject": "vici.gw1.cmd.version", "reply": "_INBOX.a", "user": "ann", "command": "version",
     "arguments": {"a": ["b"]}, "code": 200, "text": "", "parts": 0, "bytes": 17, "began": 2**60, "nanoseconds": 900,
 }  # fmt: skip
-NOTICES: list[tuple[str, Mapping[str, Any]]] = [
+BRIDGE_EVENT_DATA: list[tuple[str, Mapping[str, Any]]] = [
     ("status", {"bridge": "running", "charon": "up"}),
     ("status", {"bridge": "starting", "charon": "down", "previous": {"boot": "a", "last_seq": 3, "clean": False}}),
     ("gap", {"class": "log", "cause": "full", "count": 5, "first_seq": 1, "last_seq": 9, "boot": "b"}),
@@ -59,7 +59,7 @@ def message(sealed: bytes) -> Msg:
     return Msg(Client(), subject="s", data=payload, headers=headers)
 
 
-@pytest.mark.parametrize(("kind", "data"), NOTICES)
+@pytest.mark.parametrize(("kind", "data"), BRIDGE_EVENT_DATA)
 def test_what_the_bridge_tells_of_itself_comes_back(kind: str, data: Mapping[str, Any]) -> None:
     encoded = decode(encode(to_vici(data)))
     assert "None" not in str(encoded)

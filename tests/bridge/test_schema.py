@@ -1,4 +1,4 @@
-"""The schemas hold what charon and the bridge really send, and the AsyncAPI document says where."""
+"""The schemas accept what charon and the bridge really send, and the AsyncAPI document names the right subjects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from harness import NatsServer, bucket, envelopes, run, service, settings, witness
-from test_raw_envelopes import NOTICES
+from test_raw_envelopes import BRIDGE_EVENT_DATA
 from vicibridge.cli import cli
 from vicibridge.contract import asyncapi
 from vicibridge.contract.schema import BUCKETS, document, schemas
@@ -58,7 +58,7 @@ def is_valid(name: str, value: object) -> bool:
 
 
 @pytest.mark.parametrize("name", schemas())
-def test_each_is_a_schema_that_holds_all_it_refers_to(name: str) -> None:
+def test_each_schema_contains_all_its_references(name: str) -> None:
     whole = document(name)
     jsonschema.Draft202012Validator.check_schema(whole)
     refs = set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(whole)))
@@ -78,7 +78,7 @@ def test_recorded_events_are_valid_envelopes() -> None:
 
 
 def exchanges() -> Iterator[tuple[str, dict[str, Any]]]:
-    """What recorded clients asked, and what charon said, by the name of the schema."""
+    """Yield the data of recorded requests, replies and stream parts with the names of their schemas."""
     build = Envelopes("json", "gw1", "b")
 
     def data(raw: bytes) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def exchanges() -> Iterator[tuple[str, dict[str, Any]]]:
         return dict(envelope["data"])
 
     for recording in (*RECORDINGS.values(), *NEWER):
-        asked = [p for p in recording.packets("client") if p.kind == CMD_REQUEST]
-        told = [p for p in recording.packets("server") if p.kind == CMD_RESPONSE]
-        for packet, answer in zip(asked, told, strict=False):
+        requests = [p for p in recording.packets("client") if p.kind == CMD_REQUEST]
+        replies = [p for p in recording.packets("server") if p.kind == CMD_RESPONSE]
+        for packet, reply in zip(requests, replies, strict=False):
             yield f"{packet.name}.request", data(packet.message or b"")
-            yield f"{packet.name}.reply", data(answer.message or b"")
+            yield f"{packet.name}.reply", data(reply.message or b"")
         for packet in recording.packets("server"):
             if packet.kind == EVENT and not EVENTS[packet.name or ""].standalone:
                 yield f"{packet.name}.data", data(packet.message or b"")
@@ -105,8 +105,8 @@ def test_recorded_commands_and_streams_are_valid() -> None:
     assert seen >= {"list-sa.data", "list-conn.data", "list-cert.data", "stats.reply", "get-pools.reply"}
 
 
-@pytest.mark.parametrize(("kind", "data"), NOTICES)
-def test_notices_are_valid(kind: str, data: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("kind", "data"), BRIDGE_EVENT_DATA)
+def test_bridge_events_are_valid(kind: str, data: dict[str, Any]) -> None:
     check(f"{kind}.data", json.loads(json.dumps(data)))
 
 
@@ -126,7 +126,7 @@ def test_notices_are_valid(kind: str, data: dict[str, Any]) -> None:
         ("list-conn", {"gw": {**FULL_CONN, "proposals": {"0": {"encr": ["AES_CBC_128"], "new": ["a"]}}, "new": "1"}}),
     ],
 )
-def test_what_newer_daemons_may_send(event: str, data: dict[str, Any]) -> None:
+def test_data_of_newer_daemons_is_valid(event: str, data: dict[str, Any]) -> None:
     check(f"{event}.data", data)
 
 
@@ -165,7 +165,7 @@ def test_what_newer_daemons_may_send(event: str, data: dict[str, Any]) -> None:
         ("initiate.reply", {"success": "maybe"}),
     ],
 )
-def test_what_is_refused(name: str, value: object) -> None:
+def test_invalid_values(name: str, value: object) -> None:
     assert not is_valid(name, value)
 
 
@@ -180,11 +180,11 @@ def test_what_is_refused(name: str, value: object) -> None:
         ("get-pools.reply", {"pool": {"base": "10.0.0.0", "leases": {"0": {"status": "online"}}}}),
     ],
 )
-def test_what_is_taken(name: str, value: object) -> None:
+def test_valid_values(name: str, value: object) -> None:
     check(name, value)
 
 
-def test_what_a_running_bridge_publishes(nats_server: NatsServer) -> None:
+def test_messages_of_a_running_bridge_are_valid(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         config = settings(
@@ -233,7 +233,7 @@ def test_what_a_running_bridge_publishes(nats_server: NatsServer) -> None:
         for _ in range(500):
             if found := await bucket(client, name):
                 return found
-        raise AssertionError(f"nothing in {name}")
+        raise AssertionError(f"the bucket {name} is empty")
 
     run(test())
 
@@ -259,7 +259,7 @@ def references(value: Any) -> Iterator[str]:
             yield from references(item)
 
 
-def test_the_document_is_whole() -> None:
+def test_document_has_no_dangling_references() -> None:
     assert json.loads(json.dumps(DOCUMENT)) == DOCUMENT
     assert DOCUMENT["asyncapi"] == "3.0.0"
     found = set(references(DOCUMENT))
@@ -287,7 +287,7 @@ def test_channels_and_operations() -> None:
     assert {event.name for event in EVENTS.values() if event.standalone} <= set(DOCUMENT["channels"])
 
 
-def test_addresses_are_the_bridge_s_own_subjects() -> None:
+def test_addresses_match_the_bridge_subjects() -> None:
     subjects = Subjects("my.bus", "gw.1")
     channels = asyncapi.document("my.bus")["channels"]
     message = {"up": "yes", "a b": {"child-sas": {"net-1": {"name": "net"}}}}

@@ -1,4 +1,4 @@
-"""Subjects: the escape of names, and the one table of events."""
+"""Subjects: escaping of names, the table of events, and pattern matching."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_escape(name: str, token: str) -> None:
 
 
 @given(st.binary(max_size=255))
-def test_every_name_stays_one_token_and_comes_back(raw: bytes) -> None:
+def test_every_name_is_one_token_and_round_trips(raw: bytes) -> None:
     name = raw.decode("utf-8", "surrogateescape")
     token = escape(name)
     assert re.fullmatch(r"[A-Za-z0-9_=-]+", token)
@@ -47,7 +47,7 @@ def test_every_name_stays_one_token_and_comes_back(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("token", ["", "a=", "=2", "=2e", "a.b", "=41", "==", "a b", "ü"])
-def test_what_escape_never_makes_is_refused(token: str) -> None:
+def test_unescape_rejects_invalid_tokens(token: str) -> None:
     with pytest.raises(ValueError):
         unescape(token)
 
@@ -75,11 +75,11 @@ CHILD_REKEY = {"ike": {**SA, "child-sas": {"net": {"old": {"name": "net"}, "new"
         ("alert", {"type": "ts-narrowed", "ike-sa": {"ike": SA}}, "event.alert.ts-narrowed"),
         ("log", {"group": "IKE", "level": "1", "thread": "5", "msg": "up"}, "log.IKE.1"),
         ("log", {"group": "CFG", "level": "0", "ikesa-name": "x", "msg": ""}, "log.CFG.0"),
-        # names are data: whatever they are, they are found by being sections and stay in their token
+        # any name: sections are found by type, and each name stays in its token
         ("ike-updown", {"ike.*": SA}, "event.ike-updown.ike=2E=2A.down"),
         ("ike-updown", {"": SA}, "event.ike-updown.=.down"),
         ("ike-updown", {"up": SA}, "event.ike-updown.up.down"),
-        # what charon should have sent and did not
+        # incomplete messages
         ("ike-updown", {}, "event.ike-updown.=.down"),
         ("child-updown", {"ike": SA}, "event.child-updown.ike.=.down"),
         ("alert", {}, "event.alert.="),
@@ -91,24 +91,24 @@ def test_subject_of_every_event(event: str, message: dict[str, object], subject:
     assert Subjects("vici", "gw.1").event(event, raw) == f"vici.gw=2E1.{subject}"
 
 
-def test_an_ike_sa_named_up_does_not_hide_that_it_is_up() -> None:
+def test_ike_sa_named_up() -> None:
     raw = vicifast.encode({"up": "yes"}) + vicifast.encode({"up": SA})
     assert Subjects("vici", "gw").event("ike-updown", raw) == "vici.gw.event.ike-updown.up.up"
 
 
-def test_malformed_message_is_a_decode_error() -> None:
+def test_malformed_message_raises_decode_error() -> None:
     with pytest.raises(vicifast.DecodeError):
         Subjects("vici", "gw").event("log", b"\x03\x05gr")
 
 
-def test_the_other_subjects() -> None:
+def test_other_subjects() -> None:
     subjects = Subjects("acme.vpn", "gw 1")
     assert subjects.bridge("gap") == "acme.vpn.gw=201.bridge.gap"
     assert subjects.commands() == ("acme.vpn.gw=201.cmd.*", "acme.vpn.all.cmd.*")
-    assert [subjects.takes_reply(f"{first}.x") for first in ("_INBOX", "_INBOX_ann", "_R_", "_GR_.a.b._INBOX")] == [
+    assert [subjects.allows_reply(f"{first}.x") for first in ("_INBOX", "_INBOX_ann", "_R_", "_GR_.a.b._INBOX")] == [
         True
     ] * 4
-    assert not Subjects("_vici", "gw").takes_reply("_vici.gw.event.x")
+    assert not Subjects("_vici", "gw").allows_reply("_vici.gw.event.x")
     assert stream_subjects("acme.vpn") == ["acme.vpn.*.event.>", "acme.vpn.*.bridge.>"]
 
 
@@ -119,12 +119,12 @@ PATTERNS = [
     for tokens in product("ab*", repeat=count)
     for last in ("a", "b", "*", ">")
 ]
-# c is a token that no pattern names; one more token than any pattern has is for >.
+# c is a token that occurs in no pattern; subjects have up to one token more than patterns, for >.
 SUBJECTS = [".".join(tokens) for count in range(1, LONGEST + 2) for tokens in product("abc", repeat=count)]
 
 
 def matched(pattern: str) -> set[str]:
-    """Return those of SUBJECTS that a pattern matches, by a way of its own."""
+    """Return the SUBJECTS that a pattern matches, by an independent implementation."""
     expression = re.compile(pattern.replace(".", r"\.").replace("*", "[^.]+").replace(">", ".+"))
     return {subject for subject in SUBJECTS if expression.fullmatch(subject)}
 
@@ -137,7 +137,7 @@ def test_overlap_of_every_two_patterns() -> None:
         assert overlap(one, other) == bool(MATCHED[one] & MATCHED[other]), (one, other)
 
 
-def test_what_one_or_two_patterns_cover() -> None:
+def test_covered_by_one_or_two_patterns() -> None:
     for subject in PATTERNS:
         assert not covered(subject, [])
         for by in (*combinations(PATTERNS, 1), *combinations(PATTERNS, 2)):
@@ -146,11 +146,11 @@ def test_what_one_or_two_patterns_cover() -> None:
 
 
 @given(st.sampled_from(PATTERNS), st.lists(st.sampled_from(PATTERNS), max_size=6))
-def test_what_several_patterns_cover(subject: str, by: list[str]) -> None:
+def test_covered_by_several_patterns(subject: str, by: list[str]) -> None:
     assert covered(subject, by) == (MATCHED[subject] <= set().union(*(MATCHED[pattern] for pattern in by)))
 
 
-def test_the_subjects_of_the_bridge() -> None:
+def test_bridge_subjects() -> None:
     event, bridge = stream_subjects("vici")
     assert covered(event, ["vici.>"]) and covered(event, ["vici.*.*.>"]) and covered(event, [">"])
     assert covered(event, ["vici.*.event.*", "vici.*.event.*.>"])
@@ -158,14 +158,14 @@ def test_the_subjects_of_the_bridge() -> None:
     assert overlap("vici.>", "vici.*.cmd.*") and not overlap(event, "vici.*.cmd.*")
 
 
-def test_nats_server_matches_patterns_in_the_same_way(nats_server: NatsServer) -> None:
-    """STREAM.NAMES has the streams whose subjects overlap with a pattern."""
+def test_overlap_agrees_with_nats_server(nats_server: NatsServer) -> None:
+    """STREAM.NAMES returns the streams whose subjects overlap with a pattern."""
 
     async def test() -> None:
         await nats_server.up()
         client = await nats.connect(nats_server.url)
         jetstream = client.jetstream()
-        for pattern in [pattern for pattern in PATTERNS if pattern != ">"]:  # nats-server wants no_ack for that
+        for pattern in [pattern for pattern in PATTERNS if pattern != ">"]:  # nats-server requires no_ack for it
             await jetstream.add_stream(name="S", subjects=[f"x.{pattern}"])
             for other in PATTERNS:
                 answer = await client.request("$JS.API.STREAM.NAMES", json.dumps({"subject": f"x.{other}"}).encode())

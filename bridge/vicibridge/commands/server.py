@@ -164,7 +164,7 @@ class CommandServer:
         try:
             try:
                 request.read_command()
-                if not self._subjects.takes_reply(reply) or link.listens_to(reply):
+                if not self._subjects.allows_reply(reply) or link.listens_to(reply):
                     request.ended(names.DENIED, "the reply subject is none, or no inbox: nothing was answered")
                     return
                 await self._answer(request, answer)

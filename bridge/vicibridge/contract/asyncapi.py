@@ -1,7 +1,7 @@
-"""The AsyncAPI document: which subjects there are, what is on them, and what the bridge does there.
+"""The AsyncAPI document: the bridge's subjects, the messages on them, and whether the bridge sends or receives them.
 
-`send` is what the bridge publishes, `receive` the commands that it takes. Buckets are channels too: the subjects that
-NATS keeps their keys under.
+`send` operations are what the bridge publishes, `receive` operations the commands that it accepts. Buckets are channels
+too: the subjects under which NATS keeps their keys.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Part: TypeAlias = dict[str, Any]
 _DESCRIPTION = """\
 Events of strongSwan's charon, commands to it, and the state of its SAs, over NATS.
 
-Every word in braces is one token of a subject: a byte outside A-Za-z0-9_- is =XX there, its value in hexadecimal, and
-an empty name is =. The schemas describe JSON; msgpack, the default, has the same. A message of class log holds one or
-more envelopes, one after the other: msgpack maps, or JSON objects with a newline after each. With codec raw a message
-is the VICI message alone, and the rest of the envelope is in headers."""
+Every word in braces is one token of a subject. A byte outside A-Za-z0-9_- is written =XX, its value in hexadecimal; an
+empty name is written =. The schemas describe JSON; msgpack, the default, has the same structure. A message of class log
+holds one or more envelopes in sequence: msgpack maps, or JSON objects with a newline after each. With codec raw the
+payload is the VICI message alone, and the rest of the envelope is in headers."""
 
 _WORDS = {
     "node": "The gateway.",
-    "ike": "The connection, so the name of an IKE_SA.",
+    "ike": "The connection, which is also the name of the IKE_SA.",
     "child": "The name of a CHILD_SA.",
-    "uniqueid": "charon's number of an IKE_SA.",
+    "uniqueid": "charon's unique number for an IKE_SA.",
     "conn": "A connection.",
-    "group": "The part of charon that logs, such as IKE.",
-    "level": "How much detail, 0 or 1.",
-    "type": "What went wrong; a newer charon may have more types.",
-    "direction": "Whether the SA is up, is gone, or failed to be established.",
+    "group": "The log group of charon, such as IKE.",
+    "level": "The log level, 0 or 1.",
+    "type": "The alert type; newer versions of charon may add types.",
+    "direction": "Whether the SA came up, went down, or failed to establish.",
 }
 _KEYS = {SA: ("ike", "uniqueid"), CONN: ("conn",), NODE: ()}
 
@@ -50,10 +50,10 @@ def document(prefix: str) -> Part:
     """Return the document for subjects that begin with `prefix`."""
     api = _Document()
     for event, address in patterns(prefix).items():
-        api.told(event, address, f"charon's event {event}.", kept=event != "log")
+        api.event(event, address, f"charon's event {event}.", kept=event != "log")
     for kind, form in BRIDGE_EVENTS.items():
         address = Subjects(prefix, "NODE").bridge(kind).replace("NODE", "{node}")
-        api.told(kind, address, _about(form), kept=True)
+        api.event(kind, address, _about(form), kept=True)
     for bucket, form in BUCKETS.items():
         api.bucket(bucket, _about(form))
     for command in COMMANDS.values():
@@ -62,51 +62,51 @@ def document(prefix: str) -> Part:
 
 
 def _about(form: Any) -> str:
-    """Return the first paragraph that is said of a type, or of the first of several."""
+    """Return the first paragraph of the docstring of a type, or of the first type of a union."""
     first = form if is_typeddict(form) else get_args(form)[0]
     return (inspect.getdoc(first) or "").partition("\n\n")[0]
 
 
 class _Document:
-    """A document that grows; keys are the same in channels, messages and operations as far as they can be."""
+    """A document under construction; channels, messages and operations use the same keys where possible."""
 
     def __init__(self) -> None:
         self._channels: dict[str, Part] = {}
         self._operations: dict[str, Part] = {}
         self._messages: dict[str, Part] = {}
 
-    def told(self, event: str, address: str, summary: str, *, kept: bool) -> None:
-        """Add what the bridge publishes about an event."""
+    def event(self, event: str, address: str, summary: str, *, kept: bool) -> None:
+        """Add an event that the bridge publishes; `kept` if the JetStream stream stores it."""
         self._messages[event] = _message(summary, event, _event_headers(kept))
         note = (
-            "In the JetStream stream as well: acknowledged, in order."
+            "Also stored in the JetStream stream: acknowledged, in order."
             if kept
-            else "One or more envelopes a message. Not kept; drops are told as a gap."
+            else "One or more envelopes per message. Not stored; dropped events are reported as a gap."
         )
         self._channels[event] = _channel(address, [event], note, kinds(event))
-        self._operations[f"tell-{event}"] = _operation("send", event, [event], summary)
+        self._operations[f"publish-{event}"] = _operation("send", event, [event], summary)
 
     def bucket(self, bucket: str, summary: str) -> None:
         """Add a key-value bucket."""
         own = "".join(f".{{{word}}}" for word in _KEYS[bucket])
         self._messages[bucket] = _message(summary, bucket, None) | {"contentType": "application/json"}
-        note = f"The key-value bucket {bucket}; a key is what follows $KV.{bucket}, and is deleted with what it is of."
+        note = f"The key-value bucket {bucket}; a key is what follows $KV.{bucket}, and is deleted with its object."
         self._channels[bucket] = _channel(f"$KV.{bucket}.{{node}}{own}", [bucket], note)
         self._operations[f"mirror-{bucket}"] = _operation("send", bucket, [bucket], summary)
 
     def command(self, command: CommandSpec, prefix: str) -> None:
-        """Add a command: its requests, and the answers to them."""
+        """Add a command: its requests and replies."""
         name, channel = command.name, f"{command.name}.request"
         self._messages[channel] = _message(f"A request for {name}.", channel, _request_headers())
         replies = self._stream(command, command.event) if command.event else [f"{name}.reply"]
         if f"{name}.reply" in replies:
             marked = (names.PART_HEADER,) if command.event else ()
             self._messages[f"{name}.reply"] = _message(
-                f"What charon says to {name}.", f"{name}.reply", _reply_headers(*marked)
+                f"charon's response to {name}.", f"{name}.reply", _reply_headers(*marked)
             )
         address = command_subject(prefix, "NODE", name).replace("NODE", "{node}")
-        self._channels[channel] = _channel(address, [channel], f"With {ALL_NODES} for {{node}} it asks every gateway.")
-        self._channels[f"{name}.reply"] = _channel(None, [*replies, "error"], "The inbox that the request names.")
+        self._channels[channel] = _channel(address, [channel], f"With {ALL_NODES} for {{node}}, every gateway replies.")
+        self._channels[f"{name}.reply"] = _channel(None, [*replies, "error"], "The reply subject of the request.")
         operation = _operation("receive", channel, [channel], f"charon's command {name}.")
         reply = _operation("", f"{name}.reply", [*replies, "error"], "")
         operation["reply"] = {"channel": reply["channel"], "messages": reply["messages"]}
@@ -115,11 +115,11 @@ class _Document:
         self._operations[name] = operation | {"tags": [{"name": f"@{command.danger}"}]}
 
     def _stream(self, command: CommandSpec, event: str) -> list[str]:
-        """Add the messages of a stream, and return what may come after a request."""
+        """Add the messages of a stream, and return the names of the possible replies."""
         part, gathered = f"{event}.part", f"{event}.list"
         self._messages[part] = _message(f"A part of the stream {event}.", f"{event}.data", _reply_headers())
         self._messages[gathered] = _message(
-            f"The whole stream in one message, if {names.COLLECT_HEADER} asks for it.",
+            f"The whole stream in one message, if the request sets {names.COLLECT_HEADER}.",
             None,
             _reply_headers(names.COUNT_HEADER),
         ) | {"payload": {"type": "array", "items": refer(f"{event}.data")}}
@@ -131,7 +131,7 @@ class _Document:
             "The empty message after the last part.", None, _reply_headers(names.COUNT_HEADER, "Status")
         )
         self._messages["error"] = _message(
-            "An error: an empty message.", None, _reply_headers(*names.ERROR_HEADERS, names.COUNT_HEADER)
+            "An error: a message without payload.", None, _reply_headers(*names.ERROR_HEADERS, names.COUNT_HEADER)
         )
         document = {
             "asyncapi": "3.0.0",
@@ -186,23 +186,23 @@ def _event_headers(kept: bool) -> Part:
 def _request_headers() -> Part:
     return _headers(
         {
-            names.CODEC_HEADER: "json or msgpack: the codec of the reply; as the request without.",
-            names.COLLECT_HEADER: "true: all parts in one reply, a list.",
+            names.CODEC_HEADER: "json or msgpack: the codec of the reply; the request's codec by default.",
+            names.COLLECT_HEADER: "true: one reply with a list of all parts.",
             names.TIMEOUT_HEADER: "Seconds.",
-            names.USER_HEADER: "For the audit: who asks.",
-            names.REQUEST_ID_HEADER: "For the audit: a name of the request.",
+            names.USER_HEADER: "Recorded in the audit: the requester.",
+            names.REQUEST_ID_HEADER: "Recorded in the audit: an identifier of the request.",
         }
     )
 
 
 def _reply_headers(*more: str) -> Part:
     meaning = {
-        names.NODE_HEADER: "Who answers.",
-        names.PART_HEADER: "response: this is no part, but what charon says at the end of the stream.",
-        names.COUNT_HEADER: "How many parts there were.",
-        "Status": "200, or the code of an error as in HTTP.",
-        "Description": "What went wrong.",
-        names.ERROR_CODE_HEADER: "The code of the error, as in HTTP.",
-        names.ERROR_HEADER: "What went wrong.",
+        names.NODE_HEADER: "The gateway that replies.",
+        names.PART_HEADER: "response: not a part, but charon's response at the end of the stream.",
+        names.COUNT_HEADER: "The number of parts.",
+        "Status": "200, or an error code as in HTTP.",
+        "Description": "The error message.",
+        names.ERROR_CODE_HEADER: "The error code, as in HTTP.",
+        names.ERROR_HEADER: "The error message.",
     }
     return _headers({name: meaning[name] for name in (names.NODE_HEADER, *more)})

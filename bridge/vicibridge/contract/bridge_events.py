@@ -1,7 +1,7 @@
-"""What the bridge tells of itself: the data of `status`, `gap`, `resync` and `audit`, and how they look in VICI.
+"""The bridge's own events: the data of `status`, `gap`, `resync` and `audit`, and how it is written in VICI.
 
-VICI has texts, lists of texts and sections. So numbers become texts, true and false `yes` and `no`, what is not known
-(null) is left out, and a list of sections becomes a section of them, named by number. Names that VICI cannot have are
+VICI has only strings, lists of strings and sections. Numbers become strings, true and false become `yes` and `no`, null
+(unknown) is omitted, and a list of sections becomes a section of numbered sections. Names that VICI does not allow are
 escaped as in subjects.
 """
 
@@ -21,22 +21,22 @@ from .subjects import escape
 
 
 class Previous(TypedDict):
-    """The start of the bridge before this one."""
+    """The previous run of the bridge."""
 
     boot: str
     last_seq: int
-    """The last number of class state that is known."""
+    """The last known sequence number of class state."""
     clean: bool
-    """Whether it ended in order."""
+    """Whether it shut down cleanly."""
 
 
 class StatusData(TypedDict):
-    """The bridge started or stops, or charon came or went."""
+    """The bridge started or is stopping, or charon came up or went down."""
 
     bridge: Literal["starting", "running", "stopping"]
     charon: Literal["up", "down"]
     previous: NotRequired[Previous]
-    """When starting, if a start before is known."""
+    """Only in `starting`, if a previous run is known."""
 
 
 # A class statement cannot have a key `class`.
@@ -53,17 +53,17 @@ _Gap = TypedDict(
 
 
 class GapData(_Gap, total=False):
-    """Events of a class are missing; null is what nobody can know."""
+    """Events of a class are missing; a value that cannot be known is null."""
 
     boot: str
-    """The start whose numbers these are."""
+    """The run of the bridge that the sequence numbers belong to."""
     since: int
-    """From when on; in nanoseconds since the epoch."""
+    """The start of the gap, in nanoseconds since the epoch."""
     until: int
 
 
 class ResyncData(TypedDict):
-    """A key of the mirror was not as charon lists it, and was repaired."""
+    """A key of the mirror differed from charon's list, and was repaired."""
 
     kind: Literal["appeared", "vanished", "changed"]
     bucket: Literal["VICI_SA", "VICI_CONN"]
@@ -73,23 +73,23 @@ class ResyncData(TypedDict):
 
 
 class AuditData(TypedDict):
-    """A request, and what became of it."""
+    """A request and its result."""
 
     subject: str
     reply: str
     command: str
-    """Empty for one that nobody knows."""
+    """Empty for an unknown command."""
     arguments: Section | None
-    """Secrets hidden, long texts cut; null when they were not read."""
+    """Secrets are hidden and long strings are cut; null if the arguments were not read."""
     code: int
-    """200, or what went wrong, as in HTTP."""
+    """200, or an error code as in HTTP."""
     text: str
     parts: int
     bytes: int
     began: int
     nanoseconds: int
     user: NotRequired[str]
-    """Header Vici-User: who asks, as the request itself says."""
+    """Header Vici-User: the requester, as named by the request itself."""
     id: NotRequired[str]
     """Header Vici-Request-Id."""
     info: NotRequired[str]
@@ -97,7 +97,7 @@ class AuditData(TypedDict):
 
 
 class Sum(TypedDict):
-    """So many requests for a command that ended alike."""
+    """The number of requests for one command with the same result."""
 
     command: str
     code: int
@@ -105,7 +105,7 @@ class Sum(TypedDict):
 
 
 class AuditSums(TypedDict):
-    """Requests that came too fast to be told of one by one."""
+    """Requests that came too fast to be recorded individually."""
 
     sums: list[Sum]
     since: int
@@ -118,7 +118,7 @@ BRIDGE_EVENTS: Mapping[str, Any] = types.MappingProxyType(
 
 
 def to_vici(data: Mapping[str, object]) -> dict[str, object]:
-    """Return the data of a notice as a section that VICI can carry."""
+    """Return the data of a bridge event as a VICI section."""
     return {_name(key): _value(value) for key, value in data.items() if value is not None}
 
 
@@ -137,7 +137,7 @@ def _name(name: str) -> str:
 
 
 def from_vici(kind: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data that `to_vici` had; ValueError when it is not of that kind."""
+    """Return the data that was passed to `to_vici`; raise ValueError if the section is not of that kind."""
     data: dict[str, Any] = _typed(BRIDGE_EVENTS[kind], section)
     return data
 
@@ -161,7 +161,7 @@ def _typed(form: Any, value: Any) -> Any:
 
 
 def _fitting(forms: tuple[Any, ...], value: Any) -> Any:
-    """Return the alternative that has room for the value: the first section whose keys it has, or the only one."""
+    """Return the alternative that fits: the first section type whose required keys the value has, or the only one."""
     sections = [form for form in forms if is_typeddict(form)]
     for form in sections:
         optional = {key for key, hint in _hints(form).items() if type(None) in get_args(hint)}

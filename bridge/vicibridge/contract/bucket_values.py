@@ -1,16 +1,18 @@
-"""What lies in the buckets of the state mirror: JSON, one object per key.
+"""The values in the buckets of the state mirror: JSON, one object per key.
 
-    VICI_SA    <node>.<ike>.<uniqueid>   `SaValue`: an established IKE_SA, its CHILD_SAs, what went through them
-    VICI_CONN  <node>.<conn>             `ConnValue`: a connection, whether it is up, how many SAs it has, the traffic
-    VICI_NODE  <node>                    `NodeValue`: the bridge itself; the key goes when the bridge does
+    VICI_SA    <node>.<ike>.<uniqueid>   `SaValue`: an established IKE_SA, its CHILD_SAs and their traffic
+    VICI_CONN  <node>.<conn>             `ConnValue`: a connection, whether it is up, the number of its SAs, the traffic
+    VICI_NODE  <node>                    `NodeValue`: the bridge itself; the key is removed when the bridge is gone
 
-Names in keys are escaped as in subjects. Sections of charon (`sa`, `children`, `config`) have charon's keys and texts;
-a text that is no UTF-8 is `{"$base64": ...}`. Times are nanoseconds since the epoch. What runs with time in a section
-(`established`, `rekey-time`, `use-in` and so on) is as of `updated`: a value is not written again for that alone.
+Names in keys are escaped as in subjects. Sections of charon (`sa`, `children`, `config`) have charon's keys and
+strings; a string that is not valid UTF-8 is `{"$base64": ...}`. Times are nanoseconds since the epoch. Values that
+change with time alone (`established`, `rekey-time`, `use-in` and so on) are as of `updated`: such a change is not
+written.
 
-A key is absent when its last message has a header that `is_gone` knows, or no data. `Fleet.watch_nodes` and its like
-do that for you. `KeyValue.get` of nats-py 2.16 returns an entry whose `value` is None for a key that has expired, such
-as that of a bridge that is gone, where it raises KeyNotFoundError or KeyDeletedError for one that is absent otherwise.
+A key is absent if its last message has a header that `is_gone` recognizes, or no data; `Fleet.watch_nodes`,
+`watch_sas` and `watch_conns` check that. For an expired key, such as that of a bridge that is gone, `KeyValue.get` of
+nats-py 2.16 returns an entry whose `value` is None; for a key that is absent for another reason it raises
+KeyNotFoundError or KeyDeletedError.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from typing_extensions import TypedDict
 
 SA, CONN, NODE = "VICI_SA", "VICI_CONN", "VICI_NODE"
 
-_GONE = ("KV-Operation", "Nats-Marker-Reason")  # headers of what is no value: deleted, purged, or expired
+_GONE = ("KV-Operation", "Nats-Marker-Reason")  # headers of a message without a value: deleted, purged or expired
 
 Section = dict[str, Any]
-"""A section of a VICI message: texts, lists of texts, sections."""
+"""A section of a VICI message: strings, lists of strings, sections."""
 
 
 class Traffic(TypedDict):
-    """Counters from the gateway's point of view; whole numbers up to 64 bits."""
+    """Counters from the gateway's point of view; integers of up to 64 bits."""
 
     bytes_in: int
     packets_in: int
@@ -40,46 +42,46 @@ class Traffic(TypedDict):
 
 
 class CountedValue(TypedDict):
-    """The connection that counts a CHILD_SA in the IKE_SA of another connection."""
+    """The connection that a CHILD_SA in the IKE_SA of another connection is counted for."""
 
     conn: str
     before: Traffic
-    """The part of its counters that is in `closed` of the connections that counted it before."""
+    """The part of its counters that is in `closed` of the connections that it was counted for before."""
 
 
 class SaValue(TypedDict):
-    """An IKE_SA that is up; the one that replaces it has a new uniqueid and key, and keeps `since` and the traffic."""
+    """An IKE_SA that is up; its replacement has a new uniqueid and key, and keeps `since` and the traffic."""
 
     v: Literal[1]
     node: str
     boot: str
-    """The start of the bridge that wrote this."""
+    """The run of the bridge that wrote this value."""
     ike: str
     """The name of the connection."""
     uniqueid: str
     state: str
     since: int
-    """When it was established; the first one, if it was rekeyed."""
+    """When it was established; if it was rekeyed, when the first IKE_SA was."""
     updated: int
     sa: Section
-    """What list-sas says of the IKE_SA, without its tasks and children."""
+    """The IKE_SA as in list-sas, without its tasks and children."""
     children: dict[str, Section]
-    """Its CHILD_SAs by uniqueid, as list-sas shows them; those that were rekeyed or deleted are not here."""
+    """Its CHILD_SAs by uniqueid, as in list-sas, without those that were rekeyed or deleted."""
     counted: dict[str, CountedValue]
-    """By uniqueid: the CHILD_SAs that another connection than `ike` counts, or counted for a time."""
+    """By uniqueid: the CHILD_SAs that are, or were for a time, counted for another connection than `ike`."""
     closed: dict[str, Traffic]
     """By name: the last counters of the CHILD_SAs that were replaced or closed."""
     totals: dict[str, Traffic]
-    """By name: `closed` and the counters of `children` together; never less than before."""
+    """By name: the sum of `closed` and the counters of `children`; never decreases."""
 
 
 class ConnValue(TypedDict):
     """A connection that is configured, or has SAs.
 
-    With `charon.reuse_ikesa`, the default, charon creates the CHILD_SAs of a connection in an IKE_SA that another
-    connection has to the same peer. So `child_sas` and the traffic count CHILD_SAs where their name is configured: a
-    connection may have children that are up, and no IKE_SA. A connection that configures a child of that name itself
-    counts all in its own IKE_SAs, as charon reports nothing but the name.
+    With `charon.reuse_ikesa`, the default, charon may create the CHILD_SAs of a connection in the IKE_SA of another
+    connection to the same peer. `child_sas` and the traffic therefore count a CHILD_SA for the connection that
+    configures its name: a connection may have children that are up, and no IKE_SA. If the connection of the IKE_SA
+    configures a child of that name too, the CHILD_SA is counted there, because charon reports only the name.
     """
 
     v: Literal[1]
@@ -87,39 +89,41 @@ class ConnValue(TypedDict):
     boot: str
     conn: str
     configured: bool | None
-    """False: not any more, or not by VICI, and its SAs are still up. None: not known before the next snapshot."""
+    """False: no longer configured, or not through VICI, while its SAs are still up. None: unknown until the next
+    snapshot."""
     since: int
-    """When the bridge first saw it, which is when `totals` began."""
+    """When the bridge first saw it, and `totals` began."""
     updated: int
     up: bool
-    """Whether an IKE_SA of it, or a CHILD_SA that it counts, is up."""
+    """Whether one of its IKE_SAs, or a CHILD_SA that is counted for it, is up."""
     changed: int
-    """When `up` last changed, as far as the bridge saw it; else when the bridge first saw the connection."""
+    """When the bridge last saw `up` change; before that, when the bridge first saw the connection."""
     ike_sas: int
-    """How many IKE_SAs of its own are up; 0 also when all its children are in those of other connections."""
+    """The number of its own IKE_SAs that are up; 0 also if all its children are in IKE_SAs of other connections."""
     child_sas: dict[str, int]
-    """How many CHILD_SAs are up, by name; 0 for a configured child without one."""
+    """The number of CHILD_SAs that are up, by name; 0 for a configured child without a CHILD_SA."""
     ambiguous: list[str]
-    """Children that may be up nevertheless: another connection's IKE_SA has a CHILD_SA of that name, that connection
-    does not configure it, and several others do. It is counted at the connection of the IKE_SA."""
+    """Children that may be up although they are not counted here: another connection's IKE_SA has a CHILD_SA of that
+    name, that connection does not configure it, and several others do. It is counted for the connection of the
+    IKE_SA."""
     config: Section
-    """What list-conns says, or said last; empty while that is not known."""
+    """The last known configuration as in list-conns; empty if unknown."""
     closed: dict[str, Traffic]
     totals: dict[str, Traffic]
 
 
 class NodeValue(TypedDict):
-    """A bridge that runs, written every `heartbeat` seconds.
+    """A running bridge, written every `heartbeat` seconds.
 
-    When `expires` is true the server removes the key after three heartbeats without one. On a server that cannot
-    (before 2.11) the key stays: a bridge is gone when `updated` is older than that.
+    If `expires` is true, the server removes the key after three missed heartbeats. A server that cannot expire keys
+    (before 2.11) keeps it: the bridge is gone if `updated` is older than three heartbeats.
     """
 
     v: Literal[1]
     node: str
     boot: str
     bridge: str
-    """Its version."""
+    """The version of the bridge."""
     charon: Literal["up", "down"]
     charon_version: str | None
     started: int
@@ -127,15 +131,15 @@ class NodeValue(TypedDict):
     heartbeat: float
     expires: bool
     mirror: Literal["complete", "incomplete"]
-    """Incomplete while JetStream does not take some of the node's keys, so that old values are there, or none."""
+    """Incomplete while JetStream rejects some of the node's keys, whose values are then outdated or absent."""
 
 
 HEARTBEATS = 3
-"""So many without a sign of life, and the bridge is taken for gone."""
+"""The number of missed heartbeats after which a bridge counts as gone."""
 
 
 def dump(value: Mapping[str, object]) -> bytes:
-    """Return a value as JSON."""
+    """Return a value as UTF-8 JSON."""
     try:
         return _json(value)
     except UnicodeEncodeError:
@@ -143,12 +147,12 @@ def dump(value: Mapping[str, object]) -> bytes:
 
 
 def is_gone(headers: Mapping[str, str] | None) -> bool:
-    """Whether a message of a bucket with these headers says that there is no value any more."""
+    """Whether a bucket's message with these headers marks its key as absent."""
     return any(name in (headers or ()) for name in _GONE)
 
 
 def load(data: bytes) -> Any:
-    """Return the value in `data`, the texts as `dump` got them; ValueError when it is no JSON."""
+    """Return the value that `dump` wrote; raise ValueError if `data` is not JSON."""
     return json.loads(data, object_hook=_untagged)
 
 
@@ -157,7 +161,7 @@ def _json(value: object) -> bytes:
 
 
 def tagged(value: Any) -> Any:
-    """Return the value with each text that is no UTF-8 as `{"$base64": ...}`."""
+    """Return the value with each string that is not valid UTF-8 as `{"$base64": ...}`."""
     if isinstance(value, Mapping):
         return {_raw(key).decode("utf-8", "replace"): tagged(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -10,21 +10,21 @@ SERVICE = "vicibridge"
 Codec = Literal["msgpack", "json"]
 EventCodec = Literal[Codec, "raw"]
 
-NODE_HEADER = "Vici-Node"  # of every reply, and of every envelope of the codec raw
+NODE_HEADER = "Vici-Node"  # in every reply, and in every envelope of codec raw
 BOOT_HEADER = "Vici-Boot"
 SEQ_HEADER = "Vici-Seq"
 TIME_HEADER = "Vici-Time"
 EVENT_HEADER = "Vici-Event"
 
-# Of a request: how to reply, and for the audit who the requester is.
-CODEC_HEADER = "Vici-Codec"  # json or msgpack; by default that of the request
+# In requests: how to reply, and the requester for the audit.
+CODEC_HEADER = "Vici-Codec"  # json or msgpack; the request's codec by default
 COLLECT_HEADER = "Vici-Collect"  # true: one reply with all parts
-TIMEOUT_HEADER = "Vici-Timeout"  # seconds; the configured timeout is the longest
+TIMEOUT_HEADER = "Vici-Timeout"  # seconds; at most the configured timeout
 USER_HEADER = "Vici-User"
 REQUEST_ID_HEADER = "Vici-Request-Id"
 REQUEST_INFO_HEADER = "Nats-Request-Info"  # NATS adds it to requests from another account
 
-# Of a reply.
+# In replies.
 COUNT_HEADER = "Vici-Count"
 PART_HEADER = "Vici-Part"
 STATUS_HEADER = "Status"

@@ -1,9 +1,9 @@
-"""JSON Schemas (2020-12) of everything that is on the bus, made from the tables and types that the code itself uses.
+"""JSON Schemas (2020-12) of every message on the bus, generated from the tables and types that the code itself uses.
 
-`schemas()` names them: `ike-updown` is the envelope of that event, `ike-updown.data` what is in it; `list-sas.request`
-and `list-sas.reply` belong to a command, `list-sa.data` is a part of its stream; `VICI_SA` is a value of that bucket.
-They describe JSON. Msgpack has the same, but `bin` for `{"$base64": ...}`. Keys that they do not know are allowed, as
-newer daemons have more.
+`schemas()` names them: `ike-updown` is the envelope of that event, `ike-updown.data` its data; `list-sas.request` and
+`list-sas.reply` belong to a command, `list-sa.data` is a part of its stream; `VICI_SA` is a value in that bucket. They
+describe JSON. Msgpack has the same structure, with `bin` for `{"$base64": ...}`. Unknown keys are allowed, because
+newer daemons add keys.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BUCKETS: Mapping[str, Any] = {
 
 _NUMBER = {"type": "string", "pattern": "^-?[0-9]+$"}
 _TEXT = {
-    "description": "A text; base64 of one that is no UTF-8.",
+    "description": "A string; in base64 if it is not valid UTF-8.",
     "anyOf": [
         {"type": "string"},
         {"type": "object", "properties": {"$base64": {"type": "string"}}, "required": ["$base64"], "maxProperties": 1},
@@ -45,13 +45,13 @@ _TEXT = {
 
 
 def refer(name: str) -> Schema:
-    """Return the schema that says: as the one of that name."""
+    """Return a schema that refers to the schema of that name."""
     return {"$ref": f"{REFERENCE}{name}"}
 
 
 _LIST = {"type": "array", "items": refer("text")}
 _SWITCHES = {"esn": "1"}  # the others are yes, or absent
-# What the annotations of the fields in vicifast.results say of a value.
+# By the annotation of a field in vicifast.results.
 _FORMS = {
     "str": refer("text"),
     "int": _NUMBER,
@@ -63,10 +63,10 @@ _REQUESTS: Mapping[Kind, Schema] = {
     Kind.NUMBER: {"anyOf": [{"type": "integer"}, _NUMBER]},
     Kind.MILLISECONDS: {
         "anyOf": [{"type": "integer", "minimum": -1}, {"type": "string", "pattern": "^(-1|[0-9]+)$"}],
-        "description": "0 is for ever, -1 does not wait.",
+        "description": "0 waits indefinitely, -1 does not wait.",
     },
     Kind.SWITCH: {"enum": [True, False, "yes", "no"]},
-    Kind.PRESENCE: {"enum": [True, "yes"], "description": "There or not there: charon takes even no for yes."},
+    Kind.PRESENCE: {"enum": [True, "yes"], "description": "Present or absent: charon reads even no as yes."},
     Kind.LIST: _LIST,
     Kind.BLOB: refer("text"),
 }
@@ -80,7 +80,7 @@ def schemas() -> Mapping[str, Schema]:
         "value": {"anyOf": [refer("text"), _LIST, refer("section")]},
         "section": _each(refer("value")),
         "argument": {
-            "description": "A value in a request: numbers and true or false may stand for their texts.",
+            "description": "A value in a request: numbers, true and false may replace their strings.",
             "anyOf": [
                 {"type": ["integer", "boolean"]},
                 refer("text"),
@@ -96,14 +96,14 @@ def schemas() -> Mapping[str, Schema]:
         },
         **{f"{name}.data": schema for name, schema in _events().items()},
         **_typed(),
-        **{name: _envelope(name) for name in [*_told(), *bridge_events.BRIDGE_EVENTS]},
+        **{name: _envelope(name) for name in [*_standalone(), *bridge_events.BRIDGE_EVENTS]},
         **{f"{name}.request": _request(command) for name, command in COMMANDS.items()},
         **{f"{name}.reply": _reply(command) for name, command in COMMANDS.items()},
     }
 
 
 def document(name: str) -> Schema:
-    """Return the schema of that name with all that it refers to; KeyError when there is none."""
+    """Return the schema of that name and all schemas that it refers to; raise KeyError for an unknown name."""
     known = schemas()
     needed: dict[str, Schema] = {}
     waiting = list(_references(known[name]))
@@ -119,7 +119,7 @@ def _references(schema: Schema) -> Iterator[str]:
     yield from re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(schema))
 
 
-def _told() -> list[str]:
+def _standalone() -> list[str]:
     return [event.name for event in EVENTS.values() if event.standalone]
 
 
@@ -137,13 +137,13 @@ def _object(properties: Schema, required: list[str], more: Schema | None = None)
 
 
 def _sa(kind: type, own: Schema) -> Schema:
-    """Return the schema of a section that a class of `vicifast.results` reads."""
+    """Return the schema of a section that a class in `vicifast.results` parses."""
     properties, required = _fields(kind)
     return _object({**properties, **own}, required)
 
 
 def _fields(kind: type) -> tuple[Schema, list[str]]:
-    """Return the keys with a field in `kind`, and those that charon always writes."""
+    """Return the schema of each field of `kind` by key, and the keys that charon always writes."""
     properties: Schema = {}
     required = []
     for field in fields(kind):
@@ -159,7 +159,7 @@ def _fields(kind: type) -> tuple[Schema, list[str]]:
 
 
 def _events() -> dict[str, Schema]:
-    """Return what charon's events are made of, streamed ones too."""
+    """Return the schema of the data of each of charon's events, including streamed ones."""
     ike, child = refer("ike-sa"), refer("child-sa")
     one_child = {"properties": {"child-sas": {**_each(child), "minProperties": 1}}, "required": ["child-sas"]}
     rekeyed_child = {"child-sas": _each(_object({"old": child, "new": child}, ["old", "new"]))}
@@ -185,7 +185,7 @@ def _events() -> dict[str, Schema]:
 
 
 def _conn() -> Schema:
-    """Return the schema of a configured connection: the keys that the listing of every charon has, and newer ones."""
+    """Return the schema of a configured connection: keys that every version of charon lists, and newer ones."""
     proposals = _each(refer("proposal"))
     child = {key: _LIST for key in ("local-ts", "remote-ts")}
     properties = {
@@ -201,9 +201,9 @@ def _conn() -> Schema:
 def _of_connection(
     section: Schema, *, up: bool = False, properties: Schema | None = None, required: list[str] | None = None
 ) -> Schema:
-    """Return the schema of a message with a section of the connection's name, and keys beside it.
+    """Return the schema of a message with a section named like the connection, and other keys.
 
-    The connection may be called `up`: that section then hides the key.
+    If the connection is named `up`, its section hides the key `up`.
     """
     beside = {**(properties or {}), **({"up": {"anyOf": [{"const": "yes"}, section]}} if up else {})}
     more: Schema = {"anyOf": [section, refer("text"), _LIST]}
@@ -213,7 +213,7 @@ def _of_connection(
 
 
 def _typed() -> dict[str, Schema]:
-    """Return the schemas of notices and of the values in buckets."""
+    """Return the schemas of the bridge's own events and of the values in buckets."""
     for form in [*vars(bucket_values).values(), *vars(bridge_events).values()]:
         if is_typeddict(form):
             with_config(ConfigDict(use_attribute_docstrings=True))(form)
@@ -229,8 +229,8 @@ def _envelope(event: str) -> Schema:
     properties: Schema = {
         "v": {"const": 1},
         "node": {"type": "string", "description": "The gateway."},
-        "boot": {"type": "string", "description": "Names one start of the bridge; later starts sort later."},
-        "seq": {**integer, "description": "Counts the events of a class since that start."},
+        "boot": {"type": "string", "description": "Identifies one run of the bridge; later runs sort later."},
+        "seq": {**integer, "description": "The number of the event in its class, counted from 1 in each run."},
         "time": {**integer, "description": "When the event was read, in nanoseconds since the epoch."},
         "event": {"const": event},
         "data": refer(f"{event}.data"),

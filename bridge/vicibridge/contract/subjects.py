@@ -1,4 +1,4 @@
-"""Every subject the bridge publishes or listens on; names are escaped so that no name leaves its token."""
+"""Every subject that the bridge publishes or subscribes to; names are escaped so that each stays one token."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from typing import NamedTuple
 from vicifast import _wire
 from vicifast.commands import ALERTS, UNESTABLISHED
 
-ALL_NODES = "all"  # the token that addresses every gateway; no node may be called so
+ALL_NODES = "all"  # the token that addresses every gateway; not allowed as the name of a node
 
 _ODD = re.compile(rb"[^A-Za-z0-9_-]")
 _TOKEN = re.compile(r"=|(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 _ESCAPED = re.compile(rb"=([0-9A-F]{2})")
-# _INBOX, what NATS itself puts for it between accounts and clusters (_R_, _GR_), and inboxes that users name _INBOX_ann
+# _INBOX, its replacements by NATS between accounts and clusters (_R_, _GR_), and inboxes of users such as _INBOX_ann
 _INBOX = re.compile(r"_[!-~]*\.[!-~]+")
 _NO_TOKEN = re.compile(r"[*>]|\.\.|\.$")
 
 
 @lru_cache(maxsize=4096)
 def escape(name: str) -> str:
-    """Return `name` as one token of a subject or key: every byte outside A-Za-z0-9_- becomes `=XX`, "" is `=`."""
+    """Return `name` as one token of a subject or key: each byte outside A-Za-z0-9_- becomes `=XX`, "" becomes `=`."""
     raw = name.encode("utf-8", "surrogateescape")
     return _ODD.sub(lambda odd: b"=%02X" % odd[0][0], raw).decode("ascii") or "="
 
 
 def unescape(token: str) -> str:
-    """Return the name that `escape` made `token` from; ValueError when `escape` makes no such token."""
+    """Return the name that `escape` turned into `token`; raise ValueError if no name gives that token."""
     if not _TOKEN.fullmatch(token):
-        raise ValueError(f"{token!r} is no escaped name")
+        raise ValueError(f"{token!r} is not an escaped name: use A-Za-z0-9_- and =XX")
     raw = token.encode("ascii") if token != "=" else b""
     name = _ESCAPED.sub(lambda code: bytes([int(code[1], 16)]), raw).decode("utf-8", "surrogateescape")
     if escape(name) != token:
-        raise ValueError(f"{token!r} escapes a byte that needs no escape")
+        raise ValueError(f"{token!r} escapes a byte that must not be escaped; expected {escape(name)!r}")
     return name
 
 
 class _Token(NamedTuple):
-    """A token of a subject that comes from the message: what it is called, and how it is read.
+    """A token of a subject whose value comes from the message: its name, and the function that reads it.
 
-    `kinds` are the values of a token that sorts the events of one name; it is the last of its subject.
+    `kinds` are the known values of a token that distinguishes kinds of one event; it is the last token of its subject.
     """
 
     word: str
@@ -64,7 +64,7 @@ def _ike_direction(message: _wire.Message) -> str:
 
 
 def _direction(message: _wire.Message) -> str:
-    # An IKE_SA may be named "up": its section then has the key of that name a second time.
+    # An IKE_SA may be named "up": the key then occurs twice, once as its section.
     return "up" if "yes" in message.get_all("up") else "down"
 
 
@@ -84,11 +84,11 @@ def _child(message: _wire.Message) -> str:
     children = ike.get("child-sas") if ike is not None else None
     name, child = section_of(children) if isinstance(children, _wire.Message) else ("", None)
     own = child.get("name") if child is not None else None
-    return own if isinstance(own, str) else name  # the section's name carries a unique id in child-updown
+    return own if isinstance(own, str) else name  # in child-updown the section's name has a unique id appended
 
 
 def section_of(message: _wire.Message) -> tuple[str, _wire.Message | None]:
-    """Return the one section in `message`: found by type, because its name is data and may be anything."""
+    """Return the one section in `message` and its name, found by type because the name can be anything."""
     for name, value in message.items():
         if isinstance(value, _wire.Message):
             return name, value
@@ -97,9 +97,9 @@ def section_of(message: _wire.Message) -> tuple[str, _wire.Message | None]:
 
 _IKE, _CHILD = _Token("ike", _ike), _Token("child", _child)
 _IKE_DIRECTION = _Token("direction", _ike_direction, ("up", "down", "failed"))
-_CHILD_DIRECTION = _Token("direction", _direction, ("up", "down"))  # charon raises none for one that failed
+_CHILD_DIRECTION = _Token("direction", _direction, ("up", "down"))  # charon raises no event for a CHILD_SA that failed
 
-# What follows <prefix>.<node>. for each event: the fixed tokens, then those taken from the message.
+# The tokens after <prefix>.<node>. for each event: the fixed ones, then those read from the message.
 _EVENTS: Mapping[str, tuple[str, tuple[_Token, ...]]] = MappingProxyType(
     {
         "ike-updown": ("event.ike-updown", (_IKE, _IKE_DIRECTION)),
@@ -114,7 +114,7 @@ _EVENTS: Mapping[str, tuple[str, tuple[_Token, ...]]] = MappingProxyType(
 
 
 class Subjects:
-    """The subjects of one node."""
+    """The subjects and keys of one node."""
 
     def __init__(self, prefix: str, node: str) -> None:
         self.prefix = prefix
@@ -122,33 +122,33 @@ class Subjects:
         self._base = f"{prefix}.{self.node}."
 
     def event(self, name: str, raw: bytes) -> str:
-        """Return the subject of event `name` with message `raw`; DecodeError when that is no VICI message."""
+        """Return the subject of event `name` with message `raw`; raise DecodeError if that is not a VICI message."""
         fixed, tokens = _EVENTS[name]
         message = _wire.Message(raw)
         return ".".join([self._base + fixed, *(escape(token.read(message)) for token in tokens)])
 
     def log(self, group: bytes, level: bytes) -> str:
-        """Return the subject of the log lines of a group and level."""
+        """Return the subject for log lines of a group and level."""
         fixed, _ = _EVENTS["log"]
         names = (token.decode("utf-8", "surrogateescape") for token in (group, level))
         return ".".join([self._base + fixed, *map(escape, names)])
 
     def bridge(self, kind: str) -> str:
-        """Return the subject of the bridge's own envelopes: status, gap, resync."""
+        """Return the subject of one of the bridge's own events, such as status or gap."""
         return f"{self._base}bridge.{kind}"
 
     def key(self, *names: str) -> str:
-        """Return the key-value key of something of this node: `<node>.<ike>.<uniqueid>`, `<node>.<conn>`, `<node>`."""
+        """Return a key of this node in a bucket: `<node>.<ike>.<uniqueid>`, `<node>.<conn>` or `<node>`."""
         return ".".join([self.node, *map(escape, names)])
 
     def commands(self) -> tuple[str, str]:
-        """Return what to subscribe to: this node's commands, and those for every node."""
+        """Return the subjects to subscribe to: this node's commands, and those for every node."""
         return f"{self._base}cmd.*", f"{self.prefix}.{ALL_NODES}.cmd.*"
 
-    def takes_reply(self, reply: str) -> bool:
-        """Whether a requester may name `reply` for the answer: an inbox, which begins with `_`.
+    def allows_reply(self, reply: str) -> bool:
+        """Whether a request may name `reply` as its reply subject: only an inbox, which begins with `_`.
 
-        Everything else could make the bridge publish where the requester may not: events, the API of JetStream.
+        Any other subject could make the bridge publish where the requester may not: events, the JetStream API.
         """
         if not _INBOX.fullmatch(reply) or _NO_TOKEN.search(reply):
             return False
@@ -156,16 +156,16 @@ class Subjects:
 
 
 def command_subject(prefix: str, node: str, command: str) -> str:
-    """Return where requests for a command go; `node` may be ALL_NODES."""
+    """Return the subject for requests of a command; `node` may be ALL_NODES."""
     return f"{prefix}.{escape(node)}.cmd.{escape(command)}"
 
 
 def filters(prefix: str, nodes: Sequence[str] = (), events: Sequence[str] = (), ike: str | None = None) -> list[str]:
-    """Return what to subscribe to for `events` of `nodes`; none of the latter means all, none of the former all state.
+    """Return the subjects to subscribe to for `events` of `nodes`; by default all state events of all nodes.
 
     Events are charon's or the bridge's own (`status`, `gap`, ...); `child-updown.down` or `alert.cert-expired` is one
-    kind of an event. `ike` selects one connection. Raises ValueError for a kind that does not exist, and with `ike` for
-    an event that is not of a connection.
+    kind of an event. `ike` selects one connection. Raises ValueError for an unknown kind, and with `ike` for an event
+    whose subject names no connection.
     """
     tokens = [escape(node) for node in nodes] or ["*"]
     if ike is not None:
@@ -180,7 +180,7 @@ def _filter(event: str, ike: str | None = None) -> str:
     name, _, kind = event.partition(".")
     fixed, tokens = _EVENTS.get(name, ("", ()))
     if ike is not None and _IKE not in tokens:
-        raise ValueError(f"{event} is not of one connection: so it cannot be had for one alone")
+        raise ValueError(f"{event} cannot be selected by connection: its subject names no connection")
     if not tokens:
         return f"bridge.{escape(event)}"
     if ike is None and not kind:
@@ -194,12 +194,12 @@ def _filter(event: str, ike: str | None = None) -> str:
 
 def _check_kind(event: str, kind: str) -> None:
     known = kinds(event)
-    if kind not in known and event != "alert":  # of which a newer charon may have more
+    if kind not in known and event != "alert":  # newer versions of charon may add types
         raise ValueError(f"{event}.{kind}: " + (f"use {', '.join(known)}" if known else f"{event} has no kinds"))
 
 
 def patterns(prefix: str) -> dict[str, str]:
-    """Return the subject of each of charon's events, with words in braces for what comes from the message."""
+    """Return the subject of each of charon's events, with words in braces for tokens read from the message."""
     return {
         name: ".".join([f"{prefix}.{{node}}.{fixed}", *(f"{{{token.word}}}" for token in tokens)])
         for name, (fixed, tokens) in _EVENTS.items()
@@ -207,13 +207,13 @@ def patterns(prefix: str) -> dict[str, str]:
 
 
 def kinds(event: str) -> tuple[str, ...]:
-    """Return the known values of the last token of an event's subject where it sorts the events: up, down, ..."""
+    """Return the known kinds of an event, which are values of the last token of its subject: up, down, ..."""
     _, tokens = _EVENTS.get(event, ("", ()))
     return tokens[-1].kinds if tokens else ()
 
 
 def kind_of(event: str, subject: str) -> str:
-    """Return that token of a subject, "" for an event that has none, and `other` for one that is not known."""
+    """Return the kind of an event by its subject: "" for an event without kinds, `other` for an unknown kind."""
     known = kinds(event)
     if not known:
         return ""
@@ -222,14 +222,14 @@ def kind_of(event: str, subject: str) -> str:
 
 
 def stream_subjects(prefix: str) -> list[str]:
-    """Return the subjects of the state class of every node: the ones JetStream has to acknowledge."""
+    """Return the subjects of the state class of every node, which JetStream must acknowledge."""
     return [f"{prefix}.*.event.>", f"{prefix}.*.bridge.>"]
 
 
 def covered(subject: str, by: Sequence[str]) -> bool:
-    """Whether every subject that the pattern `subject` matches is matched by one of the patterns `by`."""
+    """Whether the patterns `by` together match every subject that the pattern `subject` matches."""
     literals = {token for pattern in (subject, *by) for token in pattern.split(".")} - {"*", ">"}
-    alphabet = [*literals, None]  # None is any token that is in none of the patterns
+    alphabet = [*literals, None]  # None: any token that occurs in no pattern
     waiting = [(_rest(subject), frozenset(map(_rest, by)))]
     seen = set(waiting)
     while waiting:
@@ -248,7 +248,7 @@ def covered(subject: str, by: Sequence[str]) -> bool:
 
 
 _Rest = tuple[str, ...]
-_REST = (">", ">")  # what is left of a pattern once its > has matched a token: it may match more, or end
+_REST = (">", ">")  # the rest of a pattern after its > has matched a token: it may match more, or end
 _ENDS: frozenset[_Rest] = frozenset([(), _REST])
 
 
@@ -257,7 +257,7 @@ def _rest(pattern: str) -> _Rest:
 
 
 def _after(rest: _Rest, token: str | None) -> _Rest | None:
-    """Return what is left of a pattern after `token`; None when it does not match."""
+    """Return the rest of a pattern after `token`; None if `token` does not match."""
     if not rest:
         return None
     if rest[0] == ">":
@@ -266,7 +266,7 @@ def _after(rest: _Rest, token: str | None) -> _Rest | None:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether there is a subject that both patterns match."""
+    """Whether some subject matches both patterns."""
     mine, theirs = one.split("."), other.split(".")
     for a, b in zip(mine, theirs, strict=False):
         if ">" in (a, b):
