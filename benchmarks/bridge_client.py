@@ -35,8 +35,8 @@ async def _vicibridge(path: str, url: str, event: str, count: int, directory: st
     stop = asyncio.Event()
     running = asyncio.create_task(service.run(stop))
     [gateway] = service.gateways
-    pipeline = gateway.log if event == "log" else gateway.state
-    await _until(lambda: gateway.up and service.bus.connected and not gateway.state.waiting)
+    pipeline = gateway.log if event == "log" else gateway.backlog
+    await _until(lambda: gateway.reader.up and service.bus.connected and not gateway.backlog.waiting)
     before = pipeline.counts.published
     with _Ready() as clock:
         await _until(lambda: pipeline.counts.published - before >= count or pipeline.counts.dropped)

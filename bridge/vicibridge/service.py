@@ -10,15 +10,13 @@ from collections.abc import Callable
 
 from .bus.embedded_server import EmbeddedServer
 from .bus.supervisor import Bus
-from .commands.server import CommandServer
 from .config.file import SettingsProblem, adopt
 from .config.model import Config
-from .events.log_publisher import LogPublisher
-from .events.state_publisher import StatePublisher
 from .gateway import Gateway
 from .ops import logsetup
 from .ops.http import HttpServer
 from .ops.systemd import Systemd
+from .ops.view import Pipeline
 from .ops.watchdog import Lag, Watchdog
 
 _logger = logging.getLogger(__name__)
@@ -38,17 +36,14 @@ class Service:
         self.bus: Bus = Bus(settings.nats)
         self.embedded = EmbeddedServer(settings) if settings.nats.servers is None else None
         self.gateways: list[Gateway] = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
-        self.commands: list[CommandServer] = [
-            CommandServer(settings.commands, gateway.subjects, gateway.address, self.bus, gateway.tell)
+        self.pipelines = [
+            Pipeline(gateway.node, kind, events, Lag(events.counts))
             for gateway in self.gateways
+            for kind, events in (("state", gateway.backlog), ("log", gateway.log))
         ]
-        self.pipelines: list[tuple[str, str, StatePublisher | LogPublisher]] = []  # node, class, pipeline
-        for gateway in self.gateways:
-            self.pipelines += [(gateway.node, "state", gateway.state), (gateway.node, "log", gateway.log)]
         self.mirrorings = [gateway.mirroring for gateway in self.gateways if gateway.mirroring]
-        self.lags: list[Lag] = [Lag(pipeline.counts) for _, _, pipeline in self.pipelines]
         self.systemd = Systemd()
-        self.pulse: Watchdog = Watchdog(self.lags, self.systemd, self.status)
+        self.watchdog = Watchdog([pipeline.lag for pipeline in self.pipelines], self.systemd, self.status)
         self.web = HttpServer(settings.http.listen, self)
         self._stopping = False
 
@@ -59,11 +54,14 @@ class Service:
         """
         await self.web.start()
         reading = [asyncio.create_task(gateway.run()) for gateway in self.gateways]
-        publishing = [asyncio.create_task(pipeline.run()) for _, _, pipeline in self.pipelines]
-        publishing += [asyncio.create_task(gateway.state.backlog.run()) for gateway in self.gateways]
-        serving = [asyncio.create_task(commands.run()) for commands in self.commands]
+        publishing = [
+            asyncio.create_task(part.run())
+            for gateway in self.gateways
+            for part in (gateway.state, gateway.log, gateway.backlog)
+        ]
+        serving = [asyncio.create_task(gateway.commands.run()) for gateway in self.gateways]
         mirroring = [asyncio.create_task(mirroring.run()) for mirroring in self.mirrorings]
-        others = [asyncio.create_task(self.bus.run()), asyncio.create_task(self.pulse.run())]
+        others = [asyncio.create_task(self.bus.run()), asyncio.create_task(self.watchdog.run())]
         if self.embedded:
             others.append(asyncio.create_task(self.embedded.run()))
         everything = [*reading, *publishing, *serving, *mirroring, *others]
@@ -89,8 +87,8 @@ class Service:
         if not self.bus.connected:
             reasons.append(f"NATS: {self.bus.reason}")
         for gateway in self.gateways:
-            if not gateway.up:
-                reasons.append(f"{gateway.node}: charon: {gateway.reason}")
+            if not gateway.reader.up:
+                reasons.append(f"{gateway.node}: charon: {gateway.reader.reason}")
             if self.bus.connected and gateway.state.trouble:
                 reasons.append(f"{gateway.node}: events: {gateway.state.trouble}")
             if self.bus.connected and gateway.mirroring:
@@ -100,8 +98,8 @@ class Service:
 
     def status(self) -> str:
         """Return one line about how the service does."""
-        up = sum(gateway.up for gateway in self.gateways)
-        waiting = sum(gateway.state.waiting + gateway.log.in_flight for gateway in self.gateways)
+        up = sum(gateway.reader.up for gateway in self.gateways)
+        waiting = sum(gateway.backlog.waiting + gateway.log.in_flight for gateway in self.gateways)
         nats = "connected" if self.bus.connected else "not connected"
         return f"NATS {nats}, charon up at {up} of {len(self.gateways)}, {waiting} events waiting"
 
@@ -112,8 +110,6 @@ class Service:
         self.bus.reload(self.settings.nats)
         for gateway in self.gateways:
             gateway.reload(self.settings)
-        for commands in self.commands:
-            commands.reload(self.settings.commands)
         _logger.info("configuration: %s", f"taken over: {', '.join(live)}" if live else "nothing to take over")
         if restart:
             _logger.warning("configuration: changed, but needs a restart: %s", ", ".join(restart))
@@ -122,24 +118,24 @@ class Service:
         _logger.info("stopping")
         self._stopping = True
         self.systemd.stopping()
-        await asyncio.gather(*(commands.stop(_COMMANDS_END) for commands in self.commands))
-        stops = [asyncio.create_task(gateway.stop()) for gateway in self.gateways]
+        await asyncio.gather(*(gateway.commands.stop(_COMMANDS_END) for gateway in self.gateways))
+        stops = [asyncio.create_task(gateway.reader.stop()) for gateway in self.gateways]
         _, late = await asyncio.wait([*stops, *reading], timeout=_READING_END)
         if late:
             _logger.warning("charon has not confirmed the end of the events")
-        flushes = [asyncio.create_task(pipeline.flush()) for _, _, pipeline in self.pipelines]
+        flushes = [asyncio.create_task(pipeline.events.flush()) for pipeline in self.pipelines]
         flushes += [asyncio.create_task(mirroring.stop()) for mirroring in self.mirrorings]
         await asyncio.wait(flushes, timeout=_FLUSH if self.bus.connected else 0)
         for flush in flushes:
             flush.cancel()
         for gateway in self.gateways:
             gateway.log.give_up()
-        closes = [asyncio.create_task(gateway.state.backlog.close()) for gateway in self.gateways]
+        closes = [asyncio.create_task(gateway.backlog.close()) for gateway in self.gateways]
         await asyncio.wait(closes, timeout=_SAVE)
         for gateway in self.gateways:
-            if left := gateway.state.in_flight:
+            if left := gateway.backlog.in_flight:
                 _logger.warning("%s: %d events have not reached NATS and are lost", gateway.node, left)
-            if kept := gateway.state.spooled:
+            if kept := gateway.backlog.spooled:
                 _logger.info("%s: %d events are in the spool for the next start", gateway.node, kept)
         await self.bus.close(_DRAIN)
 

@@ -213,7 +213,7 @@ async def service(config: Config) -> AsyncIterator[Service]:
 
 async def up(bridge: Service) -> None:
     """Wait until every charon is connected and all its events are registered, one after the other."""
-    await until(lambda: all(gateway.up for gateway in bridge.gateways))
+    await until(lambda: all(gateway.reader.up for gateway in bridge.gateways))
 
 
 async def start_bridge(

@@ -257,7 +257,7 @@ def test_a_comparison_while_writing_writes_nothing_twice(nats_server: NatsServer
                         charon.emit("ike-update", {**new, "gw": sa(str(number), spi=str(number))})
                     await charon.drain()
                     buckets.compare()
-                await until(lambda: sum(bridge.gateways[0].events.values()) == 1199)
+                await until(lambda: sum(bridge.gateways[0].reader.events.values()) == 1199)
                 await asyncio.wait_for(buckets.settled(), 20)
                 buckets.compare()
                 await until(lambda: not any(b.look_at == 0 for b in buckets._buckets.values()))

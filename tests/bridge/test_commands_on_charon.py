@@ -98,7 +98,7 @@ def test_fifty_initiates_towards_nobody_never_freeze_charon(lab: Lab) -> None:
             while not all(task.done() for task in asked):
                 workers = (await own.call("stats"))["workers"]  # within a second, whatever else charon does
                 assert isinstance(workers, dict)
-                most = max(most, bridge.commands[0].blocking.running)
+                most = max(most, bridge.gateways[0].commands.blocking.running)
                 assert int(str(workers["idle"])) >= 8
                 assert (await ask(someone, "version", {}))[0] == "200"
                 await asyncio.sleep(0.05)

@@ -38,7 +38,7 @@ def test_subjects_that_are_too_long_are_told_and_block_nothing(nats_server: Nats
                     ("log", "larger than the server accepts", 1),
                 }
                 [gateway] = bridge.gateways
-                assert (gateway.state.counts.dropped, gateway.log.counts.dropped) == (1, 1)
+                assert (gateway.backlog.counts.dropped, gateway.log.counts.dropped) == (1, 1)
                 assert bridge.bus.connects == 1
 
     run(test())

@@ -326,8 +326,8 @@ def test_no_event_is_lost_when_credentials_are_renewed(make_nats_server: Make, t
                     sent += 1
                     charon.emit("ike-updown", {"up": "yes", "gw": {"uniqueid": str(sent)}})
                     await asyncio.sleep(0.001)
-            await until(lambda: bridge.gateways[0].events["ike-updown", "up"] == sent)
-            await until(lambda: not bridge.gateways[0].state.waiting)
+            await until(lambda: bridge.gateways[0].reader.events["ike-updown", "up"] == sent)
+            await until(lambda: not bridge.gateways[0].backlog.waiting)
             seen: list[int] = []
             async with (
                 Fleet(NatsConfig(**ours)) as fleet,

@@ -32,7 +32,7 @@ def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytes
     async def test() -> None:
         config = own(tmp_path)
         async with service(config) as bridge:
-            await until(lambda: bridge.gateways[0].state.counts.published >= 2)
+            await until(lambda: bridge.gateways[0].backlog.counts.published >= 2)
             assert bridge.embedded and (process := bridge.embedded._server.process)
             (tmp_path / "nats" / "nats.log").unlink()
             process.kill()

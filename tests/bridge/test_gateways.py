@@ -51,7 +51,7 @@ async def told_apart(someone: Witness, one: FakeCharon, other: FakeCharon, bridg
         "vici.gw1.event.ike-updown.a.up",
     }
     assert {(s, e["node"]) for s, e in await someone.sees(".log.", 3)} == {("vici.gw=202.log.IKE.1", "gw 2")}
-    await until(lambda: all(not gateway.state.waiting and not gateway.log.in_flight for gateway in bridge.gateways))
+    await until(lambda: all(not gateway.backlog.waiting and not gateway.log.in_flight for gateway in bridge.gateways))
     for mirroring in bridge.mirrorings:
         await mirroring.buckets.settled()
     assert sorted(await bucket(someone.client, "VICI_SA")) == ["gw1.a.8", "gw1.a.9", "gw=202.b.1", "gw=202.b.8"]
@@ -80,8 +80,8 @@ def test_two_gateways_in_one_bridge(nats_server: NatsServer) -> None:
                 assert set(await answers(someone, "vici.all.cmd.stats")) == set(NODES.values())
 
                 await other.stop()  # the one goes on
-                await until(lambda: not bridge.gateways[1].up)
-                assert bridge.gateways[0].up
+                await until(lambda: not bridge.gateways[1].reader.up)
+                assert bridge.gateways[0].reader.up
                 assert value(await scraped(bridge), "vicibridge_charon_up", node="gw 2") == 0
                 await someone.ask("vici.gw=202.cmd.stats")
                 [reply] = await someone.ask("vici.gw1.cmd.stats")

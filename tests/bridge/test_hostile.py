@@ -92,7 +92,7 @@ def test_odd_tokens_of_subjects(nats_server: NatsServer, token: str) -> None:
             charon.requests.clear()
             [reply] = await someone.ask(f"vici.gw1.cmd.{token}")
             assert code(reply) == "404" and charon.requests == []
-            assert set(bridge.commands[0].stats) == {""}  # hostile names take no memory
+            assert set(bridge.gateways[0].commands.stats) == {""}  # hostile names take no memory
 
     run(test())
 
@@ -219,7 +219,7 @@ def test_a_flood_holds_up_neither_events_nor_others(nats_server: NatsServer) -> 
                 await someone.sees(".event.ike-updown.", timeout=5)
                 [reply] = await other.ask("vici.gw1.cmd.install")
                 assert code(reply) in ("404", "429")
-            await until(lambda: not bridge.commands[0]._tasks)
+            await until(lambda: not bridge.gateways[0].commands._tasks)
             codes = ended(bridge, "get-conns")
             assert codes[504] >= 2 and codes[429] > 2900 and codes[400] == 1000
             [reply] = await someone.ask("vici.gw1.cmd.version")
@@ -278,7 +278,7 @@ def test_secrets_never_come_out(nats_server: NatsServer, caplog: pytest.LogCaptu
 
     async def all_ended(bridge: Service, rounds: int) -> None:
         count = rounds * sum(len(_payloads(command)) for command in COMMANDS)
-        await until(lambda: sum(tally.requests for tally in bridge.commands[0].stats.values()) >= count, 20)
+        await until(lambda: sum(tally.requests for tally in bridge.gateways[0].commands.stats.values()) >= count, 20)
 
     async def test() -> None:
         await nats_server.up()
@@ -289,7 +289,7 @@ def test_secrets_never_come_out(nats_server: NatsServer, caplog: pytest.LogCaptu
             config = settings(nats_server.url, charon.address, commands={"allow": allow, **limits})
             async with service(config) as bridge:
                 await up(bridge)
-                audit = bridge.commands[0]._audit
+                audit = bridge.gateways[0].commands._audit
                 audit._changes._rate = audit._others._rate = 1e6  # each shall have its own envelope
                 await someone.ask("vici.gw1.cmd.no-such-command")
                 await _send_everywhere(someone)
@@ -298,7 +298,7 @@ def test_secrets_never_come_out(nats_server: NatsServer, caplog: pytest.LogCaptu
                 await _send_everywhere(someone)
                 await all_ended(bridge, 2)
                 out = [json.dumps(await discover(someone, what)) for what in ("INFO", "STATS")]
-                out += [generate_latest(registry(bridge)).decode(), repr(bridge.commands[0].stats)]
+                out += [generate_latest(registry(bridge)).decode(), repr(bridge.gateways[0].commands.stats)]
         mine = [m for m in someone.messages if ".cmd." not in m.subject]
         out += [f"{m.subject} {m.reply} {m.headers} {m.data!r}" for m in mine]
         out += [record.getMessage() + str(record.exc_info) for record in caplog.records]
@@ -359,7 +359,7 @@ def test_names_with_any_byte_never_leave_their_place(nats_server: NatsServer) ->
                 for number, name in enumerate(names):
                     _emit_everywhere(charon, name, number)
                 printable = [name for name in names if all(0x20 <= byte < 0x7F for byte in name)]
-                causes = bridge.gateways[0].state.counts.causes
+                causes = bridge.gateways[0].backlog.counts.causes
                 await until(lambda: sum(causes.values()) == 2 * (len(names) - len(printable)))
                 await someone.sees(".event.alert.", len(names))
                 await someone.sees(".log.", len(names))

@@ -68,7 +68,7 @@ def test_what_the_bridge_creates_is_fine(nats_server: NatsServer, tmp_path: Path
         await nats_server.up()
         async with service(settings(nats_server.url, mirror={"enabled": True})) as running:
             await running.mirrorings[0].buckets.settled()
-            await until(lambda: not running.gateways[0].state.waiting)
+            await until(lambda: not running.gateways[0].backlog.waiting)
 
     asyncio.run(bridge())
     before = administer(nats_server)

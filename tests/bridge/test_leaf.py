@@ -65,8 +65,8 @@ async def emitted(charon: FakeCharon, bridge: Service, first: int, last: int) ->
     """Emit events, and see them stored by the leaf."""
     for number in range(first, last + 1):
         charon.emit("ike-updown", {"up": "yes", "gw": sa(str(number))})
-    await until(lambda: bridge.gateways[0].events["ike-updown", "up"] == last)
-    await bridge.gateways[0].state.flush()
+    await until(lambda: bridge.gateways[0].reader.events["ike-updown", "up"] == last)
+    await bridge.gateways[0].backlog.flush()
 
 
 async def numbers(jetstream: JetStreamContext, count: int) -> list[str]:

@@ -550,13 +550,13 @@ def test_what_comes_and_goes_while_nats_is_away_takes_no_memory(nats_server: Nat
                 mirror = bridge.mirrorings[0].mirror
                 nats_server.kill()
                 await until(lambda: not bridge.bus.connected)
-                received = bridge.gateways[0].state.counts.received
+                received = bridge.gateways[0].backlog.counts.received
                 charon.emit("ike-updown", {"gw": sa("2")})
                 for number in range(10, 4010):
                     charon.emit("ike-updown", {"up": "yes", "gw": sa(str(number))})
                     charon.emit("ike-updown", {"gw": sa(str(number))})
                     await charon.drain()
-                await until(lambda: bridge.gateways[0].state.counts.received > received + 8000)
+                await until(lambda: bridge.gateways[0].backlog.counts.received > received + 8000)
                 assert len(mirror.changed) < 1100
                 listed(charon, [("gw", sa("1"))])
                 await nats_server.up()
@@ -631,7 +631,7 @@ def test_whatever_others_wrote_to_the_buckets(nats_server: NatsServer, codec: Ev
                 await settled(bridge)
                 for name, key in (("VICI_SA", "gw1.gw.1"), ("VICI_CONN", "gw1.gw")):
                     assert list(await bucket(someone.client, name)) == [key]
-                await until(lambda: not bridge.gateways[0].state.waiting)
-                assert not bridge.gateways[0].state.counts.dropped
+                await until(lambda: not bridge.gateways[0].backlog.waiting)
+                assert not bridge.gateways[0].backlog.counts.dropped
 
     run(test())

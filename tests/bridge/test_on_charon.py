@@ -361,7 +361,7 @@ def test_the_bridge_outlives_charon_and_nats(lab: Lab) -> None:
 
     async def come_late(log: Path) -> None:
         """The bridge is there first, then NATS, then charon."""
-        await until(lambda: "NATS: not connected" in log.read_text() and "charon is not there" in log.read_text())
+        await until(lambda: "NATS: not connected" in log.read_text() and "charon is not reachable" in log.read_text())
         lab.nats.start()
         await until_kept(url, lambda seen: statuses(seen) == [("starting", "down"), ("running", "down")])
         lab.left.start()

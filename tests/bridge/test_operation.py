@@ -79,7 +79,11 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
             for command in ("version", "terminate", "no-such"):
                 await someone.ask(f"vici.gw1.cmd.{command}", b"{}")
             await until(
-                lambda: gateway.log.counts.published == 10 and not gateway.state.waiting and len(gateway.events) == 3
+                lambda: (
+                    gateway.log.counts.published == 10
+                    and not gateway.backlog.waiting
+                    and len(gateway.reader.events) == 3
+                )
             )
             gateway.log.lost("the bridge fell behind charon", 11, 13)
             values = await scraped(bridge)
@@ -90,7 +94,7 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
             assert value(values, "vicibridge_dropped_total", **log, cause="the bridge fell behind charon") == 3
             assert value(values, "vicibridge_in_flight", **log) == 0
             assert value(values, "vicibridge_published_bytes_total", **log) > 500
-            assert value(values, "vicibridge_published_total", **state) == gateway.state.counts.published >= 3
+            assert value(values, "vicibridge_published_total", **state) == gateway.backlog.counts.published >= 3
             for event, kind in (("ike-updown", "up"), ("alert", "ts-mismatch"), ("alert", "other")):
                 assert value(values, "vicibridge_vici_events_total", node="gw1", event=event, kind=kind) == 1
             assert value(values, "vicibridge_vici_events_total", node="gw1", event="log", kind="") == 13
@@ -212,7 +216,7 @@ def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp
             ]
             assert (await fetch(bridge, "/healthz"))[0] == 200
             async with charon:
-                await until(lambda: bridge.gateways[0].up)
+                await until(lambda: bridge.gateways[0].reader.up)
                 status, text = await fetch(bridge, "/readyz")
                 well = {"nats": True, "charon": {"gw1": True}, "events": {"gw1": True}, "mirror": {}}
                 well |= {"credentials_expire": {}}
@@ -247,7 +251,7 @@ def test_ready_means_that_events_are_taken(
             FakeCharon(tmp_path / "charon.vici") as charon,
             service(settings(server.url, charon.address)) as bridge,
         ):
-            await until(lambda: bridge.gateways[0].up and "not answered yet" not in str(bridge.reasons()))
+            await until(lambda: bridge.gateways[0].reader.up and "not answered yet" not in str(bridge.reasons()))
             status, text = await fetch(bridge, "/readyz")
             answer = json.loads(text)
             assert (status, answer["nats"], answer["events"]) == (503, True, {"gw1": False})

@@ -75,7 +75,7 @@ async def all_of_it(charon: FakeCharon, bridge: Service, fleet: Fleet) -> None:
     assert len([one async for one in fleet.node("gw1").list_sas()]) == len(NODES)
     [answer] = await fleet.everyone().version().all()
     assert (answer.node, answer.error) == ("gw1", None)
-    await bridge.gateways[0].state.flush()
+    await bridge.gateways[0].backlog.flush()
     seen = set()
     async with fleet.subscribe(start="first") as kept:
         while not {"status", "audit", "resync", "ike-updown"} <= seen:

@@ -114,8 +114,9 @@ def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, A
         for _ in range(500)
     ] + [{"group": ["a"], "level": {}}, {}]
     keys = ("group", "level")
-    fast = Envelopes("msgpack", "gw1", "b").batcher("log", keys, topic)
-    plain = RawEnvelopes("gw1", "b").batcher("log", keys, topic)
+    fast = Envelopes("msgpack", "gw1", "b").intake("log", keys, topic).batcher
+    intake = RawEnvelopes("gw1", "b").intake("log", keys, topic)
+    plain = intake.batcher
     for batcher in (fast, plain):
         for name, value in limits.items():
             setattr(batcher, name, value)
@@ -123,7 +124,7 @@ def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, A
     for line in lines:
         body = bytes([EVENT, 3]) + b"log" + encode(line)
         framer.feed(len(body).to_bytes(4, "big") + body)
-        plain.add(10**18, encode(line))
+        intake.add(10**18, encode(line))
     framer.packets()
     got = {e["seq"]: (name, e["data"]) for name, payload, *_ in fast.take() for e in envelopes(payload)}
     taken = plain.take()
@@ -134,11 +135,11 @@ def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, A
 
 
 def test_clock_that_is_set_back_stops_no_line() -> None:
-    batcher = RawEnvelopes("gw1", "b").batcher("log", ("group", "level"), lambda group, level: "topic")
+    batcher, _, add = RawEnvelopes("gw1", "b").intake("log", ("group", "level"), lambda group, level: "topic")
     batcher.rate = 1.0
     second = 10**9
     for time_ns in (10_000 * second, 1 * second, 2 * second, 3 * second):
-        batcher.add(time_ns, encode({"group": "IKE", "level": "1", "msg": "x"}))
+        add(time_ns, encode({"group": "IKE", "level": "1", "msg": "x"}))
     assert [first for _, _, _, first, _ in batcher.take()] == [1, 3, 4]
 
 
@@ -205,13 +206,13 @@ def test_the_spool_keeps_headers_over_a_restart(nats_server: NatsServer) -> None
                 async with service(raw(nats_server.url, charon.address)) as bridge:
                     await charon.registered("log")
                     charon.emit("ike-updown", {"up": "yes", f"gw{number}": SA})
-                    await until(lambda bridge=bridge: bridge.gateways[0].events["ike-updown", "up"])
+                    await until(lambda bridge=bridge: bridge.gateways[0].reader.events["ike-updown", "up"])
             await nats_server.up()
             # the codec may change meanwhile: what waits goes as it was
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await charon.registered("log")
                 charon.emit("ike-updown", {"up": "yes", "gw3": SA})
-                await bridge.gateways[0].state.flush()
+                await bridge.gateways[0].backlog.flush()
         messages = await stored(nats_server.url)
         found = [unpack(m) for m in messages]
         kept = [e for each in found for e in each]
@@ -237,10 +238,10 @@ def test_a_notice_too_large_for_vici_is_counted_as_lost(nats_server: NatsServer)
             async with service(raw(nats_server.url, charon.address)) as bridge:
                 await charon.registered("log")
                 gateway: Gateway = bridge.gateways[0]
-                gateway.tell("resync", {"before": {f"a{n}": "x" * 60_000 for n in range(10)}})
+                gateway.report("resync", {"before": {f"a{n}": "x" * 60_000 for n in range(10)}})
                 [(_, gap)] = await someone.sees(".gap")
                 assert gap["data"]["cause"] == "larger than VICI carries"
-                backlog: Backlog = gateway.state.backlog
+                backlog: Backlog = gateway.backlog
                 assert backlog.counts.causes == {"larger than VICI carries": 1}
 
     run(test())

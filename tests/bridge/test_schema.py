@@ -207,7 +207,7 @@ def test_messages_of_a_running_bridge_are_valid(nats_server: NatsServer) -> None
                 await someone.sees(".gap")
                 await someone.sees(".audit", 4)
                 await bridge.gateways[0].log.flush()
-                await bridge.gateways[0].state.flush()
+                await bridge.gateways[0].backlog.flush()
                 for name in BUCKETS:
                     values = await until_there(someone.client, name)
                     for value in values.values():

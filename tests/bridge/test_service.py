@@ -175,7 +175,7 @@ def test_charon_that_accepts_no_connection(nats_server: NatsServer) -> None:
         await nats_server.up()
         async with FakeCharon(backlog=0) as charon, witness(nats_server.url) as someone:
             async with service(settings(nats_server.url, charon.address, commands={"timeout": 0.4})) as bridge:
-                await until(lambda: bridge.gateways[0].up and bridge.bus.connected)
+                await until(lambda: bridge.gateways[0].reader.up and bridge.bus.connected)
                 charon.pause_accepting()
                 with ExitStack() as taken:
                     for _ in range(3):
@@ -211,7 +211,7 @@ def test_requests_run_side_by_side_and_a_stop_answers_them(nats_server: NatsServ
 
 
 def test_charon_gone_and_back(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "vicibridge.gateway")
+    caplog.set_level(logging.INFO, "vicibridge.events.reader")
 
     async def test() -> None:
         await nats_server.up()
@@ -243,7 +243,7 @@ def test_charon_gone_and_back(nats_server: NatsServer, caplog: pytest.LogCapture
         assert charon.abrupt_closes == 0
 
     run(test())
-    levels = [record.levelname for record in caplog.records if record.name == "vicibridge.gateway"]
+    levels = [record.levelname for record in caplog.records if record.name == "vicibridge.events.reader"]
     assert levels == ["INFO", "WARNING"] * 2 + ["INFO"]
 
 
@@ -255,9 +255,9 @@ def test_started_before_either(nats_server: NatsServer, tmp_path: Path) -> None:
             await charon.start()
             await up(bridge)
             charon.emit("ike-updown", {"up": "yes", "gw": SA})
-            await until(lambda: bridge.gateways[0].state.counts.received >= 4)
+            await until(lambda: bridge.gateways[0].backlog.counts.received >= 4)
             await nats_server.up()
-            await bridge.gateways[0].state.flush()
+            await bridge.gateways[0].backlog.flush()
             subjects = [message.subject for message in await stored(nats_server.url)]
             assert subjects[-1] == "vici.gw1.event.ike-updown.gw.up"
             await charon.stop()
@@ -266,7 +266,7 @@ def test_started_before_either(nats_server: NatsServer, tmp_path: Path) -> None:
 
 
 def test_charon_without_alert(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "vicibridge.gateway")
+    caplog.set_level(logging.INFO, "vicibridge.events.reader")
 
     async def test() -> None:
         await nats_server.up()
@@ -277,7 +277,7 @@ def test_charon_without_alert(nats_server: NatsServer, caplog: pytest.LogCapture
                 await someone.sees(".event.")
 
     run(test())
-    assert "charon does not know the event 'alert'; going on without" in caplog.text
+    assert "charon does not know the event 'alert'; continuing without" in caplog.text
 
 
 def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: NatsServer) -> None:
@@ -297,7 +297,7 @@ def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: Nat
 
                 for _ in range(3):
                     emit(2000)
-                    state = bridge.gateways[0].state
+                    state = bridge.gateways[0].backlog
                     await until(lambda pipeline=state: pipeline.counts.published > 500)
                     nats_server.kill()
                     emit(300)
@@ -330,7 +330,7 @@ def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
                 await until(lambda: gateway.log.counts.received == 20_000)
                 assert gateway.log.counts.published < 20_000
                 nats_server.resume()
-                await until(lambda: gateway.log.counts.published == 20_000 and not gateway.state.waiting)
+                await until(lambda: gateway.log.counts.published == 20_000 and not gateway.backlog.waiting)
                 await someone.sees(".event.")
 
     run(test())
@@ -348,7 +348,7 @@ def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
                 await until(lambda: log.counts.received == 8000)
                 await nats_server.up()
                 await until(lambda: not log.in_flight and not log._losses.untold)
-                await bridge.gateways[0].state.flush()
+                await bridge.gateways[0].backlog.flush()
                 found = [e for message in await stored(nats_server.url) for e in envelopes(message.data)]
                 [gap] = [e["data"] for e in found if e["event"] == "gap"]
                 assert log.counts.dropped > 4000
@@ -396,7 +396,7 @@ def test_falling_behind_loses_state_events_only_and_is_told(
                 await up(bridge)
                 [gateway] = bridge.gateways
                 await someone.sees("bridge.status", 2)
-                before = gateway.state.counts.received
+                before = gateway.backlog.counts.received
                 for _ in range(50):
                     charon.emit("ike-updown", {"gw": SA})
                 [(_, first)] = await someone.sees("bridge.gap")
@@ -407,7 +407,7 @@ def test_falling_behind_loses_state_events_only_and_is_told(
                 await someone.sees(".log.IKE.1", 50)
                 assert gateway.log.counts.dropped == 0
                 gaps = 1  # are of the state class themselves
-                assert gateway.state.counts.received - before - gaps == 50
+                assert gateway.backlog.counts.received - before - gaps == 50
 
     run(test())
 
@@ -420,7 +420,7 @@ def test_events_that_come_while_it_unregisters_are_told_as_a_gap(nats_server: Na
                 [gateway] = bridge.gateways
                 await up(bridge)
                 charon.pause_reading()
-                stopping = asyncio.create_task(gateway.stop())
+                stopping = asyncio.create_task(gateway.reader.stop())
                 await asyncio.sleep(0)  # it has unregistered, and charon does not know yet
                 for _ in range(3):
                     charon.emit("ike-updown", {"gw": SA})
@@ -485,7 +485,7 @@ def test_lines_that_come_while_it_unregisters_are_taken(nats_server: NatsServer)
                 [gateway] = bridge.gateways
                 await up(bridge)
                 charon.pause_reading()
-                stopping = asyncio.create_task(gateway.stop())
+                stopping = asyncio.create_task(gateway.reader.stop())
                 for number in range(30):  # turns of the loop, over which all that listened notices
                     charon.emit("log", {"group": "IKE", "level": "1", "msg": str(number)})
                     await asyncio.sleep(0)
@@ -599,7 +599,7 @@ def test_log_filters_hold_and_can_be_reloaded(nats_server: NatsServer) -> None:
                 [(subject, envelope)] = await someone.sees(".log.")
                 assert subject == "vici.gw1.log.IKE.1" and envelope["data"]["msg"] == "peer gone"
                 [gateway] = bridge.gateways
-                await until(lambda: gateway.left_out == 3)
+                await until(lambda: gateway.reader.left_out == 3)
                 bridge.reload(settings(nats_server.url, charon.address, log={"groups": ["NET"]}))
                 lines(charon)
                 _, (subject, envelope) = await someone.sees(".log.", 2)

@@ -29,22 +29,22 @@ class Feed:
         self.bus = bus
         self.losses: list[Loss] = []
         self.count = 0
-        backlog = Backlog("gw1", "b", max_bytes, self.losses.append, None)
-        self.pipeline = StatePublisher(bus, stream, backlog, ack_timeout=ack_timeout, delay=0.1)
+        self.backlog = Backlog("gw1", "b", max_bytes, self.losses.append, None)
+        self.pipeline = StatePublisher(bus, stream, self.backlog, ack_timeout=ack_timeout, delay=0.1)
 
     def put(self, count: int, subject: str = "vici.gw1.event.x", size: int = 1) -> None:
         for _ in range(count):
             self.count += 1
-            self.pipeline.put(self.count, subject, b"%d".ljust(size) % self.count)
+            self.backlog.put(self.count, subject, b"%d".ljust(size) % self.count)
 
     async def flush(self) -> None:
-        await asyncio.wait_for(self.pipeline.flush(), 15)
+        await asyncio.wait_for(self.backlog.flush(), 15)
         self.check()
-        assert self.pipeline.in_flight == 0
+        assert self.backlog.in_flight == 0
 
     def check(self) -> None:
-        counts = self.pipeline.counts
-        assert counts.received == counts.published + counts.dropped + self.pipeline.in_flight
+        counts = self.backlog.counts
+        assert counts.received == counts.published + counts.dropped + self.backlog.in_flight
 
 
 @asynccontextmanager
@@ -73,7 +73,7 @@ def test_ten_thousand_events_once_and_in_order(nats_server: NatsServer) -> None:
         async with feeding(nats_server.url) as feed:
             feed.put(10_000)
             await feed.flush()
-            assert feed.pipeline.counts.published == 10_000
+            assert feed.backlog.counts.published == 10_000
             messages = await stored(nats_server.url)
             assert [int(m.data) for m in messages] == list(range(1, 10_001))
             assert messages[41].headers == {"Nats-Msg-Id": "gw1.b.42"}
@@ -87,9 +87,9 @@ def test_server_killed_again_and_again(nats_server: NatsServer) -> None:
             feed.put(500)  # before there is any server
             for _ in range(3):
                 await nats_server.up()
-                published = feed.pipeline.counts.published
+                published = feed.backlog.counts.published
                 feed.put(3000)
-                await until(lambda before=published: feed.pipeline.counts.published > before + 1000)
+                await until(lambda before=published: feed.backlog.counts.published > before + 1000)
                 feed.put(3000)
                 await asyncio.sleep(0)
                 feed.check()
@@ -202,10 +202,10 @@ def test_without_jetstream_events_wait_and_the_oldest_go_when_memory_is_full(
         await server.up()
         async with feeding(server.url, max_bytes=MIB, ack_timeout=0.5) as feed:
             feed.put(2000, size=1000)
-            await until(lambda: feed.pipeline.counts.dropped)
+            await until(lambda: feed.backlog.counts.dropped)
             feed.check()
-            assert feed.pipeline.in_flight * 1200 <= MIB
-            assert feed.pipeline.counts.published == 0
+            assert feed.backlog.in_flight * 1200 <= MIB
+            assert feed.backlog.counts.published == 0
 
     run(test())
 
@@ -214,7 +214,7 @@ def test_overflow_is_told_once_events_flow_again(nats_server: NatsServer) -> Non
     async def test() -> None:
         async with feeding(nats_server.url, max_bytes=MIB) as feed:
             feed.put(2000, size=1000)
-            dropped = feed.pipeline.counts.dropped
+            dropped = feed.backlog.counts.dropped
             assert 1000 < dropped < 1200
             await nats_server.up()
             await feed.flush()
@@ -272,12 +272,12 @@ def test_a_lost_gap_makes_no_gap(nats_server: NatsServer, caplog: pytest.LogCapt
     async def test() -> None:
         await nats_server.up()
         async with feeding(nats_server.url) as feed:
-            feed.pipeline.put(1, "vici.gw1.bridge.gap", b"x" * 2 * MIB, tell=False)
+            feed.backlog.put(1, "vici.gw1.bridge.gap", b"x" * 2 * MIB, tell=False)
             await feed.flush()
-            feed.pipeline.lost("malformed", 2, 4)
+            feed.backlog.lost("malformed", 2, 4)
             await until(lambda: feed.losses)
             assert feed.losses == [Loss("malformed", 3, 2, 4)]
-            assert feed.pipeline.counts.dropped == 4
+            assert feed.backlog.counts.dropped == 4
             feed.check()
 
     run(test())
@@ -310,7 +310,7 @@ def test_a_stream_that_never_acknowledges(
                 sent = len(someone.messages)
                 assert sent == (13 if while_running else 0)
                 await asyncio.sleep(1.2)  # four times as long as an acknowledgement may take
-                assert len(someone.messages) == sent and feed.pipeline.waiting == 10
+                assert len(someone.messages) == sent and feed.backlog.waiting == 10
                 feed.check()
                 assert caplog.text.count("does not take events") == 1
                 await jetstream.update_stream(made.evolve(no_ack=False))
@@ -381,7 +381,7 @@ def test_a_full_stream_is_trouble_until_there_is_room(nats_server: NatsServer) -
             feed.put(5)
             await until(lambda: feed.pipeline.trouble)
             await until(lambda: "maximum messages exceeded in the stream VICI" in feed.pipeline.trouble)
-            assert feed.pipeline.waiting == 2
+            assert feed.backlog.waiting == 2
             await jetstream.purge_stream("VICI")
             await feed.flush()
             assert feed.pipeline.trouble == "" and not feed.losses
@@ -410,7 +410,7 @@ def test_what_was_purged_is_not_stored_again(nats_server: NatsServer) -> None:
             (await feed.bus.link()).lose("test")
             feed.put(1)
             await feed.flush()
-            assert feed.pipeline.counts.published == 7 and not feed.losses
+            assert feed.backlog.counts.published == 7 and not feed.losses
             assert await numbers(nats_server.url) == [7]
             state = (await jetstream.stream_info("VICI")).state
             assert (state.first_seq, state.last_seq) == (7, 7)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from harness import NatsServer, envelopes, run, service, settings, stored, until, up
-from vicibridge import gateway
 from vicibridge.client import Completeness, unpack
+from vicibridge.events import reader
 from vicibridge.events.ratelimit import BURST, TokenBucket, UnauthenticatedLimit, unauthenticated
 from vicibridge.service import Service
 
@@ -106,12 +106,12 @@ async def flood(charon: FakeCharon, count: int) -> list[str]:
 
 
 def dropped(bridge: Service) -> Counter[str]:
-    return bridge.gateways[0].state.counts.causes
+    return bridge.gateways[0].backlog.counts.causes
 
 
 @pytest.fixture(autouse=True)
 def _reported_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "_LIMITED_EVERY", 0.1)
+    monkeypatch.setattr(reader, "_LIMITED_EVERY", 0.1)
 
 
 @pytest.mark.parametrize("codec", ["msgpack", "raw"])
@@ -123,11 +123,11 @@ def test_flood_is_limited_and_reported(nats_server: NatsServer, codec: str, capl
                 await up(bridge)
                 subjects = await flood(charon, 500)
                 [of] = bridge.gateways
-                await until(lambda: sum(of.events.values()) == 1500 + len(subjects))
-                await until(lambda: dropped(bridge) == {CAUSE: 1500 - 3 * BURST} and not of.state.backlog.losses.untold)
-                counts = of.state.counts
-                assert counts.received == counts.published + counts.dropped + of.state.waiting
-                assert of.events["ike-updown", "failed"] == 550  # those that are limited are counted as well
+                await until(lambda: sum(of.reader.events.values()) == 1500 + len(subjects))
+                await until(lambda: dropped(bridge) == {CAUSE: 1500 - 3 * BURST} and not of.backlog.losses.untold)
+                counts = of.backlog.counts
+                assert counts.received == counts.published + counts.dropped + of.backlog.waiting
+                assert of.reader.events["ike-updown", "failed"] == 550  # those that are limited are counted as well
             kept = await stored(nats_server.url)
         seen = Counter(message.subject for message in kept)
         assert seen["vici.gw1.event.ike-updown.=28unnamed=29.failed"] == BURST
@@ -156,10 +156,10 @@ def test_flood_does_not_fill_the_spool(nats_server: NatsServer) -> None:
                 await up(bridge)
                 subjects = await flood(charon, 500)
                 [of] = bridge.gateways
-                await until(lambda: sum(of.events.values()) == 1500 + len(subjects))
-                assert of.state.waiting <= len(subjects) + 3 * BURST + 10  # of the bridge's own
+                await until(lambda: sum(of.reader.events.values()) == 1500 + len(subjects))
+                assert of.backlog.waiting <= len(subjects) + 3 * BURST + 10  # of the bridge's own
                 await nats_server.up()
-                await until(lambda: not of.state.waiting and not of.state.backlog.losses.untold)
+                await until(lambda: not of.backlog.waiting and not of.backlog.losses.untold)
             kept = await stored(nats_server.url)
         assert [m.subject for m in kept if m.subject in set(subjects)] == subjects
         [gap] = [e["data"] for m in kept if m.subject.endswith(".gap") for e in envelopes(m.data)]
@@ -180,7 +180,7 @@ def test_limit_is_changed_and_lifted_while_running(nats_server: NatsServer) -> N
                 await until(lambda: dropped(bridge)[CAUSE] == 150)
                 bridge.reload(settings(nats_server.url, charon.address, events={"unauthenticated_rate": 0}))
                 await flood(charon, 500)
-                await until(lambda: of.events["ike-updown", "failed"] == 715)
+                await until(lambda: of.reader.events["ike-updown", "failed"] == 715)
                 assert dropped(bridge) == {CAUSE: 150}
 
     run(test())

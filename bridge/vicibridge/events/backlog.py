@@ -43,7 +43,7 @@ class Backlog:
         self.counts = Counts()
         self.losses = Losses(tell)
         self.in_flight = 0  # in memory only
-        self.spooled = 0
+        self.spooled = 0  # on disk, whether or not in memory as well
         self.spool_trouble = ""  # why the spool is not used
         self.window: dict[int, SpooledEvent] = {}  # sent and not acknowledged, in order, by number
         self.arrived = asyncio.Event()  # there is something new to send
@@ -73,6 +73,11 @@ class Backlog:
         self._empty.set()
         self._closing = False
         self._thread = ThreadPoolExecutor(1, "spool")
+
+    @property
+    def waiting(self) -> int:
+        """Events that JetStream has not acknowledged."""
+        return self.in_flight + self.spooled
 
     def put(self, seq: int, subject: str, payload: bytes, tell: bool = True) -> None:
         """Take over one envelope; `seq` must grow from call to call."""

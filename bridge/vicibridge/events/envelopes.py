@@ -15,9 +15,10 @@ import msgpack
 
 from vicifast import _wire
 from vicifast.commands import EVENTS
+from vicifast.errors import DecodeError
 
 from ..contract.names import Codec, EventCodec
-from .raw_envelopes import RawEnvelopes
+from .raw_envelopes import Intake, RawEnvelopes
 
 
 def new_boot() -> str:
@@ -58,9 +59,10 @@ class Envelopes:
             return empty.removesuffix(b"\x80") + packed
         return empty.removesuffix(b"{}}\n") + json.dumps(data, separators=(",", ":")).encode() + b"}\n"
 
-    def batcher(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> _wire.Batcher:
-        """Return the reader that puts the messages of `event` into envelopes of this node and class as they come."""
-        return _wire.Batcher(self._envelope, event, keys, topic)
+    def intake(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> Intake:
+        """Return a batcher that puts the messages of `event` into envelopes of this node and class, and its feed."""
+        batcher = _wire.Batcher(self._envelope, event, keys, topic)
+        return Intake(batcher, batcher, _check_added)
 
     def skip(self, count: int) -> tuple[int, int]:
         """Give the next `count` numbers to events that will have no envelope; return the first and the last."""
@@ -70,6 +72,12 @@ class Envelopes:
 
     def _transcoder(self, event: str, binary: Iterable[str]) -> _wire.Transcoder:
         return _wire.Transcoder(self.codec, binary=binary, envelope=self._envelope, event=event)
+
+
+def _check_added(time_ns: int, message: object) -> None:
+    """The batcher has added the messages while it read them; what remains are errors."""
+    if isinstance(message, DecodeError):
+        raise message
 
 
 def new_envelopes(codec: EventCodec, node: str, boot: str) -> Envelopes | RawEnvelopes:

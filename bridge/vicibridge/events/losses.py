@@ -57,6 +57,13 @@ def _either(choose: Callable[[int, int], int], one: int | None, other: int | Non
     return None if one is None or other is None else choose(one, other)
 
 
+def gap(
+    kind: str, cause: str, count: int | None = None, first_seq: int | None = None, last_seq: int | None = None
+) -> dict[str, object]:
+    """Return the data of a `gap` event: events of a class are missing; None where a value is unknown."""
+    return {"class": kind, "cause": cause, "count": count, "first_seq": first_seq, "last_seq": last_seq}
+
+
 class Losses:
     """Gathers drops by cause until it is time to tell them."""
 

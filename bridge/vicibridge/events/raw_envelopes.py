@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from vicifast import _wire
+from vicifast.errors import DecodeError
 
 from ..contract.bridge_events import to_vici
 from ..contract.names import BOOT_HEADER, EVENT_HEADER, NODE_HEADER, SEQ_HEADER, TIME_HEADER
@@ -45,9 +47,10 @@ class RawEnvelopes:
         """Return the envelope of `data` as a VICI message; EncodeError when that would be longer than VICI allows."""
         return self._sealed(time_ns, event, _wire.encode(to_vici(data)))
 
-    def batcher(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> RawBatcher:
-        """Return what puts the messages of `event` into envelopes of this node and class."""
-        return RawBatcher(self, event, keys, topic)
+    def intake(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> Intake:
+        """Return a batcher that puts the messages of `event` into envelopes of this node and class, and its feed."""
+        batcher = RawBatcher(self, event, keys, topic)
+        return Intake(batcher, _wire.Raw(), batcher.add)
 
     def skip(self, count: int) -> tuple[int, int]:
         """Give the next `count` numbers to events that will have no envelope; return the first and the last."""
@@ -84,8 +87,10 @@ class RawBatcher:
         self._passed = 0
         self._bucket = TokenBucket()
 
-    def add(self, time_ns: int, raw: bytes) -> None:
-        """Take one message; DecodeError when it is none."""
+    def add(self, time_ns: int, raw: object) -> None:
+        """Take one VICI message as bytes; raises DecodeError if it is malformed."""
+        if not isinstance(raw, bytes):
+            raise DecodeError("no message", 0)
         message = _wire.Message(raw, values=bytes)
         topic = self._topic(*(_bytes(message, key) for key in self._keys))
         if topic is None or (self.wanted is not None and not self.wanted(_bytes(message, "msg"))):
@@ -120,6 +125,17 @@ class RawBatcher:
     def forget(self) -> None:
         """Ask `topic` again for every name, as its answers have changed."""
         self._topic.cache_clear()
+
+
+class Intake(NamedTuple):
+    """A batcher and how it is fed: the session reads with `reader`, and `add` takes each message that this yields.
+
+    `add` gets the time in nanoseconds and the message; it raises DecodeError if that is malformed.
+    """
+
+    batcher: RawBatcher | _wire.Batcher
+    reader: _wire.Reader
+    add: Callable[[int, object], None]
 
 
 def _bytes(message: _wire.Message, key: str) -> bytes:

@@ -13,7 +13,6 @@ from ..bus.connection import Link, TooLarge, reason_of
 from ..bus.streams import StateStream, Unsuitable
 from ..bus.supervisor import Bus
 from .backlog import Backlog
-from .losses import Counts
 from .raw_envelopes import opened
 
 _logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class StatePublisher:
     def __init__(
         self, bus: Bus, stream: StateStream, backlog: Backlog, ack_timeout: float = 5.0, delay: float = 0.25
     ) -> None:
-        self.backlog = backlog
+        self._backlog = backlog
         self.trouble = "JetStream has not answered yet"
         """Why events are not taken, as a sentence; empty while they are."""
         self._bus = bus
@@ -50,40 +49,6 @@ class StatePublisher:
         self._unseen = ""  # why the stream cannot be looked at
         self._troubled = False  # nothing of what was sent last was taken
         self._wake = backlog.arrived
-
-    @property
-    def counts(self) -> Counts:
-        return self.backlog.counts
-
-    def configure(self, max_bytes: int) -> None:
-        """Change the limit; it holds from the next event on."""
-        self.backlog.max_bytes = max_bytes
-
-    @property
-    def in_flight(self) -> int:
-        """Events in memory only."""
-        return self.backlog.in_flight
-
-    @property
-    def spooled(self) -> int:
-        """Events on disk, whether or not they are in memory as well."""
-        return self.backlog.spooled
-
-    @property
-    def waiting(self) -> int:
-        return self.backlog.in_flight + self.backlog.spooled
-
-    def put(self, seq: int, subject: str, payload: bytes, *, tell: bool = True) -> None:
-        """Take over one envelope; `seq` must grow from call to call."""
-        self.backlog.put(seq, subject, payload, tell)
-
-    def lost(self, cause: str, first_seq: int, last_seq: int) -> None:
-        """Count events that never became envelopes."""
-        self.backlog.lost(cause, first_seq, last_seq)
-
-    async def flush(self) -> None:
-        """Wait until everything taken over is acknowledged or dropped."""
-        await self.backlog.flush()
 
     async def run(self) -> None:
         """Publish until cancelled, over as many links as it takes."""
@@ -125,7 +90,7 @@ class StatePublisher:
             return True
         if not self._troubled:
             self.trouble = ""
-        elif not self.waiting:
+        elif not self._backlog.waiting:
             self._recover()
         return True
 
@@ -139,26 +104,26 @@ class StatePublisher:
             if late or self._refused:
                 return await self._retreat(link, late)
             if not self._held_up:
-                self.backlog.losses.tell(loop.time())
+                self._backlog.losses.tell(loop.time())
             if not await self._pause(loop.time()) and not self._window:
                 break
         return None
 
     async def _send(self) -> None:
-        while self._publisher.room and not self._refused and (event := self.backlog.take()):
+        while self._publisher.room and not self._refused and (event := self._backlog.take()):
             headers, payload = opened(event.payload)
-            headers["Nats-Msg-Id"] = self.backlog.message_id(event)
+            headers["Nats-Msg-Id"] = self._backlog.message_id(event)
             try:
                 await self._publisher.publish(event.number, event.subject, payload, headers)
             except TooLarge:
-                self.backlog.drop(event, "larger than the server accepts")
+                self._backlog.drop(event, "larger than the server accepts")
 
     async def _pause(self, now: float) -> bool:
         """Wait for a new event, an acknowledgement, the end of the link, or a deadline; False when it was idle."""
         if self._wake.is_set():
             return True
         wait = self._publisher.wait(now)
-        if not self._held_up and (due := self.backlog.losses.wait(now)) is not None:
+        if not self._held_up and (due := self._backlog.losses.wait(now)) is not None:
             wait = due if wait is None else min(wait, due)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._idle if wait is None else wait):
@@ -176,7 +141,7 @@ class StatePublisher:
                 self._refused[number] = answer
                 self._wake.set()
             return
-        if self.backlog.published(number) is None:
+        if self._backlog.published(number) is None:
             return  # the spool had no room for it meanwhile
         self._highest_ack = max(self._highest_ack, number)
         self._delay = self._first_delay
@@ -204,11 +169,11 @@ class StatePublisher:
             if number < self._highest_ack:
                 event.refusals += 1
                 if event.refusals >= self.REFUSALS:
-                    self.backlog.drop(event, "refused by the server")
+                    self._backlog.drop(event, "refused by the server")
 
     def _rewind(self) -> None:
         self._publisher.forget()
-        self.backlog.rewind()
+        self._backlog.rewind()
         self._refused.clear()
         self._highest_ack = 0
 
@@ -216,7 +181,7 @@ class StatePublisher:
         self.trouble = self._unseen or trouble
         if not self._troubled:
             self._troubled = True
-            _logger.warning("JetStream: does not take events: %s; keeping %d", trouble, self.waiting)
+            _logger.warning("JetStream: does not take events: %s; keeping %d", trouble, self._backlog.waiting)
 
     def _recover(self) -> None:
         self.trouble = ""

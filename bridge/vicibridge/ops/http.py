@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from ..config.model import parse_listen
 from .metrics import registry
-
-if TYPE_CHECKING:
-    from ..service import Service
-
+from .view import ServiceView
 
 _STOP = 0.5  # seconds that a client has for its answer when the bridge stops
 
@@ -25,7 +21,7 @@ class ListenError(Exception):
 class HttpServer:
     """Listens from `start` to `stop`; `port` is where."""
 
-    def __init__(self, listen: str, service: Service) -> None:
+    def __init__(self, listen: str, service: ServiceView) -> None:
         self._listen = listen
         self._service = service
         self._registry = registry(service)
@@ -75,7 +71,7 @@ class HttpServer:
             "ready": not reasons,
             "reasons": reasons,
             "nats": self._service.bus.connected,
-            "charon": {gateway.node: gateway.up for gateway in gateways},
+            "charon": {gateway.node: gateway.reader.up for gateway in gateways},
             "credentials_expire": {kind: _iso(time) for kind, time in self._service.bus.expires.items()},
             "events": {gateway.node: not gateway.state.trouble for gateway in gateways},
             "mirror": {gateway.node: gateway.mirroring.buckets.complete for gateway in gateways if gateway.mirroring},

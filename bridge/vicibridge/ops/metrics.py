@@ -13,19 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..contract.bucket_values import CONN, NODE, SA
-
-if TYPE_CHECKING:
-    from ..events.losses import Counts
-    from ..mirror.buckets import Buckets
-    from ..mirror.model import Conn
-    from ..service import Service
+from ..events.losses import Counts
+from ..mirror.buckets import Buckets
+from ..mirror.model import Conn
+from .view import ServiceView
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +36,7 @@ class Metric:
     name: str
     help: str
     labels: tuple[str, ...]
-    read: Callable[[Service], Iterable[_Sample]]
+    read: Callable[[ServiceView], Iterable[_Sample]]
 
     @property
     def kind(self) -> str:
@@ -47,57 +44,57 @@ class Metric:
         return "counter" if self.name.endswith("_total") else "gauge"
 
 
-def _counts(value: Callable[[Counts], float]) -> Callable[[Service], Iterator[_Sample]]:
+def _counts(value: Callable[[Counts], float]) -> Callable[[ServiceView], Iterator[_Sample]]:
     """Read a value of every node and class."""
 
-    def read(service: Service) -> Iterator[_Sample]:
-        for node, kind, pipeline in service.pipelines:
-            yield (node, kind), value(pipeline.counts)
+    def read(service: ServiceView) -> Iterator[_Sample]:
+        for pipeline in service.pipelines:
+            yield (pipeline.node, pipeline.kind), value(pipeline.counts)
 
     return read
 
 
-def _dropped(service: Service) -> Iterator[_Sample]:
-    for node, kind, pipeline in service.pipelines:
+def _dropped(service: ServiceView) -> Iterator[_Sample]:
+    for pipeline in service.pipelines:
         for cause, count in pipeline.counts.causes.items():
-            yield (node, kind, cause), count
+            yield (pipeline.node, pipeline.kind, cause), count
 
 
-def _in_flight(service: Service) -> Iterator[_Sample]:
-    for node, kind, pipeline in service.pipelines:
-        yield (node, kind), pipeline.in_flight
+def _in_flight(service: ServiceView) -> Iterator[_Sample]:
+    for pipeline in service.pipelines:
+        yield (pipeline.node, pipeline.kind), pipeline.events.in_flight
 
 
-def _lag(service: Service) -> Iterator[_Sample]:
+def _lag(service: ServiceView) -> Iterator[_Sample]:
     now = asyncio.get_running_loop().time()
-    for (node, kind, _), lag in zip(service.pipelines, service.lags, strict=True):
-        yield (node, kind), lag.seconds(now)
+    for pipeline in service.pipelines:
+        yield (pipeline.node, pipeline.kind), pipeline.lag.seconds(now)
 
 
-def _events(service: Service) -> Iterator[_Sample]:
+def _events(service: ServiceView) -> Iterator[_Sample]:
     for gateway in service.gateways:
         yield (gateway.node, "log", ""), gateway.log.counts.received
-        for (event, kind), count in gateway.events.items():
+        for (event, kind), count in gateway.reader.events.items():
             yield (gateway.node, event, kind), count
 
 
-def _commands(service: Service) -> Iterator[_Sample]:
-    for gateway, commands in zip(service.gateways, service.commands, strict=True):
-        for command, tally in commands.stats.items():
+def _commands(service: ServiceView) -> Iterator[_Sample]:
+    for gateway in service.gateways:
+        for command, tally in gateway.commands.stats.items():
             for code, count in tally.codes.items():
                 yield (gateway.node, command or "unknown", str(code)), count
 
 
-def _command_seconds(service: Service) -> Iterator[_Sample]:
-    for gateway, commands in zip(service.gateways, service.commands, strict=True):
-        for command, tally in commands.stats.items():
+def _command_seconds(service: ServiceView) -> Iterator[_Sample]:
+    for gateway in service.gateways:
+        for command, tally in gateway.commands.stats.items():
             yield (gateway.node, command or "unknown"), tally.nanoseconds / 1e9
 
 
-def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[Service], Iterator[_Sample]]:
+def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[ServiceView], Iterator[_Sample]]:
     """Read a value of every node and bucket."""
 
-    def read(service: Service) -> Iterator[_Sample]:
+    def read(service: ServiceView) -> Iterator[_Sample]:
         for gateway in service.gateways:
             if gateway.mirroring:
                 values = value(gateway.mirroring.buckets)
@@ -107,7 +104,7 @@ def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[Service]
     return read
 
 
-def _tunnels(service: Service) -> tuple[list[tuple[str, Conn]], Counter[str]]:
+def _tunnels(service: ServiceView) -> tuple[list[tuple[str, Conn]], Counter[str]]:
     """Return the configured connections with their nodes as far as the limit allows, and how many are left out."""
     room = service.settings.http.max_tunnels
     shown: list[tuple[str, Conn]] = []
@@ -131,34 +128,34 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _connection_up(service: Service) -> Iterator[_Sample]:
+def _connection_up(service: ServiceView) -> Iterator[_Sample]:
     for node, conn in _tunnels(service)[0]:
         yield (node, _text(conn.name)), conn.up
 
 
-def _connection_changed(service: Service) -> Iterator[_Sample]:
+def _connection_changed(service: ServiceView) -> Iterator[_Sample]:
     for node, conn in _tunnels(service)[0]:
         yield (node, _text(conn.name)), conn.changed / 1e9
 
 
-def _child_up(service: Service) -> Iterator[_Sample]:
+def _child_up(service: ServiceView) -> Iterator[_Sample]:
     for node, conn in _tunnels(service)[0]:
         for name in conn.configures:
             yield (node, _text(conn.name), _text(name)), name in conn.children
 
 
-def _left_out(service: Service) -> Iterator[_Sample]:
+def _left_out(service: ServiceView) -> Iterator[_Sample]:
     for node, count in _tunnels(service)[1].items():
         yield (node,), count
 
 
-def _ambiguous(service: Service) -> Iterator[_Sample]:
+def _ambiguous(service: ServiceView) -> Iterator[_Sample]:
     for gateway in service.gateways:
         if gateway.mirroring:
             yield (gateway.node,), sum(gateway.mirroring.mirror.ambiguous.values())
 
 
-def _build(service: Service) -> Iterator[_Sample]:
+def _build(service: ServiceView) -> Iterator[_Sample]:
     yield (version("strongswan-vicifast"), platform.python_version(), version("nats-py")), 1
 
 
@@ -171,13 +168,13 @@ METRICS = (
         "vicibridge_spooled",
         "Events on disk that NATS has not acknowledged.",
         ("node",),
-        lambda service: [((gateway.node,), gateway.state.spooled) for gateway in service.gateways],
+        lambda service: [((gateway.node,), gateway.backlog.spooled) for gateway in service.gateways],
     ),
     Metric(
         "vicibridge_spool_up",
         "1 while the spool works; 0 is that waiting events are in memory only.",
         ("node",),
-        lambda service: [((gateway.node,), not gateway.state.backlog.spool_trouble) for gateway in service.gateways],
+        lambda service: [((gateway.node,), not gateway.backlog.spool_trouble) for gateway in service.gateways],
     ),
     Metric("vicibridge_lag_seconds", "How long the oldest event on its way has waited.", ("node", "class"), _lag),
     Metric(
@@ -196,13 +193,13 @@ METRICS = (
         "vicibridge_charon_up",
         "1 while charon is connected and its events are registered.",
         ("node",),
-        lambda service: [((gateway.node,), gateway.up) for gateway in service.gateways],
+        lambda service: [((gateway.node,), gateway.reader.up) for gateway in service.gateways],
     ),
     Metric(
         "vicibridge_charon_connects_total",
         "How often charon was reached.",
         ("node",),
-        lambda service: [((gateway.node,), gateway.connects) for gateway in service.gateways],
+        lambda service: [((gateway.node,), gateway.reader.connects) for gateway in service.gateways],
     ),
     Metric(
         "vicibridge_mirror_keys",
@@ -297,14 +294,14 @@ METRICS = (
         "vicibridge_loop_delay_seconds",
         "How late the event loop was at the last heartbeat.",
         (),
-        lambda service: [((), service.pulse.delay)],
+        lambda service: [((), service.watchdog.delay)],
     ),
     Metric("vicibridge_build_info", "1; what runs here.", ("version", "python", "nats_py"), _build),
 )
 
 
 class _FromService(Collector):
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ServiceView) -> None:
         self._service = service
         self._reported = False
 
@@ -317,7 +314,7 @@ class _FromService(Collector):
                 family.add_metric(labels, value)
             yield family
 
-    def _report(self, service: Service) -> None:
+    def _report(self, service: ServiceView) -> None:
         """Log, once, that connections are left out."""
         if not self._reported and (count := sum(_tunnels(service)[1].values())):
             self._reported = True
@@ -325,7 +322,7 @@ class _FromService(Collector):
             _logger.warning(text, count, service.settings.http.max_tunnels)
 
 
-def registry(service: Service) -> CollectorRegistry:
+def registry(service: ServiceView) -> CollectorRegistry:
     """Return a registry of `METRICS`, and of what Prometheus wants to know of a process."""
     registry = CollectorRegistry()
     registry.register(_FromService(service))

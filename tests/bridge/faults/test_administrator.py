@@ -174,7 +174,7 @@ def test_a_stream_changed_under_traffic_and_changed_back(
         admin = await connected(nats_server)
         async with scene(nats_server.url) as at:
             async with at.flowing():
-                await until(lambda: at.bridge.gateways[0].state.counts.published > 100)
+                await until(lambda: at.bridge.gateways[0].backlog.counts.published > 100)
                 before = await admin.config()
                 await change(admin, **CHANGES[name])
                 await asyncio.sleep(8)  # longer than an acknowledgement may take

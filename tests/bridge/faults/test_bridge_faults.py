@@ -88,7 +88,7 @@ def test_bridge_killed_while_the_spool_is_read_back(nats_server: NatsServer, tmp
                 for _ in range(40):
                     for _ in range(100):
                         traffic.emit(pad="x" * 10_000)
-                    await until(lambda: bridge.gateways[0].events["ike-updown", "down"] == traffic.sent)
+                    await until(lambda: bridge.gateways[0].reader.events["ike-updown", "down"] == traffic.sent)
             traffic.breaks_here()
             waiting = traffic.sent
             config.write_text(
@@ -127,19 +127,19 @@ def test_disk_of_the_spool_fails(nats_server: NatsServer, tmp_path: Path, kind: 
     async def test() -> None:
         await nats_server.up()
         async with scene(nats_server.url, spool={"path": disk}) as at:
-            backlog = at.bridge.gateways[0].state.backlog
+            backlog = at.bridge.gateways[0].backlog
             async with at.flowing():
                 nats_server.kill()
                 await until(lambda: backlog.spool_trouble)
                 await asyncio.sleep(1)
                 assert backlog.in_flight
                 await nats_server.up()
-                await until(lambda: not at.bridge.gateways[0].state.waiting, 60)
+                await until(lambda: not at.bridge.gateways[0].backlog.waiting, 60)
                 if kind == "full":
                     (disk / "ballast").unlink()
                     await until(lambda: not backlog.spool_trouble)
             await at.settled()
-            assert not at.bridge.gateways[0].state.counts.dropped
+            assert not at.bridge.gateways[0].backlog.counts.dropped
         await verify_whole(nats_server.url, at.traffic.sent)
 
     with mounted(disk, "size=4m,mode=0700"):

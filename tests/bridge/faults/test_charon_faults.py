@@ -104,9 +104,9 @@ def test_backlog_full(nats_server: NatsServer) -> None:
                             sock.connect(at.charon.address.removeprefix("unix://"))
                     at.charon.drop()
                     at.traffic.breaks_here()
-                    await until(lambda: not at.bridge.gateways[0].up)
+                    await until(lambda: not at.bridge.gateways[0].reader.up)
                     await asyncio.sleep(1)
-                    assert not at.bridge.gateways[0].up
+                    assert not at.bridge.gateways[0].reader.up
                 at.charon.resume_accepting()
                 await at.heard()
             await at.settled(all_heard=False)
@@ -155,7 +155,7 @@ def test_malformed_messages_are_told(nats_server: NatsServer) -> None:
                     await asyncio.sleep(0.02)
             await at.settled()
             assert at.bridge.gateways[0].log.counts.causes == {"malformed message from charon": 10}
-            assert at.bridge.gateways[0].connects == 1
+            assert at.bridge.gateways[0].reader.connects == 1
         found = await account(nats_server.url, at.traffic.sent)
         assert (found.dropped, found.absent) == ({"malformed message from charon": 10}, [])
 
@@ -172,7 +172,7 @@ def test_packets_that_are_none(nats_server: NatsServer, noise: bytes) -> None:
             async with at.flowing():
                 at.charon.send(noise)
                 at.traffic.breaks_here()
-                await until(lambda: at.bridge.gateways[0].connects == 2)
+                await until(lambda: at.bridge.gateways[0].reader.connects == 2)
                 await at.heard()
             await at.settled(all_heard=False)
         found = await verify_but_breaks(nats_server.url, at.traffic)
@@ -256,7 +256,7 @@ def test_callers_gone_in_the_middle_of_a_stream(nats_server: NatsServer) -> None
             async with at.flowing():
                 for _ in range(5):
                     await ask_and_go(nats_server.url)
-                await until(lambda: not any(commands.quick.running for commands in at.bridge.commands))
+                await until(lambda: not any(gateway.commands.quick.running for gateway in at.bridge.gateways))
             await at.settled()
             reply = await at.subscription._conn.request("vici.gw1.cmd.version", b"{}", timeout=10)
             assert b"charon" in reply.data

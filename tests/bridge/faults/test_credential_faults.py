@@ -45,7 +45,7 @@ class Guarded:
         """A bridge, and two clients that read the stream."""
         ours = {"creds": self.creds}
         async with scene(self.server.url, reader_options=self.as_admin, nats=ours) as at:
-            await until(lambda: not at.bridge.gateways[0].state.waiting)
+            await until(lambda: not at.bridge.gateways[0].backlog.waiting)
             async with (
                 Fleet(NatsConfig(servers=[self.server.url], **ours)) as fleet,
                 collecting(fleet) as ordered,
@@ -163,7 +163,7 @@ def test_certificates_that_end(make_nats_server: Callable[..., NatsServer], tmp_
         options = read_credentials(NatsConfig(servers=[server.url], **files), server.url).options
         as_admin = {key: options[key] for key in ("tls", "tls_hostname")}
         async with scene(server.url, reader_options=as_admin, nats=files) as at:
-            await until(lambda: not at.bridge.gateways[0].state.waiting)
+            await until(lambda: not at.bridge.gateways[0].backlog.waiting)
             async with at.flowing():
                 for _ in range(3):
                     pki.renew()

@@ -116,7 +116,7 @@ def test_charon_hangs(lab: Lab) -> None:
                     os.kill(lab.left.pid, signal.SIGSTOP)
                     assert code(await list_sas(at)) in ("503", "504")  # the backlog may be full
                     os.kill(lab.left.pid, signal.SIGCONT)
-            assert at.bridge.gateways[0].connects == 1
+            assert at.bridge.gateways[0].reader.connects == 1
             assert code(await list_sas(at)) == "200"
             await at.verify(early)
             await mirror_is_right(at)
@@ -176,7 +176,7 @@ def test_charon_is_reloaded_during_lists(lab: Lab) -> None:
                 await until(lambda before=before: lists > before + 1 or any(task.done() for task in work), 60)
             reloading = False
             await asyncio.gather(*work)
-            assert at.bridge.gateways[0].connects == 1
+            assert at.bridge.gateways[0].reader.connects == 1
             await at.verify(early)
             await mirror_is_right(at)
 
@@ -217,7 +217,7 @@ def test_charon_ends_and_comes_back(lab: Lab, end: Callable[[Lab], object]) -> N
     heard_of: list[Heard] = []
 
     async def life(bridge: Service, number: int) -> None:
-        await until(lambda: bridge.gateways[0].connects == number and bridge.gateways[0].up, 60)
+        await until(lambda: bridge.gateways[0].reader.connects == number and bridge.gateways[0].reader.up, 60)
         async with heard(lab.left.address, *STATE) as events:
             heard_of.append(events)
             names = await sas.up(lab, COUNT)
@@ -226,7 +226,7 @@ def test_charon_ends_and_comes_back(lab: Lab, end: Callable[[Lab], object]) -> N
                     await until(lambda: len(events) > 3 * COUNT, 60)
                     await end(lab)
             await asyncio.wait([events.ended])
-        await until(lambda: not bridge.gateways[0].up, 60)
+        await until(lambda: not bridge.gateways[0].reader.up, 60)
 
     async def test() -> None:
         url = lab.nats.url
@@ -234,7 +234,7 @@ def test_charon_ends_and_comes_back(lab: Lab, end: Callable[[Lab], object]) -> N
             for number in (1, 2, 3):
                 await life(bridge, number)
                 lab.left.start()
-            await until(lambda: bridge.gateways[0].connects == 4)
+            await until(lambda: bridge.gateways[0].reader.connects == 4)
             await settled(bridge)
         divided = lives(await kept(url))
         assert len(divided) == 4 and not of("left", divided[3], "event.")

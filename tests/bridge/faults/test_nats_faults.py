@@ -135,7 +135,7 @@ def test_black_hole_is_left_for_the_next_server_within_ten_seconds(nats_server: 
         async with wire.laid() as url:
             bus = {"servers": [url, nats_server.url], "probe_interval": 2, "probe_timeout": 4}
             async with scene(url, reader=nats_server.url, nats=bus) as at:
-                await until(lambda: not at.bridge.gateways[0].state.waiting)
+                await until(lambda: not at.bridge.gateways[0].backlog.waiting)
                 async with at.flowing() if load else nullcontext():
                     wire.carries.clear()
                     await until(lambda: at.bridge.bus.connects == 2, 10)
@@ -179,7 +179,7 @@ def test_stream_deleted(nats_server: NatsServer) -> None:
                 await client.close()
                 await asyncio.sleep(0.5)
             await at.settled()
-            counts = at.bridge.gateways[0].state.counts
+            counts = at.bridge.gateways[0].backlog.counts
             assert (counts.published, counts.dropped) == (counts.received, 0)
             numbers = [envelope.seq for message in await stored(nats_server.url) for envelope in unpack(message)]
             assert numbers == list(range(numbers[0], counts.received + 1))
@@ -248,14 +248,14 @@ def test_one_subject_forbidden(make_nats_server: Callable[..., NatsServer]) -> N
     async def test() -> None:
         await server.up()
         async with scene(as_bridge, reader=as_admin) as at:
-            at.bridge.gateways[0].state._ack_timeout = 0.3
+            at.bridge.gateways[0].state._publisher.timeout = 0.3
             async with at.flowing():
                 await reload(server, users(), forbidden)
                 await until(lambda: at.bridge.bus.connected)
                 for _ in range(3):
                     at.charon.emit("ike-updown", {"secret": {"uniqueid": "0"}})
                     await asyncio.sleep(0.2)
-                await until(lambda: at.bridge.gateways[0].state.counts.dropped == 3)
+                await until(lambda: at.bridge.gateways[0].backlog.counts.dropped == 3)
             at.traffic.sent += 3
             await at.settled()
             at.traffic.sent -= 3
@@ -340,7 +340,7 @@ def test_everything_ends_every_few_seconds_for_a_minute(nats_server: NatsServer)
                     await asyncio.sleep(1.5)
             await until(lambda: (len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))) <= resources)
             await at.settled(all_heard=False)
-            assert (at.bridge.gateways[0].connects, at.bridge.bus.connects) == (21, 21)
+            assert (at.bridge.gateways[0].reader.connects, at.bridge.bus.connects) == (21, 21)
         assert (await verify_but_breaks(nats_server.url, at.traffic)).gone == 20
 
     run(test(), 150)

@@ -199,16 +199,16 @@ async def settled(bridge: Service, sent: int | None = None) -> None:
     """Wait until all that was sent has arrived, was dropped, or is told; the accounts have to balance all the time."""
     [gateway] = bridge.gateways
     if sent is not None:
-        await until(lambda: gateway.events["ike-updown", "down"] == sent, 30)
-    await until(lambda: not gateway.state.waiting and not gateway.state.backlog.losses.untold, 30)
+        await until(lambda: gateway.reader.events["ike-updown", "down"] == sent, 30)
+    await until(lambda: not gateway.backlog.waiting and not gateway.backlog.losses.untold, 30)
     await until(lambda: not gateway.log.in_flight and not gateway.log._losses.untold, 30)
-    await until(lambda: not gateway.state.waiting, 30)  # what the log has told meanwhile
+    await until(lambda: not gateway.backlog.waiting, 30)  # what the log has told meanwhile
     balanced(bridge)
 
 
 def balanced(bridge: Service) -> None:
     for gateway in bridge.gateways:
-        for pipeline, spooled in ((gateway.state, gateway.state.spooled), (gateway.log, 0)):
+        for pipeline, spooled in ((gateway.backlog, gateway.backlog.spooled), (gateway.log, 0)):
             counts = pipeline.counts
             assert counts.received == counts.published + counts.dropped + spooled + pipeline.in_flight
 
@@ -234,7 +234,7 @@ class Scene:
     async def heard(self) -> None:
         """Wait until the bridge has registered everything, and knows it."""
         await heard(self.charon)
-        await until(lambda: self.bridge.gateways[0].up)
+        await until(lambda: self.bridge.gateways[0].reader.up)
 
     async def settled(self, *, all_heard: bool = True) -> None:
         """Wait until everything is where it belongs, and check the log."""
