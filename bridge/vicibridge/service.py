@@ -33,7 +33,7 @@ class Service:
 
     def __init__(self, settings: Config) -> None:
         self.settings = settings
-        self.bus: Bus = Bus(settings.nats)
+        self.bus: Bus = Bus(settings.nats.settings())
         self.embedded = EmbeddedServer(settings) if settings.nats.servers is None else None
         self.gateways: list[Gateway] = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
         self.pipelines = [
@@ -107,7 +107,7 @@ class Service:
         """Take over from `new` what may change while running, and say in the log what may not; reread credentials."""
         self.settings, live, restart = adopt(self.settings, new)
         logsetup.set_up(self.settings.logging)
-        self.bus.reload(self.settings.nats)
+        self.bus.reload(self.settings.nats.settings())
         for gateway in self.gateways:
             gateway.reload(self.settings)
         _logger.info("configuration: %s", f"taken over: {', '.join(live)}" if live else "nothing to take over")

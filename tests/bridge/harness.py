@@ -189,7 +189,7 @@ def settings(url: str, address: str = "/nowhere/charon.vici", node: str = "gw1",
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Bus]:
     """Run a bus alone."""
-    bus = Bus(config.nats)
+    bus = Bus(config.nats.settings())
     task = asyncio.create_task(bus.run())
     try:
         yield bus

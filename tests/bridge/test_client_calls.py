@@ -13,7 +13,8 @@ import pytest
 from harness import NatsServer, run, service, settings, until, up
 from nats.js.api import DiscardPolicy, StreamConfig
 from vicibridge.client import BusError, Denied, Fleet, JetStreamError, Unavailable
-from vicibridge.config.model import Config, GatewayConfig, NatsConfig
+from vicibridge.config.model import Config, GatewayConfig
+from vicibridge.contract.nats_settings import NatsSettings
 
 from vicifast import Message
 from vicifast.errors import CommandError, ConnectionClosed, EncodeError, RequestTimeout, UnknownCommand
@@ -274,7 +275,7 @@ def test_connecting(nats_server: NatsServer, make_nats_server: Any) -> None:
         while "authorization" not in await refusal(guarded.url):
             pass
         async with Fleet(
-            NatsConfig(servers=[nats_server.url, guarded.url], user="me", password="secret"), user="tester"
+            NatsSettings(servers=[nats_server.url, guarded.url], user="me", password="secret"), user="tester"
         ) as fleet:
             assert fleet.client.is_connected
             with pytest.raises(Unavailable):
@@ -296,7 +297,7 @@ async def permitted(make_nats_server: Any, publish: str, subscribe: str) -> Call
     permissions = f"permissions: {{ publish: {publish}, subscribe: {subscribe} }}"
     server = make_nats_server(f"authorization {{ users: [ {{ user: me, password: s, {permissions} }} ] }}")
     await server.up()
-    return lambda **more: Fleet(NatsConfig(servers=[server.url], user="me", password="s", **more))
+    return lambda **more: Fleet(NatsSettings(servers=[server.url], user="me", password="s", **more))
 
 
 def test_what_nats_does_not_permit(make_nats_server: Any) -> None:

@@ -18,8 +18,8 @@ from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
 from test_client_events import GOOD, SUBJECT, filled, take
 from vicibridge.client import Change, Events, Fleet
-from vicibridge.config.model import NatsConfig
 from vicibridge.contract import bucket_values
+from vicibridge.contract.nats_settings import NatsSettings
 
 from vicifast.errors import ConnectionClosed, RequestTimeout
 
@@ -38,7 +38,7 @@ async def expiring(
     other = await nats.connect(server.url, user_credentials=str(directory / "other.creds"))
     operator.write_credentials(directory / "fleet.creds", seconds)
     try:
-        async with Fleet(NatsConfig(servers=[server.url], creds=directory / "fleet.creds")) as fleet:
+        async with Fleet(NatsSettings(servers=[server.url], creds=directory / "fleet.creds")) as fleet:
             yield fleet, other, lambda: operator.write_credentials(directory / "fleet.creds")
     finally:
         await other.close()

@@ -82,7 +82,7 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
         ('[http]\nlisten = "9273"', "http.listen: '9273' is no address to listen on: write host:port"),
         ('[[gateway]]\nnod = "a"', "gateway.0.nod: unknown key; did you mean node?"),
         ('[events]\ncodec = "xml"', "events.codec: Input should be 'msgpack', 'json' or 'raw'"),
-        ('[nats]\nservers = ["localhost"]', "nats.servers.0: 'localhost' is no server address: write nats://"),
+        ('[nats]\nservers = ["localhost"]', "nats.servers.0: invalid server address 'localhost': write nats://"),
         ("[nats]\nservers = []", "nats.servers: List should have at least 1 item"),
         ('[nats]\nprefix = "a..b"', "nats.prefix: 'a..b' is no subject prefix"),
         ('[nats]\ncreds = "/nowhere"', "nats.creds: '/nowhere' is missing or may not be read"),

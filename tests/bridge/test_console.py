@@ -310,7 +310,7 @@ def test_where_nats_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, context, path, says in [
         ({}, "none", None, "no context none"),
         ({}, None, tmp_path / "none.toml", "none.toml"),
-        ({"servers": ["ftp://x"]}, None, None, "is no server address"),
+        ({"servers": ["ftp://x"]}, None, None, "invalid server address"),
         ({"creds": tmp_path / "none.creds"}, None, None, "none.creds"),
         ({"user": "u", "token": "t"}, None, None, "exclude each other"),
     ]:

@@ -18,7 +18,7 @@ from test_operation import fetch
 from vicibridge.bus.connection import Link
 from vicibridge.bus.credentials import CredentialsError, read_credentials
 from vicibridge.client import Fleet, Unavailable
-from vicibridge.config.model import NatsConfig
+from vicibridge.contract.nats_settings import NatsSettings
 
 from vicifast.testing import FakeCharon
 
@@ -28,7 +28,7 @@ Make = Callable[..., NatsServer]
 def refusal(key: str, path: Path, **more: Path) -> str:
     """Return what is wrong with a credential."""
     with pytest.raises(CredentialsError) as wrong:
-        read_credentials(NatsConfig(servers=["tls://127.0.0.1:4222"], **{key: path}, **more), "tls://127.0.0.1:4222")
+        read_credentials(NatsSettings(servers=["tls://127.0.0.1:4222"], **{key: path}, **more), "tls://127.0.0.1:4222")
     return str(wrong.value)
 
 
@@ -63,7 +63,7 @@ def test_files_that_have_gone_since_the_start(tmp_path: Path) -> None:
     pki, path = Pki(tmp_path), tmp_path / "file"
     for key, more in (("creds", {}), ("nkey", {}), ("tls_ca", {}), ("tls_key", {"tls_cert": pki.cert})):
         path.touch()
-        nats = NatsConfig(servers=["tls://127.0.0.1:4222"], **{key: path}, **more)
+        nats = NatsSettings(servers=["tls://127.0.0.1:4222"], **{key: path}, **more)
         path.unlink()
         with pytest.raises(CredentialsError, match=f"^{key}: {path}: No such file or directory$"):
             read_credentials(nats, "tls://127.0.0.1:4222")
@@ -74,12 +74,12 @@ def test_when_they_expire(tmp_path: Path) -> None:
     operator.write_credentials(tmp_path / "x.creds", 500)
     pki.renew(1000)
     files = {"tls_ca": pki.ca, "tls_cert": pki.cert, "tls_key": pki.key, "creds": tmp_path / "x.creds"}
-    expires = read_credentials(NatsConfig(servers=["nats://h:1"], **files), "nats://h:1").expires
+    expires = read_credentials(NatsSettings(servers=["nats://h:1"], **files), "nats://h:1").expires
     assert abs(expires["creds"] - time.time() - 500) < 60 and abs(expires["tls_cert"] - time.time() - 1000) < 60
     [authority] = ssl.create_default_context(cafile=pki.ca).get_ca_certs()
     assert expires["tls_ca"] == ssl.cert_time_to_seconds(str(authority["notAfter"]))
     operator.write_credentials(tmp_path / "x.creds")  # without an end
-    assert "creds" not in read_credentials(NatsConfig(servers=["nats://h:1"], **files), "nats://h:1").expires
+    assert "creds" not in read_credentials(NatsSettings(servers=["nats://h:1"], **files), "nats://h:1").expires
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_percent_encoded_in_the_address_of_a_server(
 
 
 def test_the_address_of_a_server_counts_before_the_configuration() -> None:
-    nats = NatsConfig(servers=["nats://a:b@h:1"], user="u", password="p")
+    nats = NatsSettings(servers=["nats://a:b@h:1"], user="u", password="p")
     named = read_credentials(nats, "nats://a:b@h:1").options
     assert (named["user"], named["password"]) == ("a", "b")
     other = read_credentials(nats, "nats://h:2").options
@@ -136,7 +136,7 @@ def test_tls_first(tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bool
         await server.up()
         async with running(settings(server.url, nats={**trust, "tls_first": first})) as bus:
             await (await bus.link()).fence(5)
-        async with Fleet(NatsConfig(servers=[server.url], **trust, tls_first=first)) as fleet:
+        async with Fleet(NatsSettings(servers=[server.url], **trust, tls_first=first)) as fleet:
             with pytest.raises(Unavailable):
                 await fleet.node("gw1").version()
         async with running(settings(server.url, nats={**trust, "tls_first": not first})) as bus:
@@ -198,7 +198,7 @@ def test_the_end_of_a_connection_over_tls_is_no_warning(
             await link.lost()
             await server.up()
             await bus.link()
-        async with Fleet(NatsConfig(servers=[server.url], **trust)) as fleet:
+        async with Fleet(NatsSettings(servers=[server.url], **trust)) as fleet:
             assert await fleet.nodes() == []
 
     run(test())
@@ -330,7 +330,7 @@ def test_no_event_is_lost_when_credentials_are_renewed(make_nats_server: Make, t
             await until(lambda: not bridge.gateways[0].backlog.waiting)
             seen: list[int] = []
             async with (
-                Fleet(NatsConfig(**ours)) as fleet,
+                Fleet(NatsSettings(**ours)) as fleet,
                 fleet.subscribe(start="first", events=["ike-updown"]) as events,
             ):
                 seen = [int((await anext(events)).data["gw"]["uniqueid"]) for _ in range(sent)]

@@ -16,7 +16,8 @@ from nats.js import JetStreamContext
 from test_mirror_worker import child, listed, sa, settled
 from vicibridge.bus.nats_server import free_port
 from vicibridge.client import Fleet, JetStreamError, Unavailable
-from vicibridge.config.model import Config, GatewayConfig, NatsConfig
+from vicibridge.config.model import Config, GatewayConfig
+from vicibridge.contract.nats_settings import NatsSettings
 from vicibridge.service import Service
 
 from vicifast.testing import FakeCharon
@@ -40,8 +41,8 @@ def hub(make_nats_server: Callable[..., NatsServer], monkeypatch: pytest.MonkeyP
     return server, leaves
 
 
-def as_user(server: NatsServer, user: str) -> NatsConfig:
-    return NatsConfig(servers=[server.url], user=user, password=user, inbox_prefix=f"_INBOX_{user}")
+def as_user(server: NatsServer, user: str) -> NatsSettings:
+    return NatsSettings(servers=[server.url], user=user, password=user, inbox_prefix=f"_INBOX_{user}")
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ from nats.aio.client import Client
 from test_console import outcome
 from test_mirror_worker import child, listed, sa, settled
 from vicibridge.client import Denied, Fleet
-from vicibridge.config.model import Config, NatsConfig
+from vicibridge.config.model import Config
+from vicibridge.contract.nats_settings import NatsSettings
 from vicibridge.ops.inspection import inspect
 from vicibridge.service import Service
 
@@ -91,12 +92,12 @@ def test_what_the_templates_give_is_enough(guarded: NatsServer) -> None:
     async def test() -> None:
         async with a_bridge(guarded, allow=["@read", "@operate"]) as (charon, bridge):
             for user in ("reader", "operator"):
-                async with Fleet(NatsConfig(**identity(guarded, user))) as fleet:
+                async with Fleet(NatsSettings(**identity(guarded, user))) as fleet:
                     await all_of_it(charon, bridge, fleet)
             us = ("--user", "reader", "--password", "reader", "--inbox-prefix", "_INBOX_reader")
             code, out, err = await outcome(guarded, "nodes", *us)
             assert code == 0 and "gw1" in out, err
-            async with Fleet(NatsConfig(**identity(guarded, "operator"))) as fleet:
+            async with Fleet(NatsSettings(**identity(guarded, "operator"))) as fleet:
                 assert (await fleet.node("gw1").terminate(ike="new").wait())["success"] == "yes"
                 async with fleet.subscribe(events=["ike-updown"], durable="worker") as events:
                     assert (await anext(events)).event == "ike-updown"
@@ -114,7 +115,7 @@ def test_what_the_templates_give_is_enough(guarded: NatsServer) -> None:
 def test_a_reader_does_not_act(guarded: NatsServer) -> None:
     async def test() -> None:
         async with a_bridge(guarded, allow=["@read", "@operate"]) as (charon, _):
-            async with Fleet(NatsConfig(**identity(guarded, "reader"))) as fleet:
+            async with Fleet(NatsSettings(**identity(guarded, "reader"))) as fleet:
                 with pytest.raises(Denied, match="this user may not publish to vici.gw1.cmd.terminate"):
                     await fleet.node("gw1").terminate(ike="a").wait()
             assert "terminate" not in dict(charon.requests)

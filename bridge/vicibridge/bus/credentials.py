@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import nkeys
 from nats.aio.client import RawCredentials
 
-from ..config.model import NatsConfig
+from ..contract.nats_settings import NatsSettings
 
 # In a credentials file each of both is one line between a line that names it and a line of dashes.
 _PART = r"-----BEGIN {}-----\s+([\w\-.=]+)\s"
@@ -41,7 +41,7 @@ class Credentials:
     expires: Mapping[str, float]
 
 
-def read_credentials(nats: NatsConfig, url: str) -> Credentials:
+def read_credentials(nats: NatsSettings, url: str) -> Credentials:
     """Read what `nats` names, for the server at `url`; CredentialsError says what cannot be used.
 
     A user or token in `url` is that server's, and counts before those of `nats`.
@@ -58,7 +58,7 @@ def without_userinfo(url: str) -> str:
 class _Reading:
     """One reading of everything; a file is read once, so that all that is said of it is of the same bytes."""
 
-    def __init__(self, nats: NatsConfig, url: str) -> None:
+    def __init__(self, nats: NatsSettings, url: str) -> None:
         self._nats = nats
         self._url = url
         self._digest = hashlib.sha256()
@@ -92,8 +92,8 @@ class _Reading:
             return {"token": unquote(parts.username)}
         return {
             "user": nats.user,
-            "password": nats.password.get_secret_value() if nats.password else None,
-            "token": nats.token.get_secret_value() if nats.token else None,
+            "password": nats.password,
+            "token": nats.token,
         }
 
     def _creds(self, path: Path) -> RawCredentials:

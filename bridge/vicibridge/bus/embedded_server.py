@@ -10,7 +10,8 @@ import shutil
 import socket
 from pathlib import Path
 
-from ..config.model import Config, LeafConfig, NatsConfig, hide
+from ..config.model import Config, LeafConfig, NatsConfig
+from ..contract.nats_settings import hide
 from .nats_server import NatsServer, NatsServerError, find_nats_server
 
 _logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client
 
-from ..config.model import NatsConfig, hide
+from ..contract.nats_settings import NatsSettings, hide
 from .connection import Disconnected, Link, reason_of
 from .credentials import CredentialsError, read_credentials, without_userinfo
 from .hardened_client import HardClient
@@ -45,15 +45,15 @@ class Bus:
     """
 
     def __init__(
-        self, config: NatsConfig, name: str = "vicibridge", on_violation: Callable[[str], bool] = lambda text: False
+        self, settings: NatsSettings, name: str = "vicibridge", on_violation: Callable[[str], bool] = lambda text: False
     ) -> None:
-        self._config = config
+        self._settings = settings
         self._name = name
         self._on_violation = on_violation
         self._link: Link | None = None
         self._changed = asyncio.Event()
         self._reread = asyncio.Event()
-        self._servers = list(config.urls)
+        self._servers = list(settings.servers)
         self._told: set[str] = set()  # reasons of the present outage that the log has
         self._reported: dict[str, frozenset[str]] = {}
         self._closed = False
@@ -102,15 +102,15 @@ class Bus:
         """Connect, watch, and connect again, until closed or cancelled."""
         delay = _FIRST_DELAY
         while not self._closed:
-            if await self._live() >= self._config.probe_interval:
+            if await self._live() >= self._settings.probe_interval:
                 delay = _FIRST_DELAY
             elif not self._closed:  # a server that takes us and throws us out at once is not to be pestered either
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(delay * 2, _LONGEST_DELAY)
 
-    def reload(self, config: NatsConfig) -> None:
+    def reload(self, settings: NatsSettings) -> None:
         """Take over credentials; where any have changed, a new connection with them replaces the one there is."""
-        self._config = config
+        self._settings = settings
         self._reread.set()
 
     async def close(self, timeout: float) -> None:
@@ -158,7 +158,7 @@ class Bus:
             link.lose(reason_of(client.last_error) if client.last_error else "the connection was closed")
 
         try:
-            credentials = read_credentials(self._config, url)
+            credentials = read_credentials(self._settings, url)
         except CredentialsError as error:
             raise Refused(str(error)) from None
         client = HardClient()
@@ -173,7 +173,7 @@ class Bus:
         except Exception as error:  # whatever is wrong with server, credentials or TLS, the next try may find it right
             await link.discard()
             _notice_cancellation()
-            raise Refused(_refusal(reported or error, tls_first=self._config.tls_first)) from None
+            raise Refused(_refusal(reported or error, tls_first=self._settings.tls_first)) from None
         self._keep(client, url)
         return link
 
@@ -191,7 +191,7 @@ class Bus:
             connect_timeout=_CONNECT_TIMEOUT,
             ping_interval=_NEVER,
             pending_size=-1,  # publish() then never blocks; pipelines bound what is pending
-            inbox_prefix=self._config.inbox_prefix,
+            inbox_prefix=self._settings.inbox_prefix,
             **link.credentials.options,
         )
 
@@ -207,7 +207,9 @@ class Bus:
         """Remember the servers of the cluster that the one at `url` told of, in place of those told of before."""
         userinfo, at, _ = urlsplit(url).netloc.rpartition("@")
         told = {_host(server.netloc): server.scheme or "nats" for server in client.discovered_servers}
-        kept = [s for s in self._servers if s in self._config.urls or s == url or _host(urlsplit(s).netloc) in told]
+        kept = [
+            s for s in self._servers if s in self._settings.servers or s == url or _host(urlsplit(s).netloc) in told
+        ]
         known = {_host(urlsplit(s).netloc) for s in kept}
         new = [f"{scheme}://{userinfo}{at}{host}" for host, scheme in told.items() if host not in known]
         self._servers = kept + new
@@ -216,7 +218,7 @@ class Bus:
         """Return why the link has to be given up; None when its credentials may have changed."""
         assert self._link is not None
         link, reread = self._link, asyncio.create_task(self._reread.wait())
-        interval, timeout = self._config.probe_interval, self._config.probe_timeout
+        interval, timeout = self._settings.probe_interval, self._settings.probe_timeout
         lost = asyncio.create_task(link.lost())
         try:
             while True:
@@ -242,7 +244,7 @@ class Bus:
         assert old is not None
         self._reread.clear()
         try:
-            if read_credentials(self._config, old.url).digest == old.credentials.digest:
+            if read_credentials(self._settings, old.url).digest == old.credentials.digest:
                 _logger.info("NATS: credentials read again, and unchanged")
                 return
             new = await self._open(old.url)

@@ -16,6 +16,7 @@
 Methods, streams and errors are those of `vicifast.AsyncSession`, and `BusError` for what only a bus can do.
 """
 
+from ..contract.nats_settings import NatsSettings
 from .discovery import Node
 from .envelopes import Completeness, Envelope, MissingEvents, unpack
 from .errors import BusError, Busy, Denied, JetStreamError, SlowConsumer, Unavailable
@@ -38,8 +39,9 @@ __all__ = [
     "Events",
     "Everyone",
     "Fleet",
-    "MissingEvents",
     "JetStreamError",
+    "MissingEvents",
+    "NatsSettings",
     "Node",
     "SlowConsumer",
     "Unavailable",

@@ -17,8 +17,8 @@ from vicifast.protocol import Section, Values
 
 from ..bus.connection import Disconnected, Link
 from ..bus.supervisor import Bus, Refused
-from ..config.model import NatsConfig, hide
 from ..contract.bucket_values import CONN, NODE, SA, ConnValue, NodeValue, SaValue
+from ..contract.nats_settings import NatsSettings, hide
 from ..contract.subjects import escape, filters
 from .calls import Calls
 from .discovery import Node, take_inventory
@@ -35,7 +35,7 @@ _CLOSE_TIMEOUT = 2.0
 class Fleet:
     """Gateways behind bridges, by way of a NATS system: their commands, events and state.
 
-    `nats` is the address of a server, several of them, or a `NatsConfig` with credentials and TLS. `prefix`
+    `nats` is the address of a server, several of them, or `NatsSettings` with credentials and TLS. `prefix`
     is the bridges' own, by default what `nats` has or `vici`. `timeout` is the sessions' default, in seconds. `user` is
     who the bridges' audit shall say has asked.
 
@@ -45,7 +45,7 @@ class Fleet:
 
     def __init__(
         self,
-        nats: str | Sequence[str] | NatsConfig | None = None,
+        nats: str | Sequence[str] | NatsSettings | None = None,
         *,
         prefix: str | None = None,
         timeout: float | None = 30.0,
@@ -86,7 +86,7 @@ class Fleet:
             try:
                 await bus.connect(_ROUNDS)
             except Refused as refused:
-                where = ", ".join(map(hide, self._settings.urls))
+                where = ", ".join(map(hide, self._settings.servers))
                 raise ConnectionClosed(f"NATS: cannot connect to {where}: {refused}") from None
             self._bus, self._running = bus, asyncio.create_task(bus.run())
         return self
@@ -210,15 +210,15 @@ class Fleet:
         return self._calls is not None and self._calls.denied(error)
 
 
-def _settings(given: object) -> NatsConfig:
+def _settings(given: str | Sequence[str] | NatsSettings | None) -> NatsSettings:
     match given:
-        case NatsConfig():
+        case None:
+            return NatsSettings()
+        case NatsSettings():
             return given
         case str():
-            return NatsConfig(servers=[given])
-        case Sequence():
-            return NatsConfig(servers=list(given))
-    return NatsConfig()
+            return NatsSettings(servers=(given,))
+    return NatsSettings(servers=given)
 
 
 def _token(name: str | None) -> str:

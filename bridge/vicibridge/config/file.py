@@ -13,7 +13,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_settings.exceptions import SettingsError
 
-from .model import ENV_PREFIX, LIVE, Config, hide
+from ..contract.nats_settings import hide
+from .model import ENV_PREFIX, LIVE, Config
 
 
 class SettingsProblem(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -19,45 +20,18 @@ from vicifast.address import parse_address
 from vicifast.commands import DEFAULT_ADDRESS, Danger
 
 from ..contract.names import EventCodec
+from ..contract.nats_settings import HINT, SCHEMES, NatsSettings, check_identity, check_server, hide, is_address
 from ..contract.subjects import ALL_NODES
 
 ENV_PREFIX = "VICIBRIDGE_"
 Provision = Literal["bind", "create", "reconcile"]
 LIVE = "live"  # marks a key whose change SIGHUP takes over; all others need a restart
-_SCHEMES = ("nats", "tls")  # websockets would need another way to abort a hung connection
-
-
-def hide(url: str) -> str:
-    """Return `url` without what could be a secret in it."""
-    userinfo, at, host = url.rpartition("@")
-    if not at:
-        return url
-    scheme, mark, _ = userinfo.partition("://")
-    return f"{scheme}{mark}**********@{host}" if mark else f"**********@{host}"
 
 
 def _remote(url: str) -> str:
-    if not _is_address(url, *_SCHEMES, "nats-leaf"):
-        raise ValueError(f"{hide(url)!r} is no address of a hub: write nats-leaf://host:7422 or tls://host:7422{_HINT}")
+    if not is_address(url, *SCHEMES, "nats-leaf"):
+        raise ValueError(f"{hide(url)!r} is no address of a hub: write nats-leaf://host:7422 or tls://host:7422{HINT}")
     return url
-
-
-def _server(url: str) -> str:
-    if not _is_address(url, *_SCHEMES):
-        raise ValueError(f"{hide(url)!r} is no server address: write nats://host:4222 or tls://host:4222{_HINT}")
-    return url
-
-
-_HINT = "; percent-encode special characters in a user or password, such as %2F for /"
-
-
-def _is_address(url: str, *schemes: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        usable = parts.port is None or parts.port > 0
-    except ValueError:
-        return False
-    return usable and parts.scheme in schemes and bool(parts.hostname) and not (parts.path.strip("/") or parts.query)
 
 
 def _pattern(pattern: str | None) -> str | None:
@@ -166,7 +140,7 @@ class NatsConfig(_Table):
     with `handshake_first`.
     """
 
-    servers: Annotated[list[Annotated[str, AfterValidator(_server)]], Field(min_length=1)] | None = None
+    servers: Annotated[list[Annotated[str, AfterValidator(check_server)]], Field(min_length=1)] | None = None
     embedded: EmbeddedServerConfig = Field(default_factory=EmbeddedServerConfig)
     leaf: LeafConfig = LeafConfig()
     prefix: Annotated[str, AfterValidator(_prefix)] = "vici"
@@ -189,25 +163,29 @@ class NatsConfig(_Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> NatsConfig:
-        chosen = [key for key in ("user", "token", "creds", "nkey") if getattr(self, key) is not None]
-        if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
+        check_identity(self)
         if self.servers is None and (
             outside := [k for k in ("creds", "nkey", "tls_ca", "tls_cert", "tls_first") if getattr(self, k)]
         ):
             raise ValueError(f"{' and '.join(outside)} needs servers: the bridge's own server is on loopback")
         if self.servers is not None and self.leaf.remotes:
             raise ValueError("leaf is for a nats-server of our own: leave out servers, or leaf")
-        if self.password is not None and self.user is None:
-            raise ValueError("password needs user")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key need each other")
         return self
 
     @property
     def urls(self) -> list[str]:
         """Where NATS is: `servers`, or the server of our own."""
         return self.servers or [f"nats://127.0.0.1:{self.embedded.port}"]
+
+    def settings(self) -> NatsSettings:
+        """Return what a connection needs of this, secrets included."""
+        secrets = {
+            key: secret.get_secret_value()
+            for key in ("password", "token")
+            if (secret := getattr(self, key)) is not None
+        }
+        keys = {field.name for field in fields(NatsSettings)} - {"servers", "password", "token"}
+        return NatsSettings(servers=self.urls, **secrets, **{key: getattr(self, key) for key in keys})
 
 
 class GatewayConfig(_Table):

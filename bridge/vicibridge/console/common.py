@@ -84,7 +84,7 @@ class Reach:
         """Do something with the fleet; its errors end the program."""
 
         async def connected() -> T:
-            async with Fleet(self.nats, timeout=self.timeout, user=_user()) as fleet:
+            async with Fleet(self.nats.settings(), timeout=self.timeout, user=_user()) as fleet:
                 with _reported():
                     return await work(fleet)
 

@@ -16,8 +16,9 @@ from ..bus.conditions import CAPTURED, Problem, Target, problems, uncovered
 from ..bus.connection import Link, reason_of
 from ..bus.streams import bucket_stream, config_of, missing, overlapping, state_stream, streams_over
 from ..bus.supervisor import Bus, Refused
-from ..config.model import Config, hide
+from ..config.model import Config
 from ..contract.bucket_values import CONN, NODE, SA
+from ..contract.nats_settings import hide
 
 _PATIENCE = 5.0  # seconds for the next answer of charon
 _CLOSE = 2.0  # seconds for the end of the connection to NATS
@@ -47,7 +48,7 @@ async def _inspect_charon(node: str, address: str) -> list[Problem]:
 
 async def inspect(settings: Config) -> list[Problem]:
     """Connect to NATS, and return everything about JetStream that breaks a promise of the bridge."""
-    bus = Bus(settings.nats, "vicibridge check")
+    bus = Bus(settings.nats.settings(), "vicibridge check")
     try:
         await bus.connect(1)
     except Refused as refused:

@@ -21,7 +21,7 @@ from test_on_charon import churn
 from traffic import Scene, scene, verify_whole
 from vicibridge.bus.credentials import read_credentials
 from vicibridge.client import Completeness, Envelope, Events, Fleet
-from vicibridge.config.model import NatsConfig
+from vicibridge.contract.nats_settings import NatsSettings
 
 pytestmark = pytest.mark.faults
 
@@ -47,7 +47,7 @@ class Guarded:
         async with scene(self.server.url, reader_options=self.as_admin, nats=ours) as at:
             await until(lambda: not at.bridge.gateways[0].backlog.waiting)
             async with (
-                Fleet(NatsConfig(servers=[self.server.url], **ours)) as fleet,
+                Fleet(NatsSettings(servers=[self.server.url], **ours)) as fleet,
                 collecting(fleet) as ordered,
                 collecting(fleet, durable="pager") as durable,
             ):
@@ -160,7 +160,7 @@ def test_certificates_that_end(make_nats_server: Callable[..., NatsServer], tmp_
     async def test() -> None:
         await server.up()
         pki.renew()
-        options = read_credentials(NatsConfig(servers=[server.url], **files), server.url).options
+        options = read_credentials(NatsSettings(servers=[server.url], **files), server.url).options
         as_admin = {key: options[key] for key in ("tls", "tls_hostname")}
         async with scene(server.url, reader_options=as_admin, nats=files) as at:
             await until(lambda: not at.bridge.gateways[0].backlog.waiting)
@@ -199,7 +199,7 @@ def test_the_mirror_equals_charon(make_nats_server: Callable[..., NatsServer], t
                 async with asyncio.timeout(30):
                     while await difference(admin.client, lab.left):
                         await asyncio.sleep(0.1)
-                async with Fleet(NatsConfig(servers=[url], **ours)) as fleet, fleet.watch_sas("left") as watch:
+                async with Fleet(NatsSettings(servers=[url], **ours)) as fleet, fleet.watch_sas("left") as watch:
                     async with churn(lab, names):
                         await until(lambda: bridge.bus.connects >= 4, 30)
                     async with asyncio.timeout(60):
