@@ -6,17 +6,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import nats
 import pytest
-from harness import NatsServer, run, stored, until
+from harness import NatsServer, bucket, run, stored, until
+from nats.aio.client import Client
+from test_mirroring import listed, sa
 from test_nats_faults import reload
 from test_streams import CASES, WANTED, Admin, Case, condition_of, made
-from traffic import account, scene, verify_numbers, verify_whole
+from traffic import Scene, account, scene, verify_numbers, verify_whole
 from vicibridge.client import Envelope, Fleet, unpack
+from vicibridge.streams import bucket_stream
+from vicibridge.values import NODE, SA
+
+from vicifast.testing import FakeCharon
 
 pytestmark = pytest.mark.faults
 
@@ -33,32 +42,32 @@ LOST = {
     "max_bytes, max_msgs, discard = old",
 }  # fmt: skip
 WORK = "retention = workqueue"
-ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory"}  # what no change mends
+ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory", "deny_purge", WORK}  # what no change mends
 
 
-async def connected(server: NatsServer, **options: Any) -> Admin:
-    client = await nats.connect(
-        server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore, **options
-    )
-    return Admin(server, client, "VICI")
+async def connected(server: NatsServer, name: str = "VICI") -> Admin:
+    client = await nats.connect(server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore)
+    return Admin(server, client, name)
 
 
 async def _ignore(error: Exception) -> None:
     """The server is restarted on purpose."""
 
 
-async def mend(admin: Admin, case: Case) -> None:
-    """Do what is logged about the stream."""
+async def mend(admin: Admin, case: Case, wanted: dict[str, Any] = OURS) -> None:
+    """Do what is logged about the stream, which then is as `wanted`."""
     if case.property in ANEW:
-        assert (await admin.api("STREAM.DELETE.VICI"))["success"]
+        assert (await admin.api(f"STREAM.DELETE.{admin.name}"))["success"]
     else:
-        await change(admin, **{key: OURS.get(key) for key in case.config})
+        await change(admin, **{key: wanted.get(key) for key in case.config})
 
 
 async def change(admin: Admin, **properties: Any) -> None:
     """Change a stream; None is the default of the server."""
     changed = {**await admin.config(), **properties}
-    answer = await admin.api("STREAM.UPDATE.VICI", {key: value for key, value in changed.items() if value is not None})
+    answer = await admin.api(
+        f"STREAM.UPDATE.{admin.name}", {key: value for key, value in changed.items() if value is not None}
+    )
     assert "error" not in answer, answer
 
 
@@ -67,8 +76,9 @@ async def envelopes(server: NatsServer) -> list[Envelope]:
 
 
 def of_events(found: list[Envelope]) -> list[int]:
-    """Return the numbers that charon gave its events."""
-    return [int(envelope.data["gw"]["uniqueid"]) for envelope in found if envelope.event == "ike-updown"]
+    """Return the numbers of the traffic's events."""
+    sections = [envelope.data.get("gw") for envelope in found if envelope.event == "ike-updown"]
+    return [int(section["uniqueid"]) for section in sections if section]
 
 
 def test_every_condition_is_tried() -> None:
@@ -209,3 +219,107 @@ def test_the_account_is_full_and_given_room(make_nats_server: Callable[..., Nats
         await verify_whole(server.url, at.traffic.sent)
 
     run(test(), 90)
+
+
+BUCKETS = {str(case): case for case in CASES if case.of == "bucket"}
+KEYS = bucket_stream(SA)
+FIRST = 10**6  # numbers of tunnels, which those of the traffic never reach
+
+
+class Tunnels:
+    """IKE_SAs of a charon whose list and events agree."""
+
+    def __init__(self, charon: FakeCharon) -> None:
+        self.numbers: set[int] = set()
+        self.events = 0
+        self._charon = charon
+        self._list()
+
+    def up(self, *numbers: int) -> None:
+        self.numbers |= {FIRST + number for number in numbers}
+        self._list()
+        for number in numbers:
+            self._emit({"up": "yes", "tunnel": sa(str(FIRST + number))})
+
+    def down(self, *numbers: int) -> None:
+        self.numbers -= {FIRST + number for number in numbers}
+        self._list()
+        for number in numbers:
+            self._emit({"tunnel": sa(str(FIRST + number))})
+
+    async def mirrored(self, client: Client) -> None:
+        """Wait until the mirror has all of them and no others."""
+        expected, found = {f"gw1.tunnel.{number}" for number in self.numbers}, {}
+        try:
+            async with asyncio.timeout(60):
+                while expected != set(found := await bucket(client, SA)):
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(expected ^ set(found)) from None
+        assert {value["state"] for value in found.values()} == {"ESTABLISHED"}
+
+    def _list(self) -> None:
+        listed(self._charon, [("tunnel", sa(str(number))) for number in sorted(self.numbers)])
+
+    def _emit(self, message: dict[str, Any]) -> None:
+        self.events += 1
+        self._charon.emit("ike-updown", message)
+
+
+def of_sas(case: Case) -> Case:
+    """Return a case with the bucket of SAs."""
+    config = json.loads(json.dumps(case.config).replace(NODE, SA))
+    return replace(case, config={**KEYS.as_dict(), **config})
+
+
+@asynccontextmanager
+async def tunnels(server: NatsServer, **mirror: Any) -> AsyncIterator[tuple[Scene, Tunnels]]:
+    of_charon = Tunnels(charon := FakeCharon())
+    mirror = {"enabled": True, "heartbeat": 0.4, "interval": 1, **mirror}
+    async with scene(server.url, charon=charon, mirror=mirror) as at:
+        yield at, of_charon
+
+
+async def conserved(at: Scene, server: NatsServer, of_charon: Tunnels) -> None:
+    """Every event of traffic and tunnels is in the stream, once and in order."""
+    [gateway] = at.bridge.gateways
+    await until(lambda: gateway.events.total() == at.traffic.sent + of_charon.events, 30)
+    await at.settled(all_heard=False)
+    found = await envelopes(server)
+    assert not verify_numbers(found)
+    assert of_events(found) == list(range(1, at.traffic.sent + 1))
+
+
+@pytest.mark.parametrize("name", BUCKETS)
+def test_a_bucket_of_others_is_mended_and_equals_charon(
+    nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    case = of_sas(BUCKETS[name])
+
+    async def test() -> None:
+        await nats_server.up()
+        admin = await connected(nats_server, f"KV_{SA}")
+        await admin.make(name="ORIGIN", subjects=["origin.>"])
+        config = {**case.config}
+        sealed = config.pop("sealed", False)
+        await admin.make(**config)
+        if sealed:
+            await change(admin, sealed=True)
+        async with tunnels(nats_server) as (at, of_charon):
+            of_charon.up(*range(1, 6))
+            async with at.flowing():
+                await until(lambda: condition_of(case).breaks in caplog.text)
+                of_charon.down(1, 2)
+                of_charon.up(6, 7, 8)
+                await asyncio.sleep(1.5)
+                await mend(admin, case, KEYS.as_dict())
+                of_charon.down(3)
+                of_charon.up(9)
+            await of_charon.mirrored(admin.client)
+            await until(lambda: at.bridge.mirrorings[0].buckets.complete, 60)
+            assert not at.bridge.reasons()
+            await conserved(at, nats_server, of_charon)
+        await admin.client.close()
+
+    run(test(), 150)
