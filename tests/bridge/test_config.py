@@ -44,7 +44,7 @@ def test_defaults() -> None:
     assert config.commands.allow == ["@read"]
 
 
-def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_overrides_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VICIBRIDGE_NATS__USER", "bridge")
     monkeypatch.setenv("VICIBRIDGE_NATS__PASSWORD", "hunter2")
     monkeypatch.setenv("VICIBRIDGE_LOG__LINGER_MS", "5")
@@ -76,29 +76,29 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[log]\nlingerms = 3", "log.lingerms: unknown key; did you mean linger_ms?"),
         (
             "[foo]\nx = 1",
-            "foo: unknown key; known here: nats, gateway, events, log, mirror, spool, commands, http, logging",
+            "foo: unknown key; known keys: nats, gateway, events, log, mirror, spool, commands, http, logging",
         ),
         ("[htttp]\nx = 1", "htttp: unknown key; did you mean http?"),
-        ('[http]\nlisten = "9273"', "http.listen: '9273' is no address to listen on: write host:port"),
+        ('[http]\nlisten = "9273"', "http.listen: invalid listen address '9273': use host:port"),
         ('[[gateway]]\nnod = "a"', "gateway.0.nod: unknown key; did you mean node?"),
         ('[events]\ncodec = "xml"', "events.codec: Input should be 'msgpack', 'json' or 'raw'"),
-        ('[nats]\nservers = ["localhost"]', "nats.servers.0: invalid server address 'localhost': write nats://"),
+        ('[nats]\nservers = ["localhost"]', "nats.servers.0: invalid server address 'localhost': use nats://"),
         ("[nats]\nservers = []", "nats.servers: List should have at least 1 item"),
-        ('[nats]\nprefix = "a..b"', "nats.prefix: 'a..b' is no subject prefix"),
-        ('[nats]\ncreds = "/nowhere"', "nats.creds: '/nowhere' is missing or may not be read"),
-        ('[nats]\ntls_ca = "/etc/hostname"', "nats: tls_ca needs servers: the bridge's own server is on loopback"),
+        ('[nats]\nprefix = "a..b"', "nats.prefix: invalid subject prefix 'a..b'"),
+        ('[nats]\ncreds = "/nowhere"', "nats.creds: '/nowhere' is missing or not readable"),
+        ('[nats]\ntls_ca = "/etc/hostname"', "nats: tls_ca requires servers: the embedded server is on loopback"),
         (
             '[nats]\nservers = ["nats://h"]\n[nats.leaf]\nremotes = ["tls://h"]',
-            "nats: leaf is for a nats-server of our own: leave out servers, or leaf",
+            "nats: leaf is only for the embedded server: remove servers or leaf",
         ),
-        ('[nats.leaf]\nremotes = ["h"]', "nats.leaf.remotes.0: 'h' is no address of a hub"),
+        ('[nats.leaf]\nremotes = ["h"]', "nats.leaf.remotes.0: invalid hub address 'h'"),
         ("[nats.embedded]\nprot = 1", "nats.embedded.prot: unknown key; did you mean port?"),
         ('[nats]\nprovision = "make"', "nats.provision: Input should be 'bind', 'create' or 'reconcile'"),
-        ('[nats]\npassword = "s3cret"', "nats: password needs user"),
-        ('[nats]\nuser = "a"\ntoken = "s3cret"', "nats: user and token exclude each other: keep one"),
+        ('[nats]\npassword = "s3cret"', "nats: password requires user"),
+        ('[nats]\nuser = "a"\ntoken = "s3cret"', "nats: user and token are mutually exclusive: keep one"),
         ('[nats]\ntoken = ["s3cret"]', "nats.token: Input should be a valid string"),
-        ('[[gateway]]\nnode = "all"', "gateway.0.node: 'all' is no node name"),
-        ('[[gateway]]\nnode = "a"\n[[gateway]]\nnode = "a"', "gateway: every gateway needs a node of its own"),
+        ('[[gateway]]\nnode = "all"', "gateway.0.node: invalid node name 'all'"),
+        ('[[gateway]]\nnode = "a"\n[[gateway]]\nnode = "a"', "gateway: every gateway requires a different node"),
         ('[[gateway]]\nvici = "http://x"', "gateway.0.vici: invalid VICI address: 'http://x'"),
         ('[[gateway]]\nvici = "tcp://x"', "gateway.0.vici: invalid VICI address: 'tcp://x'"),
         ('[[gateway]]\nvici = "tcp://x:0"', "gateway.0.vici: invalid VICI address: 'tcp://x:0'"),
@@ -106,24 +106,24 @@ def test_file_and_environment_over_it(tmp_path: Path, monkeypatch: pytest.Monkey
         ('[[gateway]]\nvici = ""', "gateway.0.vici: invalid VICI address: ''"),
         (
             '[commands]\nallow = ["@all"]',
-            "commands.allow.0: '@all' is no group: use @read, @operate, @configure, @secrets",
+            "commands.allow.0: unknown group '@all': use @read, @operate, @configure, @secrets",
         ),
         ('[commands]\naudit = "none"', "commands.audit: Input should be 'all', 'changes' or 'denied'"),
         ("[log]\nlinger_ms = -1", "log.linger_ms: Input should be greater than or equal to 0"),
     ],
 )
-def test_each_problem_is_one_line_that_names_key_and_fix(tmp_path: Path, text: str, problem: str) -> None:
+def test_each_problem_is_one_line_with_key_and_fix(tmp_path: Path, text: str, problem: str) -> None:
     [line] = problems(tmp_path, text)
     assert line.startswith(f"{tmp_path / 'bridge.toml'}: {problem}")
     assert "\n" not in line and "s3cret" not in line
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     assert len(problems(tmp_path, '[log]\nx = 1\ny = 2\n[events]\ncodec = "no"')) == 3
 
 
-def test_no_toml_no_file_and_unknown_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no valid TOML" in problems(tmp_path, "[nats")[0]
+def test_invalid_toml_missing_file_and_unknown_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "invalid TOML" in problems(tmp_path, "[nats")[0]
     with pytest.raises(SettingsProblem, match="No such file"):
         load(tmp_path / "missing.toml")
     monkeypatch.setenv("VICIBRIDGE_LGO__CODEC", "json")
@@ -133,19 +133,21 @@ def test_no_toml_no_file_and_unknown_variable(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("VICIBRIDGE_NATS", "s3cret")
     with pytest.raises(SettingsProblem) as caught:
         load(None)
-    assert caught.value.problems == ["VICIBRIDGE_NATS: no JSON; a single key is set by VICIBRIDGE_NATS__KEY"]
+    assert caught.value.problems == ["VICIBRIDGE_NATS: not JSON; use VICIBRIDGE_NATS__KEY to set a single key"]
     monkeypatch.delenv("VICIBRIDGE_NATS")
     monkeypatch.setenv("VICIBRIDGE_NATS__SERVERS", "nats://s3cret@h:1")
     with pytest.raises(SettingsProblem) as caught:
         load(None)
-    assert "nats" in str(caught.value) and "written as JSON" in str(caught.value) and "s3cret" not in str(caught.value)
+    assert (
+        "nats" in str(caught.value) and "write lists as JSON" in str(caught.value) and "s3cret" not in str(caught.value)
+    )
     monkeypatch.delenv("VICIBRIDGE_NATS__SERVERS")
     monkeypatch.setenv("VICIBRIDGE_NATS", '{"user": 1}')
     with pytest.raises(SettingsProblem, match="^environment: nats.user: Input should be a valid string$"):
         load(None)
 
 
-def test_what_is_printed_hides_secrets_and_is_a_configuration(tmp_path: Path) -> None:
+def test_rendered_configuration_hides_secrets_and_is_valid(tmp_path: Path) -> None:
     config = loaded(
         tmp_path,
         '[nats]\nservers = ["nats://joe:s3cret@h:1"]\nuser = "u"\npassword = "s3cret"\n[[gateway]]\nnode = "x"',
@@ -179,14 +181,14 @@ def test_check_prints_the_example(tmp_path: Path) -> None:
     assert load(shown) == load(EXAMPLE)
 
 
-def test_the_example_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_example_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/vicibridge")
     example, defaults = load(EXAMPLE), load(None)
     nats = example.nats.model_copy(update={"servers": None})
     assert example.model_copy(update={"nats": nats, "gateway": defaults.gateway}) == defaults
 
 
-def test_check_and_run_refuse_a_bad_file(tmp_path: Path) -> None:
+def test_check_and_run_reject_an_invalid_file(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text('[nats]\nuser = 1\ntoken = "s3cret"\nsevers = []')
     for command in ("check", "run"):
@@ -197,7 +199,7 @@ def test_check_and_run_refuse_a_bad_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["click", "--help"], ["msgpack", "run"], ["nats", "run"], ["aiohttp", "run"]])
-def test_without_the_extra_it_says_what_to_install(command: list[str]) -> None:
+def test_missing_extra_is_named(command: list[str]) -> None:
     code = "import sys; sys.modules[sys.argv.pop(1)] = None; from vicibridge.__main__ import main; main()"
     result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=30)
     assert result.returncode == 2

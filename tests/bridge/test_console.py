@@ -312,7 +312,7 @@ def test_where_nats_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, None, tmp_path / "none.toml", "none.toml"),
         ({"servers": ["ftp://x"]}, None, None, "invalid server address"),
         ({"creds": tmp_path / "none.creds"}, None, None, "none.creds"),
-        ({"user": "u", "token": "t"}, None, None, "exclude each other"),
+        ({"user": "u", "token": "t"}, None, None, "are mutually exclusive"),
     ]:
         with pytest.raises(Exception, match=says) as wrong:
             find_nats(given, context, path)  # type: ignore[arg-type]

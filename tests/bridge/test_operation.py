@@ -417,7 +417,7 @@ def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path
                 config.write_text("[nats\nhunter2")
                 bridge.send_signal(signal.SIGHUP)
                 assert "not taken over" in (problem := await line_with(bridge, "configuration"))
-                assert "no valid TOML" in problem and "hunter2" not in problem
+                assert "invalid TOML" in problem and "hunter2" not in problem
                 [done] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
                 assert done.headers and done.headers["Status"] == "200"
 

@@ -1,4 +1,4 @@
-"""From a TOML file and the environment to the configuration, and back to text; each problem is said in one line."""
+"""Reads the configuration from a TOML file and the environment, and renders it; each problem is one line of text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .model import ENV_PREFIX, LIVE, Config
 
 
 class SettingsProblem(Exception):
-    """A configuration that cannot be used; `problems` has a line for each thing that is wrong, and shows no secret."""
+    """An invalid configuration; `problems` has one line for each problem, and shows no secret."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -26,13 +26,13 @@ class SettingsProblem(Exception):
 
 
 def load(path: Path | None) -> Config:
-    """Return the configuration in the file at `path`, the environment over it; SettingsProblem says what is wrong."""
+    """Return the configuration from the file at `path`, overridden by the environment; raise SettingsProblem."""
     try:
         values = tomllib.loads(path.read_text("utf-8")) if path else {}
     except OSError as error:
         raise SettingsProblem([f"{path}: {error.strerror}"]) from None
     except ValueError as error:
-        raise SettingsProblem([f"{path}: no valid TOML: {error}"]) from None
+        raise SettingsProblem([f"{path}: invalid TOML: {error}"]) from None
     if wrong := list(_wrong_variables()):
         raise SettingsProblem(wrong)
     try:
@@ -40,11 +40,11 @@ def load(path: Path | None) -> Config:
     except ValidationError as error:
         raise SettingsProblem([f"{path or 'environment'}: {explain(problem)}" for problem in error.errors()]) from None
     except SettingsError as error:
-        raise SettingsProblem([f"environment: {error}; lists are written as JSON"]) from None
+        raise SettingsProblem([f"environment: {error}; write lists as JSON"]) from None
 
 
 def adopt(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
-    """Return `old` with what may change at run time from `new`; the keys of that; and those that need a restart."""
+    """Return `old` with the live keys of `new`, the live keys that changed, and those that need a restart."""
     live: list[str] = []
     restart: list[str] = []
     sections = {}
@@ -52,17 +52,17 @@ def adopt(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
         before, after = getattr(old, section), getattr(new, section)
         if isinstance(before, BaseModel):
             keys = [key for key in type(before).model_fields if getattr(before, key) != getattr(after, key)]
-            lively = [key for key in keys if LIVE in type(before).model_fields[key].metadata]
-            live += [f"{section}.{key}" for key in lively]
-            restart += [f"{section}.{key}" for key in keys if key not in lively]
-            sections[section] = before.model_copy(update={key: getattr(after, key) for key in lively})
+            changed = [key for key in keys if LIVE in type(before).model_fields[key].metadata]
+            live += [f"{section}.{key}" for key in changed]
+            restart += [f"{section}.{key}" for key in keys if key not in changed]
+            sections[section] = before.model_copy(update={key: getattr(after, key) for key in changed})
         elif before != after:
             restart.append(section)
     return old.model_copy(update=sections), live, restart
 
 
 def render(config: Config) -> str:
-    """Return `config` as TOML, every key shown, secrets hidden."""
+    """Return `config` as TOML with all keys; secrets are hidden."""
     values = config.model_dump(mode="json", exclude_none=True)
     if config.nats.servers:
         values["nats"]["servers"] = [hide(url) for url in config.nats.servers]
@@ -90,9 +90,9 @@ def _wrong_variables() -> Iterator[str]:
         section, mark, _ = variable.upper().removeprefix(ENV_PREFIX).partition("__")
         if section.lower() not in Config.model_fields:
             known = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in Config.model_fields)
-            yield f"{variable}: unknown variable; those known start with {known}"
+            yield f"{variable}: unknown variable; known variables start with {known}"
         elif not mark and not _is_json(value):
-            yield f"{variable}: no JSON; a single key is set by {ENV_PREFIX}{section}__KEY"
+            yield f"{variable}: not JSON; use {ENV_PREFIX}{section}__KEY to set a single key"
 
 
 def _is_json(text: str) -> bool:
@@ -104,16 +104,16 @@ def _is_json(text: str) -> bool:
 
 
 def explain(problem: Mapping[str, Any]) -> str:
-    """Return one line that names the key and what to do; the value itself never, as it may be a secret."""
+    """Return one line that names the key and what to do, without the value, which may be a secret."""
     location = problem["loc"]
     text = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         text = f"unknown key; {hint}"
     if problem["type"] == "list_type":
-        text += "; in the environment lists are written as JSON"
+        text += "; in the environment, write lists as JSON"
     key = ".".join(str(part) for part in location)
     return f"{key}: {text}" if key else text
 
@@ -123,5 +123,5 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     for name in location:
         if isinstance(name, str):
             annotation = model.model_fields[name].annotation
-            model = (*get_args(annotation), annotation)[0]  # of a list its element
+            model = (*get_args(annotation), annotation)[0]  # for a list, the type of its elements
     return list(model.model_fields)

@@ -1,6 +1,6 @@
-"""The configuration: one model, every default in it.
+"""The configuration model with all defaults.
 
-`VICIBRIDGE_NATS__PASSWORD=...` sets `password` of `[nats]`; lists and the gateways are given as JSON.
+`VICIBRIDGE_NATS__PASSWORD=...` sets `password` in `[nats]`; in variables, lists and the gateways are JSON.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..contract.subjects import ALL_NODES
 
 ENV_PREFIX = "VICIBRIDGE_"
 Provision = Literal["bind", "create", "reconcile"]
-LIVE = "live"  # marks a key whose change SIGHUP takes over; all others need a restart
+LIVE = "live"  # marks a key that SIGHUP changes; all others need a restart
 
 
 def _remote(url: str) -> str:
     if not is_address(url, *SCHEMES, "nats-leaf"):
-        raise ValueError(f"{hide(url)!r} is no address of a hub: write nats-leaf://host:7422 or tls://host:7422{HINT}")
+        raise ValueError(f"invalid hub address {hide(url)!r}: use nats-leaf://host:7422 or tls://host:7422{HINT}")
     return url
 
 
@@ -38,13 +38,13 @@ def _pattern(pattern: str | None) -> str | None:
     try:
         re.compile(pattern or "")
     except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
+        raise ValueError(f"invalid regular expression: {error}") from None
     return pattern
 
 
 def _readable(path: Path) -> Path:
     if not os.access(path, os.R_OK):
-        raise ValueError(f"{str(path)!r} is missing or may not be read")
+        raise ValueError(f"{str(path)!r} is missing or not readable")
     return path
 
 
@@ -56,14 +56,15 @@ def _address(address: str) -> str:
 def _node(node: str) -> str:
     if not node or node == ALL_NODES or not node.isprintable() or len(node) > 63 or node != node.strip():
         raise ValueError(
-            f"{node!r} is no node name: 1 to 63 printable characters, no blanks around them, and not {ALL_NODES!r}"
+            f"invalid node name {node!r}: use 1 to 63 printable characters without surrounding blanks, "
+            f"other than {ALL_NODES!r}"
         )
     return node
 
 
 def _prefix(prefix: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", prefix) or len(prefix) > 64:
-        raise ValueError(f"{prefix!r} is no subject prefix: tokens of A-Za-z0-9_-, with dots between")
+        raise ValueError(f"invalid subject prefix {prefix!r}: use tokens of A-Za-z0-9_- separated by dots")
     return prefix
 
 
@@ -74,25 +75,25 @@ def _listen(listen: str) -> str:
 
 
 def parse_listen(listen: str) -> tuple[str, int]:
-    """Return host and port of `host:port` or `[host]:port`; ValueError when it is neither."""
+    """Return host and port from `host:port` or `[host]:port`; raise ValueError for any other text."""
     try:
         parts = urlsplit(f"//{listen}")
         if parts.hostname and parts.port is not None and parts.netloc == listen and "@" not in listen:
             return parts.hostname, parts.port
     except ValueError:
         pass
-    raise ValueError(f"{listen!r} is no address to listen on: write host:port, or an empty text to listen nowhere")
+    raise ValueError(f"invalid listen address {listen!r}: use host:port, or an empty string to disable")
 
 
 def _permission(entry: str) -> str:
     groups = [f"@{danger}" for danger in Danger]
     if entry.startswith("@") and entry not in groups:
-        raise ValueError(f"{entry!r} is no group: use {', '.join(groups)}, or names of commands")
+        raise ValueError(f"unknown group {entry!r}: use {', '.join(groups)}, or names of commands")
     return entry
 
 
 def _state_directory() -> Path:
-    """Return where a service keeps state: what systemd says, else the usual place of root or of a user."""
+    """Return the state directory: the one that systemd sets, else the usual one for root or for a user."""
     if directory := os.environ.get("STATE_DIRECTORY"):
         return Path(directory.partition(":")[0])
     directory = "/var/lib/vicibridge"
@@ -111,7 +112,7 @@ class _Table(BaseModel):
 
 
 class EmbeddedServerConfig(_Table):
-    """The nats-server that runs when no servers are named: on loopback, JetStream in `directory`, bounded."""
+    """The nats-server that the bridge starts if `servers` is omitted: on loopback, with JetStream in `directory`."""
 
     port: Annotated[int, Field(ge=1, le=65535)] = 4222
     directory: Path = Field(default_factory=lambda: _state_directory() / "nats")
@@ -119,7 +120,10 @@ class EmbeddedServerConfig(_Table):
 
 
 class LeafConfig(_Table):
-    """The hub whose leaf node that server is; without `remotes` it is none. `domain` is made from the node's name."""
+    """The hub that the embedded server connects to as a leaf node, if `remotes` is set.
+
+    The default of `domain` is made from the node's name.
+    """
 
     remotes: list[Annotated[str, AfterValidator(_remote)]] = []
     creds: _File | None = None
@@ -130,13 +134,14 @@ class LeafConfig(_Table):
 
 
 class NatsConfig(_Table):
-    """How to reach NATS, and what stands before every subject.
+    """The connection to NATS, the subject prefix and the JetStream stream.
 
-    Without `servers` the bridge starts a nats-server as `embedded` says; `leaf` makes it a leaf node of a hub.
-    `provision` says whether a missing stream or bucket is created, and whether missing settings are added (reconcile).
+    Without `servers` the bridge starts a nats-server with the settings in `embedded`; `leaf` makes it a leaf node of a
+    hub. `provision` controls whether a missing stream or bucket is created, and whether missing settings are added
+    (reconcile).
 
-    A user and password, or a token, in the address of a server are for that server, with special characters
-    percent-encoded. Files of credentials are read again for each connection, and on SIGHUP. `tls_first` is for servers
+    A server's address may contain a user and password, or a token, for that server, with special characters
+    percent-encoded. Credentials files are read again for each connection, and on SIGHUP. `tls_first` is for servers
     with `handshake_first`.
     """
 
@@ -167,18 +172,18 @@ class NatsConfig(_Table):
         if self.servers is None and (
             outside := [k for k in ("creds", "nkey", "tls_ca", "tls_cert", "tls_first") if getattr(self, k)]
         ):
-            raise ValueError(f"{' and '.join(outside)} needs servers: the bridge's own server is on loopback")
+            raise ValueError(f"{' and '.join(outside)} requires servers: the embedded server is on loopback")
         if self.servers is not None and self.leaf.remotes:
-            raise ValueError("leaf is for a nats-server of our own: leave out servers, or leaf")
+            raise ValueError("leaf is only for the embedded server: remove servers or leaf")
         return self
 
     @property
     def urls(self) -> list[str]:
-        """Where NATS is: `servers`, or the server of our own."""
+        """The addresses of NATS: `servers`, or the embedded server."""
         return self.servers or [f"nats://127.0.0.1:{self.embedded.port}"]
 
     def settings(self) -> NatsSettings:
-        """Return what a connection needs of this, secrets included."""
+        """Return the settings of a connection, including secrets."""
         secrets = {
             key: secret.get_secret_value()
             for key in ("password", "token")
@@ -189,18 +194,18 @@ class NatsConfig(_Table):
 
 
 class GatewayConfig(_Table):
-    """One charon, and the name it has on the bus."""
+    """One charon and its name on the bus."""
 
     node: Annotated[str, AfterValidator(_node), Field(default_factory=socket.gethostname, validate_default=True)]
     vici: Annotated[str, AfterValidator(_address)] = DEFAULT_ADDRESS
 
 
 class EventsConfig(_Table):
-    """The state class: acknowledged by JetStream; `max_bytes` bounds what waits for it in memory.
+    """The state class: acknowledged by JetStream; `max_bytes` bounds unacknowledged events in memory.
 
-    `codec` raw is the VICI messages as they came, the rest of the envelope in headers. `unauthenticated_rate` limits
-    each type of event that anyone can cause without authenticating, after a burst of 100; what it drops is counted and
-    reported as a gap.
+    With `codec` raw, payloads are unchanged VICI messages and the rest of the envelope is in headers.
+    `unauthenticated_rate` limits each type of event that anyone can cause without authenticating, after a burst of 100;
+    dropped events are counted and reported as a gap.
     """
 
     codec: EventCodec = "msgpack"
@@ -209,11 +214,12 @@ class EventsConfig(_Table):
 
 
 class LogConfig(_Table):
-    """The log class: gathered for `linger_ms` or 64 KiB; `max_bytes` bounds what waits, the oldest goes first.
+    """The log class: lines are batched for `linger_ms` or up to 64 KiB; `max_bytes` bounds unpublished lines.
 
-    `groups` (none named: all), `levels` and `pattern`, a regular expression to be found in the text, choose what is
-    published; what they leave out has no number. `every` keeps one line of so many, `rate` so many in a second (0 is no
-    limit); what they drop is told as a gap. With `codec` raw each line is a message: that costs what gathering saves.
+    If that is reached, the oldest lines are dropped. `groups` (empty: all), `levels` and `pattern`, a regular
+    expression that the text must contain, select the lines to publish; other lines get no sequence number. `every`
+    keeps one line in that many, `rate` that many per second (0: no limit); the lines that they drop are reported as a
+    gap. With `codec` raw each line is a message, without the saving of batches.
     """
 
     codec: EventCodec = "msgpack"
@@ -227,7 +233,10 @@ class LogConfig(_Table):
 
 
 class SpoolConfig(_Table):
-    """Where state events are kept that JetStream does not take: a file for each gateway, the oldest events go first."""
+    """Stores state events on disk while JetStream does not accept them: one file per gateway.
+
+    If a limit is reached, the oldest events are dropped.
+    """
 
     path: Annotated[Path, Field(default_factory=_state_directory)]
     max_bytes: _Bytes = 1024 * 1024 * 1024
@@ -237,7 +246,7 @@ class SpoolConfig(_Table):
 class MirrorConfig(_Table):
     """The key-value mirror of SAs and connections: compared with charon and the buckets every `interval` seconds.
 
-    `heartbeat` is how often the key of the node is written; without three of them the bridge is taken for gone.
+    The node's key is written every `heartbeat` seconds; after three missed heartbeats the bridge counts as gone.
     """
 
     enabled: bool = True
@@ -246,10 +255,10 @@ class MirrorConfig(_Table):
 
 
 class CommandsConfig(_Table):
-    """What may be asked over NATS: `@read`, `@operate`, `@configure`, `@secrets`, or names of commands.
+    """The commands allowed over NATS: `@read`, `@operate`, `@configure`, `@secrets`, or names of commands.
 
-    `blocking` bounds initiate and terminate; 0 is a quarter of charon's threads. What may be in a reply is bounded by
-    `max_parts` and `max_bytes`.
+    `blocking` limits concurrent initiate and terminate commands; 0 is a quarter of charon's threads. `max_parts` and
+    `max_bytes` limit a reply.
     """
 
     allow: Annotated[list[Annotated[str, AfterValidator(_permission)]], LIVE] = ["@read"]
@@ -264,9 +273,9 @@ class CommandsConfig(_Table):
 
 
 class HttpConfig(_Table):
-    """Where `/metrics`, `/healthz` and `/readyz` are; an empty `listen` is nowhere.
+    """The HTTP endpoints `/metrics`, `/healthz` and `/readyz`; an empty `listen` disables them.
 
-    `max_tunnels` limits how many connections and children, of all gateways together, have metrics of their own.
+    `max_tunnels` limits the number of connections and children, of all gateways together, with their own metrics.
     """
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:9273"
@@ -274,14 +283,14 @@ class HttpConfig(_Table):
 
 
 class LoggingConfig(_Table):
-    """What the bridge itself writes to stderr."""
+    """The bridge's own log, on stderr."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], LIVE] = "info"
     format: Annotated[Literal["text", "json"], LIVE] = "text"
 
 
 class Config(BaseSettings):
-    """All of it."""
+    """The whole configuration."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
@@ -299,7 +308,7 @@ class Config(BaseSettings):
     def _distinct(self) -> Config:
         nodes = [gateway.node for gateway in self.gateway]
         if len(set(nodes)) < len(nodes):
-            raise ValueError("gateway: every gateway needs a node of its own")
+            raise ValueError("gateway: every gateway requires a different node")
         return self
 
     @classmethod

@@ -1,4 +1,4 @@
-"""How to reach NATS, without the configuration's model: what a connection of the bridge or of a client needs."""
+"""The settings of a NATS connection, of the bridge or of a client, without pydantic."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-SCHEMES = ("nats", "tls")  # websockets would need another way to abort a hung connection
+SCHEMES = ("nats", "tls")  # a hung websocket connection could not be aborted in the same way
 HINT = "; percent-encode special characters in a user or password, such as %2F for /"
 
 
 def hide(url: str) -> str:
-    """Return `url` without what could be a secret in it."""
+    """Return `url` with the part that may be a secret hidden."""
     userinfo, at, host = url.rpartition("@")
     if not at:
         return url
@@ -31,9 +31,9 @@ def is_address(url: str, *schemes: str) -> bool:
 
 
 def check_server(url: str) -> str:
-    """Return `url` if it is the address of a NATS server; ValueError says what one looks like."""
+    """Return `url`; raise ValueError if it is not the address of a NATS server."""
     if not is_address(url, *SCHEMES):
-        raise ValueError(f"invalid server address {hide(url)!r}: write nats://host:4222 or tls://host:4222{HINT}")
+        raise ValueError(f"invalid server address {hide(url)!r}: use nats://host:4222 or tls://host:4222{HINT}")
     return url
 
 
@@ -41,9 +41,9 @@ def check_server(url: str) -> str:
 class NatsSettings:
     """How a connection reaches NATS and authenticates; the keys are those of `[nats]` in the bridge's configuration.
 
-    At most one of `user` (with `password`), `token`, `creds` and `nkey`. Files are read anew for each connection.
-    `probe_interval` and `probe_timeout` are in seconds. Raises ValueError for an invalid address and for a combination
-    that excludes itself.
+    At most one of `user` (with `password`), `token`, `creds` and `nkey`. Files are read again for each connection.
+    `probe_interval` and `probe_timeout` are in seconds. Raises ValueError for an invalid address and for settings that
+    are mutually exclusive or incomplete.
     """
 
     servers: Sequence[str] = ("nats://127.0.0.1:4222",)
@@ -65,7 +65,7 @@ class NatsSettings:
 
     def __post_init__(self) -> None:
         if isinstance(self.servers, str):
-            raise ValueError("servers must be several addresses, not one str")
+            raise ValueError("servers must be a list of addresses, not a str")
         object.__setattr__(self, "servers", tuple(map(check_server, self.servers)))
         if not self.servers:
             raise ValueError("servers is empty: name at least one address")
@@ -73,14 +73,14 @@ class NatsSettings:
 
 
 def check_identity(settings: object) -> None:
-    """Raise ValueError when the keys of an identity exclude or lack each other."""
+    """Raise ValueError if credential settings are mutually exclusive or incomplete."""
     given = {
         key: getattr(settings, key) for key in ("user", "password", "token", "creds", "nkey", "tls_cert", "tls_key")
     }
     chosen = [key for key in ("user", "token", "creds", "nkey") if given[key] is not None]
     if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(chosen)} exclude each other: keep one")
+        raise ValueError(f"{' and '.join(chosen)} are mutually exclusive: keep one")
     if given["password"] is not None and given["user"] is None:
-        raise ValueError("password needs user")
+        raise ValueError("password requires user")
     if (given["tls_cert"] is None) != (given["tls_key"] is None):
-        raise ValueError("tls_cert and tls_key need each other")
+        raise ValueError("tls_cert and tls_key require each other")
