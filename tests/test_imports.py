@@ -24,7 +24,21 @@ RANKS = {
         {"cli"},
         {"__main__"},
     ),
+    "vicibridge": (
+        {"contract"},
+        {"config"},
+        {"bus"},
+        {"events", "mirror", "client"},
+        {"commands", "ops", "console"},
+        {"gateway"},
+        {"service"},
+        {"demo"},
+        {"cli"},
+        {"__main__"},
+    ),
 }
+# What a part may import of its own package, where that is less than all of the lower ranks.
+ONLY = {"vicibridge.client": {"bus", "contract"}}
 # Packages from elsewhere that a part of the library may import; the command line and the bridge choose freely.
 OUTSIDE = {
     "pytest_plugin": {"pytest"},
@@ -85,6 +99,18 @@ def test_parts_import_lower_ranks_only(package: str) -> None:
     assert upward == []
 
 
+@pytest.mark.parametrize("limited", ONLY)
+def test_part_imports_no_more_than_it_may(limited: str) -> None:
+    package, _, part = limited.rpartition(".")
+    found = {
+        other.partition(".")[0]
+        for module, others in graph(package).items()
+        for other in others
+        if module.partition(".")[0] == part
+    }
+    assert found - {part} <= ONLY[limited]
+
+
 @pytest.mark.parametrize("package", RANKS)
 def test_no_circle(package: str) -> None:
     # A package imports its own modules to offer their names, and its modules do not import it back.
@@ -115,3 +141,12 @@ def test_each_client_loads_only_itself() -> None:
             [sys.executable, "-c", program.format(session)], capture_output=True, text=True, check=True
         )
         assert other not in done.stdout.split()
+
+
+def test_client_of_the_bus_loads_no_server() -> None:
+    program = "import sys, vicibridge.client; print(*sys.modules)"
+    pytest.importorskip("nats", reason="needs the bridge extra")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {name for name in done.stdout.split() if name.startswith(("vicibridge.", "pydantic", "prometheus"))}
+    assert {name.split(".")[1] for name in loaded if name.startswith("vicibridge.")} == {"bus", "client", "contract"}
+    assert not {name.partition(".")[0] for name in loaded} - {"vicibridge"}
