@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from pages import ADDRESS, NATS, PAGES, ROOT, Block, all_blocks, blocks, each, recorded_charon, tell_events
+from test_imports import RANKS
 
 from vicifast.commands import COMMANDS, TESTED
 from vicifast.errors import ConnectionClosed
@@ -205,3 +206,23 @@ def test_tests_that_are_named_exist() -> None:
     }
     named = {name for page in PAGES for name in re.findall(r"`(test_\w+::test_\w+)`", page.read_text("utf-8"))}
     assert named and named <= there, named - there
+
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+
+
+def test_architecture_names_files_that_exist() -> None:
+    below = {"vicifast": ROOT / "src" / "vicifast", "vicibridge": ROOT / "bridge" / "vicibridge"}
+    drawn = set(re.findall(r"\b((?:[a-z]+/)?_?[a-z_]+\.(?:pxi|py))\b(?!`)", "".join(ARCHITECTURE.split("```")[1:4:2])))
+    assert [name for name in drawn if not any((root / name).is_file() for root in below.values())] == []
+    named = re.findall(r"`((?:src|bridge|tests|docs)/[\w./]*\w)`", ARCHITECTURE)
+    assert named and [name for name in named if not (ROOT / name).exists()] == []
+    for symbol, file in re.findall(r"`([A-Z]\w+)` in `([\w./]+)`", ARCHITECTURE):
+        assert re.search(rf"^(?:class )?{symbol}\b", (ROOT / file).read_text("utf-8"), re.MULTILINE), symbol
+
+
+@pytest.mark.parametrize("package", RANKS)
+def test_architecture_has_the_ranks_of_imports(package: str) -> None:
+    _, _, table = ARCHITECTURE.partition(f"| `{package}` | holds |\n|---|---|\n")
+    rows = [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in table.partition("\n\n")[0].splitlines()]
+    assert rows == [set(parts) for parts in RANKS[package] if parts != {"__main__"}]
