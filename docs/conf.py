@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: `make docs`."""
+"""Configuration of Sphinx: `make docs`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = "vicifast"
 author = "The vicifast authors"
 copyright = author
-smartquotes = False  # help texts have options and JSON in their prose
+smartquotes = False  # would change options and JSON in help texts
 version = release = installed("strongswan-vicifast")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "prose", "tables"]
@@ -25,7 +25,7 @@ copybutton_prompt_is_regexp = True
 default_role = "plain"
 nitpicky = True
 
-# The new autodoc cannot take the signature of a class from a handler where it finds none (Sphinx 9.0).
+# The new autodoc ignores a handler's signature for a class without one (Sphinx 9.0).
 autodoc_use_legacy_class_based = True
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

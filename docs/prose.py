@@ -1,4 +1,4 @@
-"""Makes of docstrings, which are plain prose with code in single backticks, what Sphinx reads."""
+"""Converts docstrings, plain prose with code in single backticks, to reStructuredText for Sphinx."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BULLET = re.compile(r"\s*[-*] ")
 
 
 class Code(SphinxRole):
-    """Code; a link when it names something that is documented, and else just code."""
+    """Code in backticks; a link if it is a documented name."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         code = nodes.literal(self.rawtext, self.text, classes=["code"])
@@ -45,7 +45,7 @@ class Code(SphinxRole):
 
 
 def find(app: Sphinx, env: Any, link: addnodes.pending_xref, content: nodes.Element) -> nodes.Node | None:
-    """Find what a name means without its module, or with that of the extension; what means nothing in prose is code."""
+    """Resolve names without a module or with that of the extension; an unknown name in prose is code, not an error."""
     python = env.domains.python_domain
     name = link.get("reftarget", "").removeprefix("vicifast._wire.")
     shell = "vicifast.aio" if link.get("py:class") == "AsyncSession" else "vicifast.blocking"
@@ -54,12 +54,12 @@ def find(app: Sphinx, env: Any, link: addnodes.pending_xref, content: nodes.Elem
         if found is not None and found.objtype != "module":
             target = f"{module}.{name}"
             return python.resolve_xref(env, link["refdoc"], app.builder, "obj", target, link, content)  # type: ignore[no-any-return]
-    # In signatures, where no role was written, stand names from everywhere.
+    # Signatures have names from any module, and no role.
     return content if link.get("may_be_code") or "refwarn" not in link else None
 
 
 def read_prose(app: Sphinx, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
-    """Escape what is no markup in a docstring, and mark indented blocks as code."""
+    """Escape characters of markup in a docstring, and mark indented blocks as code."""
     if what == "class" and dataclasses.is_dataclass(item):
         lines += _fields(item)
     prose: list[str] = []
@@ -75,12 +75,12 @@ def read_prose(app: Sphinx, what: str, name: str, item: object, options: object,
 
 
 def skip(app: Sphinx, what: str, name: str, item: object, skipped: bool, options: object) -> bool | None:
-    """Leave out the fields of named tuples, which the signature has, with their types."""
+    """Omit the fields of named tuples: the signature has them, with their types."""
     return True if (item.__doc__ or "").startswith("Alias for field number") else None
 
 
 def _fields(kind: Any) -> list[str]:
-    """The fields of a dataclass, those of one type together."""
+    """Return the fields of a dataclass, grouped by type."""
     by_type: dict[str, list[str]] = {}
     for item in dataclasses.fields(kind):
         name = str(item.type).removesuffix(" | None")
@@ -91,7 +91,7 @@ def _fields(kind: Any) -> list[str]:
 
 
 def _language(rest: list[str]) -> str:
-    """What the indented lines at the beginning are: Python, or just text."""
+    """Return the language of an indented block at the beginning: Python or text."""
     block = itertools.takewhile(lambda line: not line or line.startswith("    "), rest)
     try:
         ast.parse(textwrap.dedent("\n".join(block)), feature_version=(3, 11))
@@ -115,7 +115,7 @@ def _escape(line: str) -> str:
 def stub_signature(
     app: Sphinx, what: str, name: str, item: object, options: object, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """Take the signatures of the extension module from its stub, which has the types; dataclasses list their fields."""
+    """Return signatures of the extension module from its stub, which has the types; none for dataclasses."""
     if what == "class" and dataclasses.is_dataclass(item):
         return "", None
     if what == "class" and name.rpartition(".")[2] in MADE_BY_SESSIONS:

@@ -1,4 +1,4 @@
-"""Tables that are made from the code: commands, events, subjects, configuration and command lines.
+"""Tables generated from the code: commands, events, subjects, configuration and command lines.
 
 ```{from-code} commands
 ```
@@ -34,8 +34,8 @@ from vicifast.commands import ALERTS, COMMANDS, EVENTS, CommandSpec, Danger, Key
 EXAMPLE = Path(__file__).parent.parent / "bridge" / "bridge.example.toml"
 
 DANGERS = {
-    Danger.READ: "Commands that read",
-    Danger.OPERATE: "Commands that change what runs",
+    Danger.READ: "Read-only commands",
+    Danger.OPERATE: "Commands that change the running state",
     Danger.CONFIGURE: "Commands that change the configuration",
     Danger.SECRETS: "Commands that carry secrets",
 }
@@ -52,7 +52,7 @@ def _code(text: object) -> str:
 
 
 def commands() -> str:
-    """A section for each class of danger, in it one for each command."""
+    """Return a section for each class of commands, with one for each command."""
     parts = []
     for danger, title in DANGERS.items():
         mine = [command for command in COMMANDS.values() if command.danger is danger]
@@ -67,7 +67,7 @@ def _command(command: CommandSpec) -> str:
     if command.event:
         facts.append(f"streams `{command.event}`")
     if command.blocks:
-        facts.append("holds a thread of charon while it waits")
+        facts.append("occupies a thread of charon while it waits")
     lines = [
         f"### {command.name}\n",
         ", ".join(facts) + ".\n",
@@ -79,8 +79,8 @@ def _command(command: CommandSpec) -> str:
 
 def _request(command: CommandSpec) -> str:
     if command.named:
-        blobs = f"; {_list(sorted(command.blob))} may hold any bytes" if command.blob else ""
-        return f"one section, under the name of what is loaded{blobs}"
+        blobs = f"; {_list(sorted(command.blob))} may contain any bytes" if command.blob else ""
+        return f"one section, named after the loaded item{blobs}"
     return ", ".join(_key(key) for key in command.keys) or "nothing"
 
 
@@ -93,8 +93,8 @@ def _key(key: Key) -> str:
 
 def _reply(command: CommandSpec) -> str:
     own = [name if " " in name else _code(name) for name in command.reply]
-    own += ["`success` and, when that is no, `errmsg`"] if command.result else []
-    return ", ".join(own) or ("nothing; all is in the stream" if command.event else "nothing")
+    own += ["`success`, and `errmsg` if that is `no`"] if command.result else []
+    return ", ".join(own) or ("nothing; the stream has all items" if command.event else "nothing")
 
 
 def _list(names: Iterable[str]) -> str:
@@ -109,22 +109,22 @@ def kinds() -> str:
     meaning = {
         Kind.TEXT: "printable ASCII",
         Kind.NUMBER: "a whole number, in decimal",
-        Kind.MILLISECONDS: "a whole number; 0 is for ever, -1 means not to wait",
-        Kind.SWITCH: "`yes` or `no`; what is absent is no",
-        Kind.PRESENCE: "there or not there: charon takes even `no` for yes",
+        Kind.MILLISECONDS: "a whole number; 0 waits without limit, -1 does not wait",
+        Kind.SWITCH: "`yes` or `no`, the default",
+        Kind.PRESENCE: "present or absent: charon reads even `no` as yes",
         Kind.LIST: "a list of texts",
         Kind.BLOB: "any bytes",
     }
-    return _table(("kind", "what charon takes"), ((_code(kind), meaning[kind]) for kind in Kind))
+    return _table(("kind", "values"), ((_code(kind), meaning[kind]) for kind in Kind))
 
 
 def events() -> str:
     rows = []
     for event in EVENTS.values():
         users = [_code(command.name) for command in COMMANDS.values() if command.event == event.name]
-        comes = "by itself, once registered" if event.standalone else f"within {' and '.join(users)}"
-        rows.append((_code(event.name), comes, event.since, _list(sorted(event.binary)) or "none"))
-    return _table(("event", "comes", "since", "binary values"), rows)
+        origin = "any time, to registered clients" if event.standalone else f"during {' and '.join(users)}"
+        rows.append((_code(event.name), origin, event.since, _list(sorted(event.binary)) or "none"))
+    return _table(("event", "sent", "since", "binary values"), rows)
 
 
 def alerts() -> str:
@@ -139,21 +139,21 @@ def alerts() -> str:
 
 
 def event_subjects() -> str:
-    """The subjects of events; words in angle brackets come from the message."""
+    """Return the subjects; words in angle brackets are from the message."""
     own = subjects.Subjects("vici", "NODE")
     bridge = own.bridge("KIND").replace("NODE", "<node>").replace("KIND", "<kind>")
     rows = []
     for name, pattern in subjects.patterns("vici").items():
         subject = pattern.replace("{direction}", "|".join(subjects.kinds(name))).replace("{", "<").replace("}", ">")
         rows.append((_code(subject), _code(name), "log" if name == "log" else "state"))
-    rows.append((_code(bridge), "what the bridge tells of itself", "state"))
+    rows.append((_code(bridge), "the bridge's own events", "state"))
     for subject in own.commands():
         rows.append((_code(subject.replace("NODE", "<node>").replace("*", "<command>")), "requests", ""))
     return _table(("subject", "event", "class"), rows)
 
 
 def configuration() -> str:
-    """A section for each table of the file."""
+    """Return a section for each table of the file."""
     comments = dict(_comments())
     parts = []
     for name, field in Config.model_fields.items():
@@ -164,7 +164,7 @@ def configuration() -> str:
 
 
 def _settings(title: str, path: str, model: Any, comments: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    """A section for one table, and for those in it."""
+    """Yield a section for a table, and for the tables in it."""
     yield f"## {_code(title)}"
     yield _plain(inspect.cleandoc(model.__doc__ or ""))
     inner = []
@@ -186,7 +186,7 @@ def _sentence(facts: Iterable[str]) -> str:
 
 
 def _comments() -> Iterator[tuple[tuple[str, str], str]]:
-    """What the example says of each key; one that it leaves out is an error of the build."""
+    """Yield the comment on each key in the example; a key without one fails the build."""
     section = ""
     for line in EXAMPLE.read_text("utf-8").splitlines():
         if head := re.match(r"\[+([\w.]+)\]+", line):
@@ -199,7 +199,7 @@ def _default(field: FieldInfo) -> str:
     if field.default_factory is socket.gethostname:
         return "the name of the host"
     if field.default_factory is not None:
-        return ""  # stands in the comment
+        return ""  # the comment in the example has it
     value = field.default
     return "none" if value is None else _code(json.dumps(value, default=str))
 
@@ -213,7 +213,7 @@ def vicibridge_line() -> str:
 
 
 def _command_line(group: click.Group, name: str) -> str:
-    """A section for each command; options that most of them have stand at the head."""
+    """Return a section for each command; a table before them has the options that most of them share."""
     context = click.Context(group, info_name=name)
     words = {word: group.get_command(context, word) for word in group.list_commands(context)}
     commands = {word: command for word, command in words.items() if command is not None and not command.hidden}
@@ -224,7 +224,7 @@ def _command_line(group: click.Group, name: str) -> str:
     if common:
         parts = [
             "## Common options",
-            "Those of the commands that are marked with a star.",
+            "Commands marked with a star have these options.",
             _table(("option", "meaning"), map(_option, common)),
         ]
     for word, command in commands.items():
@@ -246,7 +246,7 @@ def _option(record: tuple[str, str]) -> tuple[str, str]:
 
 
 def _help(text: str) -> str:
-    """The paragraphs of a help text; one that click is told to leave as it is stays so."""
+    """Return the paragraphs of a help text; those that click does not rewrap are fenced."""
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text))
     return "\n\n".join(_fenced(p.removeprefix("\b\n")) if p.startswith("\b") else _plain(p) for p in paragraphs)
 
@@ -256,14 +256,12 @@ def _fenced(text: str) -> str:
 
 
 def schemas() -> str:
-    """The names of the JSON Schemas: those of events and notices, and of values; commands have two each."""
-    told = [name for name in schema.schemas() if f"{name}.data" in schema.schemas()]
-    rows = [(_code(name), f"the envelope of `{name}`; its data is {_code(f'{name}.data')}") for name in told]
+    """Return the names of the JSON Schemas: those of events, and of values in buckets; commands have two each."""
+    published = [name for name in schema.schemas() if f"{name}.data" in schema.schemas()]
+    rows = [(_code(name), f"the envelope of `{name}`; its data is {_code(f'{name}.data')}") for name in published]
     rows += [(_code(f"{e.name}.data"), f"a part of the stream `{e.name}`") for e in EVENTS.values() if not e.standalone]
     rows += [(_code(name), f"a value in the bucket `{name}`") for name in schema.BUCKETS]
-    rows += [
-        ("`COMMAND.request`, `COMMAND.reply`", "what a command takes, and what charon says; such as `stats.reply`")
-    ]
+    rows += [("`COMMAND.request`, `COMMAND.reply`", "the request and the reply of a command, such as `stats.reply`")]
     return _table(("name", "what it describes"), rows)
 
 
@@ -277,7 +275,7 @@ def metrics() -> str:
 
 
 def conditions() -> str:
-    """What streams and buckets must not be like."""
+    """Return the properties of streams and buckets that break a guarantee."""
     places = {"both": "stream, bucket"}
     facts = {"name": "NAME", "subjects": "...", "age": "AGE", "window": "1h"}
     rows = []
@@ -286,7 +284,7 @@ def conditions() -> str:
         reconcile = "yes" if condition.add else "no"
         of = places.get(condition.of, condition.of)
         rows.append((_code(condition.property), of, condition.grade, condition.breaks, mend, reconcile))
-    return _table(("property", "of", "grade", "what follows", "how to mend it", "`reconcile` mends it"), rows)
+    return _table(("property", "of", "grade", "consequence", "correction", "`reconcile` corrects it"), rows)
 
 
 MAKERS = {
@@ -306,7 +304,7 @@ MAKERS = {
 
 
 class FromCode(SphinxDirective):
-    """Puts in what one of the makers makes."""
+    """Inserts the text that one of MAKERS generates."""
 
     required_arguments = 1
     final_argument_whitespace = True
