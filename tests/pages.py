@@ -1,4 +1,4 @@
-"""The examples of the README and of the pages under docs, and the daemon that they talk to."""
+"""The examples of the README and of the pages under docs, and the daemon for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DATA = ROOT / "tests" / "data"
 ADDRESS = "unix:///var/run/charon.vici"
 NATS = "nats://127.0.0.1:4222"
 
-# A fence, and what it prints when a fence of text comes next.
+# A fence, and its output, if a fence of text follows.
 _FENCE = re.compile(r"^```(\S*)(?: \S+)?\n(.*?)^```$(?:\n+```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 _INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 
@@ -38,7 +38,7 @@ class Block(NamedTuple):
 
 
 def all_blocks() -> Iterator[Block]:
-    """Every block of every page. What is indented is for a shell, as fences of `console` are."""
+    """Yield every block of every page. Indented blocks are for a shell, as fences of `console` are."""
     for page in PAGES:
         source = page.read_text("utf-8")
         found = [(fence.start(), fence[1], fence[2], fence[3]) for fence in _FENCE.finditer(source)]
@@ -59,7 +59,7 @@ def each(found: list[Block]) -> pytest.MarkDecorator:
 
 @asynccontextmanager
 async def recorded_charon() -> AsyncIterator[FakeCharon]:
-    """A daemon with one SA up, that says yes to everything."""
+    """Run a fake daemon with one SA, on which every command succeeds."""
     charon = FakeCharon.from_recordings([Recording.load(path) for path in sorted(DATA.glob("*.recording"))])
     sas = Recording.load(DATA / "list-sas.recording").packets("server")
     (sa,) = [packet.message for packet in sas if packet.message and b"\x08site-001" in packet.message]
@@ -78,8 +78,8 @@ async def recorded_charon() -> AsyncIterator[FakeCharon]:
         yield charon
 
 
-async def tell_events(charon: FakeCharon) -> None:
-    """Send the recorded events to clients that register for them, and then stop."""
+async def send_events(charon: FakeCharon) -> None:
+    """Send the recorded events to clients that register for them, and then disconnect."""
     waiting = [asyncio.ensure_future(charon.registered(name)) for name in ("ike-updown", "child-updown", "log")]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     for each_ in waiting:

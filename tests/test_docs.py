@@ -1,4 +1,4 @@
-"""What the README and the pages under docs show is what happens."""
+"""The examples of the README and of the pages under docs work as shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pages import ADDRESS, NATS, PAGES, ROOT, Block, all_blocks, blocks, each, recorded_charon, tell_events
+from pages import ADDRESS, NATS, PAGES, ROOT, Block, all_blocks, blocks, each, recorded_charon, send_events
 from test_imports import RANKS
 
 from vicifast.commands import COMMANDS, TESTED
@@ -30,20 +30,20 @@ def test_prompt_examples(page: Path) -> None:
     assert not tried.failed
 
 
-# The module that compat replaces cannot close a session, and programs for it leave that to their end.
+# Sessions of the module that compat replaces have no close(), so programs for it leave their sockets open.
 @pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning")
 @each(PROGRAMS)
 def test_program(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with recorded_charon() as charon:
-            telling = asyncio.create_task(tell_events(charon))
+            sending = asyncio.create_task(send_events(charon))
             source = block.text.replace(ADDRESS, charon.address)
             monkeypatch.setattr("vicifast.address.DEFAULT_ADDRESS", charon.address)
             # a follower would run indefinitely
             monkeypatch.setitem(BaseFollower.__init__.__kwdefaults__, "timeout", 0.5)
             with suppress(ConnectionClosed):  # a program that follows events ends with the daemon
                 await asyncio.to_thread(exec, compile(source, block.where, "exec"), {"__name__": "__main__"})
-            telling.cancel()
+            sending.cancel()
 
     asyncio.run(asyncio.wait_for(run(), 15))
     printed = capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_program(block: Block, capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def test_versions_of_strongswan() -> None:
-    """Every text that names a range or a list of versions names those that the tests ran on."""
+    """Every range or list of versions in a text names the versions that the tests ran on."""
     texts = [*PAGES, *sorted((ROOT / "src").rglob("*.py")), ROOT / "bridge" / "vicibridge" / "contract" / "schema.py"]
     ranges = {
         found
@@ -72,7 +72,7 @@ def test_configuration(block: Block, tmp_path: Path) -> None:
 
 
 def lines_of_command() -> Iterator[tuple[str, str, list[str]]]:
-    """Every command line: in console examples after the prompt, in prose, if it is ours, between backticks."""
+    """Yield every command line: in console examples, and those of ours in backticks in prose."""
     lines = [(b.where, line) for b in blocks("console") for line in b.text.replace("\\\n", " ").splitlines()]
     found = [(where, line.removeprefix("$ ").removeprefix("# ")) for where, line in lines]
     for page in PAGES:
@@ -93,8 +93,8 @@ TARGETS = set(re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE))
 
 UNTRIED = {
     "python3": "makes a virtual environment on the machine",
-    "source": "is a word of the shell",
-    "podman": "an engine for containers is needed",
+    "source": "is a builtin of the shell",
+    "podman": "needs a container engine",
     "install": "changes the machine",
     "useradd": "changes the machine",
     "systemctl": "changes the machine",
@@ -106,16 +106,16 @@ def each_line(*programs: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("words", [line[2] for line in found], ids=[line[0] for line in found])
 
 
-def test_nothing_on_the_pages_is_untried() -> None:
+def test_every_kind_of_example_has_a_test() -> None:
     tried = {"vicifast", "vicibridge", "make", "nats", "pip", "python"}
     assert {program for _, program, _ in LINES} == tried | UNTRIED.keys()
     others = {block.language for block in all_blocks() if not block.language.startswith("{")}
-    # What Prometheus, Grafana and systemd read is left out, and what has no language is a drawing.
+    # YAML and INI are for Prometheus, Grafana and systemd; blocks without a language are drawings or expressions.
     assert others == {"python", "console", "toml", "text", "json", "strongswan", "yaml", "ini", ""}
 
 
 @each_line("make")
-def test_target_is_in_the_makefile(words: list[str]) -> None:
+def test_make_target_exists(words: list[str]) -> None:
     targets = {word for word in words[1:] if "=" not in word}
     assert targets and targets <= TARGETS
     variables = [word.partition("=")[0] for word in words[1:] if "=" in word]
@@ -123,7 +123,7 @@ def test_target_is_in_the_makefile(words: list[str]) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / ".github").is_dir(), reason="the workflows are not in the sdist")
-def test_workflows_call_what_is_there() -> None:
+def test_workflows_use_existing_targets_and_files() -> None:
     text = "".join(path.read_text("utf-8") for path in (ROOT / ".github" / "workflows").iterdir())
     targets = set(re.findall(r"^ *(?:- )?(?:run: )?make ([\w-]+)", text, re.MULTILINE))
     assert {"test", "dist"} <= targets <= TARGETS
@@ -132,8 +132,8 @@ def test_workflows_call_what_is_there() -> None:
 
 
 @each_line("nats")
-def test_what_is_asked_of_nats_is_there(words: list[str]) -> None:
-    """The subjects and buckets in lines for a program that is not at hand, NATS's own command line."""
+def test_nats_subjects_and_buckets_exist(words: list[str]) -> None:
+    """Check the command lines of NATS's own `nats`, which is not installed."""
     schema = pytest.importorskip("vicibridge.contract.schema", reason="needs the bridge extra")
     if "req" in words:
         subject, payload = words[words.index("req") + 1 :][:2]
@@ -147,8 +147,8 @@ def test_what_is_asked_of_nats_is_there(words: list[str]) -> None:
 
 
 @each_line("pip")
-def test_extra_is_one(words: list[str]) -> None:
-    """tests/versions.py installs with each."""
+def test_extra_exists(words: list[str]) -> None:
+    """Check the names only: tests/versions.py installs with each."""
     what = re.fullmatch(r"\.(?:\[([\w,]+)\])?", words[-1])
     assert words[1] == "install" and what
     there = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
@@ -156,7 +156,7 @@ def test_extra_is_one(words: list[str]) -> None:
 
 
 @each_line("python")
-def test_file_of_a_command_line_is_there(words: list[str]) -> None:
+def test_python_file_exists(words: list[str]) -> None:
     named = [word for word in words[1:] if word.endswith(".py")]
     assert named and all((ROOT / word).is_file() for word in named)
 
@@ -178,8 +178,8 @@ def test_envelope(block: Block) -> None:
 
 
 @each_line("vicifast", "vicibridge")
-def test_command_line_is_one(words: list[str]) -> None:
-    """That such a command is there, with these options."""
+def test_command_line_is_valid(words: list[str]) -> None:
+    """The command exists and has these options."""
     click = pytest.importorskip("click", reason="needs the cli extra")
     from vicibridge.cli import cli
 
@@ -192,8 +192,8 @@ def test_command_line_is_one(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
-def test_links_to_files_hold(page: Path) -> None:
-    """Those of the pages under docs are checked by Sphinx."""
+def test_links_to_files(page: Path) -> None:
+    """Sphinx checks the links of the pages under docs."""
     targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
     assert [target for target in targets if "://" not in target and not (ROOT / target).exists()] == []
 
