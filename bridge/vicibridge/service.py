@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from .bus.embedded_server import EmbeddedServer
 from .bus.supervisor import Bus
@@ -96,6 +96,10 @@ class Service:
                 reasons += [f"{gateway.node}: mirror: {trouble}" for trouble in troubles]
         return reasons
 
+    def expires(self) -> Mapping[str, float]:
+        """Return when the credentials in use expire, in seconds since the epoch, by their key in `[nats]`."""
+        return {**self.bus.expires, **(self.embedded.expires if self.embedded else {})}
+
     def status(self) -> str:
         """Return one line about how the service does."""
         up = sum(gateway.reader.up for gateway in self.gateways)
@@ -107,7 +111,9 @@ class Service:
         """Take over from `new` what may change while running, and say in the log what may not; reread credentials."""
         self.settings, live, restart = adopt(self.settings, new)
         logsetup.set_up(self.settings.logging)
-        self.bus.reload(self.settings.nats.settings())
+        self.bus.reload(self.settings.nats.settings(), reconnect=self.embedded is None)
+        if self.embedded:
+            self.embedded.reload(self.settings)
         for gateway in self.gateways:
             gateway.reload(self.settings)
         _logger.info("configuration: %s", f"taken over: {', '.join(live)}" if live else "nothing to take over")

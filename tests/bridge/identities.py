@@ -80,7 +80,7 @@ class Pki:
         self.other_ca, self.server = directory / "other-ca.pem", directory / "server.pem"
         authority.cert_pem.write_to_path(self.ca)
         other.cert_pem.write_to_path(self.other_ca)
-        authority.issue_cert("nats.example").private_key_and_cert_chain_pem.write_to_path(self.server)
+        authority.issue_cert("nats.example", "localhost").private_key_and_cert_chain_pem.write_to_path(self.server)
         self._authority = authority
         self.renew()
         _write(other.issue_cert("gw1@example"), self.other_cert, self.other_key)

@@ -69,6 +69,22 @@ def test_it_asks_for_what_the_bridge_has(tmp_path: Path, identity: dict[str, str
     run(test())
 
 
+def test_another_password_is_taken_over_by_both(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def test() -> None:
+        here = {"port": free_port(), "directory": tmp_path / "nats"}
+        old, new = (own(tmp_path, embedded=here, user="a", password=password) for password in ("one", "two"))
+        async with service(old) as bridge:
+            link = await bridge.bus.link()
+            bridge.reload(new)
+            await link.lost()
+            link = await bridge.bus.link()
+            await link.fence(5)
+            assert link.credentials.options["password"] == "two"
+
+    run(test())
+    assert "ERROR" not in capfd.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs setpriv, which Linux has")
 def test_it_ends_when_the_bridge_is_killed(tmp_path: Path) -> None:
     async def test() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import nats
 import pytest
-from harness import NatsServer, envelopes, run, service, until, up
+from harness import NatsServer, envelopes, run, service, until, up, witness
+from identities import Pki
 from nats.js import JetStreamContext
 from test_mirror_worker import child, listed, sa, settled
 from vicibridge.bus.nats_server import free_port
@@ -130,3 +132,30 @@ def test_the_leaf_loses_its_hub(hub: tuple[NatsServer, int]) -> None:
             assert bridge.bus.connects == 1 and bridge.embedded and bridge.embedded.starts == 1
 
     run(test(), timeout=60)
+
+
+def test_a_certificate_for_the_hub_that_was_renewed(
+    make_nats_server: Callable[..., NatsServer], tmp_path: Path
+) -> None:
+    """nats-server itself reads it once; here it is read again when the file changes."""
+    pki, leaves = Pki(tmp_path), free_port()
+    tls = pki.server_options(f', ca_file: "{pki.ca}", verify: true')
+    hub = make_nats_server(f'server_name: hub\nleafnodes {{ listen: "127.0.0.1:{leaves}", {tls} }}')
+    pki.renew(-60)
+    leaf = {"remotes": [f"tls://localhost:{leaves}"], "tls_ca": pki.ca, "tls_cert": pki.cert, "tls_key": pki.key}
+    config = Config(nats={"embedded": {"port": free_port()}, "leaf": leaf}, mirror={"enabled": False})
+
+    async def test() -> None:
+        await hub.up()
+        async with service(config) as bridge, witness(hub.url, "hello") as someone:
+            link = await bridge.bus.link()
+            await until(lambda: "TLS leafnode handshake error" in hub.log.read_text())
+            assert bridge.expires()["leaf.tls_cert"] < time.time()
+            pki.renew()
+            while not someone.messages:
+                await link.publish("hello", b"")
+                await asyncio.sleep(0.05)
+            assert bridge.expires()["leaf.tls_cert"] > time.time()
+            assert await bridge.bus.link() is link  # it was not cut off for that
+
+    run(test(), 60)

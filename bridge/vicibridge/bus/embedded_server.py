@@ -8,10 +8,12 @@ import logging
 import re
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..config.model import Config, LeafConfig, NatsConfig
-from ..contract.nats_settings import hide
+from ..contract.nats_settings import NatsSettings, hide
+from .credentials import CredentialsError, read_credentials
 from .nats_server import NatsServer, NatsServerError, find_nats_server
 
 _logger = logging.getLogger(__name__)
@@ -45,6 +47,16 @@ class EmbeddedServer:
             hint = "make it writable, or choose another as directory in [nats.embedded]"
             raise NatsServerError(f"{embedded.directory}: {error.strerror}; {hint}") from None
         self.starts = 0
+        self._leaf = settings.nats.leaf
+        self.expires: Mapping[str, float] = {}  # when the credentials for the hub do, as `Credentials` says it
+        self._files: list[tuple[int, int] | None] = []
+        self._changed()
+
+    def reload(self, settings: Config) -> None:
+        """Take over another user, password or token, and read the files of the leaf node again."""
+        self._server.configure(**_options(settings))
+        self._changed()
+        self._server.reload()
 
     async def run(self) -> None:
         """Start it, and again whenever it has ended, until cancelled; it is stopped then."""
@@ -72,7 +84,24 @@ class EmbeddedServer:
         assert self._server.process
         while (code := self._server.process.poll()) is None:
             await asyncio.sleep(_POLL)
+            if self._changed():
+                _logger.info("nats-server: a file for the hub has changed, and is read again")
+                self._server.reload()
         return code
+
+    def _changed(self) -> bool:
+        """Whether a file for the hub has changed since this was asked last; nats-server reads certificates but once."""
+        before, self._files = self._files, [_stamp(path) for path in _files(self._leaf).values()]
+        if before == self._files:
+            return False
+        files = {key: getattr(self._leaf, key) for key in ("creds", "tls_ca", "tls_cert", "tls_key")}
+        try:
+            found = read_credentials(NatsSettings(**files), "tls://hub").expires
+        except (CredentialsError, ValueError) as error:
+            _logger.warning("nats-server: nats.leaf: %s", error)
+        else:
+            self.expires = {f"leaf.{kind}": time for kind, time in found.items()}
+        return True
 
     def _check_port(self, port: int) -> None:
         try:
@@ -80,6 +109,21 @@ class EmbeddedServer:
         except OSError as error:
             hint = f'set servers = ["nats://127.0.0.1:{port}"] to use what is there, or another port in [nats.embedded]'
             raise NatsServerError(f"nats.embedded.port: 127.0.0.1:{port}: {error.strerror}; {hint}") from None
+
+
+def _files(leaf: LeafConfig) -> dict[str, Path]:
+    """Return the files that nats-server reads for the hub, by the names that it has for them."""
+    files = {"credentials": leaf.creds, "ca_file": leaf.tls_ca, "cert_file": leaf.tls_cert, "key_file": leaf.tls_key}
+    return {name: path for name, path in files.items() if path}
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes with a file; None when it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def plan(settings: Config) -> list[str]:
@@ -127,10 +171,11 @@ def _authorization(nats: NatsConfig) -> list[str]:
 
 
 def _leafnodes(leaf: LeafConfig) -> list[str]:
-    more = f", credentials: {_quote(leaf.creds)}" if leaf.creds else ""
-    files = {"ca_file": leaf.tls_ca, "cert_file": leaf.tls_cert, "key_file": leaf.tls_key}
-    if any(files.values()):
-        more += ", tls { " + ", ".join(f"{key}: {_quote(path)}" for key, path in files.items() if path) + " }"
+    files = {name: _quote(path) for name, path in _files(leaf).items()}
+    credentials = files.pop("credentials", "")
+    more = f", credentials: {credentials}" if credentials else ""
+    if files:
+        more += ", tls { " + ", ".join(f"{name}: {path}" for name, path in files.items()) + " }"
     urls = ", ".join(_quote(url) for url in leaf.remotes)
     return [f"leafnodes {{ remotes: [ {{ urls: [ {urls} ]{more} }} ] }}"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -66,12 +67,21 @@ class NatsServer:
         self.port = port or free_port()
         self.log = directory / "nats.log"
         self.process: subprocess.Popen[bytes] | None = None
-        config = directory / "nats.conf"
-        config.touch(mode=0o600)
-        config.write_text(
-            _CONFIG.format(port=self.port, store=directory / "jetstream", jetstream=jetstream, more=more), "utf-8"
+        self._config, self._store = directory / "nats.conf", directory / "jetstream"
+        self._command = [*wrapper, binary, "--config", str(self._config)]
+        self.configure(more, jetstream)
+
+    def configure(self, more: str = "", jetstream: str = "") -> None:
+        """Write its configuration; one that runs has to be told with `reload`."""
+        self._config.touch(mode=0o600)
+        self._config.write_text(
+            _CONFIG.format(port=self.port, store=self._store, jetstream=jetstream, more=more), "utf-8"
         )
-        self._command = [*wrapper, binary, "--config", str(config)]
+
+    def reload(self) -> None:
+        """Make it read its configuration again, and all files that are named there."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGHUP)
 
     @property
     def url(self) -> str:

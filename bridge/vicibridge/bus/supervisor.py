@@ -108,10 +108,14 @@ class Bus:
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(delay * 2, _LONGEST_DELAY)
 
-    def reload(self, settings: NatsSettings) -> None:
-        """Take over credentials; where any have changed, a new connection with them replaces the one there is."""
+    def reload(self, settings: NatsSettings, *, reconnect: bool) -> None:
+        """Take over credentials; with `reconnect`, where any have changed, a new connection replaces the one there is.
+
+        The nats-server of our own needs no reconnecting: it ends connections itself when it takes over others.
+        """
         self._settings = settings
-        self._reread.set()
+        if reconnect:
+            self._reread.set()
 
     async def close(self, timeout: float) -> None:
         """Drain the link, if there is one, and make no other."""

@@ -72,7 +72,7 @@ class HttpServer:
             "reasons": reasons,
             "nats": self._service.bus.connected,
             "charon": {gateway.node: gateway.reader.up for gateway in gateways},
-            "credentials_expire": {kind: _iso(time) for kind, time in self._service.bus.expires.items()},
+            "credentials_expire": {kind: _iso(time) for kind, time in self._service.expires().items()},
             "events": {gateway.node: not gateway.state.trouble for gateway in gateways},
             "mirror": {gateway.node: gateway.mirroring.buckets.complete for gateway in gateways if gateway.mirroring},
         }

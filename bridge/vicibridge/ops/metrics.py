@@ -264,7 +264,7 @@ METRICS = (
         "vicibridge_nats_credential_expiration_timestamp_seconds",
         "When the credentials of the connection expire, in seconds since the epoch, by their key in [nats].",
         ("kind",),
-        lambda service: [((kind,), time) for kind, time in service.bus.expires.items()],
+        lambda service: [((kind,), time) for kind, time in service.expires().items()],
     ),
     Metric(
         "vicibridge_nats_connects_total",
