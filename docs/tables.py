@@ -110,9 +110,9 @@ def kinds() -> str:
         Kind.TEXT: "printable ASCII",
         Kind.NUMBER: "a whole number, in decimal",
         Kind.MILLISECONDS: "a whole number; 0 waits without limit, -1 does not wait",
-        Kind.SWITCH: "`yes` or `no`, the default",
+        Kind.SWITCH: "`yes`, or `no`, which is the default",
         Kind.PRESENCE: "present or absent: charon reads even `no` as yes",
-        Kind.LIST: "a list of texts",
+        Kind.LIST: "a list of strings",
         Kind.BLOB: "any bytes",
     }
     return _table(("kind", "values"), ((_code(kind), meaning[kind]) for kind in Kind))
