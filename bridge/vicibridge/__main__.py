@@ -1,4 +1,4 @@
-"""Starts the command line, or says what has to be installed for it."""
+"""Starts the command line, or names the package that is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NEEDS = {
 
 
 def main() -> None:
-    """Run `vicibridge`; exit with 2 when the extra with its dependencies is missing."""
+    """Run `vicibridge`; exit with 2 if the `bridge` extra is not installed."""
     try:
         from .cli import cli
 

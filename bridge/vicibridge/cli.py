@@ -21,11 +21,11 @@ _config_option = click.option(
     "--config",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The TOML file; without one, defaults and the environment hold.",
+    help="Configuration file in TOML. Default: built-in defaults and environment variables only.",
 )
 
 
-# Those for the fleet need more, such as rich, than a bridge that runs; each is loaded when it is asked for.
+# Fleet commands need more packages, such as rich, than a running bridge, so each module is loaded on use.
 _FLEET = {"call": "call", "nodes": "inventory", "sas": "inventory", "tail": "tail", "top": "top"}
 
 
@@ -44,7 +44,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="strongswan-vicifast")
 def cli() -> None:
-    """Carry charon's events to NATS, and commands from NATS to charon: for one gateway, and for a fleet."""
+    """Publish charon's events to NATS and run commands from NATS on charon; inspect a fleet of gateways."""
 
 
 @cli.command()
@@ -52,10 +52,10 @@ def cli() -> None:
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    help="What goes to stderr, whatever the configuration says.",
+    help="Level of the log on stderr; overrides the configuration.",
 )
 def run(path: Path | None, log_level: str | None) -> None:
-    """Run the bridge until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+    """Run the bridge until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
     from .bus.nats_server import NatsServerError
     from .ops.http import ListenError
     from .service import serve
@@ -76,14 +76,14 @@ def run(path: Path | None, log_level: str | None) -> None:
 
 @cli.command()
 @_config_option
-@click.option("--nats", is_flag=True, help="Also connect to NATS, and check its streams, buckets and limits.")
-@click.option("--charon", is_flag=True, help="Also connect to each charon, and check its version and connections.")
+@click.option("--nats", is_flag=True, help="Also connect to NATS and check its streams, buckets and limits.")
+@click.option("--charon", is_flag=True, help="Also connect to each charon and check its version and connections.")
 def check(path: Path | None, nats: bool, charon: bool) -> None:
-    """Validate the configuration, say what the bridge would do, and print all of it, secrets hidden.
+    """Validate the configuration and print it in full, without secrets.
 
-    With --nats and --charon stderr has a line for each problem of JetStream and of charon: errors, warnings and notes.
-    The exit status is 1 when the configuration is invalid, NATS or a charon cannot be reached, or there is an error;
-    else 0.
+    Comments at the top say what the bridge would do. --nats and --charon print one line per problem on
+    stderr: error, warning or note. The exit status is 1 if the configuration is invalid, NATS or a charon is
+    unreachable, or an error was found; otherwise 0.
     """
     settings = _or_exit(lambda: load(path))
     for line in plan(settings):
@@ -96,7 +96,7 @@ def check(path: Path | None, nats: bool, charon: bool) -> None:
 def _inspect(settings: Config, nats: bool, charon: bool) -> None:
     from .ops.inspection import inspect, inspect_charons
 
-    logging.getLogger(__package__).addHandler(logging.NullHandler())  # each problem is shown once, by us
+    logging.getLogger(__package__).addHandler(logging.NullHandler())  # each problem is printed once, below
     found = asyncio.run(inspect(settings)) if nats else []
     found += asyncio.run(inspect_charons(settings)) if charon else []
     for problem in found:
@@ -110,10 +110,10 @@ def _inspect(settings: Config, nats: bool, charon: bool) -> None:
     "--recordings",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
-    help="A directory of *.recording files; they stand in for a daemon.",
+    help="Directory of *.recording files, replayed in place of a daemon.",
 )
 def demo(recordings: Path) -> None:
-    """Show the bridge at work on recorded traffic, with a nats-server of its own."""
+    """Run the bridge on recorded traffic with its own nats-server, and show the events."""
     try:
         from rich.console import Console
 
@@ -124,20 +124,20 @@ def demo(recordings: Path) -> None:
     try:
         asyncio.run(recorded_demo(Console(highlight=False), recordings))
     except (DemoError, NatsServerError, TimeoutError) as error:
-        raise click.ClickException(str(error) or "nothing came in time") from None
+        raise click.ClickException(str(error) or "timeout: no event or reply in time") from None
 
 
 @cli.command()
-@click.option("--json-schema", "name", help="In its place the JSON Schema of that name, such as ike-updown or VICI_SA.")
-@click.option("--list", "names", is_flag=True, help="In its place the names of the JSON Schemas.")
+@click.option("--json-schema", "name", metavar="NAME", help="Print this JSON Schema, such as ike-updown or VICI_SA.")
+@click.option("--list", "names", is_flag=True, help="Print the names of the JSON Schemas.")
 @click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write asyncapi.json and a file for each JSON Schema there.",
+    help="Write asyncapi.json and one file per JSON Schema to this directory.",
 )
-@click.option("--prefix", default=NatsConfig().prefix, show_default=True, help="What every subject begins with.")
+@click.option("--prefix", default=NatsConfig().prefix, show_default=True, help="First part of every subject.")
 def schema(name: str | None, names: bool, directory: Path | None, prefix: str) -> None:
-    """Print an AsyncAPI document of all subjects and what is on them."""
+    """Print an AsyncAPI document of all subjects and their payloads."""
     from .contract import asyncapi
     from .contract import schema as own
 
@@ -145,7 +145,7 @@ def schema(name: str | None, names: bool, directory: Path | None, prefix: str) -
         click.echo("\n".join(own.schemas()))
     elif name is not None:
         if name not in own.schemas():
-            raise click.ClickException(f"there is no schema {name}; vicibridge schema --list names them")
+            raise click.ClickException(f"unknown schema {name}; vicibridge schema --list prints the names")
         click.echo(_json(own.document(name)))
     elif directory is not None:
         files = {"asyncapi": asyncapi.document(prefix)} | {each: own.document(each) for each in own.schemas()}

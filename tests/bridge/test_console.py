@@ -163,7 +163,7 @@ def test_nodes_and_sas(nats_server: NatsServer) -> None:
                 outcome(nats_server, "top", "--count", "2", "--interval", "0.5"),
             )
             assert [code for code, _, _ in results] == [0] * 6, results
-            assert "gw 1" in results[0][1] and "1 of 1 gateways are there" in results[0][1]
+            assert "gw 1" in results[0][1] and "1 of 1 gateways have a running bridge" in results[0][1]
             node = json.loads(results[1][1])
             assert (node["node"], node["alive"], node["answers"]) == ("gw 1", True, True)
             assert "gw 1/site #7" in results[2][1] and "1 IKE_SAs, 1 CHILD_SAs" in results[2][1]
@@ -281,7 +281,7 @@ def test_no_nats(nats_server: NatsServer) -> None:
         code, _, err = await outcome(nats_server, "nodes")
         assert code == 3 and f"cannot connect to {nats_server.url}" in err and "Traceback" not in err
         code, _, err = await outcome(nats_server, "tail", "--event", "log", "--since", "1h")
-        assert code == 2 and "JetStream does not keep the log" in err
+        assert code == 2 and "JetStream does not store the log" in err
 
     run(test())
 
@@ -308,7 +308,7 @@ def test_where_nats_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found({"servers": ["nats://u@x:1"]}, None, config) == (["nats://u@x:1"], None, None, "p")
     assert find_nats({}, "first", None).tls_first and find_nats({"tls_first": True}, None, None).tls_first
     for given, context, path, says in [
-        ({}, "none", None, "no context none"),
+        ({}, "none", None, "cannot read context none"),
         ({}, None, tmp_path / "none.toml", "none.toml"),
         ({"servers": ["ftp://x"]}, None, None, "invalid server address"),
         ({"creds": tmp_path / "none.creds"}, None, None, "none.creds"),

@@ -307,7 +307,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert json.loads(ask("--json-schema", "VICI_SA")[1]) == document("VICI_SA")
     assert ask("--list")[1].split() == list(schemas())
     code, output = ask("--json-schema", "nonsense")
-    assert code == 1 and "there is no schema nonsense; vicibridge schema --list names them" in output
+    assert code == 1 and "unknown schema nonsense; vicibridge schema --list prints the names" in output
     assert ask("--directory", str(tmp_path / "new"), "--prefix", "my.bus") == (0, "")
     written = {path.name for path in (tmp_path / "new").iterdir()}
     assert written == {"asyncapi.json", *(f"{name}.json" for name in schemas())}

@@ -144,7 +144,7 @@ def test_flood_is_limited_and_reported(nats_server: NatsServer, codec: str, capl
         assert {gap["class"] for gap in told} == {"state"}
         assert sum(int(gap["count"]) for gap in told) == 1500 - 3 * BURST
         assert CAUSE not in caplog.text  # wanted, so not worth a line each time
-        assert all(int(gap["last_seq"]) - int(gap["first_seq"]) + 1 == int(gap["count"]) for gap in told)
+        assert all(int(gap["last_seq"]) - int(gap["first_seq"]) + 1 >= int(gap["count"]) for gap in told)
 
     run(test())
 

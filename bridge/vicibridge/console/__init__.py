@@ -1,1 +1,1 @@
-"""The commands for those who use the fleet; `vicibridge.cli` loads each when it is asked for."""
+"""Commands that inspect and control a fleet; `vicibridge.cli` loads each one on use."""

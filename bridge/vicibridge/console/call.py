@@ -37,14 +37,15 @@ def formats(function: click.decorators.FC) -> click.decorators.FC:
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="With all: longest wait for one more answer.",
+    help="With NODE all: maximum wait for the next reply.",
 )
 @formats
 @reaches
 def call(reach: Reach, node: str, command: str, request: dict[str, object], stall: float, form: str | None) -> None:
-    """Run any command on the gateway NODE, or on `all`: its messages, and then its reply.
+    """Run a command on one gateway, or on every gateway with NODE `all`.
 
-    A KEY that comes again makes a list, KEY@FILE takes the bytes of a file. One JSON object can hold everything.
+    Prints the messages that the command streams, then its reply. A repeated KEY makes a list; KEY@FILE takes the
+    contents of a file. A JSON object can replace all KEY=VALUE arguments.
 
     \b
     vicibridge call gw1 list-sas ike=site-001
@@ -57,11 +58,11 @@ def call(reach: Reach, node: str, command: str, request: dict[str, object], stal
     elif form in (None, "json"):
         sys.exit(reach.run(lambda fleet: call_all(fleet, output, command, request, stall)))
     else:
-        raise click.UsageError(f"--{form} goes with one node only")
+        raise click.UsageError(f"--{form} works with one node only; use --json with all")
 
 
 async def call_one(fleet: Fleet, output: Output, node: str, command: str, request: Mapping[str, object]) -> None:
-    """Write what one gateway answers, as it comes."""
+    """Write the messages and the reply of one gateway as they arrive."""
     session = fleet.node(node, values=Message)
     known = COMMANDS.get(command)
     if known is None or known.event is None:
@@ -79,7 +80,7 @@ async def call_one(fleet: Fleet, output: Output, node: str, command: str, reques
 
 
 async def call_all(fleet: Fleet, output: Output, command: str, request: Mapping[str, object], stall: float) -> int:
-    """Write what each gateway answers, when it has; return the exit code: that of the last error, if there is one."""
+    """Write each gateway's reply once it is complete; return the exit code of the last error, or 0."""
     code = 0
     answers = fleet.everyone(stall=stall, values=Message).call(command, request)
     async for answer in answers:

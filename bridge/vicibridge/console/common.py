@@ -1,4 +1,4 @@
-"""What the commands for the fleet share: how to reach NATS, exit codes, and how a command ends."""
+"""Shared by the fleet commands: connection options, exit codes and error handling."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from ..config.model import NatsConfig
 DENIED = 4
 CODES = {
     **EXIT_CODES,
-    FAILED: "charon or a bridge said no, the output cannot be written, or something else failed",
-    NO_DAEMON: "no connection to NATS, no bridge or no charon there, or no answer in time",
-    DENIED: "not allowed by the bridge or by NATS",
+    FAILED: "charon or a bridge reported an error, the output cannot be written, or another error occurred",
+    NO_DAEMON: "NATS, the bridge or charon is unreachable, or there was no reply in time",
+    DENIED: "denied by the bridge or by NATS",
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in CODES.items())
 
 T = TypeVar("T")
 
-_CONTEXT = {  # what the contexts of NATS's own command line call our keys
+_CONTEXT = {  # keys of a context of the `nats` command line, and the keys of [nats]
     "creds": "creds",
     "nkey": "nkey",
     "user": "user",
@@ -53,7 +53,7 @@ _CONTEXT = {  # what the contexts of NATS's own command line call our keys
 
 
 class NotAllowed(click.ClickException):
-    """The bridge or NATS does not let us."""
+    """The bridge or NATS denied the request."""
 
     exit_code = DENIED
 
@@ -64,7 +64,7 @@ def code_of(error: ViciError) -> int:
 
 
 def ended(error: ViciError) -> click.ClickException:
-    """Return what ends the program with the line and the exit code of an error."""
+    """Convert an error to one line with its exit code."""
     match error:
         case Denied():
             return NotAllowed(shown(error))
@@ -75,13 +75,13 @@ def ended(error: ViciError) -> click.ClickException:
 
 @dataclass(frozen=True)
 class Reach:
-    """The common options of one run: which NATS, and how long to wait."""
+    """The common options of a command: the NATS connection and the timeout."""
 
     nats: NatsConfig
     timeout: float
 
     def run(self, work: Callable[[Fleet], Awaitable[T]]) -> T:
-        """Do something with the fleet; its errors end the program."""
+        """Connect and run `work`; an error ends the program with its exit code."""
 
         async def connected() -> T:
             async with Fleet(self.nats.settings(), timeout=self.timeout, user=_user()) as fleet:
@@ -101,7 +101,7 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """Write to stderr what becomes of the connection: that it was lost, why there is no other yet, and the next."""
+    """Report on stderr when the connection is lost, why reconnecting fails, and when it succeeds."""
     logger, handler = logging.getLogger("vicibridge"), _Stderr()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -112,59 +112,74 @@ def _reported() -> Iterator[None]:
 
 
 def below_trouble(fleet: Fleet, picture: RenderableType) -> RenderableType:
-    """Return a picture of what the fleet was, below why it is not read any more while NATS is not connected."""
+    """Put the reason above the last known state while NATS is not connected."""
     return picture if fleet.trouble is None else Group(Text(shown(fleet.trouble), style="yellow"), picture)
 
 
 def _user() -> str | None:
     try:
         name = getpass.getuser()
-    except (KeyError, OSError):  # this user has no name
+    except (KeyError, OSError):  # the user has no entry in the password database
         return None
     return name if name.isascii() and name.isprintable() else None
 
 
 _OPTIONS = [
     click.option(
-        "--server", "servers", multiple=True, envvar="NATS_URL", show_envvar=True, metavar="URL", help="Where NATS is."
+        "--server",
+        "servers",
+        multiple=True,
+        envvar="NATS_URL",
+        show_envvar=True,
+        metavar="URL",
+        help="NATS server; repeatable, or a list with commas.",
     ),
     click.option(
         "--context",
         envvar="NATS_CONTEXT",
         show_envvar=True,
         metavar="NAME",
-        help="A context of NATS's own command line.",
+        help="Context of the nats command line.",
     ),
     click.option(
         "--config",
         type=click.Path(dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="A bridge's configuration, of which [nats] counts.",
+        help="Configuration file of a bridge; its [nats] section is used.",
     ),
-    click.option("--creds", envvar="NATS_CREDS", show_envvar=True, metavar="FILE", help="Credentials."),
-    click.option("--nkey", envvar="NATS_NKEY", show_envvar=True, metavar="FILE", help="The seed of an nkey."),
-    click.option("--user", envvar="NATS_USER", show_envvar=True, help="A user of NATS."),
-    click.option("--password", envvar="NATS_PASSWORD", show_envvar=True, help="The user's; better in NATS_PASSWORD."),
-    click.option("--token", envvar="NATS_TOKEN", show_envvar=True, help="A token; better in NATS_TOKEN."),
-    click.option("--tls-ca", envvar="NATS_CA", show_envvar=True, metavar="FILE", help="Who may certify the server."),
-    click.option("--tls-cert", envvar="NATS_CERT", show_envvar=True, metavar="FILE", help="Our certificate."),
-    click.option("--tls-key", envvar="NATS_KEY", show_envvar=True, metavar="FILE", help="The key of that."),
-    click.option("--tls-first", is_flag=True, default=None, help="Begin with TLS, for servers with handshake_first."),
-    click.option("--prefix", metavar="SUBJECT", help="What stands before every subject, if it is not vici."),
-    click.option("--inbox-prefix", metavar="SUBJECT", help="What stands before the subjects of answers to us."),
+    click.option(
+        "--creds", envvar="NATS_CREDS", show_envvar=True, metavar="FILE", help="Credentials file: JWT and seed."
+    ),
+    click.option("--nkey", envvar="NATS_NKEY", show_envvar=True, metavar="FILE", help="File with the seed of an nkey."),
+    click.option("--user", envvar="NATS_USER", show_envvar=True, help="User name."),
+    click.option("--password", envvar="NATS_PASSWORD", show_envvar=True, help="Password; prefer the variable."),
+    click.option("--token", envvar="NATS_TOKEN", show_envvar=True, help="Token; prefer the variable."),
+    click.option(
+        "--tls-ca", envvar="NATS_CA", show_envvar=True, metavar="FILE", help="CA certificates for the server."
+    ),
+    click.option("--tls-cert", envvar="NATS_CERT", show_envvar=True, metavar="FILE", help="Client certificate."),
+    click.option("--tls-key", envvar="NATS_KEY", show_envvar=True, metavar="FILE", help="Private key for --tls-cert."),
+    click.option(
+        "--tls-first",
+        is_flag=True,
+        default=None,
+        help="Start with TLS, for servers with handshake_first.",
+    ),
+    click.option("--prefix", metavar="SUBJECT", help="First part of every subject. Default: vici."),
+    click.option("--inbox-prefix", metavar="SUBJECT", help="Prefix of the reply inboxes. Default: _INBOX."),
     click.option(
         "--timeout",
         type=click.FloatRange(0, min_open=True),
         default=30.0,
         show_default=True,
         metavar="SECONDS",
-        help="Longest wait for an answer.",
+        help="Maximum wait for a reply.",
     ),
 ]
 
 
 def reaches(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the common options, as the `Reach` that is its first argument."""
+    """Add the common options to a command; its first argument is the `Reach` built from them."""
 
     @functools.wraps(function)
     def run(servers: tuple[str, ...], context: str | None, config: Path | None, timeout: float, **others: Any) -> None:
@@ -194,9 +209,9 @@ _KEYS = (
 
 
 def find_nats(given: Mapping[str, object], context: str | None, config: Path | None) -> NatsConfig:
-    """Return where NATS is: what was given, over a context, over the configuration and environment of a bridge.
+    """Return the NATS settings: options override a context, which overrides a bridge's configuration and environment.
 
-    An identity that is given replaces one that is configured.
+    An identity in the options or the context replaces a configured one.
     """
     try:
         base = load(config).nats
@@ -214,15 +229,15 @@ def find_nats(given: Mapping[str, object], context: str | None, config: Path | N
 
 
 def read_context(name: str) -> dict[str, object]:
-    """Return our keys from a context that NATS's command line keeps."""
+    """Return the [nats] keys from a context of the `nats` command line."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     path = home / "nats" / "context" / f"{name}.json"
     try:
-        said = json.loads(path.read_text("utf-8"))
-        url = said.get("url") or ""
+        content = json.loads(path.read_text("utf-8"))
+        url = content.get("url") or ""
     except (OSError, ValueError, AttributeError) as error:
-        raise WrongUse(f"no context {name}: {path}: {error}") from None
-    values: dict[str, object] = {ours: said[theirs] for theirs, ours in _CONTEXT.items() if said.get(theirs)}
+        raise WrongUse(f"cannot read context {name}: {path}: {error}") from None
+    values: dict[str, object] = {ours: content[theirs] for theirs, ours in _CONTEXT.items() if content.get(theirs)}
     for key in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
         if key in values:
             values[key] = Path(str(values[key])).expanduser()

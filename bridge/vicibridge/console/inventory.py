@@ -23,14 +23,14 @@ from ..contract import bucket_values
 from ..contract.bucket_values import SaValue
 from .common import EPILOG, Reach, below_trouble, reaches
 
-_REFRESH = 0.25  # seconds between two pictures of a live table
+_REFRESH = 0.25  # seconds between updates of a live table
 
 
 @click.command(epilog=EPILOG)
-@click.option("--json", "as_json", is_flag=True, help="Write JSON, a line for each gateway.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, one line per gateway.")
 @reaches
 def nodes(reach: Reach, as_json: bool) -> None:
-    """List the gateways whose bridges are there, and those that the mirror has."""
+    """List the gateways: those with a running bridge, and those that the mirror still lists."""
     found = reach.run(lambda fleet: fleet.nodes())
     if as_json:
         for node in found:
@@ -42,7 +42,7 @@ def nodes(reach: Reach, as_json: bool) -> None:
     for node in found:
         table.add_row(*map(shown, _row(node)))
     results.print(table)
-    results.print(f"{sum(node.alive for node in found)} of {len(found)} gateways are there")
+    results.print(f"{sum(node.alive for node in found)} of {len(found)} gateways have a running bridge")
 
 
 def described(node: Node) -> dict[str, object]:
@@ -70,13 +70,13 @@ def _ago(time_ns: int) -> str:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--node", metavar="NAME", help="Only this gateway.")
-@click.option("--ike", metavar="NAME", help="Only this connection.")
-@click.option("--watch", is_flag=True, help="Follow the changes until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="Write JSON, a line for each SA, or for each change.")
+@click.option("--node", metavar="NAME", help="Show only this gateway.")
+@click.option("--ike", metavar="NAME", help="Show only this connection.")
+@click.option("--watch", is_flag=True, help="Show changes as they happen, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, one line per SA or, with --watch, per change.")
 @reaches
 def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: bool) -> None:
-    """List the SAs of the fleet, as its bridges mirror them."""
+    """List the SAs of the fleet from the mirror in NATS."""
 
     async def work(fleet: Fleet) -> None:
         async with fleet.watch_sas(node, ike) as mirror:
@@ -91,8 +91,8 @@ def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: b
         reach.run(work)
 
 
-async def _write(mirror: Watch[SaValue], on: bool) -> None:
-    if not on:
+async def _write(mirror: Watch[SaValue], follow: bool) -> None:
+    if not follow:
         for value in mirror.current.values():
             click.echo(bucket_values.dump(value))
         return
@@ -113,7 +113,7 @@ async def _follow(fleet: Fleet, mirror: Watch[SaValue]) -> None:
 
 
 async def _pause(mirror: Watch[SaValue]) -> None:
-    """Wait for changes, at least as long as a picture is worth, at most a second, as ages grow without any."""
+    """Wait for a change, at least the refresh interval and at most a second, as ages grow without changes."""
     await asyncio.sleep(_REFRESH)
     with contextlib.suppress(TimeoutError, ValueError):
         async with asyncio.timeout(1 - _REFRESH):
@@ -121,13 +121,13 @@ async def _pause(mirror: Watch[SaValue]) -> None:
 
 
 def listing(found: Iterable[SaValue]) -> tables.Listing:
-    """Return the SAs as the table that `vicifast sas` shows, with the node before the name."""
+    """Return the SAs as the table of `vicifast sas`, with the node before the name."""
     ordered = sorted(found, key=lambda value: (value["node"], value["ike"], int(value["uniqueid"])))
     return tables.sas([ReceivedMessage(Message(encode(_message(value)))) for value in ordered])
 
 
 def _message(value: SaValue) -> dict[str, Any]:
-    """Return what list-sas would say now."""
+    """Return the SA as list-sas would return it now."""
     seconds = (time.time_ns() - value["updated"]) // 1_000_000_000
     children = {uid: _aged(child, "install-time", seconds) for uid, child in value["children"].items()}
     return {f"{value['node']}/{value['ike']}": {**_aged(value["sa"], "established", seconds), "child-sas": children}}

@@ -34,7 +34,7 @@ class Filter:
     pattern: re.Pattern[str] | None
 
     def lines(self, envelope: Envelope) -> list[str]:
-        """Return the lines of an envelope that are to be shown."""
+        """Return the lines of an envelope that pass the filter."""
         if envelope.event == "log":
             if self.groups and str(envelope.data.get("group", "")).upper() not in self.groups:
                 return []
@@ -45,8 +45,8 @@ class Filter:
 
 
 def text_of(envelope: Envelope) -> list[str]:
-    """Return an envelope as lines for people."""
-    with contextlib.suppress(ViciError):  # what a bridge tells of itself has numbers, and nothing, too
+    """Return an envelope as human-readable lines."""
+    with contextlib.suppress(ViciError):  # a bridge's own events have numbers and null as well
         return event_lines(envelope.event, envelope.data)
     return [shown(f"{envelope.event} {bucket_values.dump(envelope.data).decode()}")]
 
@@ -71,7 +71,7 @@ def parse_since(ctx: click.Context, param: click.Parameter, value: str | None) -
         return datetime.fromisoformat(value).astimezone(UTC)
     except ValueError:
         raise click.BadParameter(
-            f"{value!r} is neither like 90s, 10m, 2h or 7d nor a time like 2026-01-31T12:00"
+            f"{value!r} is neither an age like 90s, 10m, 2h or 7d nor a time like 2026-01-31T12:00"
         ) from None
 
 
@@ -79,21 +79,25 @@ def parse_pattern(ctx: click.Context, param: click.Parameter, value: str | None)
     try:
         return None if value is None else re.compile(value)
     except re.error as error:
-        raise click.BadParameter(f"no regular expression: {error}") from None
+        raise click.BadParameter(f"invalid regular expression: {error}") from None
 
 
 @click.command(epilog=EPILOG)
-@click.option("--node", "nodes", multiple=True, metavar="NAME", help="Only this gateway.")
+@click.option("--node", "nodes", multiple=True, metavar="NAME", help="Show only this gateway.")
 @click.option(
-    "--event", "events", multiple=True, metavar="NAME", help="Only this: ike-updown, child-updown.down, gap, ..."
+    "--event",
+    "events",
+    multiple=True,
+    metavar="NAME",
+    help="Show only this event, such as ike-updown, child-updown.down or gap.",
 )
-@click.option("--ike", metavar="NAME", help="Only events of this connection; not the log.")
-@click.option("--group", "groups", multiple=True, metavar="GROUP", help="Of the log only this group: IKE, NET, ...")
-@click.option("--level", type=click.IntRange(-1, 4), help="Of the log nothing above this level.")
-@click.option("--pattern", callback=parse_pattern, metavar="REGEX", help="Only lines in which this is found.")
-@click.option("--since", callback=parse_since, metavar="TIME", help="What JetStream has since then (10m, 2h), and on.")
-@click.option("--count", type=click.IntRange(1), help="End after so many.")
-@click.option("--json", "as_json", is_flag=True, help="Write JSON, a line for each envelope.")
+@click.option("--ike", metavar="NAME", help="Show only events of this connection, without the log.")
+@click.option("--group", "groups", multiple=True, metavar="GROUP", help="Show only this log group, such as IKE.")
+@click.option("--level", type=click.IntRange(-1, 4), help="Show log lines up to this level.")
+@click.option("--pattern", callback=parse_pattern, metavar="REGEX", help="Show only lines that match.")
+@click.option("--since", callback=parse_since, metavar="TIME", help="Start with stored events from then (10m, 2h).")
+@click.option("--count", type=click.IntRange(1), help="Stop after this number of envelopes.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, one line per envelope.")
 @reaches
 def tail(
     reach: Reach,
@@ -107,10 +111,10 @@ def tail(
     count: int | None,
     as_json: bool,
 ) -> None:
-    """Follow events and log of the fleet until Ctrl-C.
+    """Show the fleet's events and log as they happen, until Ctrl-C.
 
-    --since reads events from JetStream, which does not keep the log. What was lost is told on standard error, where the
-    numbers of the envelopes show it.
+    --since reads events from JetStream, which does not store the log. Lost events, found by their sequence numbers, are
+    reported on standard error.
 
     \b
     vicibridge tail --event child-updown --event ike-updown.failed
@@ -118,7 +122,7 @@ def tail(
     vicibridge tail --since 2h --ike site-001 --json
     """
     if since is not None and "log" in events:
-        raise click.UsageError("--since goes without --event log: JetStream does not keep the log")
+        raise click.UsageError("--since cannot be used with --event log: JetStream does not store the log")
     wanted = Filter(tuple(group.upper() for group in groups), level, pattern)
     if not events and ike is None:
         events = ("log",) if groups or level is not None else ()
@@ -136,7 +140,7 @@ def tail(
 
 
 async def write(source: Events, wanted: Filter, count: int | None, as_json: bool, whole: bool) -> None:
-    """Write what comes, until `count` of it was written; what of the `whole` state class is missing is told."""
+    """Write envelopes, at most `count`; report missing state events if `whole`, that is, if all of them are read."""
     check = Completeness()
     missing: set[MissingEvents] = set()
     async for batch in batches(source):
@@ -159,7 +163,7 @@ async def write(source: Events, wanted: Filter, count: int | None, as_json: bool
 
 
 async def batches(source: Events) -> AsyncIterator[list[Envelope]]:
-    """Yield what has come, and tell what is no envelope or was dropped."""
+    """Yield the envelopes that arrived; report invalid payloads and dropped messages on standard error."""
     while True:
         try:
             yield await source.batch()

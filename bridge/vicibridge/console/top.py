@@ -18,12 +18,12 @@ from ..client import Completeness, Envelope, Fleet
 from .common import EPILOG, Reach, below_trouble, reaches
 from .tail import batches
 
-_WINDOW = 10  # intervals that the average is of
+_WINDOW = 10  # intervals in the average
 
 
 @dataclass
 class Rate:
-    """How many events of one class come from one gateway."""
+    """The event rate of one class from one gateway."""
 
     total: int = 0
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -31,13 +31,13 @@ class Rate:
     last: Envelope | None = None
 
     def tick(self) -> None:
-        """An interval has ended."""
+        """End an interval."""
         self.recent.append(self.now)
         self.now = 0
 
 
 class Rates:
-    """Counts what comes by node and class, in intervals of so many seconds."""
+    """Counts envelopes by node and class, in intervals of `interval` seconds."""
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
@@ -56,7 +56,7 @@ class Rates:
             rate.tick()
 
     def table(self) -> Table:
-        """Return the busiest first."""
+        """Return the rates as a table, the highest first."""
         missing = Counter[tuple[str, str]]()
         for gap in self._check.gaps():
             missing[gap.node, gap.kind] += gap.last - gap.first + 1
@@ -80,16 +80,21 @@ def _last(rate: Rate) -> str:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--node", "nodes", multiple=True, metavar="NAME", help="Only this gateway.")
+@click.option("--node", "nodes", multiple=True, metavar="NAME", help="Show only this gateway.")
 @click.option(
-    "--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="SECONDS", help="Between two."
+    "--interval",
+    type=click.FloatRange(0.1),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Refresh interval.",
 )
-@click.option("--count", type=click.IntRange(1), help="End after so many intervals.")
+@click.option("--count", type=click.IntRange(1), help="Stop after this number of intervals.")
 @reaches
 def top(reach: Reach, nodes: tuple[str, ...], interval: float, count: int | None) -> None:
-    """Show how many events come from each gateway, by class, until Ctrl-C.
+    """Show the event rate of each gateway by class, until Ctrl-C.
 
-    Missing are those whose numbers were left out. Of the log it may count a few that came just before this began.
+    The column "missing" counts skipped sequence numbers. For the log it may include a few lines from before the start.
     """
     with until_interrupted():
         reach.run(lambda fleet: show(fleet, nodes, interval, count))
