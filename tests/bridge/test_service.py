@@ -184,7 +184,7 @@ def test_charon_that_accepts_no_connection(nats_server: NatsServer) -> None:
                         with suppress(BlockingIOError):
                             sock.connect(charon.address.removeprefix("unix://"))
                     [reply] = await someone.ask("vici.gw1.cmd.version")
-                    assert (code(reply), text(reply)) == ("503", "charon takes no connections at the moment")
+                    assert (code(reply), text(reply)) == ("503", "charon does not accept connections at present")
                 charon.resume_accepting()
 
     run(test())

@@ -262,7 +262,7 @@ def test_the_request_says_how_long(nats_server: NatsServer) -> None:
             charon.on("get-conns", {})
             charon.mute("get-conns")
             [reply] = await someone.ask("vici.gw1.cmd.get-conns", b"", {"Vici-Timeout": "0.2"})
-            assert (code(reply), text(reply)) == ("504", "no answer within 0.2 seconds")
+            assert (code(reply), text(reply)) == ("504", "no reply within 0.2 seconds")
             charon.on("initiate", {"success": "yes"})
             await someone.ask("vici.gw1.cmd.initiate", b"", {"Vici-Timeout": "2"})
             await someone.ask("vici.gw1.cmd.initiate", b"", {"Vici-Timeout": "2000"})

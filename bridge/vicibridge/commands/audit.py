@@ -1,8 +1,8 @@
-"""The audit: who asked for what, and what became of it; an envelope for each request, and secrets in none.
+"""The audit: an event per request with its requester, arguments and result, without secrets.
 
-A flood of requests must not become a flood of events that are kept on disk. So what changes something waits until the
-audit has room for it, and always has an envelope of its own; of what only reads or was refused, what comes faster is
-counted by command and code, and told once a second.
+A flood of requests must not fill the spool and the stream. A request that changes something therefore waits until the
+audit has room and always has its own event; read-only and denied requests above the rate are counted by command and
+code, and reported as sums once a second.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from vicifast.commands import COMMANDS, Danger
 from ..contract.names import DENIED
 
 Scope = Literal["all", "changes", "denied"]
-Tell = Callable[[str, Mapping[str, object]], None]
+Report = Callable[[str, Mapping[str, object]], None]
 
 HIDDEN = "**********"
 _NEVER_SHOWN = frozenset({"pin", *(key for command in COMMANDS.values() for key in command.blob)})
 _PRINTABLE = re.compile(r"[ -~]{4,}")
-_MOST = 4096  # characters of arguments in one envelope
-_LONGEST = 256  # of one text
+_MOST = 4096  # characters of arguments per event
+_LONGEST = 256  # characters per text
 _SUM_EVERY = 1.0  # seconds
 
 
 class Allowance:
-    """So many at once, and then so many a second."""
+    """A token bucket: `burst` at once, then `rate` per second."""
 
     def __init__(self, burst: int, rate: float) -> None:
         self._burst, self._rate = burst, rate
@@ -38,14 +38,14 @@ class Allowance:
         self._at = time.monotonic()
 
     def wait(self) -> float:
-        """Return how many seconds there is no room yet."""
+        """Return the seconds until there is a token."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now
         return max(0.0, (1 - self._left) / self._rate)
 
     def take(self) -> bool:
-        """Use some room, if there is any."""
+        """Take a token; False if there is none."""
         if self.wait():
             return False
         self._left -= 1
@@ -53,11 +53,11 @@ class Allowance:
 
 
 class Audit:
-    """Tells what `scope` says: all requests, those that change something or were denied, or the latter alone."""
+    """Reports the requests in `scope`: all, those that change something or were denied, or only the denied ones."""
 
-    def __init__(self, tell: Tell, scope: Scope) -> None:
+    def __init__(self, report: Report, scope: Scope) -> None:
         self.scope = scope
-        self._tell = tell
+        self._report = report
         self._changes = Allowance(1000, 100)
         self._others = Allowance(200, 20)
         self._sums: Counter[tuple[str, int]] = Counter()
@@ -65,16 +65,16 @@ class Audit:
         self._timer: asyncio.TimerHandle | None = None
 
     async def room(self) -> None:
-        """Wait until a change may be told of; call it before the change is made."""
+        """Wait until a change can be reported; call it before making the change."""
         while self.scope != "denied" and not self._changes.take():
             await asyncio.sleep(self._changes.wait())
 
     def record(self, command: str, code: int, entry: Mapping[str, object], *, changes: bool) -> None:
-        """Take in what became of a request; `changes` says that `room` was waited for."""
+        """Report a finished request; `changes` if `room` was awaited for it."""
         if self.scope != "all" and code != DENIED and not (changes and self.scope == "changes"):
             return
         if changes or self._others.take():
-            self._tell("audit", entry)
+            self._report("audit", entry)
             return
         if not self._sums:
             self._since = time.time_ns()
@@ -82,23 +82,23 @@ class Audit:
         self._sums[command, code] += 1
 
     def flush(self) -> None:
-        """Tell the sums."""
+        """Report the sums."""
         if self._timer is not None:
             self._timer.cancel()
         if self._sums:
             sums = [{"command": name, "code": code, "count": count} for (name, code), count in self._sums.items()]
             self._sums.clear()
-            self._tell("audit", {"sums": sums, "since": self._since, "until": time.time_ns()})
+            self._report("audit", {"sums": sums, "since": self._since, "until": time.time_ns()})
 
 
 def is_secret(command: str) -> bool:
-    """Whether no argument of the command may be shown: it carries secrets, or nobody knows what it carries."""
+    """Whether to hide every argument: the command carries secrets or is unknown."""
     known = COMMANDS.get(command)
     return known is None or known.danger is Danger.SECRETS
 
 
 def show(command: str, arguments: Mapping[str, object]) -> dict[str, object]:
-    """Return the arguments as they may be shown: secrets hidden, long texts and long lists cut."""
+    """Return the arguments with secrets hidden and long texts and lists cut."""
     if is_secret(command):
         known = COMMANDS.get(command)
         names = {key.name for key in known.keys} if known else set()
@@ -107,7 +107,7 @@ def show(command: str, arguments: Mapping[str, object]) -> dict[str, object]:
 
 
 class _Shown:
-    """Copies arguments until there is enough of them."""
+    """Copies arguments up to the size limit."""
 
     def __init__(self) -> None:
         self._left = _MOST
@@ -140,14 +140,14 @@ class _Shown:
 
 
 def printable(text: str, longest: int) -> str:
-    """Return a text in printable ASCII of at most `longest` characters, three dots for what was cut."""
+    """Return a text in printable ASCII, cut to `longest` characters with three dots at the end."""
     cut = text[:longest].encode("ascii", "backslashreplace").decode("ascii")
     plain = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in cut)
     return plain if len(plain) <= longest and len(text) <= longest else plain[: longest - 3] + "..."
 
 
 def scrub(text: str, command: str, arguments: Mapping[str, object]) -> str:
-    """Return a text of charon's without the secrets of the request, should it repeat one."""
+    """Remove the request's secrets from an error text of charon, which may repeat one."""
     for secret in _secrets(command, arguments):
         text = text.replace(secret, HIDDEN)
     return text

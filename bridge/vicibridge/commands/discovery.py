@@ -1,7 +1,7 @@
 """Service discovery (ADR-32): `nats micro ls`, `info` and `stats` are the inventory of a fleet.
 
-nats-py's own service would run the requests of an endpoint one after the other and show exceptions to who asks, so
-only its types are used, and the requests are served by `commands`.
+nats-py's service runs the requests of an endpoint one after the other and shows exceptions to the requester, so only
+its types are used here; `commands.server` serves the requests.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DiscoveryResponder:
         self._id = secrets.token_hex(11)
 
     async def subscribe(self, link: Link) -> list[Subscription]:
-        """Answer on this link."""
+        """Answer discovery requests on this link."""
         return [
             await link.subscribe(control_subject(verb, *whom), partial(self._answer, link, verb))
             for verb in ServiceVerb
@@ -63,11 +63,11 @@ class DiscoveryResponder:
         if not self._subjects.allows_reply(message.reply) or link.listens_to(message.reply):
             return
         metadata = await self._metadata()
-        said = {ServiceVerb.PING: self._ping, ServiceVerb.INFO: self._info, ServiceVerb.STATS: self._stats}[verb]
+        build = {ServiceVerb.PING: self._ping, ServiceVerb.INFO: self._info, ServiceVerb.STATS: self._stats}[verb]
         try:
-            await link.publish(message.reply, json.dumps(said(metadata)).encode())
+            await link.publish(message.reply, json.dumps(build(metadata)).encode())
         except (Disconnected, TooLarge):
-            pass  # nobody can be told
+            pass  # the requester cannot be reached
 
     async def _metadata(self) -> dict[str, str]:
         charon = await self._charon.version()
@@ -105,7 +105,7 @@ class DiscoveryResponder:
 
 
 def _name(command: str) -> str:
-    """Return a command as the name of an endpoint, which may have fewer characters."""
+    """Return a command as an endpoint name, which allows fewer characters."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", command) or "_"
 
 

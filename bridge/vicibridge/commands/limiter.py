@@ -1,4 +1,4 @@
-"""Room for so many requests at a time; the others wait their turn, and only so many may."""
+"""Limits concurrent requests; excess requests queue, up to a bound."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections import deque
 from ..contract.names import BUSY
 from .request import RequestError
 
-_QUEUE = 8  # requests that may wait for each one that may run
+_QUEUE = 8  # requests that may wait, per request that may run
 
 
 class Limiter:
-    """Enter it, with a limit of seconds, before work that it bounds, and leave it after; first come, first served."""
+    """Call `enter` before the work and `leave` after it; first come, first served."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -24,7 +24,7 @@ class Limiter:
         return len(self._queue)
 
     async def enter(self, seconds: float) -> None:
-        """Wait for room, at most `seconds`; RequestError 429 when there is none by then, or too many wait already."""
+        """Wait at most `seconds` for a turn; raises RequestError 429 on timeout or if the queue is full."""
         if self.running < self.limit and not self._queue:
             self.running += 1
             return
@@ -43,7 +43,7 @@ class Limiter:
             raise
 
     def leave(self) -> None:
-        """Make room for the next one."""
+        """Give the turn to the next request."""
         self.running -= 1
         while self._queue and self.running < self.limit:
             turn = self._queue.popleft()
@@ -55,4 +55,4 @@ class Limiter:
         if turn in self._queue:
             self._queue.remove(turn)
         elif not turn.cancelled():
-            self.leave()  # the turn had come in the same moment
+            self.leave()  # the turn was given in the same moment

@@ -1,4 +1,4 @@
-"""What may be asked of charon over NATS: which commands, and with which arguments."""
+"""Decides which commands, with which arguments, may be run over NATS."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ..config.model import CommandsConfig
 
 MAX_LOGLEVEL = 2  # charon's levels 3 and 4 may show key material
-_ANSWER_IN = 0.9  # of our own time is charon's, so that its answer comes before we stop waiting
+_ANSWER_IN = 0.9  # charon's share of the request's timeout, so that its reply arrives before that
 _WHERE = "in [commands] of its configuration"
 
-# charon compares some of these names without regard to case, and sections by how they begin (cert*, cacert*), so they
-# are looked for in any case, at any depth.
+# charon compares some of these names case-insensitively, and sections by prefix (cert*, cacert*), so they are matched
+# case-insensitively at any depth.
 _SCRIPTS = frozenset({"updown"})
 _FILES = frozenset({"file", "handle", "slot", "module"})
 
@@ -30,7 +30,7 @@ class Policy:
         self._settings = settings
 
     def allows(self, command: str) -> bool:
-        """Whether the command may be asked for at all: named, or of a group that is."""
+        """Whether the command or its group is in `allow`."""
         known = COMMANDS.get(command)
         if known is not None and f"@{known.danger}" in self._settings.allow:
             return True
@@ -38,27 +38,25 @@ class Policy:
 
     @property
     def allowed(self) -> list[str]:
-        """The commands that may be asked for, those first that the table knows."""
+        """The allowed commands: known ones first."""
         named = [name for name in self._settings.allow if not name.startswith("@") and name not in COMMANDS]
         return [name for name in COMMANDS if self.allows(name)] + named
 
     def admit(self, command: str) -> None:
-        """Raise the RequestError that explains why the command may not be asked for, if it may not."""
+        """Raise RequestError if the command is not allowed."""
         if self.allows(command):
             return
         known = COMMANDS.get(command)
         if known is None:
-            text = (
-                f"there is no command {command[:64]!r}; one that only this charon has must be named in allow {_WHERE}"
-            )
+            text = f"unknown command {command[:64]!r}; to run it, add it to allow {_WHERE}"
             raise RequestError(UNKNOWN, text)
         opens = f'add "{command}" or "@{known.danger}" to allow {_WHERE}'
         raise RequestError(DENIED, f"{command} is not allowed on this bridge; to allow it, {opens}")
 
     def judge(self, command: str, arguments: Mapping[str, object], seconds: float) -> dict[str, object]:
-        """Return the arguments that may be sent to charon, or raise the RequestError that says why they may not.
+        """Return the arguments to send to charon; raises RequestError if one is not allowed.
 
-        A command that can occupy a thread of charon gets a finite timeout below `seconds`.
+        A command that can block a thread of charon gets a finite timeout below `seconds`.
         """
         known = COMMANDS.get(command)
         sent = dict(arguments)
@@ -78,7 +76,7 @@ class Policy:
 
 def _deny(command: str, path: str | None, what: str, switch: str) -> None:
     if path is not None:
-        text = f"{command}: {path} names {what}; to allow that, set {switch} = true {_WHERE}"
+        text = f"{command}: {path} names {what}; to allow it, set {switch} = true {_WHERE}"
         raise RequestError(DENIED, text)
 
 
@@ -95,7 +93,7 @@ def _file_uri(arguments: Mapping[str, object]) -> str | None:
 
 
 def _values(section: Mapping[str, object], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Yield the path and the value of everything that is no section."""
+    """Yield the path and value of every element that is not a section."""
     for name, value in section.items():
         path = (*above, name)
         if isinstance(value, Mapping):
@@ -105,13 +103,13 @@ def _values(section: Mapping[str, object], above: tuple[str, ...] = ()) -> Itera
 
 
 def may_block(command: str, arguments: Mapping[str, object]) -> bool:
-    """Whether charon may keep a thread for this until it is done; of what the table lacks that is assumed."""
+    """Whether the command may hold a thread of charon until it is done; assumed for unknown commands."""
     known = COMMANDS.get(command)
     return known is None or (known.blocks and arguments.get("timeout") != -1)
 
 
 def _timeout(arguments: Mapping[str, object], seconds: float) -> int:
-    """Return charon's own timeout in milliseconds; 0 is for ever, as is none at all, and so is lowered as well."""
+    """Return the timeout for charon in milliseconds; 0 and none mean unlimited to charon and are lowered as well."""
     longest = max(1, int(seconds * 1000 * _ANSWER_IN))
     given = _integer(arguments, "timeout", longest, least=-1)
     return min(given, longest) if given else longest

@@ -1,8 +1,8 @@
-"""The way back to who asked.
+"""Sends a command's reply to the requester.
 
-A single reply is one message. A streamed one is a message for each part, then an empty message with the headers
-`Status`, `Description` and `Vici-Count` (ADR-47); `Vici-Collect: true` in the request gathers the parts into one list.
-An error is an empty message with `Nats-Service-Error-Code` and `Nats-Service-Error`, whether parts went before or not.
+A single reply is one message. A streamed reply is a message per part, then an empty message with the headers
+`Status`, `Description` and `Vici-Count` (ADR-47); `Vici-Collect: true` in the request combines the parts into one list.
+An error is an empty message with `Nats-Service-Error-Code` and `Nats-Service-Error`, also after parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PACE = 512 * 1024  # bytes of a streamed reply between two round trips to the s
 
 
 class Reply:
-    """One answer, at most `max_parts` parts of `max_bytes` together; what comes after `refuse` is dropped."""
+    """One reply of at most `max_parts` parts and `max_bytes` in total; nothing is sent after `refuse`."""
 
     def __init__(self, link: Link, reply: str, node: str, *, max_parts: int, max_bytes: int) -> None:
         self.parts = 0
@@ -33,19 +33,19 @@ class Reply:
         self._over = False
 
     def begin(self, options: Options) -> None:
-        """Answer as the request wants it."""
+        """Set the options of the request."""
         self._options = options
 
     async def single(self, section: Mapping[str, object]) -> None:
         await self._publish(encode_section(self._options.codec, section))
 
     async def part(self, data: bytes) -> None:
-        """Send, or gather, one part; RequestError 413 when there are too many."""
+        """Send or collect one part; raises RequestError 413 over the limits."""
         self.parts += 1
         self.bytes += len(data)
         if self.parts > self._max_parts or self.bytes > self._max_bytes:
             most = f"{self._max_parts} parts and {self._max_bytes} bytes"
-            raise RequestError(TOO_LARGE, f"the reply has more than {most}, the most that this bridge sends")
+            raise RequestError(TOO_LARGE, f"the reply exceeds this bridge's limit of {most}")
         if not self._options.collect:
             await self._publish(data)
         elif self.bytes > self._link.max_payload:
@@ -54,7 +54,7 @@ class Reply:
             self._collected.append(data)
 
     async def end(self, response: Mapping[str, object]) -> None:
-        """End a stream. A response that says more than success goes before the end, marked as such."""
+        """End a stream; a response with more keys than success and errmsg is sent before, marked as such."""
         count = {COUNT_HEADER: str(self.parts)}
         if self._options.collect:
             await self._publish(encode_list(self._options.codec, self._collected), count)
@@ -64,7 +64,7 @@ class Reply:
         await self._publish(b"", {STATUS_HEADER: "200", DESCRIPTION_HEADER: "OK", **count})
 
     async def refuse(self, refusal: RequestError) -> None:
-        """End with an error."""
+        """End the reply with an error."""
         await self._publish(b"", {**refusal.headers(), COUNT_HEADER: str(self.parts)})
         self._over = True
 

@@ -1,4 +1,4 @@
-"""Requests from the bus: what they say, and how their answers look."""
+"""Decodes requests from the bus and encodes their replies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _JSON_STARTS = b"{ \t\r\n"
 
 
 class RequestError(Exception):
-    """A request that gets an error for an answer: `code` as in HTTP, and a text that may be shown to anybody."""
+    """The error reply to a request: `code` as in HTTP, and a text without secrets or internals."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -35,7 +35,7 @@ class RequestError(Exception):
         self.text = text
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of the empty message that says so (ADR-32 for services, ADR-47 for streams)."""
+        """Return the headers of the error reply (ADR-32 for services, ADR-47 for streams)."""
         text = " ".join(self.text.split()).encode("ascii", "backslashreplace").decode("ascii")[:500]
         code = str(self.code)
         return {
@@ -47,7 +47,7 @@ class RequestError(Exception):
 
 
 class Options(NamedTuple):
-    """How a request wants to be answered."""
+    """The reply format and the timeout of a request."""
 
     codec: Codec
     collect: bool
@@ -55,7 +55,7 @@ class Options(NamedTuple):
 
 
 def read_options(payload: bytes, headers: Mapping[str, str], longest: float) -> Options:
-    """Return what the headers of a request ask for, at most `longest` seconds; RequestError 400 says what is wrong."""
+    """Return the options of a request, its timeout at most `longest` seconds; raises RequestError 400."""
     codec = codec_of(payload)
     match headers.get(CODEC_HEADER):
         case None:
@@ -77,27 +77,27 @@ def _seconds(text: str | None, default: float) -> float:
         seconds = default if text is None else float(text)
     except ValueError:
         seconds = 0
-    if not seconds > 0:  # nor is what is no number
+    if not seconds > 0:  # false for NaN as well
         raise RequestError(BAD_REQUEST, f"{TIMEOUT_HEADER} must be a number of seconds above 0")
     return seconds
 
 
 def codec_of(payload: bytes) -> Codec:
-    """Return the codec of a request by its first byte; an empty one is answered in JSON, for people at a prompt."""
+    """Return the codec of a request by its first byte; JSON for an empty payload, as sent by hand."""
     return "json" if not payload or payload[0] in _JSON_STARTS else "msgpack"
 
 
 def decode_request(payload: bytes) -> dict[str, object]:
-    """Return the arguments in a request, scalars as text; RequestError 400 says what is wrong with it."""
+    """Return the arguments of a request, scalars as text; raises RequestError 400 if it is malformed."""
     if not payload:
         return {}
     if len(payload) > MAX_REQUEST:
-        raise RequestError(BAD_REQUEST, f"the request has {len(payload)} bytes, and charon takes {MAX_REQUEST}")
+        raise RequestError(BAD_REQUEST, f"the request has {len(payload)} bytes; charon accepts at most {MAX_REQUEST}")
     try:
         encoded = _wire.from_json(payload) if codec_of(payload) == "json" else _wire.from_msgpack(payload)
         return dict(_wire.decode(encoded))
     except ViciError as error:
-        # The text has names, types and offsets, and no value, which may be a secret.
+        # The text has names, types and offsets, but no values, which may be secret.
         raise RequestError(BAD_REQUEST, f"the request: {error}") from None
 
 
@@ -108,7 +108,7 @@ def encode_section(codec: Codec, section: Mapping[str, object]) -> bytes:
 
 
 def encode_list(codec: Codec, parts: Sequence[bytes]) -> bytes:
-    """Return one list of `parts` that are encoded already."""
+    """Return a list of the encoded `parts`."""
     if codec == "json":
         return b"[" + b",".join(parts) + b"]"
     head: bytes = msgpack.Packer().pack_array_header(len(parts))

@@ -1,4 +1,4 @@
-"""Commands from the bus to charon: each request in a task of its own, so that none waits for another."""
+"""Runs commands from the bus on charon: each request in its own task, so that none waits for another."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ from .session_pool import CONNECT_TIMEOUT, SessionPool
 
 _logger = logging.getLogger(__name__)
 
-_SHARE = 4  # of charon's threads, one of so many may be held by commands that block
-_SMALL = 4096  # bytes of a request that was denied which are still read, for the audit
+_SHARE = 4  # blocking commands may hold one in this many of charon's threads
+_SMALL = 4096  # bytes; the arguments of larger denied requests are not decoded for the audit
 
 
 class Request:
-    """One request, and what becomes of it."""
+    """One request and its result."""
 
     def __init__(self, message: Msg) -> None:
         self.message = message
         self.headers: Mapping[str, str] = message.headers or {}
         self.command = ""
         self.arguments: dict[str, object] | None = None
-        self.changes = False  # whether the audit has made room for it
+        self.changes = False  # whether `Audit.room` was awaited for it
         self.blocks = False
         self.code, self.text = 200, ""
         self.time = time.time_ns()
@@ -61,23 +61,23 @@ class Request:
 
     @property
     def nanoseconds(self) -> int:
-        """How long it has taken so far."""
+        """The time since the request arrived."""
         return time.perf_counter_ns() - self._began
 
     def read_command(self) -> None:
         try:
             self.command = unescape(self.message.subject.rpartition(".")[2])
         except ValueError:
-            raise RequestError(names.UNKNOWN, "the last part of the subject is no name of a command") from None
+            raise RequestError(names.UNKNOWN, "the last token of the subject is not a command name") from None
 
     def ended(self, code: int, text: str) -> None:
         self.code = code
         self.text = audit.printable(" ".join(audit.scrub(text, self.command, self.arguments or {}).split()), 500)
 
     def entry(self, answer: Reply) -> dict[str, object]:
-        """Return what the audit says of it; who asks is told as the request itself says."""
-        told = {"user": names.USER_HEADER, "id": names.REQUEST_ID_HEADER, "info": names.REQUEST_INFO_HEADER}
-        who = {key: audit.printable(self.headers[name], 512) for key, name in told.items() if name in self.headers}
+        """Return the audit entry; the requester's identity is taken from the request's headers, unverified."""
+        headers = {"user": names.USER_HEADER, "id": names.REQUEST_ID_HEADER, "info": names.REQUEST_INFO_HEADER}
+        who = {key: audit.printable(self.headers[name], 512) for key, name in headers.items() if name in self.headers}
         shown = None if self.arguments is None else audit.show(self.command, self.arguments)
         return {
             "subject": audit.printable(self.message.subject, 256),
@@ -95,13 +95,15 @@ class Request:
 
 
 class CommandServer:
-    """Answers the requests for one node, side by side up to a limit.
+    """Serves the command requests for one node, concurrently up to a limit.
 
-    `stats` has what became of them: a tally for each command, those unknown together under "". `tell` publishes an
-    envelope of the bridge's own.
+    `stats` counts their results for each command, with all unknown commands under "". `report` publishes an event of
+    the bridge.
     """
 
-    def __init__(self, settings: CommandsConfig, subjects: Subjects, address: str, bus: Bus, tell: audit.Tell) -> None:
+    def __init__(
+        self, settings: CommandsConfig, subjects: Subjects, address: str, bus: Bus, report: audit.Report
+    ) -> None:
         self.stats: dict[str, Tally] = {}
         self.quick = Limiter(settings.concurrency)
         self.blocking = Limiter(settings.blocking or 1)
@@ -109,7 +111,7 @@ class CommandServer:
         self._policy = Policy(settings)
         self._subjects = subjects
         self._bus = bus
-        self._audit = Audit(tell, settings.audit)
+        self._audit = Audit(report, settings.audit)
         self._charon = SessionPool(address)
         self._discovery = DiscoveryResponder(subjects, self._policy, self.stats, self._charon)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,22 +120,22 @@ class CommandServer:
         self._stopping = False
 
     def reload(self, settings: CommandsConfig) -> None:
-        """Take over other settings; requests that run go on as they began."""
+        """Apply new settings to later requests."""
         self._settings = settings
         self._policy = self._discovery.policy = Policy(settings)
         self._audit.scope = settings.audit
 
     async def run(self) -> None:
-        """Serve on every link there is, until cancelled."""
+        """Serve on every link until cancelled."""
         await self._bus.serve(self._subscribe)
 
     async def stop(self, timeout: float) -> None:
-        """Take no more requests and wait for those that run; what is not done in time is answered with 503."""
+        """Stop accepting requests and wait `timeout` seconds for running ones; the rest get error 503."""
         self._stopping = True
         for subscription in self._subscriptions:
             try:
                 await subscription.unsubscribe()
-            except Exception:  # the link may be gone, then so is the subscription
+            except Exception:  # if the link is lost, so is the subscription
                 _logger.debug("unsubscribing failed", exc_info=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
@@ -145,14 +147,14 @@ class CommandServer:
         await self._charon.close()
 
     async def _subscribe(self, link: Link) -> None:
-        # The queue group is the node, so that of two bridges for one node just one answers.
+        # The queue group is the node, so that only one of two bridges for the same node answers.
         group = self._subjects.node
         take = partial(self._take, link)
         commands = [await link.subscribe(subject, take, group) for subject in self._subjects.commands()]
         self._subscriptions = [*commands, *await self._discovery.subscribe(link)]
 
     async def _take(self, link: Link, message: Msg) -> None:
-        """Begin a request in a task of its own: NATS hands over the next one only after this returns."""
+        """Start a task for the request: nats-py delivers the next message only after this returns."""
         task = asyncio.create_task(self._serve(link, Request(message)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -165,16 +167,16 @@ class CommandServer:
             try:
                 request.read_command()
                 if not self._subjects.allows_reply(reply) or link.listens_to(reply):
-                    request.ended(names.DENIED, "the reply subject is none, or no inbox: nothing was answered")
+                    request.ended(names.DENIED, "the reply subject is missing or not an inbox: no reply was sent")
                     return
                 await self._answer(request, answer)
             except RequestError as refusal:
                 request.ended(refusal.code, refusal.text)
                 await answer.refuse(RequestError(refusal.code, request.text))
         except Disconnected:
-            request.ended(names.UNAVAILABLE, "NATS was lost before the answer")
+            request.ended(names.UNAVAILABLE, "the connection to NATS was lost before the reply")
         except TooLarge:
-            _logger.warning("NATS takes messages too short for an error reply")
+            _logger.warning("max_payload of NATS is too small for an error reply")
         finally:
             self._record(request, answer)
 
@@ -199,7 +201,7 @@ class CommandServer:
             raise _refusal(error) from None
 
     def _check(self, request: Request, answer: Reply) -> Options:
-        """Make sure that the request may be run, and find out how it wants to be answered."""
+        """Check that the request is allowed and return its options."""
         message = request.message
         try:
             self._policy.admit(request.command)
@@ -217,24 +219,24 @@ class CommandServer:
 
     async def _run(self, request: Request, answer: Reply, options: Options) -> None:
         deadline = asyncio.get_running_loop().time() + options.seconds
-        lane = await self._lane(request, options.seconds)
-        await lane.enter(options.seconds)
-        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        exchange = asyncio.create_task(self._exchange(request, answer, options, lane, told))
+        limiter = await self._limiter(request, options.seconds)
+        await limiter.enter(options.seconds)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        exchange = asyncio.create_task(self._exchange(request, answer, options, limiter, done))
         self._exchanges.add(exchange)
         exchange.add_done_callback(self._exchanges.discard)
         try:
             async with asyncio.timeout_at(deadline):
-                await told
-        except RequestTimeout:  # of connecting; it is a TimeoutError as well
+                await done
+        except RequestTimeout:  # while connecting; also a TimeoutError
             raise
         except TimeoutError:
-            raise RequestError(names.TIMEOUT, f"no answer within {options.seconds:g} seconds") from None
+            raise RequestError(names.TIMEOUT, f"no reply within {options.seconds:g} seconds") from None
         finally:
             if not request.blocks:
                 exchange.cancel()
 
-    async def _lane(self, request: Request, seconds: float) -> Limiter:
+    async def _limiter(self, request: Request, seconds: float) -> Limiter:
         if not request.blocks:
             return self.quick
         async with asyncio.timeout(seconds):
@@ -242,11 +244,11 @@ class CommandServer:
         return self.blocking
 
     async def _exchange(
-        self, request: Request, answer: Reply, options: Options, lane: Limiter, told: asyncio.Future[None]
+        self, request: Request, answer: Reply, options: Options, limiter: Limiter, done: asyncio.Future[None]
     ) -> None:
-        """Run a command and answer, then give `told` the result.
+        """Run a command, send the reply, and complete `done`.
 
-        A command that blocks is followed to its end even when nobody waits any more, as it holds a thread of charon.
+        A blocking command is awaited to its end even after the request timed out, as it holds a thread of charon.
         """
         try:
             known = COMMANDS.get(request.command)
@@ -255,18 +257,18 @@ class CommandServer:
                 request.changes = True
             limit = min(CONNECT_TIMEOUT, options.seconds / 2)
             async with self._charon.session(options.codec, limit) as session:
-                await _ask(session, request, answer, told)
+                await _ask(session, request, answer, done)
         except Exception as error:
-            if not told.done():
-                told.set_exception(error)
+            if not done.done():
+                done.set_exception(error)
         else:
-            if not told.done():
-                told.set_result(None)
+            if not done.done():
+                done.set_result(None)
         finally:
-            lane.leave()
+            limiter.leave()
 
 
-async def _ask(session: AsyncSession, request: Request, answer: Reply, told: asyncio.Future[None]) -> None:
+async def _ask(session: AsyncSession, request: Request, answer: Reply, done: asyncio.Future[None]) -> None:
     known = COMMANDS.get(request.command)
     if known is None or known.event is None:
         await answer.single(await session.call(request.command, request.arguments, timeout=None))
@@ -274,35 +276,37 @@ async def _ask(session: AsyncSession, request: Request, answer: Reply, told: asy
     stream = session.stream(request.command, request.arguments, timeout=None)
     async for part in stream:
         assert isinstance(part, bytes)
-        if told.done():
+        if done.done():
             continue
         try:
             await answer.part(part)
         except (RequestError, Disconnected, TooLarge) as error:
             if not request.blocks:
                 raise
-            if not told.done():
-                told.set_exception(error)
-    if not told.done():
+            if not done.done():
+                done.set_exception(error)
+    if not done.done():
         await answer.end(stream.response or {})
 
 
 def _refusal(error: Exception) -> RequestError:
-    """Return what the caller may know about an error; everything else goes to the log."""
+    """Convert an error to one without internals for the requester; log an unexpected one."""
     match error:
         case EncodeError():
-            return RequestError(names.BAD_REQUEST, str(error).partition(", not ")[0])  # what follows is a value
+            return RequestError(
+                names.BAD_REQUEST, str(error).partition(", not ")[0]
+            )  # the rest is a value, which may be a secret
         case UnknownCommand() | UnknownEvent():
             return RequestError(names.UNKNOWN, str(error))
         case CommandError():
-            return RequestError(names.FAILED, error.errmsg or "charon refused, and gave no reason")
+            return RequestError(names.FAILED, error.errmsg or "charon reported an error without a reason")
         case TooLarge():
-            return RequestError(names.TOO_LARGE, "the reply is larger than NATS accepts here")
+            return RequestError(names.TOO_LARGE, "the reply exceeds the maximum payload of NATS")
         case RequestTimeout():
-            return RequestError(names.UNAVAILABLE, "charon takes no connections at the moment")
+            return RequestError(names.UNAVAILABLE, "charon does not accept connections at present")
         case ConnectionClosed() | OSError():
             return RequestError(names.UNAVAILABLE, "charon is not reachable")
         case ViciError():
-            return RequestError(names.BAD_ANSWER, "charon's answer was not understood")
-    _logger.error("a request failed in the bridge", exc_info=error)
-    return RequestError(names.INTERNAL, "the bridge failed; its log says how")
+            return RequestError(names.BAD_ANSWER, "charon sent an invalid reply")
+    _logger.error("internal error while serving a request", exc_info=error)
+    return RequestError(names.INTERNAL, "internal error of the bridge; see its log")

@@ -1,4 +1,4 @@
-"""The connections for commands to one charon: one for each that runs, kept a short while for the next."""
+"""The command connections to one charon: one per running command, kept briefly for the next."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vicifast.errors import CommandError, EncodeError, RequestTimeout, UnknownCo
 from ..contract.names import Codec
 
 CONNECT_TIMEOUT = 5.0  # seconds; charon accepts within milliseconds
-_IDLE = 10.0  # seconds that a connection is kept
-_KEPT = 4  # connections for each codec
-_FACTS_AGE = 30.0  # seconds after which charon is asked again what it is
-_VERSION_TIMEOUT = 0.2  # who asks for the inventory of a fleet does not wait longer for a node
+_IDLE = 10.0  # seconds that an idle connection is kept
+_KEPT = 4  # idle connections per codec
+_FACTS_AGE = 30.0  # seconds that charon's version and thread count are cached
+_VERSION_TIMEOUT = 0.2  # seconds; clients that list a fleet do not wait longer for one node
 _STATS_TIMEOUT = 2.0
-_THREADS = 16  # of a charon that does not tell: its default
+_THREADS = 16  # charon's default, if it does not report the number
 _STREAMED = [event for event in EVENTS.values() if not event.standalone]
-_HARMLESS = (CommandError, UnknownCommand, UnknownEvent, EncodeError)  # the exchange was complete, or never began
+_HARMLESS = (CommandError, UnknownCommand, UnknownEvent, EncodeError)  # the connection is still usable
 
 
 class SessionPool:
-    """Hands out sessions. One on which anything went wrong is closed and never handed out again."""
+    """Lends sessions; a session that failed is closed, not lent again."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -40,24 +40,24 @@ class SessionPool:
 
     @asynccontextmanager
     async def session(self, codec: Codec, seconds: float = CONNECT_TIMEOUT) -> AsyncIterator[AsyncSession]:
-        """Yield a session whose streams are of `codec`; connecting may take `seconds`, the calls have no limit."""
+        """Yield a session that streams in `codec`; connecting is limited to `seconds`, calls are not."""
         session = self._reuse(codec) or await self._connect(codec, seconds)
-        whole = False
+        usable = False
         try:
             yield session
-            whole = True
+            usable = True
         except _HARMLESS:
-            whole = True
+            usable = True
             raise
         finally:
-            if whole and not session.closed and len(self._idle[codec]) < _KEPT:
+            if usable and not session.closed and len(self._idle[codec]) < _KEPT:
                 timer = asyncio.get_running_loop().call_later(_IDLE, self._expire, codec, session)
                 self._idle[codec].append((session, timer))
             else:
                 self._close(session)
 
     async def version(self) -> str:
-        """Return charon's version as it was told within the last half minute; empty when it does not answer."""
+        """Return charon's version, cached for half a minute; empty if charon does not reply."""
         if self._is_due("version"):
             try:
                 async with asyncio.timeout(_VERSION_TIMEOUT), self.session("msgpack") as session:
@@ -67,7 +67,7 @@ class SessionPool:
         return self._version
 
     async def threads(self) -> int:
-        """Return how many worker threads charon has; raises as a call does when it has never told."""
+        """Return the number of charon's worker threads; raises as a call does if it was never reported."""
         async with self._asking:
             if not self._threads or self._is_due("stats"):
                 try:
@@ -82,14 +82,14 @@ class SessionPool:
             async with asyncio.timeout(_STATS_TIMEOUT), self.session("msgpack") as session:
                 workers = (await session.call("stats", timeout=None)).get("workers")
         except TimeoutError:
-            raise RequestTimeout("stats: no answer") from None
+            raise RequestTimeout("stats: no reply") from None
         except (CommandError, UnknownCommand):
             return _THREADS
         total = workers.get("total") if isinstance(workers, dict) else None
         return int(total) if isinstance(total, str) and total.isdecimal() else _THREADS
 
     async def close(self) -> None:
-        """Close what is kept."""
+        """Close the idle sessions."""
         for kept in self._idle.values():
             for session, timer in kept:
                 timer.cancel()
@@ -119,7 +119,7 @@ class SessionPool:
         self._close(session)
 
     def _close(self, session: AsyncSession) -> None:
-        """Close without making anybody wait: a session in the middle of a command gives charon two seconds."""
+        """Close in the background: a session with a running command waits two seconds for charon."""
         task = asyncio.create_task(session.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
