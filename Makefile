@@ -8,23 +8,30 @@ PORTABLE ?=
 ASAN := $(VENV)-asan
 FUZZ := $(VENV)-fuzz
 
-.PHONY: help demo test test-faults soak test-versions test-daemons test-asan fuzz lint build dist docs bench bench-instructions clean tools
+.PHONY: help demo test test-faults soak test-versions test-daemons test-asan fuzz lint build quick dist docs bench bench-instructions clean tools
 
 help:
-	@echo "make demo [CHARON=real]  the bridge at work, on recorded traffic or on two real charons (root)"
-	@echo "make test                the test-suite; real-daemon tests where charon is installed and we are root"
-	@echo "make test-faults         NATS and the bridge broken in many ways under traffic; what arrived is held against it"
-	@echo "make soak [SECONDS=3600] mixed traffic while all around the bridge breaks at random; a table and soak.svg"
-	@echo "make test-versions       the sdist built, repaired, installed and tested on each CPython at hand, or on PYTHONS=..."
-	@echo "make test-daemons        the tests that need charon, on the strongSwan of Debian 12, 13 and sid, or of SUITES=... (root)"
-	@echo "make test-asan           the codec's tests under the address and undefined-behaviour sanitizers"
-	@echo "make fuzz [SECONDS=60]   bytes that look for what the codec gets wrong, under the same sanitizers (clang)"
-	@echo "make lint                ruff, cython-lint, mypy, stubtest"
-	@echo "make build               the extension, in place"
-	@echo "make docs                the documentation, into docs/_build; a warning is an error"
-	@echo "make dist                sdist and wheel"
-	@echo "make bench [ARGS=...]    us and our peers, measured in one run; ARGS=--help shows the options"
-	@echo "make bench-instructions  instructions of the codec, compared with the baseline (valgrind); ARGS=--update"
+	@echo "Try it"
+	@echo "  make demo [CHARON=real]     run the bridge on recorded traffic, or on two real charons (root)"
+	@echo "Inner loop"
+	@echo "  make build                  set up .venv and build the extension in place"
+	@echo "  make quick [TESTS=...]      build without optimization and test, by default test_wire.py"
+	@echo "  make lint                   ruff, cython-lint, mypy, stubtest, plain English"
+	@echo "Tests"
+	@echo "  make test                   run the suite; real-daemon tests need strongSwan and root"
+	@echo "  make test-faults            break NATS, charon and the bridge under traffic, and account for every event"
+	@echo "  make soak [SECONDS=3600]    break them at random under mixed traffic; writes a table and soak.svg"
+	@echo "  make test-daemons           run the real-daemon tests on Debian 12, 13 and sid, or SUITES=... (root, debootstrap)"
+	@echo "  make test-versions          build and test the sdist on each CPython found, or PYTHONS=..."
+	@echo "  make test-asan              test the codec under the address and undefined-behaviour sanitizers"
+	@echo "  make fuzz [SECONDS=60]      fuzz the codec under the same sanitizers (clang)"
+	@echo "Figures"
+	@echo "  make bench [ARGS=...]       measure against peers in one run; ARGS=--help lists the options"
+	@echo "  make bench-instructions     compare the codec's instruction counts with the baseline (valgrind); ARGS=--update"
+	@echo "Release"
+	@echo "  make docs                   build the documentation into docs/_build; a warning is an error"
+	@echo "  make dist                   build sdist and wheel"
+	@echo "  make clean                  remove everything built"
 
 # What a bare Debian lacks; elsewhere the error says what is missing.
 tools:
@@ -44,11 +51,18 @@ $(VENV)/made: pyproject.toml setup.py
 	@$(MAKE) --no-print-directory tools
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=80" "Cython>=3.3.1,<4"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo]" --group test
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo]" --group test --group dev
+	@if [ -d .git ] && ! git config --get core.hooksPath >/dev/null; then $(BIN)/pre-commit install >/dev/null; fi
 	@touch $@
 
 build: $(VENV)/made
 	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+# The compiler takes most of the time; without optimization the loop from an edit to the codec's tests is half as long.
+quick: TESTS ?= tests/test_wire.py
+quick: $(VENV)/made
+	@VICIFAST_OPTIMIZE=0 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -m pytest -q $(TESTS)
 
 demo: build
 ifeq ($(CHARON),real)
@@ -73,6 +87,7 @@ lint: build $(VENV)/lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src  # it calls pycodestyle
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory stubtest
+	$(BIN)/python -m tests.plain_english
 
 # MYPYPATH, because an editable installation is invisible to mypy.
 .PHONY: stubtest
