@@ -280,10 +280,10 @@ def conditions() -> str:
     facts = {"name": "NAME", "subjects": "...", "age": "AGE", "window": "1h"}
     rows = []
     for condition in CONDITIONS:
-        mend = re.sub("run (nats stream edit [^,]*)", r"`\1`", condition.mend.format(**facts))
+        fix = re.sub("run (nats stream edit [^,]*)", r"`\1`", condition.fix.format(**facts))
         reconcile = "yes" if condition.add else "no"
         of = places.get(condition.of, condition.of)
-        rows.append((_code(condition.property), of, condition.grade, condition.breaks, mend, reconcile))
+        rows.append((_code(condition.property), of, condition.grade, condition.breaks, fix, reconcile))
     return _table(("property", "of", "grade", "consequence", "correction", "`reconcile` corrects it"), rows)
 
 

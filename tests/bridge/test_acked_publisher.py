@@ -29,7 +29,7 @@ ACCOUNTS = """accounts {
   SMALL { jetstream: {max_store: 2000}, users: [{user: small, password: x}] }
   NONE { users: [{user: none, password: x}] }
 }"""
-NO_STREAM = "no stream takes this subject, or JetStream is off"
+NO_STREAM = "no stream has this subject, or JetStream is disabled"
 
 
 async def ask(client: Client, payload: bytes = b"x", subject: str = "s.a", **headers: str) -> Answer:

@@ -128,7 +128,7 @@ def test_a_hung_server_is_noticed_behind_tls_too(make_nats_server: Make, tmp_pat
         async with running(config) as bus:
             link = await bus.link()
             server.pause()
-            assert "not answer" in await link.lost()
+            assert "not respond" in await link.lost()
             server.resume()
             await (await bus.link()).fence(5)
 

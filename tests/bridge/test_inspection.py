@@ -88,9 +88,11 @@ def test_what_others_made_is_reported(nats_server: NatsServer, tmp_path: Path) -
     status, lines = check(tmp_path, nats_server)
     assert status == 0
     assert [line.partition(":")[0] for line in lines] == ["warning"] * 3
-    assert lines[0].startswith("warning: the stream VICI captures requests (vici.>): JetStream answers requests before")
-    assert lines[1].startswith("warning: the bucket VICI_NODE has max_bytes = 1000000 with discard = new: when it is")
-    assert lines[2].startswith("warning: the bucket VICI_SA has max_age = 1h: values that still hold vanish")
+    assert lines[0].startswith(
+        "warning: the stream VICI captures requests (vici.>): JetStream replies to requests before"
+    )
+    assert lines[1].startswith("warning: the bucket VICI_NODE has max_bytes = 1000000 with discard = new: if it is")
+    assert lines[2].startswith("warning: the bucket VICI_SA has max_age = 1h: current values are removed")
     assert check(tmp_path, nats_server, "[mirror]\nenabled = false") == (0, lines[:1])
 
 
@@ -100,14 +102,14 @@ def test_what_stops_the_bridge_is_an_error(nats_server: NatsServer, tmp_path: Pa
     assert status == 1 and line.startswith("error: the stream VICI has no_ack: JetStream acknowledges nothing")
     status, lines = check(tmp_path, nats_server, 'stream = "OTHER"\nprovision = "bind"')
     assert status == 1
-    hint = 'create it, or let the bridge do it with provision = "create" in [nats]'
-    assert lines[0] == f"error: there is no stream OTHER over vici.*.event.>, vici.*.bridge.>: {hint}"
+    hint = 'create it, or set provision = "create" in [nats] to let the bridge create it'
+    assert lines[0] == f"error: there is no stream OTHER for vici.*.event.>, vici.*.bridge.>: {hint}"
     assert lines[1] == (
-        "error: the stream OTHER cannot take its subjects: the stream VICI takes vici.*.event.> or vici.*.bridge.>: "
-        'set stream = "VICI" in [nats], or take these subjects from it'
+        "error: the stream OTHER cannot take its subjects: the stream VICI has vici.*.event.> or vici.*.bridge.>: "
+        'set stream = "VICI" in [nats], or remove these subjects from it'
     )
     assert lines[2:] == [
-        f"error: there is no bucket {bucket} over $KV.{bucket}.>: {hint}" for bucket in BUCKETS
+        f"error: there is no bucket {bucket} for $KV.{bucket}.>: {hint}" for bucket in BUCKETS
     ]  # fmt: skip
 
 
@@ -121,16 +123,16 @@ def test_streams_of_other_names_are_named(nats_server: NatsServer, tmp_path: Pat
     )
     status, lines = check(tmp_path, nats_server)
     assert status == 1
-    assert lines[0].startswith("error: the stream VICI does not take the subjects vici.*.bridge.>: nothing stores")
+    assert lines[0].startswith("error: the stream VICI lacks the subjects vici.*.bridge.>: messages of the bridge")
     assert lines[1] == (
-        "error: the stream VICI cannot take its subjects: the stream STATUS takes vici.*.bridge.>: "
-        'set stream = "STATUS" in [nats], or take these subjects from it'
+        "error: the stream VICI cannot take its subjects: the stream STATUS has vici.*.bridge.>: "
+        'set stream = "STATUS" in [nats], or remove these subjects from it'
     )
     assert lines[2] == (
-        "error: the bucket VICI_SA cannot take its subjects: the stream KEYS takes $KV.VICI_SA.>: "
-        "take these subjects from it"
+        "error: the bucket VICI_SA cannot take its subjects: the stream KEYS has $KV.VICI_SA.>: "
+        "remove these subjects from it"
     )
-    assert lines[3].startswith("warning: the stream REQUESTS captures requests (vici.*.cmd.*): JetStream answers")
+    assert lines[3].startswith("warning: the stream REQUESTS captures requests (vici.*.cmd.*): JetStream replies")
     assert len(lines) == 4
     assert check(tmp_path, nats_server, 'prefix = "other"\nstream = "O"\n[mirror]\nenabled = false') == (0, [])
 

@@ -233,7 +233,7 @@ def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ("jetstream: disabled", "gw1: events: JetStream does not answer: it is off in this server"),
+        ("jetstream: disabled", "gw1: events: JetStream does not respond: it is disabled in this server"),
         (
             "accounts { A: { users: [{user: a, password: b}] } }\nno_auth_user: a",
             "gw1: events: JetStream not enabled for account (JetStream error 10039)",

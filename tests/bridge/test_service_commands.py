@@ -220,7 +220,7 @@ def test_what_blocks_holds_its_share_when_its_answer_fails_after_its_time(
     async def part(self: Reply, data: bytes) -> None:
         failing.set()
         await fail.wait()
-        raise Disconnected("the server does not answer")
+        raise Disconnected("the server does not respond")
 
     monkeypatch.setattr(Reply, "part", part)
 

@@ -332,7 +332,7 @@ def test_jetstream_off_is_said_in_a_sentence(tmp_path: Path, caplog: pytest.LogC
         async with feeding(off.url, ack_timeout=0.3) as feed:
             feed.put(1)
             await until(lambda: "does not take events" in caplog.text)
-            assert feed.pipeline.trouble.startswith("JetStream does not answer: it is off in this server")
+            assert feed.pipeline.trouble.startswith("JetStream does not respond: it is disabled in this server")
             await asyncio.to_thread(off.stop)
             on = NatsServer(tmp_path, port=off.port)
             await on.up()

@@ -553,7 +553,7 @@ def test_subjects_that_cannot_be_added_are_reported(nats_server: NatsServer, cap
         async with administered(nats_server) as (admin, link):
             before = await made(admin, case)
             said = await ensured(link, case, "reconcile", caplog)
-            assert "does not take the subjects vici.*.event.>, vici.*.bridge.>: nothing stores" in said
+            assert "lacks the subjects vici.*.event.>, vici.*.bridge.>: messages of the bridge" in said
             assert "run nats stream edit VICI --subjects='vici.*.event.>,vici.*.bridge.>,vici.*.log.>'" in said
             assert await admin.config() == before
 
@@ -593,12 +593,12 @@ def test_each_problem_is_logged_once(nats_server: NatsServer, caplog: pytest.Log
 def test_bind_creates_nothing_and_says_what_is_missing(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with administered(nats_server) as (admin, link):
-            for wanted, what in ((WANTED, "stream VICI over vici.*.event.>, vici.*.bridge.>"),
-                                 (BUCKET, "bucket VICI_NODE over $KV.VICI_NODE.>")):  # fmt: skip
+            for wanted, what in ((WANTED, "stream VICI for vici.*.event.>, vici.*.bridge.>"),
+                                 (BUCKET, "bucket VICI_NODE for $KV.VICI_NODE.>")):  # fmt: skip
                 with pytest.raises(Unprovisioned) as caught:
                     await ensure(link, wanted, "bind")
                 assert str(caught.value) == (
-                    f'there is no {what}: create it, or let the bridge do it with provision = "create" in [nats]'
+                    f'there is no {what}: create it, or set provision = "create" in [nats] to let the bridge create it'
                 )
             assert (await admin.api("STREAM.NAMES"))["streams"] is None
 
@@ -618,8 +618,8 @@ def test_what_is_missing_is_created_without_a_problem(
                     await ensure(link, wanted, provision, "vici")
             said = [record.message for record in caplog.records]
             assert said == [
-                "JetStream: created the stream VICI over vici.*.event.>, vici.*.bridge.>",
-                "JetStream: created the bucket VICI_NODE over $KV.VICI_NODE.>",
+                "JetStream: created the stream VICI for vici.*.event.>, vici.*.bridge.>",
+                "JetStream: created the bucket VICI_NODE for $KV.VICI_NODE.>",
             ]
             config = await admin.config()
             assert (config["subjects"], config["max_age"], config["duplicate_window"]) == (OURS, 7 * DAY, 3600 * SECOND)
@@ -634,14 +634,14 @@ def test_a_stream_of_another_name_that_takes_our_subjects_is_named(nats_server: 
             with pytest.raises(Unprovisioned) as caught:
                 await ensure(link, WANTED, "create")
             assert str(caught.value) == (
-                "cannot create the stream VICI: the stream EVENTS takes vici.*.event.> or vici.*.bridge.>: "
-                'set stream = "EVENTS" in [nats], or take these subjects from it'
+                "cannot create the stream VICI: the stream EVENTS has vici.*.event.> or vici.*.bridge.>: "
+                'set stream = "EVENTS" in [nats], or remove these subjects from it'
             )
             await admin.make(name="KEYS", subjects=["$KV.*.gw1"])
             with pytest.raises(Unprovisioned) as caught:
                 await ensure(link, BUCKET, "create")
             assert str(caught.value) == (
-                "cannot create the bucket VICI_NODE: the stream KEYS takes $KV.VICI_NODE.>: take these subjects from it"
+                "cannot create the bucket VICI_NODE: the stream KEYS has $KV.VICI_NODE.>: remove these subjects from it"
             )
 
     run(test())
@@ -657,8 +657,8 @@ def test_reconcile_does_not_take_the_subjects_of_another_stream(
             await made(admin, case)
             await admin.make(name="STATUS", subjects=["vici.*.bridge.status"])
             said = await ensured(link, case, "reconcile", caplog)
-            assert "cannot change the stream VICI: the stream STATUS takes" in said
-            assert "does not take the subjects vici.*.bridge.>" in said
+            assert "cannot change the stream VICI: the stream STATUS has" in said
+            assert "lacks the subjects vici.*.bridge.>" in said
             assert (await admin.config())["duplicate_window"] == 3600 * SECOND  # the rest is mended
             assert "cannot change" not in await ensured(link, case, "reconcile", caplog)  # and said once
 
@@ -667,7 +667,7 @@ def test_reconcile_does_not_take_the_subjects_of_another_stream(
 
 LIMITS = {
     "{max_streams: 1}": "maximum number of streams reached (JetStream error 10027): raise max_streams of the account",
-    "{max_bytes_required: true}": "have max bytes set (JetStream error 10113): create it by hand with max_bytes",
+    "{max_bytes_required: true}": "have max bytes set (JetStream error 10113): create it manually with max_bytes",
     "{max_mem: 1000000, max_file: 0}": "storage resources available (JetStream error 10047): raise max_file",
     "disabled": "JetStream not enabled for account (JetStream error 10039): enable JetStream",
 }

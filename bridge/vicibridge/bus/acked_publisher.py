@@ -1,4 +1,4 @@
-"""Publishing with JetStream's acknowledgements: what its replies say, and a window of messages that wait for theirs."""
+"""Publishes with JetStream acknowledgements: parses its replies, and keeps a window of unacknowledged messages."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ UNEXPECTED = "unexpected reply instead of a JetStream acknowledgement"
 
 
 class Meaning(Enum):
-    """What a refusal is about, and so what mends it."""
+    """The kind of a refusal, which determines the remedy."""
 
-    MISSING = "no stream takes the subject, or JetStream is off"
+    MISSING = "no stream has the subject, or JetStream is disabled"
     FULL = "a limit of the stream, the account or the server is reached"
     TOO_LARGE = "the message is larger than the stream allows"
     SETTING = "the configuration of the stream forbids it"
@@ -30,7 +30,7 @@ class Meaning(Enum):
 
 
 class Stored(NamedTuple):
-    """The message is in the stream as number `seq`; of a `duplicate`, an earlier one with its id is or was there."""
+    """The message is stored with number `seq`; a `duplicate` was not stored again: its id is that of an earlier one."""
 
     stream: str
     seq: int
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """The message is not in the stream; `code` is as in HTTP, `err_code` is JetStream's own, 0 where there is none."""
+    """The message is not stored; `code` is as in HTTP, `err_code` is JetStream's own or 0."""
 
     code: int
     err_code: int
@@ -48,8 +48,8 @@ class Refusal(NamedTuple):
 
 Answer: TypeAlias = Stored | Refusal
 
-# By JetStream's err_code: what a refusal means, and what an administrator can do, after "in the stream X" where the
-# stream is at fault. tests/bridge/test_acked_publisher.py makes a real nats-server give each of them.
+# By JetStream's err_code: the meaning of a refusal, and the advice for an administrator. The tests in
+# tests/bridge/test_acked_publisher.py make a real nats-server return each of them.
 _REFUSALS: dict[int, tuple[Meaning, str]] = {
     10002: (Meaning.FULL, "raise the limits of the account, or remove messages"),
     10023: (Meaning.FULL, "raise max_file_store of the server, or remove messages"),
@@ -58,7 +58,7 @@ _REFUSALS: dict[int, tuple[Meaning, str]] = {
     10070: (Meaning.CONDITION, ""),
     10071: (Meaning.CONDITION, ""),
     10077: (Meaning.FULL, "raise this limit of the stream, or remove messages"),
-    10109: (Meaning.SETTING, "a sealed stream takes nothing any more: delete it"),
+    10109: (Meaning.SETTING, "a sealed stream rejects every message: delete it"),
     10111: (Meaning.SETTING, "set allow_rollup_hdrs of the stream"),
     10166: (Meaning.SETTING, "set allow_msg_ttl of the stream"),
 }
@@ -67,14 +67,14 @@ _PLAIN = re.compile(rb'\{"stream":"([^"\\]+)",(?:"domain":"[^"\\]*",)?"seq":([1-
 
 
 def read_ack(message: Msg) -> Answer:
-    """Return what a reply of JetStream to a published message says; one that says nothing is a refusal."""
+    """Return the meaning of JetStream's reply to a published message; an invalid reply is a refusal."""
     if plain := _PLAIN.fullmatch(message.data):
         return Stored(plain[1].decode(), int(plain[2]), plain[3] is not None)
     if message.headers and message.headers.get("Status") == _NO_RESPONDERS:
         return Refusal(503, 0, Meaning.MISSING, reason_of(NoStreamResponseError()))
     try:
         answer = json.loads(message.data)
-        # An error comes first: nats-server adds "seq": 0 to it.
+        # The error is checked first: nats-server adds "seq": 0 to it.
         if error := answer.get("error"):
             return _refusal(error, str(answer.get("stream", "")))
         if answer["seq"] > 0:
@@ -93,10 +93,10 @@ def _refusal(error: Mapping[str, object], stream: str) -> Refusal:
 
 
 class AckedPublisher:
-    """Publishes on one link at a time, each message with a reply subject of its own; `settle` gets every answer.
+    """Publishes on one link at a time, each message with its own reply subject; calls `settle` with every answer.
 
-    The caller numbers the messages. A number may be used again only for the same message: an acknowledgement that
-    comes late counts for both.
+    The caller numbers the messages. A number may be reused only for the same message: a late acknowledgement counts
+    for both.
     """
 
     def __init__(self, window: int, timeout: float, settle: Callable[[int, Answer], None]) -> None:
@@ -106,10 +106,10 @@ class AckedPublisher:
         self._link: Link | None = None
         self._inbox = ""
         self._now = time.monotonic
-        self._deadlines: dict[int, float] = {}  # in order, of the messages that have no answer
+        self._deadlines: dict[int, float] = {}  # of the messages without an answer, in order
 
     async def open(self, link: Link) -> None:
-        """Publish on `link` from now on; what was sent on another gets no answer."""
+        """Publish on `link` from now on; answers to messages on a former link are ignored."""
         self.forget()
         inbox = self._inbox = link.new_inbox()
         await link.subscribe(f"{inbox}.*", self._on_answer)
@@ -118,23 +118,23 @@ class AckedPublisher:
     async def publish(
         self, number: int, subject: str, payload: bytes, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send a message; never waits. Raises TooLarge or Disconnected, and then no answer will come."""
+        """Send a message without waiting; after TooLarge or Disconnected, `settle` is not called for it."""
         assert self._link
         await self._link.publish(subject, payload, f"{self._inbox}.{number}", headers)
         self._deadlines[number] = self._now() + self.timeout
 
     @property
     def room(self) -> int:
-        """How many more messages may be sent."""
+        """The number of further messages that may be sent."""
         return self._window - len(self._deadlines)
 
     @property
     def waiting(self) -> int:
-        """How many messages have no answer."""
+        """The number of messages without an answer."""
         return len(self._deadlines)
 
     def late(self, now: float) -> list[int]:
-        """Return the numbers of the messages whose answer has not come within `timeout` seconds, and forget them."""
+        """Forget the messages without an answer within `timeout` seconds, and return their numbers."""
         late = []
         for number, deadline in self._deadlines.items():
             if deadline > now:
@@ -145,11 +145,11 @@ class AckedPublisher:
         return late
 
     def wait(self, now: float) -> float | None:
-        """Return the seconds until a message is late; None when none waits."""
+        """Return the seconds until the next message is late; None if none is unanswered."""
         return max(0.0, next(iter(self._deadlines.values())) - now) if self._deadlines else None
 
     def forget(self) -> None:
-        """Stop waiting for answers; the caller sends again what it has to."""
+        """Ignore the answers to all messages sent so far; the caller sends them again if necessary."""
         self._deadlines.clear()
 
     async def _on_answer(self, message: Msg) -> None:

@@ -1,7 +1,7 @@
-"""What a key-value bucket holds, entry by entry: by direct gets in batches, which leave nothing behind in JetStream.
+"""Reads the entries of a key-value bucket by batched direct gets, which leave nothing behind in JetStream.
 
-Servers before 2.11, and buckets without `allow_direct`, do not answer those, and where a bucket keeps a history they
-would give all of it. There a consumer lists the bucket, and is deleted.
+Servers before 2.11 and buckets without `allow_direct` do not support these, and for a bucket with a history they would
+return all of it. In these cases a temporary consumer lists the bucket.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PAGE_BYTES = 4 * 1024 * 1024
 
 
 class Entry(NamedTuple):
-    """What is at a key; `value` is None where it was deleted, and a mark of that is there."""
+    """The last message of a key; `value` is None if that is a deletion marker."""
 
     key: str
     revision: int
@@ -37,7 +37,7 @@ Take: TypeAlias = Callable[[list[Entry]], Awaitable[None]]
 
 
 class _Unsupported(Exception):
-    """There are no direct gets in batches."""
+    """Batched direct gets are not available."""
 
 
 class BucketReader:
@@ -47,11 +47,11 @@ class BucketReader:
         self._link = link
         self._inbox = link.new_inbox()
         self._page = 0
-        self._answers: list[Msg] = []
+        self._replies: list[Msg] = []
         self._moved = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_answer)
+        self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_reply)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -60,10 +60,10 @@ class BucketReader:
             await self._subscription.unsubscribe()
 
     async def read(self, bucket: str, keys: str, take: Take, *, history: bool, values: bool) -> None:
-        """Give `take` the last entry of each of `keys`, a page at a time; one that changes meanwhile may come twice.
+        """Call `take` with pages of the last entries of `keys`; one that changes meanwhile may occur twice.
 
-        `history` is that the bucket may keep more than the last. Without `values` they may be empty. Raises
-        TimeoutError when the server does not go on, or what JetStream says.
+        Set `history` if the bucket may keep more than the last value of a key. Without `values`, values may be empty.
+        Raises TimeoutError if the server stops responding, or the error that JetStream reports.
         """
         try:
             if history:
@@ -73,7 +73,7 @@ class BucketReader:
             await self._read_by_consumer(bucket, keys, take, values)
 
     async def _read_directly(self, bucket: str, keys: str, take: Take) -> None:
-        # Not multi_last, which refuses more than 1024 keys: a bucket has one entry of each key, so the next ones do.
+        # next_by_subj instead of multi_last, which is limited to 1024 keys: the bucket has only one entry of each key.
         start, more = 1, True
         while more:
             wanted = {"seq": start, "next_by_subj": f"$KV.{bucket}.{keys}", "batch": _PAGE, "max_bytes": _PAGE_BYTES}
@@ -83,15 +83,15 @@ class BucketReader:
                 await take(page)
 
     async def _get(self, bucket: str, wanted: bytes) -> tuple[list[Entry], bool]:
-        """Return the entries of one page, and whether there are more."""
+        """Return the entries of one page, and whether more follow."""
         self._page += 1
-        self._answers.clear()
+        self._replies.clear()
         await self._link.publish(f"$JS.API.DIRECT.GET.KV_{bucket}", wanted, f"{self._inbox}.{self._page}")
         status = ""
         while not status:
             self._moved.clear()
             await self._link.unless_lost(asyncio.wait_for(self._moved.wait(), _TIMEOUT))
-            end = self._answers[-1].headers or {}
+            end = self._replies[-1].headers or {}
             status = end.get("Status", "")
             if not status and "Nats-Num-Pending" not in end:
                 raise _Unsupported
@@ -99,17 +99,17 @@ class BucketReader:
             raise _Unsupported
         if status not in ("204", "404"):
             raise APIError(code=int(status), description=end.get("Description"))
-        entries = [_entry(bucket, message) for message in self._answers[:-1]]
+        entries = [_entry(bucket, message) for message in self._replies[:-1]]
         return entries, bool(entries) and end.get("Nats-Num-Pending") != "0"
 
-    async def _on_answer(self, message: Msg) -> None:
-        if message.subject == f"{self._inbox}.{self._page}":  # others are of a page that was given up
-            self._answers.append(message)
+    async def _on_reply(self, message: Msg) -> None:
+        if message.subject == f"{self._inbox}.{self._page}":  # others belong to a page that was given up
+            self._replies.append(message)
             self._moved.set()
 
     async def _read_by_consumer(self, bucket: str, keys: str, take: Take, values: bool) -> None:
         entries: list[Entry] = []
-        left = -1  # entries to come, as far as is known
+        left = -1  # entries that follow; -1 if unknown
 
         async def on_entry(message: Msg) -> None:
             nonlocal left
@@ -141,7 +141,7 @@ class BucketReader:
                 page, entries[:] = list(entries), []
                 await take(page)
         finally:
-            # When the link is lost, the server deletes the consumer five seconds later.
+            # If the link is lost, the server deletes the consumer after five seconds.
             with suppress(NatsError):
                 await subscription.unsubscribe()
                 await self._link.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{info.name}", b"")

@@ -1,4 +1,4 @@
-"""What a stream or bucket made by others must not be like: the promise that breaks, and how to mend it."""
+"""Settings of existing streams and buckets that break a guarantee of the bridge, and how to fix them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vicifast import _wire
 from ..contract.subjects import covered, overlap
 
 Grade = Literal["error", "warning", "note"]
-"""error: the bridge cannot do its work; warning: a promise does not hold; note: a limit, which may be intended."""
+"""error: the bridge does not work; warning: a guarantee does not hold; note: a limit that may be intended."""
 
-_LARGEST = _wire.MAX_PACKET + 64 * 1024  # bytes: the largest message of charon, and its envelope
+_LARGEST = _wire.MAX_PACKET + 64 * 1024  # bytes: the largest message of charon and its envelope
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A promise of the bridge that does not hold; `text` says what is wrong, what follows, and how to mend it.
+    """A guarantee of the bridge that does not hold; `text` names the cause, the consequence and the fix.
 
-    With `blocks` JetStream acknowledges nothing that is published there.
+    With `blocks`, JetStream acknowledges no message published there.
     """
 
     grade: Grade
@@ -32,7 +32,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A stream that the bridge needs: `wanted` as the bridge creates it, `prefix` of the bridge's other subjects."""
+    """A stream that the bridge requires: `wanted` as the bridge creates it, and `prefix` of the bridge's subjects."""
 
     wanted: StreamConfig
     prefix: str = ""
@@ -59,10 +59,11 @@ Add = Callable[[StreamConfig, Target], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One way in which a stream or bucket breaks a promise.
+    """One setting of a stream or bucket that breaks a guarantee.
 
-    `find` returns what is wrong, as what follows the name in a sentence; nothing when all is well. `mend` is a command
-    or an instruction. `add` returns what `provision = "reconcile"` sets: never less than what is kept or accepted now.
+    `find` returns the problem as the predicate of a sentence about the stream, or "" if there is none. `fix` is a
+    command or an instruction. `add` returns the settings that `provision = "reconcile"` changes, which never make the
+    stream keep or accept less than now.
     """
 
     property: str
@@ -70,12 +71,12 @@ class Condition:
     grade: Grade
     find: Find
     breaks: str
-    mend: str
+    fix: str
     add: Add | None = None
     blocks: bool = False
 
     def problem(self, present: StreamConfig, target: Target) -> Problem | None:
-        """Return what is wrong with a stream by this condition."""
+        """Return the problem of a stream by this condition, if any."""
         wrong = self.find(present, target) if self.of in ("both", target.kind) else ""
         if not wrong:
             return None
@@ -85,17 +86,20 @@ class Condition:
             "age": _duration(target.wanted.max_age or 0),
             "window": _duration(target.wanted.duplicate_window),
         }
-        return Problem(self.grade, f"{target} {wrong}: {self.breaks}; {self.mend.format(**facts)}", self.blocks)
+        return Problem(self.grade, f"{target} {wrong}: {self.breaks}; {self.fix.format(**facts)}", self.blocks)
 
 
 def problems(present: StreamConfig, target: Target) -> list[Problem]:
-    """Return what is wrong with a stream or bucket; of one that takes nothing, only that."""
+    """Return the problems of a stream or bucket; only the blocking ones if there are any."""
     found = [problem for condition in CONDITIONS if (problem := condition.problem(present, target))]
     return [problem for problem in found if problem.blocks] or found
 
 
 def _apart(present: StreamConfig, target: Target) -> list[str]:
-    """Return the subjects that a stream needs, with those that it has and that are neither commands nor in the way."""
+    """Return the subjects that a stream needs, and those of its own that overlap neither with these nor with commands.
+
+    If the stream has subjects of the log, all of the log is included.
+    """
     log, commands = f"{target.prefix}.*.log.>", f"{target.prefix}.*.cmd.*"
     has = present.subjects or []
     needed = [*target.subjects, *([log] if target.prefix and any(overlap(log, subject) for subject in has) else [])]
@@ -107,7 +111,7 @@ def _is(text: str, **properties: object) -> Find:
 
 
 def _number(key: str, below: int = 0) -> Find:
-    """Find a property that is above 0, and less than `below` if that is given."""
+    """Find a property that is greater than 0, and less than `below` if that is given."""
 
     def find(present: StreamConfig, _: Target) -> str:
         value = getattr(present, key) or 0
@@ -117,7 +121,7 @@ def _number(key: str, below: int = 0) -> Find:
 
 
 def _limit(discard: DiscardPolicy) -> Find:
-    """Find a limit at which a stream refuses messages (new) or deletes its oldest (old)."""
+    """Find a limit at which a stream rejects messages (new) or deletes the oldest (old)."""
 
     def find(present: StreamConfig, _: Target) -> str:
         limits = [f"{key} = {value}" for key in ("max_bytes", "max_msgs") if (value := getattr(present, key) or 0) > 0]
@@ -141,17 +145,17 @@ def _short_window(present: StreamConfig, target: Target) -> str:
 
 
 def uncovered(present: StreamConfig, target: Target) -> list[str]:
-    """Return the subjects of `target` that a stream does not take, or not all of."""
+    """Return the subjects of `target` that a stream does not cover completely."""
     return [subject for subject in target.subjects if not covered(subject, present.subjects or ())]
 
 
 def _lacks_subjects(present: StreamConfig, target: Target) -> str:
     missing = uncovered(present, target) if not present.mirror else []
-    return f"does not take the subjects {', '.join(missing)}" if missing else ""
+    return f"lacks the subjects {', '.join(missing)}" if missing else ""
 
 
 def _add_subjects(present: StreamConfig, target: Target) -> Mapping[str, Any]:
-    """Add what is missing in place of what that covers; nothing when it would overlap with what has to stay."""
+    """Add the missing subjects and remove those that they cover; nothing if they would overlap with other subjects."""
     missing = uncovered(present, target)
     kept = [subject for subject in present.subjects or () if not covered(subject, missing)]
     apart = not any(overlap(one, other) for one in kept for other in missing)
@@ -176,9 +180,9 @@ def _no_rollups(present: StreamConfig, _: Target) -> str:
 
 
 def _no_expiry(present: StreamConfig, _: Target) -> str:
-    # Servers that can let messages expire, those from 2.11 on, tell their level here.
-    able = "_nats.level" in (present.metadata or {})
-    return "has no allow_msg_ttl" if able and not present.allow_msg_ttl else ""
+    # Servers that can expire messages (2.11 and later) report their API level here.
+    supported = "_nats.level" in (present.metadata or {})
+    return "has no allow_msg_ttl" if supported and not present.allow_msg_ttl else ""
 
 
 def _no_markers(present: StreamConfig, _: Target) -> str:
@@ -194,7 +198,7 @@ def _as_wanted(*keys: str) -> Add:
 
 
 def _duration(seconds: float) -> str:
-    """Return a time as the `nats` command takes it."""
+    """Return a duration in the notation of the `nats` command."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size and not seconds % size:
             return f"{seconds / size:.0f}{unit}"
@@ -202,9 +206,9 @@ def _duration(seconds: float) -> str:
 
 
 _EDIT = "run nats stream edit {name} "
-CAPTURED = "JetStream answers requests before the bridge does, stores their secrets, and hides that no bridge listens"
-"""What follows when a stream captures requests."""
-_ANEW = "delete it, and create it anew or let the bridge do it, as this cannot be changed"
+CAPTURED = "JetStream replies to requests before the bridge, stores their secrets, and hides that no bridge is running"
+"""The consequence of a stream that captures requests."""
+_RECREATE = "delete it, then create it again or let the bridge create it, because this setting cannot be changed"
 
 # fmt: off
 CONDITIONS = (
@@ -215,20 +219,20 @@ CONDITIONS = (
     ),
     Condition(
         "sealed", "both", "error", _is("is sealed", sealed=True),
-        "JetStream stores nothing in it any more", _ANEW, blocks=True,
+        "JetStream rejects every message", _RECREATE, blocks=True,
     ),
     Condition(
         "mirror", "both", "error", lambda present, _: f"is a mirror of {present.mirror.name}" if present.mirror else "",
-        "a mirror takes messages from another stream only, and none from the bridge",
-        "delete it, and create it anew or let the bridge do it",
+        "a mirror only copies another stream and accepts no messages from the bridge",
+        "delete it, then create it again or let the bridge create it",
     ),
     Condition(
         "allow_msg_counter", "both", "error", _is("has allow_msg_counter", allow_msg_counter=True),
-        "JetStream refuses every message that is not an increment", _ANEW, blocks=True,
+        "JetStream rejects every message that is not an increment", _RECREATE, blocks=True,
     ),
     Condition(
         "subjects", "both", "error", _lacks_subjects,
-        "nothing stores what the bridge publishes there", _EDIT + "--subjects='{subjects}'", _add_subjects,
+        "messages of the bridge on these subjects are not stored", _EDIT + "--subjects='{subjects}'", _add_subjects,
     ),
     Condition(
         "subjects of requests", "stream", "warning", _captures_commands,
@@ -237,32 +241,33 @@ CONDITIONS = (
     ),
     Condition(
         "subject_transform", "both", "error", _transforms,
-        "what the bridge publishes is stored under other subjects, where no reader finds it", _EDIT + "--no-transform",
+        "messages of the bridge are stored under other subjects, where no reader looks for them",
+        _EDIT + "--no-transform",
     ),
     Condition(
         "retention = interest", "both", "error", _is("has retention = interest", retention=RetentionPolicy.INTEREST),
-        "JetStream acknowledges and drops what no consumer waits for",
+        "JetStream acknowledges and drops messages in which no consumer is interested",
         _EDIT + "--retention=limits", _sets(retention=RetentionPolicy.LIMITS),
     ),
     Condition(
         "retention = workqueue", "stream", "warning",
         _is("has retention = workqueue", retention=RetentionPolicy.WORK_QUEUE),
-        "each event goes to one consumer only, and reading with a start is refused", _ANEW,
+        "each event goes to one consumer only, and subscriptions with a start are rejected", _RECREATE,
     ),
     Condition(
         "retention = workqueue", "bucket", "error",
         _is("has retention = workqueue", retention=RetentionPolicy.WORK_QUEUE),
-        "JetStream refuses to let anybody watch the mirror", _ANEW,
+        "JetStream rejects every watcher of the mirror", _RECREATE,
     ),
     Condition(
         "discard_new_per_subject", "stream", "error", _is("has discard_new_per_subject", discard_new_per_subject=True),
-        "JetStream refuses an event when its subject has max_msgs_per_subject events",
+        "JetStream rejects an event if its subject already has max_msgs_per_subject events",
         _EDIT + "--no-discard-per-subject --max-msgs-per-subject=-1",
         _sets(discard_new_per_subject=False, max_msgs_per_subject=-1),
     ),
     Condition(
         "discard_new_per_subject", "bucket", "error", _is("has discard_new_per_subject", discard_new_per_subject=True),
-        "JetStream refuses to change a key that is there",
+        "JetStream rejects changes of existing keys",
         _EDIT + "--no-discard-per-subject", _sets(discard_new_per_subject=False),
     ),
     Condition(
@@ -273,7 +278,7 @@ CONDITIONS = (
     Condition(
         "max_msgs_per_subject", "bucket", "warning",
         lambda present, _: "" if present.max_msgs_per_subject > 0 else "has no max_msgs_per_subject",
-        "every value ever written is kept, so the bucket grows without limit", _EDIT + "--max-msgs-per-subject=1",
+        "every value is kept, so the bucket grows without limit", _EDIT + "--max-msgs-per-subject=1",
     ),
     Condition(
         "max_age", "stream", "warning", _short_age,
@@ -282,36 +287,36 @@ CONDITIONS = (
     ),
     Condition(
         "max_age", "bucket", "warning", _short_age,
-        "values that still hold vanish from the mirror, until the bridge next compares it",
+        "current values are removed from the mirror until the bridge next compares it",
         _EDIT + "--max-age=0s", _sets(max_age=0),
     ),
     Condition(
         "max_bytes, max_msgs, discard = old", "stream", "note", _limit(DiscardPolicy.OLD),
-        "when it is full, the oldest events are deleted before stream_max_age_days",
+        "if it is full, the oldest events are deleted before stream_max_age_days",
         _EDIT + "--max-bytes=-1 --max-msgs=-1, unless this is intended",
     ),
     Condition(
         "max_bytes, max_msgs, discard = new", "stream", "warning", _limit(DiscardPolicy.NEW),
-        "when it is full, JetStream refuses events: they wait in the spool, and the oldest are lost when that is full",
+        "if it is full, JetStream rejects events: they stay in the spool, and the oldest are lost if that is full",
         _EDIT + "--discard=old",
     ),
     Condition(
         "max_bytes, max_msgs, discard = old", "bucket", "warning", _limit(DiscardPolicy.OLD),
-        "when it is full, keys vanish from the mirror",
+        "if it is full, keys are removed from the mirror",
         _EDIT + "--max-bytes=-1 --max-msgs=-1 --discard=new", _sets(discard=DiscardPolicy.NEW),
     ),
     Condition(
         "max_bytes, max_msgs, discard = new", "bucket", "warning", _limit(DiscardPolicy.NEW),
-        "when it is full, JetStream refuses new keys and larger values, and the mirror is incomplete",
+        "if it is full, JetStream rejects new keys and larger values, and the mirror is incomplete",
         _EDIT + "--max-bytes=-1 --max-msgs=-1",
     ),
     Condition(
         "max_msg_size", "both", "warning", _number("max_msg_size", below=_LARGEST),
-        "JetStream refuses larger messages, and charon's have up to 512 KiB", _EDIT + "--max-msg-size=-1",
+        "JetStream rejects larger messages, and charon's messages have up to 512 KiB", _EDIT + "--max-msg-size=-1",
     ),
     Condition(
         "max_consumers", "both", "warning", _number("max_consumers"),
-        "JetStream refuses further readers", _EDIT + "--max-consumers=0",
+        "JetStream rejects further readers", _EDIT + "--max-consumers=0",
     ),
     Condition(
         "duplicate_window", "stream", "warning", _short_window,
@@ -320,25 +325,25 @@ CONDITIONS = (
     ),
     Condition(
         "storage = memory", "stream", "warning", _is("has storage = memory", storage=StorageType.MEMORY),
-        "acknowledged events are lost when the server restarts", _ANEW,
+        "acknowledged events are lost when the server restarts", _RECREATE,
     ),
     Condition(
         "storage = memory", "bucket", "warning", _is("has storage = memory", storage=StorageType.MEMORY),
-        "the mirror is lost when the server restarts, until a bridge writes it again", _ANEW,
+        "the mirror is lost when the server restarts, until a bridge writes it again", _RECREATE,
     ),
     Condition(
         "deny_purge", "bucket", "error", _is("has deny_purge", deny_purge=True),
-        "JetStream refuses to delete keys, so SAs that ended stay in the mirror", _ANEW,
+        "JetStream rejects deletions of keys, so closed SAs stay in the mirror", _RECREATE,
     ),
     Condition(
         "allow_rollup_hdrs", "bucket", "error", _no_rollups,
-        "JetStream refuses to delete keys, so SAs that ended stay in the mirror",
+        "JetStream rejects deletions of keys, so closed SAs stay in the mirror",
         _EDIT + "--allow-rollup", _sets(allow_rollup_hdrs=True),
     ),
     Condition(
         "allow_direct", "bucket", "note",
         lambda present, _: "" if present.allow_direct else "has no allow_direct",
-        "the bridge reads the bucket with a consumer, which takes longer, and needs the right to create and delete one",
+        "the bridge reads the bucket with a consumer, which is slower and needs permission to create and delete one",
         _EDIT + "--allow-direct", _sets(allow_direct=True),
     ),
     Condition(
@@ -349,9 +354,9 @@ CONDITIONS = (
     ),
     Condition(
         "subject_delete_marker_ttl", "bucket", "warning", _no_markers,
-        "those who watch the mirror do not learn that the key of a bridge has expired",
+        "watchers of the mirror are not notified when the key of a bridge expires",
         _EDIT + "--subject-del-markers-ttl=1h", _as_wanted("subject_delete_marker_ttl"),
     ),
 )
 # fmt: on
-"""Every condition, in the order in which reconcile mends them."""
+"""Every condition, in the order in which reconcile fixes them."""

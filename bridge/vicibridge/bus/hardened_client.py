@@ -1,8 +1,8 @@
-"""nats-py's client, made to survive whatever bytes others send.
+"""A nats-py client that survives malformed messages from other clients.
 
-nats-server passes subjects, replies and headers on as they came. nats-py takes any white space for the end of a
-subject, and ends its reading at a subject that is no UTF-8 or at headers cut short: one message from whoever may send
-requests would cost the connection.
+nats-server passes subjects, reply subjects and headers on unchanged. nats-py ends a subject at any white space, and
+stops reading at a subject that is not UTF-8 or at truncated headers: one message from any client that may send requests
+would end the connection.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from nats.aio.transport import TcpTransport
 from nats.errors import Error, ProtocolError
 from nats.protocol.parser import Parser
 
-_MAX_HEADERS = 16 * 1024  # bytes; nats-py reads headers line by line, which nobody may make us do for long
+_MAX_HEADERS = 16 * 1024  # bytes; limits the time that nats-py spends on reading headers line by line
 _END = b"\r\n"
 
 
 class Malformed(Error):
-    """A message that was dropped, because its subject, reply or headers cannot be read."""
+    """A message was dropped because its subject, reply subject or headers are malformed."""
 
     def __str__(self) -> str:
         return "a message with a malformed subject, reply or header was dropped"
 
 
 class _Transport(TcpTransport):
-    """TCP and TLS, of which asyncio's streams know.
+    """TCP, upgraded to TLS in a way that asyncio's streams are aware of.
 
-    nats-py tells them nothing of TLS: each end of a connection was then a warning of asyncio ("returning true from
-    eof_received() has no effect when using ssl"), and nothing bounded what was read ahead.
+    nats-py upgrades without them: asyncio then logged a warning at each end of a connection ("returning true from
+    eof_received() has no effect when using ssl"), and read ahead without limit.
     """
 
     async def connect_tls(
@@ -40,7 +40,7 @@ class _Transport(TcpTransport):
     ) -> None:
         assert self._io_writer is not None
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader()  # another one: what came before TLS may be from anybody
+        reader = asyncio.StreamReader()  # a new one: data received before TLS is not authenticated
         protocol = asyncio.StreamReaderProtocol(reader)
         name = uri if isinstance(uri, str) else uri.hostname
         start = loop.start_tls(self._io_writer.transport, protocol, ssl_context, server_hostname=name)
@@ -50,11 +50,11 @@ class _Transport(TcpTransport):
         self._io_reader, self._io_writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     def __bool__(self) -> bool:
-        return True  # nats-py would put another one in place of what is not connected yet
+        return True  # nats-py would replace a transport that is not connected yet
 
 
 class HardClient(Client):
-    """A client that drops what it cannot read, and goes on."""
+    """A client that drops malformed messages and continues."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class HardClient(Client):
 
 
 class _Parser(Parser):
-    """Splits lines where the server does: at blanks, and nowhere else."""
+    """Splits protocol lines as the server does: only at blanks."""
 
     def reset(self) -> None:
         super().reset()
         self._message: tuple[int, bytes, bytes, int, int] | None = None
 
     async def parse(self, data: bytes = b"") -> None:
-        """Take in what came, and hand on everything that is complete."""
+        """Append received data, and process every complete message."""
         self.buf += data
         while True:
             if self._message is None:
@@ -114,7 +114,7 @@ class _Parser(Parser):
                 raise ProtocolError
 
     def _begin(self, fields: list[bytes], *, headers: bool) -> None:
-        """Read `subject sid [reply] [bytes of headers] bytes`."""
+        """Parse `subject sid [reply] [bytes of headers] bytes`."""
         try:
             size = int(fields.pop())
             before = int(fields.pop()) if headers else 0

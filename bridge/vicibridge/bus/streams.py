@@ -1,7 +1,7 @@
-"""The streams of JetStream that the bridge needs, buckets included: created, bound to, kept as the bridge needs them.
+"""Creates and checks the JetStream streams that the bridge needs, including buckets.
 
-A stream or bucket that is there already is its administrator's. What about it breaks a promise is logged
-(`conditions`); with `provision = "reconcile"` what is missing is added, and nothing is taken away.
+An existing stream or bucket belongs to its administrator. Settings that break a guarantee are logged (`conditions`);
+with `provision = "reconcile"` missing settings are added, and none are removed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from .connection import Link, reason_of
 
 _logger = logging.getLogger(__name__)
 
-# How long JetStream knows an event again, in seconds: one that was stored in the last moment before an outage and is
-# sent again after it would be there twice otherwise. The server keeps about 100 bytes of memory for each event of that
-# time.
+# Seconds for which JetStream recognizes duplicates: an event that was stored just before an outage, and is sent again
+# after it, would otherwise be stored twice. The server uses about 100 bytes of memory for each event in that time.
 _DUPLICATE_WINDOW = 3600.0
 MARKER = 3600.0
-"""Seconds that a server from 2.11 on keeps the mark that a key was deleted; watchers must see it."""
-_EXISTS = 10058  # JetStream's error of a stream that somebody else has just created, with other settings
+"""Seconds for which servers from 2.11 on keep the marker of a deleted key, so that watchers see it."""
+_EXISTS = 10058  # JetStream's error if another client has just created the stream with other settings
 _OVERLAP = 10065
 
 _DESCRIPTIONS = {
@@ -41,11 +40,11 @@ _DESCRIPTIONS = {
 
 
 class Unprovisioned(NatsError):
-    """A stream or bucket is missing and was not created; the text says why, and what to do."""
+    """A stream or bucket is missing and was not created; the text gives the reason and the fix."""
 
 
 class Unsuitable(NatsError):
-    """A stream or bucket acknowledges nothing of what is published there; the text says why, and what to do."""
+    """A stream or bucket acknowledges no message; the text gives the reason and the fix."""
 
 
 def bucket_stream(bucket: str) -> StreamConfig:
@@ -60,17 +59,17 @@ def bucket_stream(bucket: str) -> StreamConfig:
         allow_direct=True,
         allow_rollup_hdrs=True,
         deny_delete=True,
-        # Servers before 2.11 do not know these, and leave them out.
+        # Servers before 2.11 ignore these.
         allow_msg_ttl=True,
         subject_delete_marker_ttl=MARKER,
     )
 
 
 async def ensure(link: Link, wanted: StreamConfig, provision: Provision, prefix: str = "") -> StreamConfig:
-    """See that the stream `wanted` is there, as far as `provision` goes, and return what it is like.
+    """Ensure that the stream `wanted` exists, as `provision` allows, and return its configuration.
 
-    Problems are logged, each once as long as it lasts; with `prefix`, subjects that include commands are one. Raises
-    Unprovisioned, Unsuitable, what JetStream says, and TimeoutError when this user may not ask.
+    Problems are logged, each once while it lasts; with `prefix`, subjects that include commands are a problem. Raises
+    Unprovisioned, Unsuitable, the error that JetStream reports, and TimeoutError without permission for the request.
     """
     target = Target(wanted, prefix)
     try:
@@ -91,7 +90,7 @@ _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.I
 
 
 def _report(link: Link, topic: str, lines: dict[str, int]) -> None:
-    """Log those lines about a topic, each with its level, that the report before did not have, on whatever link."""
+    """Log the lines about a topic, each with its level, that the previous report did not have, on any link."""
     before = link.reported.get(topic, frozenset())
     link.reported[topic] = frozenset(lines)
     for text, level in lines.items():
@@ -100,25 +99,25 @@ def _report(link: Link, topic: str, lines: dict[str, int]) -> None:
 
 
 async def _config(link: Link, target: Target) -> dict[str, Any]:
-    """Return the configuration of a stream as the server has it, with what nats-py does not know."""
+    """Return the configuration of a stream as the server reports it, with keys unknown to nats-py."""
     config: dict[str, Any] = (await link.api(f"STREAM.INFO.{target.name}"))["config"]
     return config
 
 
 def _parsed(config: dict[str, Any]) -> StreamConfig:
-    parsed: StreamConfig = StreamConfig.from_response(copy.deepcopy(config))  # which changes what it is given
+    parsed: StreamConfig = StreamConfig.from_response(copy.deepcopy(config))  # it modifies its argument
     return parsed
 
 
 async def config_of(link: Link, target: Target) -> StreamConfig:
-    """Return what a stream is like; raises NotFoundError, what else JetStream says, and TimeoutError."""
+    """Return the configuration of a stream; raise NotFoundError, other errors of JetStream, and TimeoutError."""
     return _parsed(await _config(link, target))
 
 
 def missing(target: Target) -> str:
-    """Return a sentence about a stream that is not there, and that the bridge may not create."""
-    hint = 'create it, or let the bridge do it with provision = "create" in [nats]'
-    return f"there is no {str(target).removeprefix('the ')} over {', '.join(target.subjects)}: {hint}"
+    """Return a sentence about a missing stream that the bridge may not create."""
+    hint = 'create it, or set provision = "create" in [nats] to let the bridge create it'
+    return f"there is no {str(target).removeprefix('the ')} for {', '.join(target.subjects)}: {hint}"
 
 
 async def _create(link: Link, target: Target, provision: Provision) -> dict[str, Any]:
@@ -126,19 +125,19 @@ async def _create(link: Link, target: Target, provision: Provision) -> dict[str,
     if provision == "bind":
         raise Unprovisioned(missing(target))
     try:
-        answer = await link.api(f"STREAM.CREATE.{target.name}", target.wanted.as_dict())
+        reply = await link.api(f"STREAM.CREATE.{target.name}", target.wanted.as_dict())
     except APIError as error:
         if error.err_code == _EXISTS:
             return await _config(link, target)
         raise Unprovisioned(f"cannot create {target}: {await _why(link, target, error)}") from None
-    if answer.get("did_create"):
-        _logger.info("JetStream: created %s over %s", target, subjects)
-    config: dict[str, Any] = answer["config"]
+    if reply.get("did_create"):
+        _logger.info("JetStream: created %s for %s", target, subjects)
+    config: dict[str, Any] = reply["config"]
     return config
 
 
 async def _add(link: Link, target: Target, present: dict[str, Any]) -> dict[str, Any]:
-    """Add what is missing, one thing after the other, so that what the server refuses does not hold up the rest."""
+    """Add missing settings one at a time, so that one that the server rejects does not prevent the others."""
     for condition in CONDITIONS:
         parsed = _parsed(present)
         if condition.add is None or not condition.problem(parsed, target):
@@ -146,7 +145,7 @@ async def _add(link: Link, target: Target, present: dict[str, Any]) -> dict[str,
         values = condition.add(parsed, target)
         if not values:
             continue
-        told = ", ".join(f"{key} {getattr(parsed, key)}" for key in values)
+        former = ", ".join(f"{key} {getattr(parsed, key)}" for key in values)
         as_sent = StreamConfig(**values).as_dict()
         changed = {**present, **{key: as_sent[key] for key in values}}
         try:
@@ -155,32 +154,32 @@ async def _add(link: Link, target: Target, present: dict[str, Any]) -> dict[str,
             reason = await _why(link, target, error)
             _report(link, f"{target.name}.{condition.property}", {f"cannot change {target}: {reason}": logging.WARNING})
         else:
-            _logger.info("JetStream: changed %s, which had %s", target, told)
+            _logger.info("JetStream: changed %s, which had %s", target, former)
     return present
 
 
 async def _why(link: Link, target: Target, error: APIError) -> str:
-    """Return why a stream cannot be created or changed; of subjects that others take, name these."""
+    """Return why a stream cannot be created or changed; name the other streams that have its subjects."""
     if error.err_code != _OVERLAP:
         return reason_of(error)
     try:
         others = [name for name in await streams_over(link, target.subjects) if name != target.name]
-    except (NatsError, TimeoutError):  # this user may not ask
+    except (NatsError, TimeoutError):  # without permission for the request
         others = []
     return overlapping(target, target.subjects, others)
 
 
 def overlapping(target: Target, subjects: Sequence[str], others: Sequence[str]) -> str:
-    """Return a sentence about streams of other names that take some of `subjects`, which `target` needs."""
+    """Return a sentence about other streams that have some of `subjects`, which `target` needs."""
     which = f"the stream {' and '.join(others)}" if others else "another stream"
-    mend = f'set stream = "{others[0] if others else "its name"}" in [nats], or take these subjects from it'
+    fix = f'set stream = "{others[0] if others else "its name"}" in [nats], or remove these subjects from it'
     if target.kind == "bucket":
-        mend = "take these subjects from it"
-    return f"{which} takes {' or '.join(subjects)}: {mend}"
+        fix = "remove these subjects from it"
+    return f"{which} has {' or '.join(subjects)}: {fix}"
 
 
 async def streams_over(link: Link, subjects: Sequence[str]) -> list[str]:
-    """Return the names of the streams whose subjects overlap with any of `subjects`, in order."""
+    """Return the names of the streams with subjects that overlap with any of `subjects`, in order."""
     names: dict[str, None] = {}
     for subject in subjects:
         found = (await link.api("STREAM.NAMES", {"subject": subject}))["streams"]
@@ -194,7 +193,7 @@ class StateStream:
 
     name: str
     subjects: list[str]
-    max_age: float  # seconds; 0 is for ever
+    max_age: float  # seconds; 0 keeps events indefinitely
     provision: Provision = "create"
     prefix: str = ""
 
@@ -206,15 +205,15 @@ class StateStream:
             subjects=self.subjects,
             max_age=self.max_age,
             storage=StorageType.FILE,
-            duplicate_window=min(_DUPLICATE_WINDOW, self.max_age or _DUPLICATE_WINDOW),  # the server's own rule
+            duplicate_window=min(_DUPLICATE_WINDOW, self.max_age or _DUPLICATE_WINDOW),  # the server requires it
         )
 
     async def ensure(self, link: Link) -> None:
-        """See that it is there, as far as `provision` goes; raises what `ensure` of this module does."""
+        """Ensure that the stream exists, as `ensure` of this module does."""
         await ensure(link, self.config, self.provision, self.prefix)
 
 
 def state_stream(nats: NatsConfig) -> StateStream:
-    """Return the stream of the state class as the configuration wants it."""
+    """Return the stream of the state class with its configured settings."""
     subjects, max_age = stream_subjects(nats.prefix), nats.stream_max_age_days * 86400
     return StateStream(nats.stream, subjects, max_age, nats.provision, nats.prefix)

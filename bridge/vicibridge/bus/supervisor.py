@@ -1,8 +1,8 @@
-"""The connection to NATS: made again for ever, by us.
+"""Maintains the NATS connection, reconnecting indefinitely.
 
-nats-py's own reconnecting gives up on several errors, loses what it buffered without a word, and hangs when the server
-hangs (nats-py#671). So every `Link` is one nats-py client that never reconnects; `Bus` probes it, aborts it when it
-hangs, and makes the next one. Who publishes learns of the loss as `Disconnected` and decides what to send again.
+nats-py's reconnect gives up on several errors, silently loses buffered messages, and hangs if the server hangs
+(nats-py#671). Therefore each `Link` is a nats-py client that never reconnects; `Bus` probes it, aborts it if it hangs,
+and opens the next one. Publishers get `Disconnected` for a lost link and decide what to send again.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from .hardened_client import HardClient
 _logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 5
-_NEVER = 10**9  # seconds; switches nats-py's own pings off, as the probe is ours
+_NEVER = 10**9  # seconds; disables nats-py's pings, which `Bus` replaces by its probe
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
 _QUIET = 10.0  # seconds between two log lines about errors that NATS reports
 
 
 class Refused(Exception):
-    """A server does not take us, or cannot be reached; the text says why."""
+    """A server rejects the connection or is unreachable; the text gives the reason."""
 
 
 class Bus:
-    """Keeps one link up; `link()` is how everybody gets at it.
+    """Keeps one link connected; `link()` returns it.
 
-    Every credential is read anew for each connection. `name` is what NATS shows of the client. `on_violation` gets
-    each permission that NATS denies, in small letters, and returns whether that has reached whom it concerns; what
-    has not is logged.
+    Credentials are read again for each connection. `name` is the client's name in NATS. `on_violation` is called with
+    the text of each permissions violation that NATS reports, in lower case, and returns whether it was handled; others
+    are logged.
     """
 
     def __init__(
@@ -54,24 +54,24 @@ class Bus:
         self._changed = asyncio.Event()
         self._reread = asyncio.Event()
         self._servers = list(settings.servers)
-        self._told: set[str] = set()  # reasons of the present outage that the log has
+        self._logged: set[str] = set()  # reasons that were logged during the present outage
         self._reported: dict[str, frozenset[str]] = {}
         self._closed = False
         self._quiet_until = 0.0
-        self.errors = 0  # what nats-py reported while connected
+        self.errors = 0  # errors that nats-py reported while connected
         self.connects = 0
         self.reason = "not connected yet"  # why there is no link
-        self.expires: Mapping[str, float] = {}  # when the credentials in use do, as `Credentials` says it
+        self.expires: Mapping[str, float] = {}  # expiry of the credentials in use, as in `Credentials`
 
     async def link(self) -> Link:
-        """Return the link that is up, waiting for one if need be."""
+        """Return the connected link, waiting for one if necessary."""
         while self._link is None or not self._link.alive:
             self._changed.clear()
             await self._changed.wait()
         return self._link
 
     async def serve(self, work: Callable[[Link], Awaitable[None]]) -> None:
-        """Do `work` on every link there is, one after the other, until cancelled; Disconnected may end it early."""
+        """Run `work` on each successive link until cancelled; `work` may raise Disconnected."""
         while True:
             link = await self.link()
             with contextlib.suppress(Disconnected):
@@ -84,13 +84,13 @@ class Bus:
 
     @property
     def current(self) -> Link:
-        """The link that is up; Disconnected when none is."""
+        """The connected link; raises Disconnected if there is none."""
         if self._link is None or not self._link.alive:
             raise Disconnected(self.reason)
         return self._link
 
     async def connect(self, rounds: int) -> None:
-        """Try each server `rounds` times, without a word in the log; Refused when none takes us. `run` goes on."""
+        """Try each server `rounds` times without logging; raise Refused if none accepts. `run` uses the connection."""
         for _ in range(rounds * len(self._servers)):
             try:
                 return self._use(await self._open(self._next_server()))
@@ -104,27 +104,27 @@ class Bus:
         while not self._closed:
             if await self._live() >= self._settings.probe_interval:
                 delay = _FIRST_DELAY
-            elif not self._closed:  # a server that takes us and throws us out at once is not to be pestered either
+            elif not self._closed:  # also back off from a server that accepts and closes at once
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(delay * 2, _LONGEST_DELAY)
 
     def reload(self, settings: NatsSettings, *, reconnect: bool) -> None:
-        """Take over credentials; with `reconnect`, where any have changed, a new connection replaces the one there is.
+        """Apply new credentials; with `reconnect`, if any have changed, a new connection replaces the current one.
 
-        The nats-server of our own needs no reconnecting: it ends connections itself when it takes over others.
+        The embedded server needs no `reconnect`: it closes connections itself when its credentials change.
         """
         self._settings = settings
         if reconnect:
             self._reread.set()
 
     async def close(self, timeout: float) -> None:
-        """Drain the link, if there is one, and make no other."""
+        """Drain the link, if there is one, and do not reconnect."""
         self._closed = True
         if self._link is not None and self._link.alive:
             await self._link.drain(timeout)
 
     async def _live(self) -> float:
-        """Connect, unless `connect` has, and stay as long as it goes; return for how many seconds that was."""
+        """Connect, unless `connect` did, and wait until the link is lost; return how long it lasted, in seconds."""
         if self._link is None:
             try:
                 self._use(await self._open(self._next_server()))
@@ -150,7 +150,7 @@ class Bus:
         return url
 
     async def _open(self, url: str) -> Link:
-        """Return a link to the server at `url`; Refused says why there is none."""
+        """Return a link to the server at `url`; raise Refused."""
         reported: Exception | None = None
 
         async def on_error(error: Exception) -> None:
@@ -174,7 +174,7 @@ class Bus:
         except asyncio.CancelledError:
             await link.discard()
             raise
-        except Exception as error:  # whatever is wrong with server, credentials or TLS, the next try may find it right
+        except Exception as error:  # any problem of server, credentials or TLS may be fixed by the next attempt
             await link.discard()
             _notice_cancellation()
             raise Refused(_refusal(reported or error, tls_first=self._settings.tls_first)) from None
@@ -194,32 +194,34 @@ class Bus:
             reconnect_time_wait=0,
             connect_timeout=_CONNECT_TIMEOUT,
             ping_interval=_NEVER,
-            pending_size=-1,  # publish() then never blocks; pipelines bound what is pending
+            pending_size=-1,  # publish() then never blocks; publishers limit pending data
             inbox_prefix=self._settings.inbox_prefix,
             **link.credentials.options,
         )
 
     def _use(self, link: Link) -> None:
         self.connects += 1
-        self._told.clear()
+        self._logged.clear()
         _logger.info("NATS: connected to %s", hide(link.url))
         self._link = link
         self.expires = link.credentials.expires
         self._changed.set()
 
     def _keep(self, client: Client, url: str) -> None:
-        """Remember the servers of the cluster that the one at `url` told of, in place of those told of before."""
+        """Keep the configured servers and those of the cluster that the server at `url` announces."""
         userinfo, at, _ = urlsplit(url).netloc.rpartition("@")
-        told = {_host(server.netloc): server.scheme or "nats" for server in client.discovered_servers}
+        announced = {_host(server.netloc): server.scheme or "nats" for server in client.discovered_servers}
         kept = [
-            s for s in self._servers if s in self._settings.servers or s == url or _host(urlsplit(s).netloc) in told
+            s
+            for s in self._servers
+            if s in self._settings.servers or s == url or _host(urlsplit(s).netloc) in announced
         ]
         known = {_host(urlsplit(s).netloc) for s in kept}
-        new = [f"{scheme}://{userinfo}{at}{host}" for host, scheme in told.items() if host not in known]
+        new = [f"{scheme}://{userinfo}{at}{host}" for host, scheme in announced.items() if host not in known]
         self._servers = kept + new
 
     async def _watch(self) -> str | None:
-        """Return why the link has to be given up; None when its credentials may have changed."""
+        """Wait, then return why the link must be given up, or None if its credentials may have changed."""
         assert self._link is not None
         link, reread = self._link, asyncio.create_task(self._reread.wait())
         interval, timeout = self._settings.probe_interval, self._settings.probe_timeout
@@ -237,33 +239,33 @@ class Bus:
                     await link.probe(timeout)
                 except Disconnected:
                     if link.connected:
-                        return f"the server has not answered for {timeout:g} seconds"
+                        return f"the server has not responded for {timeout:g} seconds"
         finally:
             reread.cancel()
             lost.cancel()
 
     async def _renew(self) -> None:
-        """Replace the link by one with the credentials as they are now; it stays where they do not work."""
+        """Replace the link by one with the current credentials; keep it if they do not work."""
         old = self._link
         assert old is not None
         self._reread.clear()
         try:
             if read_credentials(self._settings, old.url).digest == old.credentials.digest:
-                _logger.info("NATS: credentials read again, and unchanged")
+                _logger.info("NATS: credentials reloaded, unchanged")
                 return
             new = await self._open(old.url)
         except (CredentialsError, Refused) as error:
-            _logger.error("NATS: the connection goes on with the credentials it has, as the new ones fail: %s", error)
+            _logger.error("NATS: keeping the connection with its old credentials, because the new ones fail: %s", error)
             return
-        _logger.info("NATS: credentials read again, and changed: connecting anew with them")
+        _logger.info("NATS: credentials reloaded and changed: connected with the new ones")
         self._use(new)
         old.lose("the credentials were renewed")
         await old.discard()
 
     def _note(self, link: Link, error: Exception) -> None:
-        """Count and log an error of a link in use."""
+        """Count and log an error of the current link."""
         if link is not self._link or not link.alive or isinstance(error, (nats.errors.UnexpectedEOF, OSError)):
-            return  # the end of the link will be reported as such
+            return  # the loss of the link is reported separately
         text = str(error).lower()
         if "permissions violation" in text and self._on_violation(text):
             return
@@ -274,14 +276,14 @@ class Bus:
 
     def _report_down(self, reason: str) -> None:
         self.reason = reason
-        # The server may close before its own reason has been read, and a later attempt be the one that tells it.
-        if reason not in self._told:
-            self._told.add(reason)
-            _logger.warning("NATS: not connected: %s; trying again", reason)
+        # The server may close the connection before its reason is read; then a later attempt gets the reason.
+        if reason not in self._logged:
+            self._logged.add(reason)
+            _logger.warning("NATS: not connected: %s; retrying", reason)
 
 
 def _refusal(error: Exception, *, tls_first: bool) -> str:
-    """Return why a server does not take us, and what to set where client and server begin TLS in different ways."""
+    """Return why a server rejects the connection, and the setting to change if they start TLS differently."""
     reason = reason_of(error)
     if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
         return "the server has no TLS: unset tls_first in [nats]" if tls_first else "the server has no TLS"
@@ -293,7 +295,7 @@ def _refusal(error: Exception, *, tls_first: bool) -> str:
 
 
 def _notice_cancellation() -> None:
-    """Raise CancelledError if that was asked for: nats-py waits by `asyncio.wait_for`, which may take no notice."""
+    """Raise CancelledError if this task was cancelled: `asyncio.wait_for` in nats-py may swallow it."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

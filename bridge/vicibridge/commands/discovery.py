@@ -60,7 +60,7 @@ class DiscoveryResponder:
         ]
 
     async def _answer(self, link: Link, verb: ServiceVerb, message: Msg) -> None:
-        if not self._subjects.allows_reply(message.reply) or link.listens_to(message.reply):
+        if not self._subjects.allows_reply(message.reply) or link.owns_inbox(message.reply):
             return
         metadata = await self._metadata()
         build = {ServiceVerb.PING: self._ping, ServiceVerb.INFO: self._info, ServiceVerb.STATS: self._stats}[verb]

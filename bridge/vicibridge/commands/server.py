@@ -166,7 +166,7 @@ class CommandServer:
         try:
             try:
                 request.read_command()
-                if not self._subjects.allows_reply(reply) or link.listens_to(reply):
+                if not self._subjects.allows_reply(reply) or link.owns_inbox(reply):
                     request.ended(names.DENIED, "the reply subject is missing or not an inbox: no reply was sent")
                     return
                 await self._answer(request, answer)

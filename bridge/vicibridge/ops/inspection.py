@@ -111,7 +111,7 @@ async def _capturing(link: Link, target: Target) -> list[Problem]:
         others = [name for name in await streams_over(link, [commands]) if name != target.name]
     except TimeoutError:
         return [_unasked("STREAM.NAMES", "streams that capture requests")]
-    text = "the stream {} captures requests ({}): {}; take these subjects from it"
+    text = "the stream {} captures requests ({}): {}; remove these subjects from it"
     return [Problem("warning", text.format(name, commands, CAPTURED)) for name in others]
 
 
