@@ -48,12 +48,12 @@ class EmbeddedServer:
             raise NatsServerError(f"{embedded.directory}: {error.strerror}; {hint}") from None
         self.starts = 0
         self._leaf = settings.nats.leaf
-        self.expires: Mapping[str, float] = {}  # when the credentials for the hub do, as `Credentials` says it
+        self.expires: Mapping[str, float] = {}  # expiry of the credentials for the hub, as in `Credentials`
         self._files: list[tuple[int, int] | None] = []
         self._changed()
 
     def reload(self, settings: Config) -> None:
-        """Take over another user, password or token, and read the files of the leaf node again."""
+        """Apply a changed user, password or token, and make the server read the leaf node's files again."""
         self._server.configure(**_options(settings))
         self._changed()
         self._server.reload()
@@ -85,12 +85,12 @@ class EmbeddedServer:
         while (code := self._server.process.poll()) is None:
             await asyncio.sleep(_POLL)
             if self._changed():
-                _logger.info("nats-server: a file for the hub has changed, and is read again")
+                _logger.info("nats-server: a credentials file for the hub has changed, reloading")
                 self._server.reload()
         return code
 
     def _changed(self) -> bool:
-        """Whether a file for the hub has changed since this was asked last; nats-server reads certificates but once."""
+        """Whether a file for the hub has changed since the last call; nats-server reads certificates only once."""
         before, self._files = self._files, [_stamp(path) for path in _files(self._leaf).values()]
         if before == self._files:
             return False
@@ -114,13 +114,13 @@ class EmbeddedServer:
 
 
 def _files(leaf: LeafConfig) -> dict[str, Path]:
-    """Return the files that nats-server reads for the hub, by the names that it has for them."""
+    """Return the files that nats-server reads for the hub, by their names in its configuration."""
     files = {"credentials": leaf.creds, "ca_file": leaf.tls_ca, "cert_file": leaf.tls_cert, "key_file": leaf.tls_key}
     return {name: path for name, path in files.items() if path}
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return what changes with a file; None when it is not there."""
+    """Return modification time and inode of a file; None if it is missing."""
     try:
         found = path.stat()
     except OSError:

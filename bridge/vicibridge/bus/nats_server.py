@@ -72,14 +72,14 @@ class NatsServer:
         self.configure(more, jetstream)
 
     def configure(self, more: str = "", jetstream: str = "") -> None:
-        """Write its configuration; one that runs has to be told with `reload`."""
+        """Write the server's configuration; a running server applies it after `reload`."""
         self._config.touch(mode=0o600)
         self._config.write_text(
             _CONFIG.format(port=self.port, store=self._store, jetstream=jetstream, more=more), "utf-8"
         )
 
     def reload(self) -> None:
-        """Make it read its configuration again, and all files that are named there."""
+        """Make a running server read its configuration again, and all files named there."""
         if self.process is not None:
             self.process.send_signal(signal.SIGHUP)
 
