@@ -86,9 +86,9 @@ class Gateway:
         try:
             envelope = self._events.wrap_object(time.time_ns(), kind, data)
         except EncodeError:
-            self.backlog.lost("larger than VICI carries", *self._events.skip(1))
+            self.backlog.lost("larger than VICI allows", *self._events.skip(1))
             return
-        self.backlog.put(self._events.seq, self.subjects.bridge(kind), envelope, tell=kind != "gap")
+        self.backlog.put(self._events.seq, self.subjects.bridge(kind), envelope, report_loss=kind != "gap")
 
     def _report_loss(self, kind: str, loss: Loss) -> None:
         boot = {"boot": loss.boot or self.boot}

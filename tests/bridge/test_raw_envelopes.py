@@ -17,7 +17,7 @@ from vicibridge.contract.bridge_events import from_vici, to_vici
 from vicibridge.contract.bucket_values import ConnValue, SaValue
 from vicibridge.events.backlog import Backlog
 from vicibridge.events.envelopes import Envelopes
-from vicibridge.events.raw_envelopes import RawEnvelopes, opened
+from vicibridge.events.raw_envelopes import RawEnvelopes, split_headers
 from vicibridge.gateway import Gateway
 
 from vicifast import DecodeError, Framer, Raw, decode, encode
@@ -55,7 +55,7 @@ BRIDGE_EVENT_DATA: list[tuple[str, Mapping[str, Any]]] = [
 
 
 def message(sealed: bytes) -> Msg:
-    headers, payload = opened(sealed)
+    headers, payload = split_headers(sealed)
     return Msg(Client(), subject="s", data=payload, headers=headers)
 
 
@@ -77,13 +77,13 @@ def test_names_that_vici_cannot_have_are_escaped() -> None:
 def test_bytes_stay_as_they_came() -> None:
     build = RawEnvelopes("gw1", "b")
     raw = b"\x03\x01a\x00\x02\xff\n\x03\x01a\x00\x00"  # a key twice, and no text
-    headers, payload = opened(build.wrap(5, "log", raw))
+    headers, payload = split_headers(build.wrap(5, "log", raw))
     assert payload == raw
     assert headers == {"Vici-Node": "gw1", "Vici-Boot": "b", "Vici-Seq": "1", "Vici-Time": "5", "Vici-Event": "log"}
     with pytest.raises(DecodeError):
         build.wrap(5, "log", b"\x03")
     assert (build.seq, build.skip(3), build.seq) == (1, (2, 4), 4)
-    assert opened(b"\x87\xa1v") == ({}, b"\x87\xa1v")
+    assert split_headers(b"\x87\xa1v") == ({}, b"\x87\xa1v")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, A
     framer.packets()
     got = {e["seq"]: (name, e["data"]) for name, payload, *_ in fast.take() for e in envelopes(payload)}
     taken = plain.take()
-    assert {first: (name, decode(opened(payload)[1])) for name, payload, _, first, _ in taken} == got
+    assert {first: (name, decode(split_headers(payload)[1])) for name, payload, _, first, _ in taken} == got
     assert all((count, first) == (1, last) for _, _, count, first, last in taken)
     assert (plain.left_out, plain.dropped()) == (fast.left_out, fast.dropped())
     assert plain.take() == plain.dropped() == []
@@ -240,9 +240,9 @@ def test_a_notice_too_large_for_vici_is_counted_as_lost(nats_server: NatsServer)
                 gateway: Gateway = bridge.gateways[0]
                 gateway.report("resync", {"before": {f"a{n}": "x" * 60_000 for n in range(10)}})
                 [(_, gap)] = await someone.sees(".gap")
-                assert gap["data"]["cause"] == "larger than VICI carries"
+                assert gap["data"]["cause"] == "larger than VICI allows"
                 backlog: Backlog = gateway.backlog
-                assert backlog.counts.causes == {"larger than VICI carries": 1}
+                assert backlog.counts.causes == {"larger than VICI allows": 1}
 
     run(test())
 

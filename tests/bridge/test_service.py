@@ -347,7 +347,7 @@ def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
                 log = bridge.gateways[0].log
                 await until(lambda: log.counts.received == 8000)
                 await nats_server.up()
-                await until(lambda: not log.in_flight and not log._losses.untold)
+                await until(lambda: not log.in_flight and not log._losses.unreported)
                 await bridge.gateways[0].backlog.flush()
                 found = [e for message in await stored(nats_server.url) for e in envelopes(message.data)]
                 [gap] = [e["data"] for e in found if e["event"] == "gap"]

@@ -197,7 +197,7 @@ def test_what_is_read_back_leaves_memory_for_what_comes(nats_server: NatsServer,
         await boot.killed()
         again = Boot(path, "b", max_bytes=MIB)
         await again.open()
-        await until(lambda: again.backlog._queue and not again.backlog._hungry)
+        await until(lambda: again.backlog._queue and not again.backlog._wants_refill)
         again.put(MIB * 7 // 16 // (size + 200), size)
         assert again.backlog.counts.dropped == 0
         await nats_server.up()
@@ -273,7 +273,7 @@ def test_what_is_too_old_goes(nats_server: NatsServer, path: Path) -> None:
         await boot.open()
         await until(lambda: boot.backlog.counts.dropped == 10)
         boot.check()
-        assert boot.backlog.losses.untold[-1] == Loss(OLD, 10, 1, 10, "a")
+        assert boot.backlog.losses.unreported[-1] == Loss(OLD, 10, 1, 10, "a")
         await boot.backlog.close()
 
     run(test())
@@ -417,7 +417,7 @@ def test_two_bridges_on_one_spool(path: Path, caplog: pytest.LogCaptureFixture) 
         first.put(10)
         await first.saved()
         assert await second.open() is None
-        assert second.backlog.spool_trouble == f"{path}: another bridge uses it"
+        assert second.backlog.spool_trouble == f"{path}: another bridge uses this file"
         second.put(5)
         await first.backlog.close()
         await until(lambda: second.backlog.spooled == 15)
@@ -426,7 +426,7 @@ def test_two_bridges_on_one_spool(path: Path, caplog: pytest.LogCaptureFixture) 
         await second.backlog.close()
 
     run(test())
-    assert caplog.text.count("another bridge uses it; events are kept in memory only") == 1
+    assert caplog.text.count("another bridge uses this file; events are kept in memory only") == 1
 
 
 def test_a_bug_in_the_spool_stops_the_service(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,7 +517,7 @@ def test_read_only_disk(nats_server: NatsServer, tmp_path: Path) -> None:
         await nats_server.up()
         boot = Boot(tmp_path / "disk" / "gw1.spool", "a")
         assert await boot.open() is None
-        assert "disk cannot be written" in boot.backlog.spool_trouble
+        assert "disk is not writable" in boot.backlog.spool_trouble
         async with publishing(boot, nats_server.url):
             boot.put(100)
             await boot.backlog.flush()

@@ -190,7 +190,7 @@ def test_stream_deleted_while_running_is_made_again(nats_server: NatsServer, cap
         await client.close()
 
     run(test())
-    assert caplog.text.count("does not take events") == 1
+    assert caplog.text.count("rejects events") == 1
 
 
 def test_without_jetstream_events_wait_and_the_oldest_go_when_memory_is_full(
@@ -272,7 +272,7 @@ def test_a_lost_gap_makes_no_gap(nats_server: NatsServer, caplog: pytest.LogCapt
     async def test() -> None:
         await nats_server.up()
         async with feeding(nats_server.url) as feed:
-            feed.backlog.put(1, "vici.gw1.bridge.gap", b"x" * 2 * MIB, tell=False)
+            feed.backlog.put(1, "vici.gw1.bridge.gap", b"x" * 2 * MIB, report_loss=False)
             await feed.flush()
             feed.backlog.lost("malformed", 2, 4)
             await until(lambda: feed.losses)
@@ -312,7 +312,7 @@ def test_a_stream_that_never_acknowledges(
                 await asyncio.sleep(1.2)  # four times as long as an acknowledgement may take
                 assert len(someone.messages) == sent and feed.backlog.waiting == 10
                 feed.check()
-                assert caplog.text.count("does not take events") == 1
+                assert caplog.text.count("rejects events") == 1
                 await jetstream.update_stream(made.evolve(no_ack=False))
                 await feed.flush()
                 assert feed.pipeline.trouble == "" and not feed.losses
@@ -320,7 +320,7 @@ def test_a_stream_that_never_acknowledges(
 
     caplog.set_level(logging.INFO)
     run(test())
-    assert f"does not take events: {NO_ACK}; keeping 10" in caplog.text
+    assert f"rejects events: {NO_ACK}; keeping 10" in caplog.text
     assert caplog.text.count("acknowledges events again") == 1
 
 
@@ -331,7 +331,7 @@ def test_jetstream_off_is_said_in_a_sentence(tmp_path: Path, caplog: pytest.LogC
         await off.up()
         async with feeding(off.url, ack_timeout=0.3) as feed:
             feed.put(1)
-            await until(lambda: "does not take events" in caplog.text)
+            await until(lambda: "rejects events" in caplog.text)
             assert feed.pipeline.trouble.startswith("JetStream does not respond: it is disabled in this server")
             await asyncio.to_thread(off.stop)
             on = NatsServer(tmp_path, port=off.port)
@@ -345,7 +345,7 @@ def test_jetstream_off_is_said_in_a_sentence(tmp_path: Path, caplog: pytest.LogC
         run(test())
     finally:
         off.kill()
-    assert caplog.text.count("does not take events") == caplog.text.count("cannot look after the stream VICI") == 1
+    assert caplog.text.count("rejects events") == caplog.text.count("cannot check the stream VICI") == 1
     assert "None" not in caplog.text
 
 

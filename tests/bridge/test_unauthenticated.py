@@ -70,7 +70,7 @@ def test_limit_of_a_type() -> None:
     failed, other = encode({"gw": CONNECTING}), encode({"(unnamed)": CONNECTING})
 
     def taken(second: int, count: int, raw: bytes = failed) -> int:
-        return sum(limit.takes(second * 10**9, "ike-updown", raw) for _ in range(count))
+        return sum(limit.allows(second * 10**9, "ike-updown", raw) for _ in range(count))
 
     assert taken(1, 1000) == BURST
     assert taken(1, 1000, other) == BURST  # of its own
@@ -82,7 +82,7 @@ def test_limit_of_a_type() -> None:
 
 def test_bucket_takes_less_than_one_a_second() -> None:
     bucket = TokenBucket()
-    assert [bucket.takes(second * 10**9, 0.5, 1.0) for second in (10, 11, 12, 13, 14)] == [
+    assert [bucket.allows(second * 10**9, 0.5, 1.0) for second in (10, 11, 12, 13, 14)] == [
         True, False, True, False, True,
     ]  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_flood_is_limited_and_reported(nats_server: NatsServer, codec: str, capl
                 subjects = await flood(charon, 500)
                 [of] = bridge.gateways
                 await until(lambda: sum(of.reader.events.values()) == 1500 + len(subjects))
-                await until(lambda: dropped(bridge) == {CAUSE: 1500 - 3 * BURST} and not of.backlog.losses.untold)
+                await until(lambda: dropped(bridge) == {CAUSE: 1500 - 3 * BURST} and not of.backlog.losses.unreported)
                 counts = of.backlog.counts
                 assert counts.received == counts.published + counts.dropped + of.backlog.waiting
                 assert of.reader.events["ike-updown", "failed"] == 550  # those that are limited are counted as well
@@ -159,7 +159,7 @@ def test_flood_does_not_fill_the_spool(nats_server: NatsServer) -> None:
                 await until(lambda: sum(of.reader.events.values()) == 1500 + len(subjects))
                 assert of.backlog.waiting <= len(subjects) + 3 * BURST + 10  # of the bridge's own
                 await nats_server.up()
-                await until(lambda: not of.backlog.waiting and not of.backlog.losses.untold)
+                await until(lambda: not of.backlog.waiting and not of.backlog.losses.unreported)
             kept = await stored(nats_server.url)
         assert [m.subject for m in kept if m.subject in set(subjects)] == subjects
         [gap] = [e["data"] for m in kept if m.subject.endswith(".gap") for e in envelopes(m.data)]

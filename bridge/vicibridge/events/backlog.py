@@ -1,7 +1,7 @@
-"""What waits for JetStream: the events of the state class, in order, in memory and on disk.
+"""The unacknowledged events of the state class, in order, in memory and on disk.
 
-An event that is not acknowledged within a moment goes to the spool. Memory holds the oldest events; when it is half
-full, those that come go to disk only and are read back when it is their turn, as are those of the boots before.
+An event that is not acknowledged within 50 ms is written to the spool. Memory holds the oldest events; while it is half
+full, new events go to disk only. They are read back when it is their turn, as are those of earlier boots.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ _T = TypeVar("_T")
 KILLED = "the bridge was killed"
 MEMORY_FULL = "the memory for unacknowledged events is full"
 
-_DELAY = 0.05  # seconds: what is acknowledged sooner never goes to the disk
-_BATCH = 256 * 1024  # bytes in memory of the events of a row
-_CHUNK = 1024 * 1024  # bytes that are read back at once
-_HUNGRY = 2048  # so few events in memory make it read
-_RETRY = 1.0  # seconds until a spool that failed is tried again
-_OPENING = 2.0  # seconds that the start waits for a slow disk
+_DELAY = 0.05  # seconds; events acknowledged sooner are never written to disk
+_BATCH = 256 * 1024  # size in memory of the events of a row, in bytes
+_CHUNK = 1024 * 1024  # bytes read back at once
+_LOW = 2048  # with fewer queued events in memory, more are read back
+_RETRY = 1.0  # seconds until a failed spool is tried again
+_OPENING = 2.0  # seconds for which the start waits for a slow disk
 
 
 class Backlog:
-    """The events of one node that JetStream has not acknowledged; `run` keeps the spool, and must run beside the rest.
+    """The events of one node that JetStream has not acknowledged; `run` maintains the spool and must be running.
 
-    Nothing but `open`, `flush` and `close` waits.
+    Only `open`, `flush` and `close` wait.
     """
 
-    def __init__(self, node: str, boot: str, max_bytes: int, tell: Callable[[Loss], None], spool: Spool | None) -> None:
+    def __init__(
+        self, node: str, boot: str, max_bytes: int, report: Callable[[Loss], None], spool: Spool | None
+    ) -> None:
         self.counts = Counts()
-        self.losses = Losses(tell)
+        self.losses = Losses(report)
         self.in_flight = 0  # in memory only
         self.spooled = 0  # on disk, whether or not in memory as well
-        self.spool_trouble = ""  # why the spool is not used
+        self.spool_trouble = ""  # why the spool is not in use
         self.window: dict[int, SpooledEvent] = {}  # sent and not acknowledged, in order, by number
-        self.arrived = asyncio.Event()  # there is something new to send
+        self.arrived = asyncio.Event()  # there is a new event to send
         self.max_bytes = max_bytes
         self._node = node
         self._boot = boot
@@ -55,20 +57,20 @@ class Backlog:
         self._number = 0
         self._bytes = 0
         self._queue: deque[SpooledEvent] = deque()
-        self._unsaved: deque[SpooledEvent] = deque()  # in memory only, in order; some of them sent, some in the queue
-        self._behind = False  # what comes goes to disk only
+        self._unsaved: deque[SpooledEvent] = deque()  # in memory only, in order; some sent, some queued
+        self._behind = False  # new events go to disk only
         self._rows: dict[int, Row] = {}  # on disk and in memory
         self._last_row = 0  # all rows up to this one have been in memory
-        self._known: set[int] = set()  # of the later rows those that have been, too
+        self._known: set[int] = set()  # later rows that have been in memory, too
         self._finished: list[Row] = []
-        self._note: Note | None = None  # what the spool has
+        self._note: Note | None = None  # the one in the spool
         self._open = False
         self._before: Note | None = None
         self._begun = asyncio.Event()
         self._ended = asyncio.Event()
         self._at_once = False
         self._work = asyncio.Event()
-        self._hunger = asyncio.Event()
+        self._refill = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._closing = False
@@ -79,12 +81,12 @@ class Backlog:
         """Events that JetStream has not acknowledged."""
         return self.in_flight + self.spooled
 
-    def put(self, seq: int, subject: str, payload: bytes, tell: bool = True) -> None:
-        """Take over one envelope; `seq` must grow from call to call."""
+    def put(self, seq: int, subject: str, payload: bytes, report_loss: bool = True) -> None:
+        """Add one envelope; `seq` must increase from call to call."""
         self.counts.received += 1
         self._seq = seq
         self.in_flight += 1
-        event = SpooledEvent(self._boot, seq, subject, payload, tell)
+        event = SpooledEvent(self._boot, seq, subject, payload, report_loss)
         self._bytes += event.size
         if self._open and not self.spool_trouble and self._bytes > self.max_bytes // 2:
             self._behind = True
@@ -93,8 +95,8 @@ class Backlog:
         if self._spool is not None:
             self._unsaved.append(event)
             self._work.set()
-        if not tell:
-            self._at_once = True  # the note forgets the loss that this tells
+        if not report_loss:
+            self._at_once = True  # the next note no longer has the loss that this gap envelope reports
         if self._bytes > self.max_bytes:
             self._shed()
         self._empty.clear()
@@ -113,14 +115,14 @@ class Backlog:
         """Move the next event into the window and return it; None when there is none."""
         while self._queue:
             event = self._queue.popleft()
-            self._check_hunger()
+            self._check_refill()
             if not event.done:
                 self.window[event.number] = event
                 return event
         return None
 
     def rewind(self) -> None:
-        """Make ready to send the window again, in order."""
+        """Queue the window to be sent again, in order."""
         self._queue.extendleft(reversed(self.window.values()))
         self.window.clear()
 
@@ -128,7 +130,7 @@ class Backlog:
         return f"{self._node}.{event.boot}.{event.seq}"
 
     def published(self, number: int) -> SpooledEvent | None:
-        """Note an acknowledgement; None when the event had been acknowledged or was taken back for sending again."""
+        """Record an acknowledgement; return None if the event is no longer in the window."""
         event = self.window.pop(number, None)
         if event is not None:
             self.counts.published += 1
@@ -139,7 +141,7 @@ class Backlog:
     def drop(self, event: SpooledEvent, cause: str) -> None:
         self.window.pop(event.number, None)
         self.counts.drop(cause, 1)
-        if event.tell:
+        if event.report_loss:
             self.losses.add(cause, 1, event.seq, event.seq, self._other(event.boot))
         self._release(event)
 
@@ -148,7 +150,7 @@ class Backlog:
         await self._empty.wait()
 
     async def open(self) -> Note | None:
-        """Wait for the spool; return the note of the boot before, when there is one and the disk is not too slow."""
+        """Wait for the spool; return the note of the previous boot, if there is one and the disk is not too slow."""
         try:
             async with asyncio.timeout(_OPENING):
                 await self._begun.wait()
@@ -157,26 +159,26 @@ class Backlog:
         return self._before
 
     async def close(self) -> None:
-        """Save what is left and note that this boot ended in order."""
+        """Save the remaining events, and record that this boot ended cleanly."""
         self._closing = True
         self._work.set()
-        self._hunger.set()
+        self._refill.set()
         await self._ended.wait()
 
     @property
-    def _hungry(self) -> bool:
-        """Whether the next events have to be read, and memory has room for them."""
+    def _wants_refill(self) -> bool:
+        """Whether events must be read back, and memory has room for them."""
         room = self._room > self.max_bytes // 4 or not (self.window or self._queue)
-        return self._behind and len(self._queue) < _HUNGRY and room
+        return self._behind and len(self._queue) < _LOW and room
 
     @property
     def _room(self) -> int:
-        """Bytes that may be read back: the other half of the memory is for what comes and is not on disk yet."""
+        """Bytes that may be read back; the other half of the memory is for new events that are not on disk yet."""
         return self.max_bytes // 2 - self._bytes
 
-    def _check_hunger(self) -> None:
-        if self._behind and self._hungry:
-            self._hunger.set()
+    def _check_refill(self) -> None:
+        if self._behind and self._wants_refill:
+            self._refill.set()
             self._work.set()
 
     def _enqueue(self, event: SpooledEvent) -> None:
@@ -198,7 +200,7 @@ class Backlog:
             row.left -= 1
             if not row.left:
                 self._finish(row)
-        self._check_hunger()
+        self._check_refill()
         self._check_empty()
 
     def _finish(self, row: Row) -> None:
@@ -211,7 +213,7 @@ class Backlog:
             self._empty.set()
 
     def _shed(self) -> None:
-        """Drop the oldest; when the disk is to take what comes, the oldest of what it has not taken."""
+        """Drop the oldest events; if new events go to disk only, the oldest that are not on disk yet."""
         events = self._unsaved if self._behind else self._queue
         while self._bytes > self.max_bytes and len(events) > 1:
             event = events.popleft()
@@ -221,10 +223,10 @@ class Backlog:
     def _other(self, boot: str) -> str:
         return "" if boot == self._boot else boot
 
-    # What follows runs in one task, so between its awaits nothing of it changes but by put, take and _release.
+    # The methods below run in one task: between their awaits, only put, take and _release change the state.
 
     async def run(self) -> None:
-        """Keep the spool until closed; whatever is wrong with it, events go on from memory."""
+        """Maintain the spool until closed; if it fails, events are still sent from memory."""
         assert self._spool
         try:
             await self._keep(self._spool)
@@ -250,30 +252,30 @@ class Backlog:
             if self._closing:
                 await self._in_thread(spool.close)
                 return
-            await self._starve(_RETRY)
+            await self._wait_refill(_RETRY)
             self._work.set()
 
-    async def _starve(self, seconds: float) -> None:
-        """Sleep, unless there is nothing left to send that is not on disk."""
+    async def _wait_refill(self, seconds: float) -> None:
+        """Sleep until events must be read back, at most `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._hunger.wait()
+                await self._refill.wait()
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     def _begin(self, found: Found) -> Note | None:
-        """Take over what the boots before have left."""
+        """Take over the events and losses of earlier boots."""
         self._open = True
         self.counts.received += found.count
         self.spooled += found.count
         if found.count:
-            _logger.info("spool: %d events of before wait for NATS", found.count)
+            _logger.info("spool: %d events of earlier runs are pending", found.count)
             self._empty.clear()
             self._behind = True
-            self._hunger.set()
+            self._refill.set()
         if found.damaged:
-            _logger.error("spool: it was damaged; moved to %s", found.damaged)
+            _logger.error("spool: the file was damaged; moved to %s", found.damaged)
             self.losses.add(DAMAGED, None, None, None)
         note = found.note
         if note is not None and note.boot != self._boot:
@@ -287,36 +289,36 @@ class Backlog:
         return note
 
     async def _cycle(self) -> bool:
-        """Wait for work and do it; False when it was the last."""
+        """Wait for work and do it; return False after the last cycle."""
         await self._work.wait()
         self._work.clear()
         until = self._seq
-        if not (self._hunger.is_set() or self._at_once or self.spool_trouble):
-            await self._starve(_DELAY)
+        if not (self._refill.is_set() or self._at_once or self.spool_trouble):
+            await self._wait_refill(_DELAY)
         closing = self._closing
         if self._behind or self._at_once or closing:
             until = self._seq
         self._at_once = False
         try:
             await self._save(until, closing)
-        finally:  # a full disk can be read
-            self._hunger.clear()
-            if self._hungry and not closing:
+        finally:  # a full disk can still be read
+            self._refill.clear()
+            if self._wants_refill and not closing:
                 await self._read()
-                self._check_hunger()  # the next cycle reads on, when it has saved what has come meanwhile
+                self._check_refill()  # the next cycle saves new events, then continues to read
         if self._unsaved:
             self._work.set()
         return not closing
 
     async def _save(self, until: int, closing: bool) -> None:
-        """Bring events up to `until` on disk, and the note up to date."""
+        """Write events up to `until` to disk, and update the note."""
         assert self._spool
         saving: list[SpooledEvent] = []
         while self._unsaved and (self._unsaved[0].seq <= until or self._unsaved[0].boot != self._boot):
             saving.append(self._unsaved.popleft())
         finished, self._finished = self._finished, []
         safe = self._unsaved[0].seq - 1 if self._unsaved else self._seq
-        note = Note(self._boot, safe, closing, self.losses.untold)
+        note = Note(self._boot, safe, closing, self.losses.unreported)
         if not saving and not finished and note == self._note and not self.spool_trouble:
             return
         batches = list(_batches((event for event in saving if not event.done), min(_BATCH, self.max_bytes // 8)))
@@ -356,7 +358,7 @@ class Backlog:
             self._finish(row)
 
     def _trimmed(self, id: int, loss: Loss) -> None:
-        """Take out what the spool had no room for."""
+        """Remove the events of a row that the spool dropped."""
         row = self._rows.pop(id, None)
         count = loss.count or 0
         if row is not None:
@@ -375,11 +377,11 @@ class Backlog:
         while self._queue and self._queue[0].done:
             self._queue.popleft()
         self.arrived.set()
-        self._check_hunger()
+        self._check_refill()
         self._check_empty()
 
     async def _read(self) -> None:
-        """Bring the next events from the disk to memory; when there are none, what comes goes through memory again."""
+        """Read the next events from disk; if there are none, new events go through memory again."""
         assert self._spool
         rows = await self._in_thread(self._spool.read, self._last_row, min(_CHUNK, self._room))
         for row in rows:
@@ -409,7 +411,7 @@ class Backlog:
                 self._enqueue(event)
 
     async def _give_up_file(self) -> None:
-        """Move the damaged file away; what is in memory too is saved again in the next one."""
+        """Move the damaged file away; events that are also in memory are saved again in a new file."""
         assert self._spool
         with suppress(SpoolError):
             _logger.error("spool: moved to %s", await self._in_thread(self._spool.set_aside))
@@ -437,7 +439,7 @@ class Backlog:
 
 
 def _batches(events: Iterable[SpooledEvent], max_bytes: int) -> Iterator[list[SpooledEvent]]:
-    """Cut into rows: of one boot, all in memory or none, and of about `max_bytes`."""
+    """Split into rows of one boot and about `max_bytes`, whose events are either all in memory or all on disk only."""
     for _, group in itertools.groupby(events, lambda event: (event.boot, bool(event.number))):
         batch: list[SpooledEvent] = []
         size = 0

@@ -1,7 +1,7 @@
-"""Envelopes: what the bridge puts around a VICI message on the bus.
+"""Envelopes: the format of events on the bus.
 
-An envelope is the map `v, node, boot, seq, time, event, data`. A payload holds one or more of them, one after the
-other: msgpack maps, or JSON objects each on a line of its own. The codec `raw` has a module of its own.
+An envelope is the map `v, node, boot, seq, time, event, data`. A payload holds one or more envelopes in sequence:
+msgpack maps, or JSON objects each on its own line. The codec `raw` is in `raw_envelopes`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .raw_envelopes import Intake, RawEnvelopes
 
 
 def new_boot() -> str:
-    """Return the name of one start of the bridge: unique, and sorted by the time of the start."""
+    """Return the identifier of one run of the bridge: unique, and sortable by start time."""
     return f"{time.time_ns() // 1_000_000:x}-{secrets.token_hex(3)}"
 
 
 class Envelopes:
     """Builds the envelopes of one node and class, counting `seq` from 1.
 
-    `wrap` takes VICI bytes and rewrites them in one pass, so no Python object of the message exists; `wrap_object`
-    takes the data of the bridge's own events.
+    `wrap` converts VICI bytes in one pass, without Python objects for the message; `wrap_object` converts the data of
+    the bridge's own events.
     """
 
     def __init__(self, codec: Codec, node: str, boot: str) -> None:
@@ -46,12 +46,12 @@ class Envelopes:
         return self._envelope.seq
 
     def wrap(self, time_ns: int, event: str, raw: bytes) -> bytes:
-        """Return the envelope of `raw`, the message of `event`; DecodeError when it is no VICI message."""
+        """Return the envelope of `raw`, the message of `event`; raise DecodeError if it is not a VICI message."""
         self._envelope.time = time_ns
         return self._transcoders[event].transcode(raw)
 
     def wrap_object(self, time_ns: int, event: str, data: Mapping[str, object]) -> bytes:
-        """Return the envelope of `data`, which must be of types that both codecs know."""
+        """Return the envelope of `data`, whose types both codecs must support."""
         self._envelope.time = time_ns
         empty = self._transcoder(event, ()).transcode(b"")
         if self.codec == "msgpack":
@@ -65,7 +65,7 @@ class Envelopes:
         return Intake(batcher, batcher, _check_added)
 
     def skip(self, count: int) -> tuple[int, int]:
-        """Give the next `count` numbers to events that will have no envelope; return the first and the last."""
+        """Assign the next `count` numbers to events without an envelope; return the first and the last."""
         first = self._envelope.seq + 1
         self._envelope.seq += count
         return first, self._envelope.seq
@@ -81,5 +81,5 @@ def _check_added(time_ns: int, message: object) -> None:
 
 
 def new_envelopes(codec: EventCodec, node: str, boot: str) -> Envelopes | RawEnvelopes:
-    """Return what builds the envelopes of one node and class."""
+    """Return the builder of envelopes for a codec, node and boot."""
     return RawEnvelopes(node, boot) if codec == "raw" else Envelopes(codec, node, boot)

@@ -1,4 +1,4 @@
-"""The log class: events that may be dropped, but never silently."""
+"""Publishes the log class: events may be dropped, but every loss is reported."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from contextlib import suppress
 from ..bus.connection import Disconnected, Link, TooLarge
 from ..bus.supervisor import Bus
 from .losses import Counts, Loss, Losses
-from .raw_envelopes import opened
+from .raw_envelopes import split_headers
 
 STOPPED = "the bridge stopped"
-_ROOM = 250  # bytes that a batch takes in memory beyond its payload
+_ROOM = 250  # overhead of a batch in memory beyond its payload, in bytes
 
 
 class _Batch:
-    """Envelopes of one subject that will be one message."""
+    """Envelopes of one subject that are published as one message."""
 
     __slots__ = ("subject", "payload", "count", "first_seq", "last_seq", "due")
 
@@ -35,28 +35,28 @@ class _Batch:
 
 
 class LogPublisher:
-    """Gathers envelopes per subject and publishes them as one message; bounded memory, the oldest is dropped first.
+    """Batches envelopes by subject and publishes each batch as one message; if memory is full, drops the oldest.
 
-    A message counts as published when the server has processed it. One whose fate the end of a link left open is
-    sent again, so it may arrive twice; its `seq` tells. `batch` is the most bytes that are gathered to, 0 for envelopes
-    that have to stay alone.
+    A message counts as published when the server has processed it. If the link is lost before that is known, the
+    message is sent again and may arrive twice; readers can recognize it by `seq`. `batch` is the maximum size of a
+    batch in bytes; 0 publishes each envelope separately.
     """
 
-    BATCH = 64 * 1024  # bytes; a subject with that much waiting is published at once
+    BATCH = 64 * 1024  # bytes; a larger batch is published at once
     WINDOW = 1024 * 1024  # bytes published between two round trips
     FENCE_TIMEOUT = 5.0
 
     def __init__(
-        self, bus: Bus, linger: float, max_bytes: int, tell: Callable[[Loss], None], batch: int = BATCH
+        self, bus: Bus, linger: float, max_bytes: int, report: Callable[[Loss], None], batch: int = BATCH
     ) -> None:
         self.counts = Counts()
         self._bus = bus
         self._linger = linger
         self._max_bytes = max_bytes
-        self._losses = Losses(tell)
-        self._open: dict[str, _Batch] = {}  # in the order of their first envelope, so of their due time
+        self._losses = Losses(report)
+        self._open: dict[str, _Batch] = {}  # in the order of their first envelope, which is that of their due time
         self._ready: deque[_Batch] = deque()
-        self._sent: deque[_Batch] = deque()  # and not confirmed
+        self._sent: deque[_Batch] = deque()  # not confirmed
         self._bytes = 0
         self._limit = self._batch = batch
         self._hurry = False
@@ -65,7 +65,7 @@ class LogPublisher:
         self._empty.set()
 
     def configure(self, linger: float, max_bytes: int) -> None:
-        """Change the limits; they hold from the next event on."""
+        """Change the limits, for the next event and later."""
         self._linger = linger
         self._max_bytes = max_bytes
 
@@ -74,7 +74,7 @@ class LogPublisher:
         return self.counts.received - self.counts.published - self.counts.dropped
 
     def put(self, subject: str, payload: bytes, count: int, first_seq: int, last_seq: int, now: float) -> None:
-        """Take over `count` envelopes; `now` is the time of the loop, read once for all that came together."""
+        """Add `count` envelopes; `now` is the loop's time, which the caller reads once for several calls."""
         self.counts.received += count
         batch = self._open.get(subject)
         if batch is not None and len(batch.payload) + len(payload) > self._limit:
@@ -102,22 +102,22 @@ class LogPublisher:
         self._wake.set()
 
     async def flush(self) -> None:
-        """Publish without lingering; return when everything taken over is published or dropped."""
+        """Publish without lingering; return when all events are published or dropped."""
         self._hurry = True
         self._wake.set()
         await self._empty.wait()
         self._hurry = False
 
     def give_up(self) -> None:
-        """Drop what is left when the bridge stops, and tell; what was sent and not confirmed may have arrived."""
+        """Drop the remaining events when the bridge stops, and report them; unconfirmed ones may have arrived."""
         for batch in (*self._sent, *self._ready, *self._open.values()):
             self._drop(batch, STOPPED)
         for waiting in (self._sent, self._ready, self._open):
             waiting.clear()
-        self._losses.tell(math.inf)
+        self._losses.report(math.inf)
 
     async def run(self) -> None:
-        """Publish until cancelled, over as many links as it takes."""
+        """Publish until cancelled, on successive links."""
         loop = asyncio.get_running_loop()
         while True:
             await self._pause(loop.time())
@@ -129,7 +129,7 @@ class LogPublisher:
             await self._send(link)
 
     async def _pause(self, now: float) -> None:
-        """Wait for the first envelope, a full batch, or the time when something is due."""
+        """Wait for the first envelope, a full batch, or the next due time."""
         self._wake.clear()
         if self._ready or (self._hurry and self._open):
             return
@@ -149,13 +149,13 @@ class LogPublisher:
             del self._open[subject]
 
     async def _send(self, link: Link) -> None:
-        """Publish what is ready, up to a window, and see it confirmed."""
+        """Publish ready batches, up to a window, and wait until they are confirmed."""
         size = 0
         try:
             while self._ready and size < self.WINDOW:
                 batch = self._ready.popleft()
                 try:
-                    headers, payload = opened(bytes(batch.payload))
+                    headers, payload = split_headers(bytes(batch.payload))
                     await link.publish(batch.subject, payload, headers=headers)
                 except TooLarge:
                     self._drop(batch, "larger than the server accepts")
@@ -175,7 +175,7 @@ class LogPublisher:
             self.counts.published += batch.count
             self.counts.bytes += len(batch.payload)
             self._release(batch)
-        self._losses.tell(asyncio.get_running_loop().time())
+        self._losses.report(asyncio.get_running_loop().time())
 
     def _shed(self) -> None:
         while self._bytes > self._max_bytes and (self._ready or len(self._open) > 1):

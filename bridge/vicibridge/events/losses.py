@@ -1,4 +1,4 @@
-"""What became of the events of a class: at every moment, received = published + dropped + spooled + in flight."""
+"""Counts the events of a class: at all times, received = published + dropped + spooled + in flight."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ SAMPLED = "sampled"
 OVER_RATE = "over the rate limit"
 OVER_UNAUTHENTICATED_RATE = "over the rate limit of unauthenticated events"
 
-_WANTED = {SAMPLED, OVER_RATE, OVER_UNAUTHENTICATED_RATE}  # as configured; not worth a warning
-_TELL_EVERY = 1.0  # seconds between two gap envelopes of one pipeline
+_CONFIGURED = {SAMPLED, OVER_RATE, OVER_UNAUTHENTICATED_RATE}  # intended, so not logged as a warning
+_REPORT_EVERY = 1.0  # seconds between gap envelopes of one class
 
 
 @dataclass(slots=True)
 class Counts:
-    """Events since the start, and those that the spool had then; `bytes` is the payload published."""
+    """Events since the start, including those in the spool at the start; `bytes` counts published payload."""
 
     received: int = 0
     published: int = 0
     dropped: int = 0
     bytes: int = 0
-    causes: Counter[str] = field(default_factory=Counter)  # of what was dropped; a few fixed texts
+    causes: Counter[str] = field(default_factory=Counter)  # of dropped events; a few fixed texts
 
     def drop(self, cause: str, count: int) -> None:
         """Count `count` events as dropped."""
@@ -35,9 +35,9 @@ class Counts:
 
 @dataclass(slots=True)
 class Loss:
-    """`count` events of one class that did not reach NATS, all within `first_seq` to `last_seq`; None is not known.
+    """`count` events of one class that did not reach NATS, all between `first_seq` and `last_seq`; None is unknown.
 
-    `boot` is the one that the numbers belong to; empty for the present one.
+    `boot` is the run of the bridge that the numbers belong to, empty for the current one.
     """
 
     cause: str
@@ -47,7 +47,7 @@ class Loss:
     boot: str = ""
 
     def merge(self, other: Loss) -> None:
-        """Add what was lost for the same cause in the same boot; what is not known of one is not known of both."""
+        """Add a loss with the same cause and boot; a value that is unknown in either becomes unknown."""
         self.count = None if self.count is None or other.count is None else self.count + other.count
         self.first_seq = _either(min, self.first_seq, other.first_seq)
         self.last_seq = _either(max, self.last_seq, other.last_seq)
@@ -65,44 +65,44 @@ def gap(
 
 
 class Losses:
-    """Gathers drops by cause until it is time to tell them."""
+    """Collects losses by cause, and passes them to `report` at most once per second."""
 
-    def __init__(self, tell: Callable[[Loss], None]) -> None:
-        self._tell = tell
-        self._untold: dict[tuple[str, str], Loss] = {}
+    def __init__(self, report: Callable[[Loss], None]) -> None:
+        self._report = report
+        self._unreported: dict[tuple[str, str], Loss] = {}
         self._due = 0.0
 
     @property
-    def untold(self) -> list[Loss]:
-        """Copies of what is still to be told."""
-        return [replace(loss) for loss in self._untold.values()]
+    def unreported(self) -> list[Loss]:
+        """Copies of the losses that are not reported yet."""
+        return [replace(loss) for loss in self._unreported.values()]
 
     def add(self, cause: str, count: int | None, first_seq: int | None, last_seq: int | None, boot: str = "") -> None:
         loss = Loss(cause, count, first_seq, last_seq, boot)
-        known = self._untold.setdefault((cause, boot), loss)
+        known = self._unreported.setdefault((cause, boot), loss)
         if known is not loss:
             known.merge(loss)
 
     def wait(self, now: float) -> float | None:
-        """Return the seconds until there is something to tell, None when nothing is lost."""
-        return max(0.0, self._due - now) if self._untold else None
+        """Return the seconds until the next report is due; None without a loss."""
+        return max(0.0, self._due - now) if self._unreported else None
 
-    def tell(self, now: float) -> None:
-        """Tell what was lost, unless something was told just now."""
-        if not self._untold or now < self._due:
+    def report(self, now: float) -> None:
+        """Report the losses, if that is due."""
+        if not self._unreported or now < self._due:
             return
-        self._due = now + _TELL_EVERY
-        losses, self._untold = self._untold, {}
+        self._due = now + _REPORT_EVERY
+        losses, self._unreported = self._unreported, {}
         for loss in losses.values():
             count = "an unknown number of" if loss.count is None else loss.count
-            level = logging.DEBUG if loss.cause in _WANTED else logging.WARNING
+            level = logging.DEBUG if loss.cause in _CONFIGURED else logging.WARNING
             _logger.log(level, "%s events lost: %s", count, loss.cause)
-            self._tell(loss)
+            self._report(loss)
 
 
 @dataclass(slots=True)
 class Tally:
-    """Requests for one command since the start; `codes` has how each ended, 200 or as in HTTP."""
+    """Requests for one command since the start; `codes` counts the results, 200 or an error code as in HTTP."""
 
     requests: int = 0
     errors: int = 0
@@ -111,7 +111,7 @@ class Tally:
     codes: Counter[int] = field(default_factory=Counter)
 
     def count(self, code: int, text: str, nanoseconds: int) -> None:
-        """Take in how one request ended; `text` is without internals and secrets."""
+        """Count the result of one request; `text` must not contain internals or secrets."""
         self.requests += 1
         self.nanoseconds += nanoseconds
         self.codes[code] += 1

@@ -1,4 +1,4 @@
-"""How much is taken of what anyone can make charon raise without authenticating."""
+"""Limits events that anyone can cause without authenticating."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ..contract.subjects import is_unestablished, section_of
 
 BURST = 100.0
 
-_UNNAMED = "(unnamed)"  # what charon calls an IKE_SA while it does not know of which connection it is
+_UNNAMED = "(unnamed)"  # charon's name for an IKE_SA without a known connection
 
 
 class TokenBucket:
-    """Takes so many events a second, after a burst; times are in nanoseconds, and may go back."""
+    """Limits the rate of events after an initial burst; times are in nanoseconds, and may go backwards."""
 
     __slots__ = ("_tokens", "_now")
 
     def __init__(self) -> None:
-        self._tokens = math.inf  # a burst at first
+        self._tokens = math.inf  # starts with a full burst
         self._now = 0
 
-    def takes(self, time_ns: int, rate: float, burst: float) -> bool:
-        """Whether an event is within the limit of `rate` a second and `burst` at once."""
+    def allows(self, time_ns: int, rate: float, burst: float) -> bool:
+        """Count an event, and return whether it is within the limit of `rate` per second and `burst` at once."""
         elapsed = max(0, time_ns - self._now)
         self._now = time_ns
         self._tokens = min(burst, self._tokens + elapsed * rate / 1e9)
@@ -35,24 +35,24 @@ class TokenBucket:
 
 
 class UnauthenticatedLimit:
-    """Limits each type of unauthenticated event to `rate` a second, after `BURST` of them; 0 is no limit.
+    """Limits each type of unauthenticated event to `rate` per second after a burst of `BURST`; 0 means no limit.
 
-    Events of unknown peers have limits of their own, so that they leave room for those of configured connections.
+    Events of unknown peers have separate limits, so that they do not displace those of configured connections.
     """
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self._buckets: dict[str, TokenBucket] = {}
 
-    def takes(self, time_ns: int, event: str, raw: bytes) -> bool:
-        """Whether an event with message `raw` is within the limit; DecodeError when that is no VICI message."""
+    def allows(self, time_ns: int, event: str, raw: bytes) -> bool:
+        """Count an event, and return whether it is within the limit; raise DecodeError if `raw` is malformed."""
         if not self.rate or (kind := unauthenticated(event, raw)) is None:
             return True
-        return self._buckets.setdefault(kind, TokenBucket()).takes(time_ns, self.rate, max(BURST, self.rate))
+        return self._buckets.setdefault(kind, TokenBucket()).allows(time_ns, self.rate, max(BURST, self.rate))
 
 
 def unauthenticated(event: str, raw: bytes) -> str | None:
-    """Return the type by which an event is limited, None for one that a peer must authenticate for to cause it."""
+    """Return the type by which an event is limited; None for one that only an authenticated peer can cause."""
     if event == "alert":
         return _alert(_wire.Message(raw))
     if event in ("ike-updown", "ike-update"):

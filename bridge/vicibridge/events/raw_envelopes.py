@@ -1,7 +1,7 @@
-"""The codec `raw`: a message is the VICI message alone, byte for byte, and the rest of the envelope is its headers.
+"""The codec `raw`: the payload is the unchanged VICI message, and the rest of the envelope is in headers.
 
-Inside the bridge both are one piece of bytes, as NATS sends them: the block of headers, then the VICI message. Memory,
-spool and counters so need to know nothing of headers; `opened` takes them apart to publish.
+Inside the bridge an envelope is one `bytes` object in NATS's format, the header block followed by the VICI message, so
+that backlog, spool and counters need not handle headers; `split_headers` separates them for publishing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..contract.names import BOOT_HEADER, EVENT_HEADER, NODE_HEADER, SEQ_HEADER,
 from .losses import OVER_RATE, SAMPLED, Loss
 from .ratelimit import TokenBucket
 
-_BEGIN = b"NATS/1.0\r\n"  # as which no other codec can begin
+_BEGIN = b"NATS/1.0\r\n"  # no envelope of another codec begins with this
 _END = b"\r\n\r\n"
 
 
-def opened(payload: bytes) -> tuple[dict[str, str], bytes]:
-    """Return headers and payload of an envelope; one of another codec has no headers."""
+def split_headers(payload: bytes) -> tuple[dict[str, str], bytes]:
+    """Return headers and payload of an envelope; an envelope of another codec has no headers."""
     if not payload.startswith(_BEGIN):
         return {}, payload
     head, _, message = payload.removeprefix(_BEGIN).partition(_END)
@@ -32,20 +32,20 @@ def opened(payload: bytes) -> tuple[dict[str, str], bytes]:
 
 
 class RawEnvelopes:
-    """What `Envelopes` is for the other codecs."""
+    """The counterpart of `Envelopes` for codec `raw`."""
 
     def __init__(self, node: str, boot: str) -> None:
         self.seq = 0
         self._begin = f"{_BEGIN.decode()}{NODE_HEADER}: {node}\r\n{BOOT_HEADER}: {boot}\r\n"
 
     def wrap(self, time_ns: int, event: str, raw: bytes) -> bytes:
-        """Return the envelope of `raw`, the message of `event`; DecodeError when it is no VICI message."""
+        """Return the envelope of `raw`, the message of `event`; raise DecodeError if it is not a VICI message."""
         _wire.Message(raw)
-        return self._sealed(time_ns, event, raw)
+        return self._envelope(time_ns, event, raw)
 
     def wrap_object(self, time_ns: int, event: str, data: Mapping[str, object]) -> bytes:
-        """Return the envelope of `data` as a VICI message; EncodeError when that would be longer than VICI allows."""
-        return self._sealed(time_ns, event, _wire.encode(to_vici(data)))
+        """Return the envelope of `data` as a VICI message; raise EncodeError if that exceeds VICI's limits."""
+        return self._envelope(time_ns, event, _wire.encode(to_vici(data)))
 
     def intake(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> Intake:
         """Return a batcher that puts the messages of `event` into envelopes of this node and class, and its feed."""
@@ -53,12 +53,12 @@ class RawEnvelopes:
         return Intake(batcher, _wire.Raw(), batcher.add)
 
     def skip(self, count: int) -> tuple[int, int]:
-        """Give the next `count` numbers to events that will have no envelope; return the first and the last."""
+        """Assign the next `count` numbers to events without an envelope; return the first and the last."""
         first = self.seq + 1
         self.seq += count
         return first, self.seq
 
-    def _sealed(self, time_ns: int, event: str, message: bytes) -> bytes:
+    def _envelope(self, time_ns: int, event: str, message: bytes) -> bytes:
         self.seq += 1
         return (
             f"{self._begin}{SEQ_HEADER}: {self.seq}\r\n{TIME_HEADER}: {time_ns}\r\n{EVENT_HEADER}: {event}".encode()
@@ -68,7 +68,7 @@ class RawEnvelopes:
 
 
 class RawBatcher:
-    """What `_wire.Batcher` is for the other codecs: the same choice and the same drops, but message by message."""
+    """The counterpart of `_wire.Batcher` for codec `raw`: selects and drops in the same way, without batches."""
 
     def __init__(
         self, envelopes: RawEnvelopes, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]
@@ -77,7 +77,7 @@ class RawBatcher:
         self.every = 1
         self.rate = 0.0
         self.wanted: Callable[[bytes], object] | None = None
-        self.silent = False  # who stops reading tells of what comes late itself
+        self.silent = False  # no effect here: every message goes to the session
         self._envelopes = envelopes
         self._event = event
         self._keys = keys
@@ -88,7 +88,7 @@ class RawBatcher:
         self._bucket = TokenBucket()
 
     def add(self, time_ns: int, raw: object) -> None:
-        """Take one VICI message as bytes; raises DecodeError if it is malformed."""
+        """Add one VICI message as bytes; raise DecodeError if it is malformed."""
         if not isinstance(raw, bytes):
             raise DecodeError("no message", 0)
         message = _wire.Message(raw, values=bytes)
@@ -108,22 +108,22 @@ class RawBatcher:
         self._passed += 1
         if self.every > 1 and self._passed % self.every:
             return SAMPLED
-        if self.rate and not self._bucket.takes(time_ns, self.rate, max(self.rate, 1.0)):
+        if self.rate and not self._bucket.allows(time_ns, self.rate, max(self.rate, 1.0)):
             return OVER_RATE
         return ""
 
     def take(self) -> list[tuple[str, bytes, int, int, int]]:
-        """Return what was added since the last call: (topic, envelope, 1, number, number), in order."""
+        """Return the envelopes added since the last call as (topic, envelope, 1, number, number), in order."""
         taken, self._taken = self._taken, []
         return taken
 
     def dropped(self) -> list[tuple[str, int, int, int]]:
-        """Return (why, count, first and last number) of what `every` and `rate` dropped since the last call."""
+        """Return (cause, count, first and last number) of events dropped by `every` and `rate` since the last call."""
         dropped, self._dropped = self._dropped, {}
         return [(x.cause, x.count or 0, x.first_seq or 0, x.last_seq or 0) for x in dropped.values()]
 
     def forget(self) -> None:
-        """Ask `topic` again for every name, as its answers have changed."""
+        """Clear the cached results of `topic`, which have changed."""
         self._topic.cache_clear()
 
 

@@ -223,7 +223,7 @@ class EventReader:
                     raise DecodeError("no message", 0)
                 subject = self._subjects.event(event, raw)
                 kind = kind_of(event, subject)
-                within_limit = kind in ("up", "down") or self._limit.takes(time_ns, event, raw)
+                within_limit = kind in ("up", "down") or self._limit.allows(time_ns, event, raw)
                 envelope = self._events.wrap(time_ns, event, raw) if within_limit else b""
             except DecodeError:
                 self._backlog.lost("malformed message from charon", *self._events.skip(1))

@@ -1,7 +1,7 @@
-"""The spool: events that wait for JetStream, in an SQLite file, one for each node.
+"""The spool: stores unacknowledged events in an SQLite file, one for each node.
 
-Everything here blocks; `Backlog` calls it in a thread of its own. A row is a batch of events of one boot, written in
-one transaction with what was acknowledged and with the note that says how far this boot has come.
+All methods block; `Backlog` calls them in a separate thread. A row is a batch of events of one boot. It is written in
+one transaction with the removal of acknowledged rows and with the note that records the progress of this boot.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ CREATE TABLE IF NOT EXISTS batch (
     time REAL, size INTEGER, crc INTEGER, data BLOB);
 CREATE TABLE IF NOT EXISTS note (id INTEGER PRIMARY KEY, text TEXT);
 """
-_ROW = 100  # bytes that a row takes beyond its data
-_STEP = 60.0  # seconds; a clock that goes so far off was set
-_EVENT = 200  # bytes that an event takes in memory beyond its payload
+_ROW = 100  # overhead of a row beyond its data, in bytes
+_STEP = 60.0  # seconds; a larger difference means that the clock was set
+_EVENT = 200  # overhead of an event in memory beyond its payload, in bytes
 _REASONS = {
-    "SQLITE_BUSY": "another bridge uses it",
+    "SQLITE_BUSY": "another bridge uses this file",
     "SQLITE_FULL": "the disk is full",
-    "SQLITE_READONLY": "it cannot be written",
-    "SQLITE_CANTOPEN": "it cannot be opened",
+    "SQLITE_READONLY": "not writable",
+    "SQLITE_CANTOPEN": "cannot be opened",
 }
 
 
 class SpoolError(Exception):
-    """The spool cannot be used at the moment; the text says why. `damaged` is that it never can again."""
+    """The spool cannot be used at present; the text gives the reason. With `damaged`, the file must be replaced."""
 
     def __init__(self, reason: str, damaged: bool = False) -> None:
         super().__init__(reason)
@@ -52,15 +52,15 @@ class SpoolError(Exception):
 
 @dataclass(slots=True, eq=False)
 class SpooledEvent:
-    """One envelope on its way, and what has become of it so far."""
+    """One envelope on its way to JetStream, and its state."""
 
     boot: str
     seq: int
     subject: str
     payload: bytes
-    tell: bool = True  # False for gap envelopes: a lost gap must not make a gap
-    number: int = 0  # its place in the order of sending; 0 while it is on disk only, or will be
-    row: Row | None = None  # where it lies on disk
+    report_loss: bool = True  # False for gap envelopes, whose loss must not cause another gap
+    number: int = 0  # its place in the order of sending; 0 if it is not queued in memory
+    row: Row | None = None  # its row on disk
     done: bool = False  # published or dropped
     refusals: int = 0
 
@@ -72,28 +72,28 @@ class SpooledEvent:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A batch on disk whose events are in memory too."""
+    """A batch on disk whose events are also in memory."""
 
     id: int
     size: int
     events: list[SpooledEvent]
     left: int = 0  # events that are neither published nor dropped
-    loss: Loss | None = None  # in place of events that cannot be read any more
+    loss: Loss | None = None  # replaces events that cannot be read
 
 
 @dataclass(slots=True)
 class Note:
-    """How far a boot has come: every event up to `seq` is acknowledged, on disk, or among the `losses`."""
+    """The progress of a boot: every event up to `seq` is acknowledged, on disk, or among the `losses`."""
 
     boot: str
     seq: int = 0
     clean: bool = False
-    losses: list[Loss] = field(default_factory=list)  # that no gap envelope has told yet
+    losses: list[Loss] = field(default_factory=list)  # not yet reported by a gap envelope
 
 
 @dataclass(slots=True)
 class Found:
-    """What the boots before have left: their last note, how many events, and whether there was a damaged file."""
+    """The state of the file when it is opened: the last note, the number of events, and the moved damaged file."""
 
     note: Note | None
     count: int
@@ -103,16 +103,16 @@ class Found:
 
 @dataclass(slots=True)
 class StoredEvent:
-    """The rows of the batches that were stored, and which rows had to go for it, each as (id, loss)."""
+    """The rows of the batches that were stored, and the rows that were dropped for them as (id, loss)."""
 
     rows: list[Row]
     dropped: list[tuple[int, Loss]]
 
 
 class Spool:
-    """The file of one node; the oldest events go when it has more than `max_bytes` or they more than `max_age` seconds.
+    """The file of one node; drops the oldest events beyond `max_bytes`, and those older than `max_age` seconds.
 
-    A `max_age` of 0 is for ever.
+    With a `max_age` of 0, events are kept indefinitely.
     """
 
     def __init__(self, path: Path, max_bytes: int, max_age: float) -> None:
@@ -121,11 +121,11 @@ class Spool:
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._database: sqlite3.Connection | None = None
-        self._last_found = 0  # the rows after it are of this process
-        self._clock = 0.0  # how far it is ahead of the time since the machine started
+        self._last_found = 0  # later rows were written by this process
+        self._clock = 0.0  # difference between the clock and the monotonic time, in seconds
 
     def open(self) -> Found:
-        """Make the file usable, moved aside when it is damaged; SpoolError when it cannot be had."""
+        """Open the file, and move it aside if it is damaged; raise SpoolError if that fails."""
         self.close()
         self._check_directory()
         damaged = None
@@ -140,7 +140,7 @@ class Spool:
         return found
 
     def store(self, batches: Iterable[Sequence[SpooledEvent]], finished: Sequence[Row], note: Note) -> StoredEvent:
-        """Add batches, each of one boot, take away rows, and leave `note`: all of it or nothing."""
+        """Add batches, each of one boot, remove rows, and write `note`, all in one transaction."""
         with self._transaction(durable=bool(batches)) as database:
             size = self.size - sum(row.size for row in finished)
             database.executemany("DELETE FROM batch WHERE id = ?", [(row.id,) for row in finished])
@@ -161,7 +161,7 @@ class Spool:
         return StoredEvent(rows, losses)
 
     def read(self, after: int, limit: int) -> list[Row]:
-        """Return the rows that follow row `after`: as many as take `limit` bytes in memory, and at least one."""
+        """Return the rows that follow row `after`: up to `limit` bytes in memory, but at least one."""
         rows: list[Row] = []
         query = "SELECT id, boot, first, last, count, size, crc, data FROM batch WHERE id > ? ORDER BY id"
         with self._guard() as database:
@@ -183,7 +183,7 @@ class Spool:
             self._database = None
 
     def set_aside(self) -> Path:
-        """Rename the file, so that somebody can look at it, and return its new name; of former ones none is kept."""
+        """Rename the file for inspection and return its new path; files renamed earlier are deleted."""
         self.close()
         aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns() // 1_000_000:x}")
         with _explained(self.path):
@@ -200,16 +200,16 @@ class Spool:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = directory.stat()
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise SpoolError(f"{directory} may be written by others: chmod go-w {directory}")
+            raise SpoolError(f"{directory} is writable by other users: run chmod go-w {directory}")
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise SpoolError(f"{directory} cannot be written")
+            raise SpoolError(f"{directory} is not writable")
 
     def _look(self) -> Found:
         with _explained(self.path):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         with _explained(self.path):
             self._database = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
-            # One process alone uses the file, which also spares it the shared memory of WAL.
+            # Only one process uses the file, so WAL needs no shared memory.
             for pragma in ("locking_mode=EXCLUSIVE", "auto_vacuum=INCREMENTAL", "journal_mode=WAL"):
                 self._database.execute(f"PRAGMA {pragma}")
             self._database.execute("PRAGMA journal_size_limit=4194304")
@@ -223,13 +223,13 @@ class Spool:
     @contextmanager
     def _guard(self) -> Iterator[sqlite3.Connection]:
         if self._database is None:
-            raise SpoolError("it is not open")
+            raise SpoolError("the spool is not open")
         with _explained(self.path):
             yield self._database
 
     @contextmanager
     def _transaction(self, durable: bool) -> Iterator[sqlite3.Connection]:
-        """`durable` makes it outlive a power cut too; otherwise a killed process."""
+        """Commit on exit; with `durable` the data survives power loss, otherwise only the end of the process."""
         with self._guard() as database:
             database.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             database.execute("BEGIN IMMEDIATE")
@@ -242,12 +242,12 @@ class Spool:
                 raise
 
     def _shrink(self) -> None:
-        """Give the disk back what the events took; SQLite keeps it for later otherwise."""
+        """Return free pages to the file system, which SQLite would keep."""
         with suppress(SpoolError), self._guard() as database:
             database.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _insert(self, database: sqlite3.Connection, batch: Sequence[SpooledEvent]) -> Row:
-        data = msgpack.packb([(event.seq, event.subject, event.payload, event.tell) for event in batch])
+        data = msgpack.packb([(event.seq, event.subject, event.payload, event.report_loss) for event in batch])
         row = (batch[0].boot, batch[0].seq, batch[-1].seq, len(batch), time.time(), len(data) + _ROW, zlib.crc32(data))
         query = "INSERT INTO batch (boot, first, last, count, time, size, crc, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         id = database.execute(query, (*row, data)).lastrowid
@@ -255,7 +255,7 @@ class Spool:
         return Row(id, len(data) + _ROW, list(batch))
 
     def _follow_clock(self, database: sqlite3.Connection) -> float:
-        """Let what this process stored keep its age when the clock was set: some machines start in 1970."""
+        """Adjust the times of this process's rows if the clock was set: some machines start in 1970."""
         clock = time.time() - time.monotonic()
         if abs(clock - self._clock) < _STEP:
             return self._clock
@@ -269,7 +269,7 @@ class Spool:
             yield id, size, Loss(OLD, *loss)
 
     def _oldest_rows(self, database: sqlite3.Connection, size: int) -> list[tuple[int, int, Loss]]:
-        """Return so many that there is room for a while, as each look costs."""
+        """Return enough rows to free a sixteenth of the space, so that this query is rare."""
         rows = []
         for id, bytes_, _, *loss in _rows(database):
             if size <= self._max_bytes * 15 // 16:
@@ -291,13 +291,13 @@ def _note(text: str) -> Note:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raise what goes wrong as SpoolError with a reason that an administrator understands."""
+    """Turn exceptions into SpoolError with a reason for an administrator."""
     try:
         yield
     except OSError as error:
         raise SpoolError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise SpoolError(f"{path} has content that is not ours: {error}", damaged=True) from None
+        raise SpoolError(f"{path} has unknown content: {error}", damaged=True) from None
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "")
         damaged = name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))

@@ -1,4 +1,4 @@
-"""The state class: events that must arrive, each acknowledged by JetStream."""
+"""Publishes the state class: every event must arrive and is acknowledged by JetStream."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..bus.connection import Link, TooLarge, reason_of
 from ..bus.streams import StateStream, Unsuitable
 from ..bus.supervisor import Bus
 from .backlog import Backlog
-from .raw_envelopes import opened
+from .raw_envelopes import split_headers
 
 _logger = logging.getLogger(__name__)
 
-_IDLE = 60.0  # seconds without events after which the stream is looked at
+_IDLE = 60.0  # seconds without events after which the stream is checked
 
 
 class StatePublisher:
-    """Publishes in order, each message acknowledged by JetStream; what is not acknowledged is sent again.
+    """Publishes in order, each message acknowledged by JetStream; unacknowledged messages are sent again.
 
-    Each message carries `Nats-Msg-Id: <node>.<boot>.<seq>`, so JetStream stores it once. A new link or a refused or
-    late acknowledgement makes everything unacknowledged go again, in order, from the first. While the stream does not
-    acknowledge anything (`no_ack`), nothing is sent.
+    Each message carries `Nats-Msg-Id: <node>.<boot>.<seq>`, so that JetStream stores it once. After a new link, a
+    refusal or a late acknowledgement, all unacknowledged messages are sent again in order. While the stream
+    acknowledges no message (`no_ack`), none is sent.
     """
 
-    WINDOW = 1024  # messages on their way; nats-server buffers ten times as many for a stream
+    WINDOW = 1024  # unacknowledged messages; nats-server buffers ten times as many for a stream
     REFUSALS = 3
 
     def __init__(
@@ -36,7 +36,7 @@ class StatePublisher:
     ) -> None:
         self._backlog = backlog
         self.trouble = "JetStream has not answered yet"
-        """Why events are not taken, as a sentence; empty while they are."""
+        """Why events are not accepted, as a sentence; empty while they are."""
         self._bus = bus
         self._stream = stream
         self._publisher = AckedPublisher(self.WINDOW, ack_timeout, self._settle)
@@ -46,12 +46,12 @@ class StatePublisher:
         self._refused: dict[int, Refusal] = {}
         self._highest_ack = 0
         self._idle: float | None = _IDLE
-        self._unseen = ""  # why the stream cannot be looked at
-        self._troubled = False  # nothing of what was sent last was taken
+        self._unchecked = ""  # why the stream cannot be checked
+        self._troubled = False  # none of the messages sent last was accepted
         self._wake = backlog.arrived
 
     async def run(self) -> None:
-        """Publish until cancelled, over as many links as it takes."""
+        """Publish until cancelled, on successive links."""
         await self._bus.serve(self._serve)
 
     async def _serve(self, link: Link) -> None:
@@ -60,7 +60,7 @@ class StatePublisher:
         self._idle, refusal = _IDLE, None
         try:
             while link.alive:
-                if not await self._looked(link):
+                if not await self._check_stream(link):
                     await link.unless_lost(asyncio.sleep(self._longest_delay))
                     continue
                 if refusal is not None:
@@ -68,25 +68,25 @@ class StatePublisher:
                         self._report(refusal)
                     await link.unless_lost(asyncio.sleep(self._delay))
                     self._delay = min(self._delay * 2, self._longest_delay)
-                refusal = await self._flow(link)
+                refusal = await self._publish(link)
         finally:
             self._rewind()
 
-    async def _looked(self, link: Link) -> bool:
-        """See that the stream is there; return whether it makes sense to publish."""
-        unseen, self._unseen = self._unseen, ""
+    async def _check_stream(self, link: Link) -> bool:
+        """Ensure that the stream exists; return whether to publish."""
+        unchecked, self._unchecked = self._unchecked, ""
         try:
             await self._stream.ensure(link)
         except Unsuitable as error:
             self._report(reason_of(error))
             return False
         except NatsError as error:
-            # An administrator may have forbidden the question; whether events are taken, the acknowledgements tell.
-            self._unseen = self.trouble = reason_of(error)
+            # An administrator may have denied this request; the acknowledgements show whether events are accepted.
+            self._unchecked = self.trouble = reason_of(error)
             if isinstance(error, TimeoutError):
                 self._idle = None
-            if not (unseen or self._troubled):
-                _logger.warning("JetStream: cannot look after the stream %s: %s", self._stream.name, self._unseen)
+            if not (unchecked or self._troubled):
+                _logger.warning("JetStream: cannot check the stream %s: %s", self._stream.name, self._unchecked)
             return True
         if not self._troubled:
             self.trouble = ""
@@ -94,24 +94,24 @@ class StatePublisher:
             self._recover()
         return True
 
-    async def _flow(self, link: Link) -> str | None:
-        """Publish until something is not taken, and return why if nothing was; None after a while without events."""
+    async def _publish(self, link: Link) -> str | None:
+        """Publish until a message is refused or late; return why if none was accepted, and None when idle."""
         loop = asyncio.get_running_loop()
         while link.alive:
             self._wake.clear()
             await self._send()
             late = bool(self._publisher.late(loop.time()))
             if late or self._refused:
-                return await self._retreat(link, late)
+                return await self._abandon_window(link, late)
             if not self._held_up:
-                self._backlog.losses.tell(loop.time())
+                self._backlog.losses.report(loop.time())
             if not await self._pause(loop.time()) and not self._window:
                 break
         return None
 
     async def _send(self) -> None:
         while self._publisher.room and not self._refused and (event := self._backlog.take()):
-            headers, payload = opened(event.payload)
+            headers, payload = split_headers(event.payload)
             headers["Nats-Msg-Id"] = self._backlog.message_id(event)
             try:
                 await self._publisher.publish(event.number, event.subject, payload, headers)
@@ -119,7 +119,7 @@ class StatePublisher:
                 self._backlog.drop(event, "larger than the server accepts")
 
     async def _pause(self, now: float) -> bool:
-        """Wait for a new event, an acknowledgement, the end of the link, or a deadline; False when it was idle."""
+        """Wait for a new event, an acknowledgement, the loss of the link or a deadline; return False if idle."""
         if self._wake.is_set():
             return True
         wait = self._publisher.wait(now)
@@ -132,7 +132,7 @@ class StatePublisher:
 
     @property
     def _held_up(self) -> bool:
-        """Whether a gap envelope would have to wait behind what caused the gap."""
+        """Whether a gap envelope would be queued behind the events that caused the gap."""
         return self._troubled or bool(self._refused)
 
     def _settle(self, number: int, answer: Answer) -> None:
@@ -142,15 +142,15 @@ class StatePublisher:
                 self._wake.set()
             return
         if self._backlog.published(number) is None:
-            return  # the spool had no room for it meanwhile
+            return  # the spool has dropped it meanwhile
         self._highest_ack = max(self._highest_ack, number)
         self._delay = self._first_delay
         if self.trouble:
             self._recover()
         self._wake.set()
 
-    async def _retreat(self, link: Link, late: bool) -> str:
-        """Let the window settle, make ready to send the rest again, and return why nothing was acknowledged, if so."""
+    async def _abandon_window(self, link: Link, late: bool) -> str:
+        """Wait for the window's answers, queue the rest again, and return why no message was acknowledged, if so."""
         loop = asyncio.get_running_loop()
         while self._publisher.waiting and link.alive and not late:
             self._wake.clear()
@@ -158,13 +158,13 @@ class StatePublisher:
             late = bool(self._publisher.late(loop.time()))
         silence = f"no acknowledgement within {self._publisher.timeout:g} seconds"
         reason = next((refusal.sentence for refusal in self._refused.values()), silence)
-        none_taken = bool(self._window) and next(iter(self._window)) > self._highest_ack
-        self._give_up_refused()
+        none_accepted = bool(self._window) and next(iter(self._window)) > self._highest_ack
+        self._drop_refused()
         self._rewind()
-        return reason if none_taken else ""
+        return reason if none_accepted else ""
 
-    def _give_up_refused(self) -> None:
-        """Drop what was refused again and again while later events were taken: it would hold up all others."""
+    def _drop_refused(self) -> None:
+        """Drop events that were refused repeatedly while later ones were accepted: they would block all others."""
         for number, event in list(self._window.items()):
             if number < self._highest_ack:
                 event.refusals += 1
@@ -178,10 +178,10 @@ class StatePublisher:
         self._highest_ack = 0
 
     def _report(self, trouble: str) -> None:
-        self.trouble = self._unseen or trouble
+        self.trouble = self._unchecked or trouble
         if not self._troubled:
             self._troubled = True
-            _logger.warning("JetStream: does not take events: %s; keeping %d", trouble, self._backlog.waiting)
+            _logger.warning("JetStream: rejects events: %s; keeping %d", trouble, self._backlog.waiting)
 
     def _recover(self) -> None:
         self.trouble = ""

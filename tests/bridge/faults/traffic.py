@@ -200,8 +200,8 @@ async def settled(bridge: Service, sent: int | None = None) -> None:
     [gateway] = bridge.gateways
     if sent is not None:
         await until(lambda: gateway.reader.events["ike-updown", "down"] == sent, 30)
-    await until(lambda: not gateway.backlog.waiting and not gateway.backlog.losses.untold, 30)
-    await until(lambda: not gateway.log.in_flight and not gateway.log._losses.untold, 30)
+    await until(lambda: not gateway.backlog.waiting and not gateway.backlog.losses.unreported, 30)
+    await until(lambda: not gateway.log.in_flight and not gateway.log._losses.unreported, 30)
     await until(lambda: not gateway.backlog.waiting, 30)  # what the log has told meanwhile
     balanced(bridge)
 
