@@ -45,6 +45,12 @@ class Operator:
         self._operator = Key(nkeys.PREFIX_BYTE_OPERATOR)
         self._account, self._system = (Key(nkeys.PREFIX_BYTE_ACCOUNT) for _ in range(2))
         self.user = Key(nkeys.PREFIX_BYTE_USER)
+        self._revoked: dict[str, int] = {}  # until when, in seconds since the epoch
+
+    def revoke(self) -> None:
+        """Take another user; a server that is started with the options of then refuses the one before."""
+        self._revoked[self.user.public] = int(time.time())
+        self.user = Key(nkeys.PREFIX_BYTE_USER)
 
     def server_options(self) -> str:
         """Return what makes a nats-server take its users, and nobody else."""
@@ -52,7 +58,8 @@ class Operator:
         stored = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
         preload = ""
         for key, more in ((self._account, stored), (self._system, {})):
-            claims = {"type": "account", "limits": {**limits, **more, "wildcards": True}}
+            limited = {**limits, **more, "wildcards": True}
+            claims = {"type": "account", "limits": limited, "revocations": self._revoked}
             preload += f"{key.public}: {self._operator.jwt(key.public, 'x', claims)}\n"
         name = {"type": "operator", "system_account": self._system.public}
         root = self._operator.jwt(self._operator.public, "op", name)

@@ -23,7 +23,7 @@ from vicibridge.contract.nats_settings import NatsSettings
 
 from vicifast.errors import ConnectionClosed, RequestTimeout
 
-SHORT = 3.0  # seconds that a JWT lives
+SHORT = 5.0  # seconds that a JWT lives
 
 
 @asynccontextmanager
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_renewed_is_reported_until_it_is(
     caplog.set_level(logging.INFO)
 
     async def test() -> None:
-        async with expiring(make_nats_server, tmp_path, 2) as (fleet, other, renew):
+        async with expiring(make_nats_server, tmp_path, 4) as (fleet, other, renew):
             await filled(other, 1)
             async with fleet.subscribe(start="new") as events, fleet.subscribe() as plain:
                 await ended(fleet)

@@ -204,41 +204,53 @@ def test_credentials_that_end(make_nats_server: Callable[..., NatsServer], tmp_p
     """What follows the fleet says that it was cut off and why, and goes on when the file is fresh."""
     operator, creds = Operator(), tmp_path / "us.creds"
     server = make_nats_server(operator.server_options())
+    before: list[str] = []
+    cut: list[str] = []
 
     async def note(process: asyncio.subprocess.Process, text: str) -> None:
         assert process.stderr
         while text not in (line := (await process.stderr.readline()).decode()):
             assert line, f"ended without {text!r}"
 
-    cut: list[str] = []
-
     async def follow(command: list[str], told: bytes) -> None:
         async with program(server, *command, "--creds", str(creds)) as process:
-            await note(process, "NATS: not connected: ")
-            cut.append(command[0])
-            await note(process, f"NATS: connected to {server.url}")
             assert process.stdout
             await process.stdout.readuntil(told)
+            before.append(command[0])
+            await note(process, "NATS: not connected: 'Authorization Violation'; trying again")
+            cut.append(command[0])
+            await note(process, f"NATS: connected to {server.url}")
+            while told not in await process.stdout.readline():  # what it had when it was cut off
+                pass
 
-    async def test() -> None:
-        await server.up()
+    async def publish(done: Callable[[], bool]) -> None:
         operator.write_credentials(tmp_path / "other.creds")
         other = await nats.connect(server.url, user_credentials=str(tmp_path / "other.creds"))
         bucket = await other.jetstream().create_key_value(KeyValueConfig(bucket="VICI_SA"))
-        operator.write_credentials(creds, 10)  # as long as the slowest machine takes to start them
+        while not done():
+            await bucket.put("gw1.a.1", bucket_values.dump({"n": time.time()}))
+            await other.publish("vici.gw1.log.IKE.1", msgpack.packb(LOG))
+            await asyncio.sleep(0.05)
+        await other.close()
+
+    async def test() -> None:
+        await server.up()
+        operator.write_credentials(creds)
+        await publish(lambda: True)
         following = asyncio.gather(
             follow(["tail", "--json"], b"vici.gw1.log"),
             follow(["sas", "--watch", "--json"], b'"gw1.a.1"'),
             follow(["top", "--interval", "0.2"], b"gw1 "),
         )
-        await until(lambda: len(cut) == 3, 30)
+        await publish(lambda: len(before) == 3 or following.done())
+        operator.revoke()
+        server.configure(operator.server_options())
+        await asyncio.to_thread(server.stop)
+        await server.up()
+        await until(lambda: len(cut) == 3 or following.done(), 30)
         operator.write_credentials(creds)
-        while not following.done():
-            await bucket.put("gw1.a.1", bucket_values.dump({"n": time.time()}))
-            await other.publish("vici.gw1.log.IKE.1", msgpack.packb(LOG))
-            await asyncio.wait([following], timeout=0.05)
-        following.result()
-        await other.close()
+        await publish(following.done)
+        await following
 
     run(test(), 60)
 
