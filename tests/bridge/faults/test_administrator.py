@@ -6,26 +6,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import nats
 import pytest
-from harness import NatsServer, bucket, run, stored, until
-from nats.aio.client import Client
-from test_mirroring import listed, sa
+from harness import NatsServer, run, stored, until
+from lab import Lab, sas
+from test_lab_faults import COUNT, mirror_is_right
+from test_lab_faults import scene as lab_scene
+from test_mirror_on_charon import difference
 from test_nats_faults import reload
-from test_streams import CASES, WANTED, Admin, Case, condition_of, made
-from traffic import Scene, account, scene, verify_numbers, verify_whole
+from test_streams import CASES, SECOND, WANTED, Admin, Case, condition_of, made
+from traffic import account, scene, verify_numbers, verify_whole
 from vicibridge.client import Envelope, Fleet, unpack
-from vicibridge.streams import bucket_stream
-from vicibridge.values import NODE, SA
-
-from vicifast.testing import FakeCharon
+from vicibridge.contract.bucket_values import SA
 
 pytestmark = pytest.mark.faults
 
@@ -42,7 +38,7 @@ LOST = {
     "max_bytes, max_msgs, discard = old",
 }  # fmt: skip
 WORK = "retention = workqueue"
-ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory", "deny_purge", WORK}  # what no change mends
+ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory"}  # what no change mends
 
 
 async def connected(server: NatsServer, name: str = "VICI") -> Admin:
@@ -221,105 +217,36 @@ def test_the_account_is_full_and_given_room(make_nats_server: Callable[..., Nats
     run(test(), 90)
 
 
-BUCKETS = {str(case): case for case in CASES if case.of == "bucket"}
-KEYS = bucket_stream(SA)
-FIRST = 10**6  # numbers of tunnels, which those of the traffic never reach
+LIMITS: dict[str, dict[str, Any]] = {
+    "full": {"max_bytes": 4000},
+    "too large": {"max_msg_size": 100},
+    "expires": {"max_age": SECOND, "duplicate_window": SECOND},
+    "no roll-ups": {"allow_rollup_hdrs": False, "subject_delete_marker_ttl": None},
+}
 
 
-class Tunnels:
-    """IKE_SAs of a charon whose list and events agree."""
-
-    def __init__(self, charon: FakeCharon) -> None:
-        self.numbers: set[int] = set()
-        self.events = 0
-        self._charon = charon
-        self._list()
-
-    def up(self, *numbers: int) -> None:
-        self.numbers |= {FIRST + number for number in numbers}
-        self._list()
-        for number in numbers:
-            self._emit({"up": "yes", "tunnel": sa(str(FIRST + number))})
-
-    def down(self, *numbers: int) -> None:
-        self.numbers -= {FIRST + number for number in numbers}
-        self._list()
-        for number in numbers:
-            self._emit({"tunnel": sa(str(FIRST + number))})
-
-    async def mirrored(self, client: Client) -> None:
-        """Wait until the mirror has all of them and no others."""
-        expected, found = {f"gw1.tunnel.{number}" for number in self.numbers}, {}
-        try:
-            async with asyncio.timeout(60):
-                while expected != set(found := await bucket(client, SA)):
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise AssertionError(expected ^ set(found)) from None
-        assert {value["state"] for value in found.values()} == {"ESTABLISHED"}
-
-    def _list(self) -> None:
-        listed(self._charon, [("tunnel", sa(str(number))) for number in sorted(self.numbers)])
-
-    def _emit(self, message: dict[str, Any]) -> None:
-        self.events += 1
-        self._charon.emit("ike-updown", message)
-
-
-def of_sas(case: Case) -> Case:
-    """Return a case with the bucket of SAs."""
-    config = json.loads(json.dumps(case.config).replace(NODE, SA))
-    return replace(case, config={**KEYS.as_dict(), **config})
-
-
-@asynccontextmanager
-async def tunnels(server: NatsServer, **mirror: Any) -> AsyncIterator[tuple[Scene, Tunnels]]:
-    of_charon = Tunnels(charon := FakeCharon())
-    mirror = {"enabled": True, "heartbeat": 0.4, "interval": 1, **mirror}
-    async with scene(server.url, charon=charon, mirror=mirror) as at:
-        yield at, of_charon
-
-
-async def conserved(at: Scene, server: NatsServer, of_charon: Tunnels) -> None:
-    """Every event of traffic and tunnels is in the stream, once and in order."""
-    [gateway] = at.bridge.gateways
-    await until(lambda: gateway.events.total() == at.traffic.sent + of_charon.events, 30)
-    await at.settled(all_heard=False)
-    found = await envelopes(server)
-    assert not verify_numbers(found)
-    assert of_events(found) == list(range(1, at.traffic.sent + 1))
-
-
-@pytest.mark.parametrize("name", BUCKETS)
-def test_a_bucket_of_others_is_mended_and_equals_charon(
-    nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    case = of_sas(BUCKETS[name])
+@pytest.mark.lab(nats=True)
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_mirror_of_a_real_charon_at_a_limit_that_is_raised(lab: Lab, name: str) -> None:
+    """SAs end and begin while the bucket refuses changes, or loses values."""
 
     async def test() -> None:
-        await nats_server.up()
-        admin = await connected(nats_server, f"KV_{SA}")
-        await admin.make(name="ORIGIN", subjects=["origin.>"])
-        config = {**case.config}
-        sealed = config.pop("sealed", False)
-        await admin.make(**config)
-        if sealed:
-            await change(admin, sealed=True)
-        async with tunnels(nats_server) as (at, of_charon):
-            of_charon.up(*range(1, 6))
-            async with at.flowing():
-                await until(lambda: condition_of(case).breaks in caplog.text)
-                of_charon.down(1, 2)
-                of_charon.up(6, 7, 8)
-                await asyncio.sleep(1.5)
-                await mend(admin, case, KEYS.as_dict())
-                of_charon.down(3)
-                of_charon.up(9)
-            await of_charon.mirrored(admin.client)
+        async with lab_scene(lab) as at:
+            early = len(at.lines)
+            names = await sas.up(lab, 2 * COUNT)
+            await mirror_is_right(at)
+            admin = Admin(lab.nats, at.someone.client, f"KV_{SA}")
+            before = await admin.config()
+            await change(admin, **LIMITS[name])
+            await sas.terminate(lab, names[:COUNT])
+            await sas.rekey_ike(lab, names[COUNT:])
+            await sas.initiate(lab, names[: COUNT // 2])
+            if name != "expires":  # it is filled again, as often as it is compared
+                assert await difference(at.someone.client, lab.left)
+                await until(lambda: not at.bridge.mirrorings[0].buckets.complete, 30)
+            await change(admin, **{key: before.get(key) for key in LIMITS[name]})
+            await mirror_is_right(at)
             await until(lambda: at.bridge.mirrorings[0].buckets.complete, 60)
-            assert not at.bridge.reasons()
-            await conserved(at, nats_server, of_charon)
-        await admin.client.close()
+            await at.verify(early)
 
-    run(test(), 150)
+    run(test(), 180)
