@@ -301,6 +301,7 @@ class Buckets:
         for number in self._publisher.late(self._now()):
             bucket = self._buckets[self._ledger.key(number)[0]]
             bucket.look_at = min(bucket.look_at, self._now())
+            self._ledger.unsure(number)
             self._refuse(number, silence)
 
     def _announce(self) -> None:

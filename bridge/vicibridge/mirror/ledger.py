@@ -64,6 +64,7 @@ class Ledger:
         self._on_their_way: set[Key] = set()
         self._again: set[Key] = set()  # changed while on their way
         self._aside: defaultdict[str, dict[Key, None]] = defaultdict(dict)  # of buckets that are not open
+        self._present: set[Key] = set()  # that a bucket has, or may have, with a value that it has not acknowledged
         self._refused: defaultdict[str, dict[Key, _Refused]] = defaultdict(dict)
         self._due: list[tuple[float, Key]] = []  # a heap of the refused keys that wait
         self._number = 0
@@ -117,7 +118,7 @@ class Ledger:
         if refused is not None and refused.due > now:
             return None  # the heap has it
         value = self._source.value(key)
-        if value is None and refused is not None and key not in self.revisions:
+        if value is None and refused is not None and key not in self.revisions and key not in self._present:
             del refusals[key]  # it is gone, and never was there
             return None
         self._number += 1
@@ -131,11 +132,16 @@ class Ledger:
         """Note an acknowledgement; return the key, and whether it was deleted."""
         key, deletes = self._settle(number)
         self._refused[key[0]].pop(key, None)
+        self._present.discard(key)
         if deletes:
             self.revisions.pop(key, None)
         else:
             self.revisions[key] = revision
         return key, deletes
+
+    def unsure(self, number: int) -> None:
+        """Note that a write may have arrived, though nothing acknowledged it."""
+        self._present.add(self._sent[number][0])
 
     def refused(self, number: int, now: float) -> Key:
         """Note that JetStream did not take a write; the key is due again after a while."""
@@ -178,7 +184,7 @@ class Ledger:
         waiting = [self._source.changed, *self._aside.values()]
         if sum(map(len, waiting)) <= self._many:
             return
-        kept = self.revisions.keys() | self._on_their_way | set(self._source.keys())
+        kept = self.revisions.keys() | self._present | self._on_their_way | set(self._source.keys())
         for keys in waiting:
             for key in keys.keys() - kept:
                 del keys[key]
@@ -193,13 +199,21 @@ class Ledger:
         """Write `key` again unless it was written as `revision` (None: it is absent); return whether that is new."""
         if revision is None:
             self.revisions.pop(key, None)
+            self._present.discard(key)
         elif self.revisions.get(key) == revision:
             return False
+        else:
+            self._present.add(key)
         changed = self._source.changed
         if key in changed or key in self._refused[key[0]] or key in self._aside[key[0]]:
             return False
         changed[key] = None
         return True
+
+    def end(self, comparison: Comparison) -> None:
+        """Note no more keys for a comparison that has come to its end."""
+        if self._comparison is comparison:
+            self._comparison = None
 
     def _settle(self, number: int) -> tuple[Key, bool]:
         key, deletes = self._sent.pop(number)
@@ -239,4 +253,5 @@ class Comparison:
         due = {key for key in (*self._ledger.revisions, *self._source.keys()) if key[0] == self._bucket}
         for key in due - self._listed - self.touched:
             self._differences += self._ledger.differs(key, None)
+        self._ledger.end(self)
         return self._differences
