@@ -491,6 +491,28 @@ def test_traffic_is_counted_once_when_a_child_changes_hands() -> None:
     assert shared.traffic("a") == {"two": 15}
 
 
+@pytest.mark.parametrize("first", ["VICI_CONN", "VICI_SA"])
+def test_what_was_not_written_together_is_written_again(first: str) -> None:
+    """A bridge that is killed, or a bucket that is purged, leaves values that contradict each other."""
+    shared = Shared()
+    shared.event("child-updown", {"two-1": child("1", name="two")}, up=True)
+    second = vicifast.encode({"up": "yes"}) + vicifast.encode({"a": sa("2", spi="b")})
+    shared.mirror.event(shared.time(), "ike-updown", second)
+    left = {key: shared.mirror.value(key) or b"" for key in shared.mirror.keys()}
+    del left["VICI_CONN", "gw1.b"], left["VICI_SA", "gw1.a.1"]
+    shared.mirror = Mirror(Subjects("vici", "gw1"), "gw1", "b2")
+    for key in sorted(left, key=lambda key: key[0] != first):
+        shared.mirror.restore(key, left[key], shared.time())
+    assert not shared.mirror.changed
+    reconciliation = Reconciliation(shared.mirror)
+    for name, config in SHARED.items():
+        reconciliation.conn(shared.time(), vicifast.encode({name: config}))
+    reconciliation.sa(shared.time(), vicifast.encode({"a": sa("2", spi="b")}))
+    reconciliation.finish(shared.time())
+    assert shared.mirror.changed.keys() == {("VICI_CONN", "gw1.a"), ("VICI_CONN", "gw1.b")}
+    assert (shared.conn("a")["up"], shared.conn("a")["ike_sas"], shared.conn("b")["up"]) == (True, 1, False)
+
+
 def test_a_connection_that_is_new_is_looked_for(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """No event reports that it was loaded; a child of a name that nobody configures does."""
     monkeypatch.setattr("vicibridge.mirror.worker._SOON", 0.05)

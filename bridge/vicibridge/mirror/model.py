@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vicifast import _wire
 from vicifast._wire import Message
@@ -42,6 +42,13 @@ Key: TypeAlias = tuple[str, str]
 
 _TASKS = ("tasks-queued", "tasks-active", "tasks-passive")
 _COUNTED = 50_000  # CHILD_SAs that are gone, of which the counters are remembered
+_DEPENDENT: tuple[Literal["up", "ike_sas", "child_sas", "ambiguous", "totals"], ...] = (
+    "up",
+    "ike_sas",
+    "child_sas",
+    "ambiguous",
+    "totals",
+)
 _ADDRESS = ("local-host", "local-port", "remote-host", "remote-port")
 
 
@@ -58,6 +65,15 @@ class Ike:
     children: dict[str, Child] = field(default_factory=dict)
     closed: Sums = field(default_factory=dict)
 
+    @property
+    def counted(self) -> dict[str, CountedValue]:
+        """Its children that another connection counts, or counted for a time, by uniqueid."""
+        return {
+            uniqueid: CountedValue(conn=child.conn.name, before=child.before)
+            for uniqueid, child in self.children.items()
+            if child.conn is not self.conn or any(child.before.values())
+        }
+
     def value(self, node: str, boot: str) -> SaValue:
         live: Sums = {}
         for child in self.children.values():
@@ -73,11 +89,7 @@ class Ike:
             updated=self.updated,
             sa=self.sa,
             children={uniqueid: child.section for uniqueid, child in self.children.items()},
-            counted={
-                uniqueid: CountedValue(conn=child.conn.name, before=child.before)
-                for uniqueid, child in self.children.items()
-                if child.conn is not self.conn or any(child.before.values())
-            },
+            counted=self.counted,
             closed=dict(self.closed),
             totals=together(self.closed, live),
         )
@@ -141,7 +153,7 @@ class Conn:
             configured=self.configured,
             since=self.since,
             updated=self.updated,
-            up=self.has_sas,
+            up=self.up,
             changed=self.changed,
             ike_sas=self.ikes,
             child_sas=dict.fromkeys(names, 0) | self.children,
@@ -200,6 +212,7 @@ class Mirror:
         self._reclaimed: set[str] = set()  # names whose claims have changed since `assign`
         self._unclaimed: set[str] = set()  # names of children that no connection configured at the last snapshot
         self._touched: dict[Conn, None] = {}  # since `settle`
+        self._restored: dict[Key, Mapping[str, object]] = {}  # of values: what other keys than their own decide, too
         self._handlers: dict[str, Callable[[int, str, Section, Message], None]] = {
             "ike-updown": self._ike_updown,
             "ike-rekey": self._ike_rekey,
@@ -319,6 +332,7 @@ class Mirror:
         if self.window:
             self.window.fresh.add(uniqueid)
             self.window.gone.discard(uniqueid)
+            self.window.replaced.pop(uniqueid, None)
         former = self.ikes.get(uniqueid)
         if former is not None and not is_ike(former, name, section):
             if former.conn.name != name:
@@ -376,6 +390,21 @@ class Mirror:
                 if (child.conn, child.ambiguous is not None) != self._counting(name, child.ike.conn):
                     self._update(time_ns, child, child.ike, child.section)
         self._reclaimed.clear()
+
+    def check_restored(self, time_ns: int) -> None:
+        """Mark what is not as it was restored: a bridge may have ended before all that belongs together was written."""
+        for key, restored in self._restored.items():
+            row = self._rows.get(key)
+            if row is not None and restored != self._depends(row):
+                self.mark(row, time_ns)
+        self._restored.clear()
+
+    def _depends(self, row: Ike | Conn) -> Mapping[str, object]:
+        """Return the part of a value that other keys than its own decide, too."""
+        if isinstance(row, Ike):
+            return {"counted": row.counted}
+        value = self.conn_value(row)
+        return {key: value[key] for key in _DEPENDENT}
 
     def settle(self, time_ns: int, conns: Iterable[Conn] | None = None) -> None:
         """Note which of the connections, by default those that were touched, have come up or gone down."""
@@ -495,9 +524,9 @@ class Mirror:
         if not self._named[name]:
             del self._named[name]
         conn.children[name] -= 1
-        if not conn.children[name]:
-            del conn.children[name]
         conn.live[name] = minus(conn.live[name], child.part)
+        if not conn.children[name]:
+            del conn.children[name], conn.live[name]
         self.mark(child.ike, time_ns)
         self.mark(conn, time_ns)
 
@@ -564,6 +593,7 @@ class Mirror:
                 self.put_child(time_ns, ike, child, before.get(uniqueid_of(child)))
         ike.since = min(ike.since, since)
         add_all(ike.closed, closed)
+        self._restored[key] = {"counted": value["counted"]}
         if not known:
             ike.updated = updated
         return not known
@@ -584,6 +614,7 @@ class Mirror:
             self._assign(time_ns)
         conn.since = min(conn.since, since)
         add_all(conn.closed, closed)
+        self._restored[key] = {key: value[key] for key in _DEPENDENT}
         if not known or up == conn.has_sas:
             conn.up, conn.changed = up, changed
         if not known:
@@ -600,6 +631,12 @@ def uniqueid_of(section: Section) -> str:
     """Return the uniqueid in a section, empty when it has none."""
     uniqueid = section.get("uniqueid")
     return uniqueid if isinstance(uniqueid, str) else ""
+
+
+def state_of(section: Section) -> str:
+    """Return the state in a section, empty when it has none."""
+    state = section.get("state")
+    return state if isinstance(state, str) else ""
 
 
 def name_of(child: Section) -> str:

@@ -15,7 +15,7 @@ from vicifast.commands import UNESTABLISHED
 
 from ..contract.bucket_values import Section
 from ..contract.subjects import section_of
-from .model import Conn, Ike, Mirror, Window, child_key, is_ike, same_child, uniqueid_of, without_tasks
+from .model import Conn, Ike, Mirror, Window, child_key, is_ike, same_child, state_of, uniqueid_of, without_tasks
 
 _RUNNING = {"established", "rekey-time", "reauth-time", "life-time", "install-time", "use-in", "use-out"}
 # No event tells these; that they differ is no event lost.
@@ -65,7 +65,7 @@ class Reconciliation:
         ike = self._mirror.ikes.get(uniqueid)
         if uniqueid == listed:
             ike = self._ike(time_ns, name, section, ike)
-        elif section.get("state") in _IKE_ABSENT:
+        elif state_of(section) in _IKE_ABSENT:
             return  # its children have gone over
         if ike is not None:
             self._children(time_ns, ike, section, whole=uniqueid == listed)
@@ -73,7 +73,7 @@ class Reconciliation:
 
     def _ike(self, time_ns: int, name: str, section: Section, ike: Ike | None) -> Ike | None:
         """Compare an IKE_SA but for its children; None when it has no place in the mirror."""
-        uniqueid, state = uniqueid_of(section), section.get("state")
+        uniqueid, state = uniqueid_of(section), state_of(section)
         if not uniqueid or uniqueid in self._window.gone or state in _IKE_ABSENT:
             return None
         if state == _ON_ITS_WAY:
@@ -117,7 +117,7 @@ class Reconciliation:
 
     def _put_children(self, time_ns: int, ike: Ike, section: Section) -> None:
         for child in _listed_children(section):
-            if uniqueid_of(child) not in self._window.children and child.get("state") not in _CHILD_ABSENT:
+            if uniqueid_of(child) not in self._window.children and state_of(child) not in _CHILD_ABSENT:
                 self._mirror.put_child(time_ns, ike, child)
 
     def _compare_ike(self, time_ns: int, section: Section, ike: Ike) -> None:
@@ -137,7 +137,7 @@ class Reconciliation:
         """Compare the CHILD_SAs of an IKE_SA; what is not among them has gone if it is the `whole` of them."""
         listed: set[str] = set()
         for child in _listed_children(section):
-            uniqueid, state = uniqueid_of(child), child.get("state")
+            uniqueid, state = uniqueid_of(child), state_of(child)
             if state in _CHILD_ABSENT:
                 self._lingers(time_ns, ike, child)
             elif uniqueid in self._window.children:
@@ -196,6 +196,7 @@ class Reconciliation:
             self._vanished(time_ns, ike)
         self._unconfigured(time_ns, [conn for name, conn in mirror.conns.items() if name not in self._seen_conns])
         mirror.settle(time_ns, mirror.conns.values())
+        mirror.check_restored(time_ns)
         for key in self._counted - self._lingering:
             if key[0] not in self._window.children:
                 mirror.counted.pop(key, None)
