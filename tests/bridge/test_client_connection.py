@@ -103,7 +103,7 @@ def test_what_is_asked_goes_on_when_a_jwt_ends(make_nats_server: Callable[..., N
             both = [await requests.get(), await requests.get()]
             renew()
             await ended(fleet)
-            with pytest.raises(ConnectionClosed, match="the connection was lost, and maybe the answer with it"):
+            with pytest.raises(ConnectionClosed, match="the connection was lost, and perhaps with the reply"):
                 await unlimited
             await until(lambda: fleet.trouble is None)
             while not limited.done():
@@ -187,7 +187,7 @@ def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
                 await until(lambda: "there is no stream VICI" in caplog.text)
                 await filled(fleet.client, 2, first=6)
                 assert await take(events, 2) == [6, 7]
-                assert "the stream VICI was made anew" in caplog.text
+                assert "the stream VICI was recreated" in caplog.text
 
     run(test(), 60)
 
@@ -206,7 +206,7 @@ def test_the_answer_in_time_or_not_at_all(nats_server: NatsServer) -> None:
             await other.close()
             await asyncio.to_thread(nats_server.stop)
             await nats_server.up()
-            with pytest.raises(RequestTimeout, match="gw1: version: nothing came for 4 seconds"):
+            with pytest.raises(RequestTimeout, match="gw1: version: no reply within 4 seconds"):
                 await lost
             envelope = msgpack.packb({**GOOD, "event": "ike-updown", "seq": 1})
             async with fleet.subscribe() as events:

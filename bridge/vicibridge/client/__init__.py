@@ -13,7 +13,7 @@
             async for change in watch:
                 print(change.key, change.value)
 
-Methods, streams and errors are those of `vicifast.AsyncSession`, and `BusError` for what only a bus can do.
+Methods, streams and errors are those of `vicifast.AsyncSession`, plus `BusError` for errors of the bridge or NATS.
 """
 
 from ..contract.nats_settings import NatsSettings

@@ -1,4 +1,4 @@
-"""Requests under way: all answers to one client come in one inbox, and the end of its subject says to what."""
+"""Requests and their replies: one inbox per client, whose last subject token identifies the request."""
 
 from __future__ import annotations
 
@@ -32,49 +32,49 @@ from ..contract import names
 from .errors import BusError, Busy, Denied, Unavailable
 
 
-class Asked(Protocol):
-    """Whoever waits for the answers to one request."""
+class PendingRequest(Protocol):
+    """Receives the replies to one request."""
 
     subject: str
 
     def take(self, message: Msg) -> None:
-        """Take in one answer."""
+        """Handle one reply."""
 
     def fail(self, error: ViciError) -> None:
-        """No answer will come."""
+        """End with an error; no reply will arrive."""
 
 
 class Calls:
-    """The requests of one client that are under way.
+    """The pending requests of one client.
 
-    After a loss of the connection answers come on the next one. As those of between are lost, a request that would
-    wait without a limit ends with `ConnectionClosed`.
+    After a reconnect, replies arrive on the new connection. Replies sent in between are lost, so a request without a
+    time limit ends with `ConnectionClosed`.
     """
 
     def __init__(self, bus: Bus, user: str | None) -> None:
         self._bus = bus
         self._user = {} if user is None else {names.USER_HEADER: user}
         self._inbox = ""
-        self._open: dict[str, Asked] = {}
+        self._open: dict[str, PendingRequest] = {}
         self._unlimited: set[str] = set()
         self._numbers = itertools.count(1)
-        self._heard: Link | None = None  # the link on which answers come
-        self._hearing: asyncio.Task[Subscription] | None = None
+        self._link: Link | None = None  # the link with the subscription to replies
+        self._subscribing: asyncio.Task[Subscription] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._serving = asyncio.create_task(bus.serve(self._serve))
 
     def begin(
-        self, asked: Asked, payload: bytes, headers: Mapping[str, str], limit: float | None
+        self, request: PendingRequest, payload: bytes, headers: Mapping[str, str], limit: float | None
     ) -> Callable[[], None]:
-        """Send a request, once there is a connection; return what to call when no more answers are wanted.
+        """Send a request once connected; return a function that ends it.
 
-        `limit` is how long its answers are waited for, in seconds.
+        `limit` is the maximum wait for replies in seconds, None for no limit.
         """
         number = str(next(self._numbers))
-        self._open[number] = asked
+        self._open[number] = request
         if limit is None:
             self._unlimited.add(number)
-        task = asyncio.create_task(self._send(asked, payload, number, headers))
+        task = asyncio.create_task(self._send(request, payload, number, headers))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
         return lambda: self._leave(number)
@@ -84,74 +84,74 @@ class Calls:
         self._unlimited.discard(number)
 
     async def close(self) -> None:
-        """End what is under way with `ConnectionClosed`, and take no more answers."""
-        for asked in list(self._open.values()):
-            asked.fail(ConnectionClosed("the fleet was closed"))
+        """End all pending requests with `ConnectionClosed`."""
+        for request in list(self._open.values()):
+            request.fail(ConnectionClosed("the fleet was closed"))
         tasks = [self._serving, *self._sending]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def denied(self, error: str) -> bool:
-        """NATS does not let this user publish, or hear answers: fail the requests that `error` is about.
+        """Fail the requests that a permission error of NATS is about: it denied publishing or the reply inbox.
 
-        `error` is in small letters. Returns whether it is about any of them, or about where answers come.
+        `error` is in lower case. Returns whether it is about a pending request or the reply inbox.
         """
-        deaf = f'subscription to "{self._inbox}.*"'.lower() in error
-        reason = f"this user may not subscribe to {self._inbox}.*, where answers come; inbox_prefix names another place"
-        failed = [each for each in self._open.values() if deaf or f'publish to "{each.subject}"'.lower() in error]
-        if deaf:  # the next request tries again, in an inbox that no subscription is left of
-            self._inbox, self._hearing = "", None
-        for asked in failed:
-            text = reason if deaf else f"this user may not publish to {asked.subject}"
-            asked.fail(Denied("NATS", asked.subject.rpartition(".")[2], names.DENIED, text))
-        return deaf or bool(failed)
+        no_replies = f'subscription to "{self._inbox}.*"'.lower() in error
+        reason = f"this user may not subscribe to its reply inbox {self._inbox}.*; set inbox_prefix to another one"
+        failed = [each for each in self._open.values() if no_replies or f'publish to "{each.subject}"'.lower() in error]
+        if no_replies:  # the next request tries again with a new inbox
+            self._inbox, self._subscribing = "", None
+        for request in failed:
+            text = reason if no_replies else f"this user may not publish to {request.subject}"
+            request.fail(Denied("NATS", request.subject.rpartition(".")[2], names.DENIED, text))
+        return no_replies or bool(failed)
 
     async def _serve(self, link: Link) -> None:
         if self._open:
-            await self._hear(link)
+            await self._subscribe(link)
         reason = await link.lost()
         for number in list(self._unlimited):
-            text = f"NATS: the connection was lost, and maybe the answer with it: {reason}"
+            text = f"NATS: the connection was lost, perhaps with the reply: {reason}"
             self._open[number].fail(ConnectionClosed(text))
 
-    async def _hear(self, link: Link) -> None:
-        """See that answers come on `link`."""
-        if self._hearing is None or self._heard is not link:
+    async def _subscribe(self, link: Link) -> None:
+        """Subscribe to the reply inbox on `link`."""
+        if self._subscribing is None or self._link is not link:
             self._inbox = self._inbox or link.client.new_inbox()
-            self._heard = link
-            self._hearing = asyncio.create_task(link.subscribe(f"{self._inbox}.*", self._take))
-        await asyncio.shield(self._hearing)
+            self._link = link
+            self._subscribing = asyncio.create_task(link.subscribe(f"{self._inbox}.*", self._take))
+        await asyncio.shield(self._subscribing)
 
-    async def _send(self, asked: Asked, payload: bytes, number: str, headers: Mapping[str, str]) -> None:
+    async def _send(self, request: PendingRequest, payload: bytes, number: str, headers: Mapping[str, str]) -> None:
         link = await self._connected()
         if number not in self._open:
             return
         try:
             reply = f"{self._inbox}.{number}"
-            await link.publish(asked.subject, payload, reply, {**self._user, **headers} or None)
+            await link.publish(request.subject, payload, reply, {**self._user, **headers} or None)
         except TooLarge as error:
-            asked.fail(EncodeError(f"the request has {error}"))
+            request.fail(EncodeError(f"the request has {error}"))
         except Disconnected as lost:
-            asked.fail(ConnectionClosed(f"NATS: the connection was lost while the request was sent: {lost}"))
+            request.fail(ConnectionClosed(f"NATS: the connection was lost while the request was sent: {lost}"))
         except nats.errors.Error as error:
-            asked.fail(ConnectionClosed(f"NATS: {reason_of(error)}"))
+            request.fail(ConnectionClosed(f"NATS: {reason_of(error)}"))
 
     async def _connected(self) -> Link:
-        """Return a link on which answers come, waiting for one if need be."""
+        """Wait for a link with the subscription to replies."""
         while True:
             link = await self._bus.link()
             with contextlib.suppress(Disconnected):
-                await self._hear(link)
+                await self._subscribe(link)
                 return link
 
     async def _take(self, message: Msg) -> None:
-        asked = self._open.get(message.subject.rpartition(".")[2])
-        if asked is not None:
-            asked.take(message)
+        request = self._open.get(message.subject.rpartition(".")[2])
+        if request is not None:
+            request.take(message)
 
     async def wait_call(self, call: Call, timeout: float | None) -> None:
-        """Wait for news of a call; `RequestTimeout` when there is none for `timeout` seconds."""
+        """Wait for the next message of a call; raises `RequestTimeout` after `timeout` seconds without one."""
         assert isinstance(call, NodeCall)
         try:
             async with asyncio.timeout(timeout):
@@ -167,43 +167,43 @@ class Calls:
     def _overdue(self, call: NodeCall, timeout: float | None) -> ViciError:
         if not self._bus.connected:
             return ConnectionClosed(f"NATS: not connected: {self._bus.reason}")
-        text = f"{call.node}: {call.command}: nothing came for {timeout:g} seconds"
+        text = f"{call.node}: {call.command}: no reply within {timeout:g} seconds"
         if call.captured_by:
             text += f"; the stream {call.captured_by} captures {call.subject}, so NATS cannot report a missing bridge"
         return RequestTimeout(text)
 
 
 class Wakes(Protocol):
-    """What can be waited for: it calls `wake` when it has something new."""
+    """Can be awaited with `news`: calls `wake` when it has something new."""
 
     wake: Callable[[], None] | None
 
 
-async def news(asked: Wakes) -> None:
-    """Wait until there is something new; one task at a time may."""
-    if asked.wake is not None:
-        raise RuntimeError("another task waits for this already")
+async def news(request: Wakes) -> None:
+    """Wait for something new; only one task at a time may wait."""
+    if request.wake is not None:
+        raise RuntimeError("another task is already waiting for this")
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    asked.wake = lambda: None if waiter.done() else waiter.set_result(None)
+    request.wake = lambda: None if waiter.done() else waiter.set_result(None)
     try:
         await waiter
     finally:
-        asked.wake = None
+        request.wake = None
 
 
 def is_no_responders(message: Msg) -> bool:
-    """Whether NATS itself reports that nobody subscribes to the subject of the request."""
+    """Whether NATS reports that the subject of the request has no subscriber."""
     headers = message.headers or {}
     return not message.data and headers.get(names.STATUS_HEADER) == "503" and names.NODE_HEADER not in headers
 
 
 class NodeCall(Call):
-    """A command that one node answers. `leave` forgets it where answers come in.
+    """A command on one node. `leave` removes it from the pending requests.
 
-    `captured_by` is the JetStream stream that acknowledged the request, as one does whose subjects include commands.
+    `captured_by` is the JetStream stream that acknowledged the request, because its subjects include commands.
     """
 
-    __slots__ = ("node", "subject", "leave", "captured_by", "_values", "_count", "_told")
+    __slots__ = ("node", "subject", "leave", "captured_by", "_values", "_count", "_response")
 
     def __init__(self, node: str, subject: str, command: str, values: Values) -> None:
         known = COMMANDS.get(command)
@@ -214,11 +214,11 @@ class NodeCall(Call):
         self.captured_by = ""
         self._values = values
         self._count = 0
-        self._told: Section | _wire.Message | None = None
+        self._response: Section | _wire.Message | None = None
         self.sent = True
 
     def take(self, message: Msg) -> None:
-        """Take in one message of the answer."""
+        """Handle one message of the reply."""
         if self.done:
             return
         headers = message.headers or {}
@@ -229,7 +229,7 @@ class NodeCall(Call):
             self._take(message.data, headers)
         except DecodeError as error:
             self.fail(error)
-        except EncodeError as error:  # what stands in msgpack is not all VICI
+        except EncodeError as error:  # msgpack can hold values that VICI cannot
             self.fail(BusError(self.node, self.command, names.BAD_ANSWER, str(error)))
         if self.wake is not None:
             self.wake()
@@ -241,7 +241,7 @@ class NodeCall(Call):
         elif code:
             self._end(headers.get(names.COUNT_HEADER, ""))
         elif headers.get(names.PART_HEADER) == "response":
-            self._told = self._read(data)
+            self._response = self._read(data)
         elif self.event is None:
             self._finish(self._read(data))
         else:
@@ -251,11 +251,11 @@ class NodeCall(Call):
 
     def _end(self, count: str) -> None:
         if count != str(self._count):
-            text = f"{self._count} parts of {count} have come, the others were lost"
+            text = f"{self._count} of {count} parts arrived; the others were lost"
             self.fail(BusError(self.node, self.command, names.BAD_ANSWER, text))
             return
         good: dict[str, object] = {"success": "yes"} if COMMANDS[self.command].result else {}
-        self._finish(self._told if self._told is not None else _value(_wire.encode(good), self._values))
+        self._finish(self._response if self._response is not None else _value(_wire.encode(good), self._values))
 
     def _finish(self, response: Section | _wire.Message) -> None:
         self.response = response
@@ -280,7 +280,7 @@ class NodeCall(Call):
 
 
 def _stream_of(acknowledgement: bytes) -> str:
-    """Return the name of the stream in an acknowledgement of JetStream; nothing when it is something else."""
+    """Return the stream name in a JetStream acknowledgement; empty if the payload is something else."""
     try:
         return str(json.loads(acknowledgement)["stream"])
     except (ValueError, KeyError, TypeError):
@@ -294,21 +294,21 @@ def _value(raw: bytes, values: Values, binary: frozenset[str] = frozenset()) -> 
 
 
 def encode_request(command: str, message: Mapping[str, object] | None) -> bytes:
-    """Return a request as msgpack; EncodeError for what VICI cannot carry or charon would misunderstand."""
+    """Return a request as msgpack; raises EncodeError for values that VICI or charon does not support."""
     check_text(command, message or {})
     return _wire.to_msgpack(_wire.encode(message or {}))
 
 
 def request_headers(timeout: float | None) -> dict[str, str]:
-    """Return the headers that tell a bridge how long it may take."""
+    """Return the headers with the time limit for the bridge."""
     return {} if timeout is None else {names.TIMEOUT_HEADER: f"{timeout:g}"}
 
 
 def _error(node: str, command: str, code: int, headers: Mapping[str, str], data: bytes) -> ViciError:
-    """Return what a session would raise, or its counterpart on the bus."""
+    """Return the error that a session would raise, or its counterpart on the bus."""
     text = headers.get(names.ERROR_HEADER) or headers.get(names.DESCRIPTION_HEADER)
     if names.ERROR_CODE_HEADER not in headers and code == names.UNAVAILABLE:
-        text = "no bridge serves it"  # says NATS, as nobody listens
+        text = "no bridge serves it"  # from NATS: the subject has no subscriber
     kinds: dict[int, Any] = {
         names.DENIED: Denied,
         names.BUSY: Busy,

@@ -1,4 +1,4 @@
-"""Who is there: NATS's service discovery (ADR-32), which every bridge answers."""
+"""Lists the gateways with NATS service discovery (ADR-32), which every bridge answers, and the mirror."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .calls import Calls, is_no_responders, news
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A gateway and its bridge: `present` in the mirror's bucket of nodes, or `answers` for service discovery.
+    """A gateway and its bridge: `present` is its value in the mirror's bucket of nodes, `answers` to service discovery.
 
-    `alive` is whether one of both shows that the bridge runs. Unknown is None.
+    `alive` is whether either shows that the bridge runs. Unknown values are None.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Node:
     def alive(self) -> bool:
         if self.answers or self.present is None:
             return self.answers
-        # A server that expires keys has removed those of bridges that are gone.
+        # A server that expires keys has removed those of stopped bridges.
         age = time.time_ns() - self.present["updated"]
         return self.present["expires"] or age < HEARTBEATS * self.present["heartbeat"] * 1e9
 
@@ -55,28 +55,28 @@ class Node:
 
 
 async def take_inventory(calls: Calls, link: Link) -> list[Node]:
-    """Ask all bridges and read the bucket of nodes, at the same time."""
+    """Ask all bridges and read the bucket of nodes concurrently."""
     asking = asyncio.create_task(Discovery("PING").run(calls))
     try:
         present = await _present(link)
         found = await asking
     finally:
         asking.cancel()
-    told = {str(one.get("metadata", {}).get("node", "")): one.get("metadata", {}) for one in found}
+    answers = {str(one.get("metadata", {}).get("node", "")): one.get("metadata", {}) for one in found}
     return [
         Node(
             name,
-            name in told,
+            name in answers,
             present.get(name),
-            told.get(name, {}).get("bridge") or (present[name]["bridge"] if name in present else None),
-            told.get(name, {}).get("charon") or (present[name]["charon_version"] if name in present else None),
+            answers.get(name, {}).get("bridge") or (present[name]["bridge"] if name in present else None),
+            answers.get(name, {}).get("charon") or (present[name]["charon_version"] if name in present else None),
         )
-        for name in sorted(told.keys() | present.keys())
+        for name in sorted(answers.keys() | present.keys())
     ]
 
 
 async def _present(link: Link) -> dict[str, NodeValue]:
-    """Return what the bucket of nodes has; nothing when there is none, or this user may not read it."""
+    """Return the bucket of nodes; empty if it does not exist or this user may not read it."""
     values: dict[str, NodeValue] = {}
 
     async def take(page: list[Entry]) -> None:
@@ -92,12 +92,12 @@ async def _present(link: Link) -> dict[str, NodeValue]:
     return {value["node"]: value for value in values.values()}
 
 
-_FIRST = 1.0  # seconds for the first answer; nobody at all NATS tells at once
-_NEXT = 0.25  # for another one after that
+_FIRST = 1.0  # seconds to wait for the first reply; NATS reports at once if there is no bridge
+_NEXT = 0.25  # seconds to wait for each further reply
 
 
 class Discovery:
-    """Gathers what the instances of the service say of themselves."""
+    """Collects the replies of all service instances."""
 
     def __init__(self, what: str) -> None:
         self.subject = f"$SRV.{what}.{SERVICE}"
@@ -107,7 +107,7 @@ class Discovery:
         self._error: ViciError | None = None
 
     async def run(self, calls: Calls) -> list[Mapping[str, Any]]:
-        """Ask, and return the answers once no more come."""
+        """Send the request and return the replies when no more arrive."""
         leave = calls.begin(self, b"", {}, _FIRST)
         try:
             while not self._ended:
@@ -127,7 +127,7 @@ class Discovery:
         elif (instance := _instance(message.data)) is not None:
             self.found.append(instance)
         else:
-            return  # such as an acknowledgement of JetStream: a stream captures the request
+            return  # such as an acknowledgement of JetStream, if a stream captures the request
         if self.wake is not None:
             self.wake()
 
@@ -139,9 +139,9 @@ class Discovery:
 
 
 def _instance(answer: bytes) -> Mapping[str, Any] | None:
-    """Return what an instance of the service says of itself; None when the answer is not from one."""
+    """Return the reply of a service instance; None if the payload is something else."""
     try:
-        told = json.loads(answer)
+        reply = json.loads(answer)
     except ValueError:
         return None
-    return told if isinstance(told, dict) and told.get("name") == SERVICE else None
+    return reply if isinstance(reply, dict) and reply.get("name") == SERVICE else None

@@ -1,4 +1,4 @@
-"""Envelopes as they come from the bus, and whether all of them came."""
+"""Envelopes as received from the bus, and a check for missing ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Envelope(NamedTuple):
     """One event of a gateway: charon's, or the bridge's own (`status`, `gap`, `resync`, ...).
 
     `time` is when the bridge read it, in nanoseconds since the epoch. `seq` counts the events of a class, `kind`, since
-    the start `boot` of the bridge. `data` is the VICI message as a session gives it: texts with `surrogateescape`.
+    the start `boot` of the bridge. `data` is the VICI message as a session returns it: texts with `surrogateescape`.
     """
 
     node: str
@@ -39,7 +39,7 @@ class Envelope(NamedTuple):
 
 
 def unpack(message: Msg) -> list[Envelope]:
-    """Return the envelopes in a message, of whatever codec; ValueError when it holds something else."""
+    """Return the envelopes in a message of any codec; raises ValueError if the payload is something else."""
     payload, subject, headers = message.data, message.subject, message.headers or {}
     try:
         if names.EVENT_HEADER in headers:
@@ -47,7 +47,7 @@ def unpack(message: Msg) -> list[Envelope]:
         found = _json(payload) if payload[:1] == b"{" else _msgpack(payload)
         return [Envelope(e["node"], e["boot"], e["seq"], e["time"], e["event"], e["data"], subject) for e in found]
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
-        raise ValueError(f"{subject}: no envelope: {type(error).__name__} {error}") from None
+        raise ValueError(f"{subject}: not an envelope: {type(error).__name__} {error}") from None
 
 
 def _raw(headers: Mapping[str, str], payload: bytes, subject: str) -> Envelope:
@@ -77,7 +77,7 @@ def _msgpack(payload: bytes) -> Iterator[Mapping[str, Any]]:
         raise ValueError(f"the last envelope is cut short at {count} of {len(payload)} bytes")
 
 
-_BINARY = (b"\xc4", b"\xc5", b"\xc6")  # how msgpack begins what is no UTF-8
+_BINARY = (b"\xc4", b"\xc5", b"\xc6")  # first byte of a msgpack bin value, used for bytes that are not UTF-8
 
 
 def _with_texts(value: Any) -> Any:
@@ -89,7 +89,7 @@ def _with_texts(value: Any) -> Any:
 
 
 class MissingEvents(NamedTuple):
-    """Events `first` to `last` of a class that have not come; `cause` is what the bridge said about it, if it did."""
+    """Events `first` to `last` of a class that did not arrive; `cause` is from the bridge's gap event, if any."""
 
     node: str
     boot: str
@@ -105,24 +105,24 @@ class MissingEvents(NamedTuple):
 
 
 class Completeness:
-    """Finds out from `seq` what is missing, for every node, start of its bridge, and class.
+    """Finds missing events by `seq`, for each node, start of its bridge, and class.
 
-    Whoever was there `from_start` has to get every event of each start; who joins later those after the first, and all
-    of the starts that follow. The log is published by subject, so lines come out of order and some may be missing for
-    a moment, and for who joins late the numbers around the first.
+    With `from_start`, every event of each start is expected; otherwise those after the first received one, and all of
+    later starts. The log is published by subject, so lines arrive out of order: some may be missing for a moment, and
+    without `from_start` the numbers around the first.
     """
 
     def __init__(self, *, from_start: bool = False) -> None:
         self.duplicates = 0
         self.disordered = 0
-        """Events of class state that came after a later one."""
+        """Events of class state that arrived after a later one."""
         self._from_start = from_start
         self._tracks: dict[tuple[str, str, Kind], _Track] = {}
-        self._told: dict[tuple[str, str, Kind], list[MissingEvents]] = {}  # by their first number
+        self._gap_events: dict[tuple[str, str, Kind], list[MissingEvents]] = {}  # by their first number
         self._next: dict[tuple[str, str], str] = {}  # the start that named one as its previous
 
     def add(self, envelope: Envelope) -> None:
-        """Take notice of an envelope."""
+        """Record an envelope."""
         kind = envelope.kind
         key = envelope.node, envelope.boot, kind
         filled = self._track(key, envelope.seq).add(envelope.seq)
@@ -136,7 +136,7 @@ class Completeness:
             gap = MissingEvents(
                 envelope.node, boot, kind, data["first_seq"], sys.maxsize if last is None else last, cause
             )
-            bisect.insort(self._told.setdefault(gap[:3], []), gap, key=_first)
+            bisect.insort(self._gap_events.setdefault(gap[:3], []), gap, key=_first)
         if envelope.event == "status" and (previous := data.get("previous")):
             last = previous["last_seq"]
             self._next[envelope.node, previous["boot"]] = envelope.boot
@@ -157,8 +157,8 @@ class Completeness:
         ]
 
     def _is_whole(self, node: str, boot: str, kind: Kind) -> bool:
-        # Names of starts sort by time: one after another start that was seen has been seen from its beginning. When the
-        # clock was set back between two, the later has the lower name, but it tells which was the previous.
+        # Names of starts sort by time: a start after another one that was seen has been seen from its beginning. If the
+        # clock was set back in between, the later start has the lower name, but its status event names the previous.
         later, start = set(), boot
         while (start := self._next.get((node, start), "")) and start not in later:
             later.add(start)
@@ -166,8 +166,8 @@ class Completeness:
         return self._from_start or any(start < boot and start not in later for start in earlier)
 
     def _cause(self, key: tuple[str, str, Kind], first: int, last: int) -> str | None:
-        told = self._told.get(key, [])
-        before = (told[at] for at in range(bisect.bisect_right(told, first, key=_first) - 1, -1, -1))
+        reported = self._gap_events.get(key, [])
+        before = (reported[at] for at in range(bisect.bisect_right(reported, first, key=_first) - 1, -1, -1))
         return next((gap.cause for gap in before if last <= gap.last), None)
 
 
@@ -176,7 +176,7 @@ def _first(gap: MissingEvents) -> int:
 
 
 class _Track:
-    """The numbers of one class of one start."""
+    """The sequence numbers of one class of one start."""
 
     __slots__ = ("missing", "_joined", "_highest")
 
@@ -185,7 +185,7 @@ class _Track:
         self._joined = self._highest = joined
 
     def add(self, seq: int) -> bool | None:
-        """Note a number; None when it is a new one, else whether it had been missing."""
+        """Record a number; None if it is new, else whether it had been missing."""
         if seq > self._highest:
             if seq > self._highest + 1:
                 self.missing.append((self._highest + 1, seq - 1))
@@ -194,7 +194,7 @@ class _Track:
         return None if seq <= self._joined else self._fill(seq)
 
     def expect(self, last: int) -> None:
-        """Note that there were numbers up to `last`."""
+        """Record that there were numbers up to `last`."""
         if last > self._highest:
             self.missing.append((self._highest + 1, last))
             self._highest = last

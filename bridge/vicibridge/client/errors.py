@@ -1,4 +1,4 @@
-"""What can go wrong on the bus beyond the errors of the sessions, which are the same here."""
+"""Errors of the bridge and of NATS, in addition to those of the sessions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from vicifast.errors import ViciError
 
 
 class BusError(ViciError):
-    """A bridge refused a request or failed at it: `code` as in HTTP, `node` who said so, `text` in its words."""
+    """A bridge refused a request or failed: `code` as in HTTP, the `node`, and the `text` of the error."""
 
     def __init__(self, node: str, command: str, code: int, text: str) -> None:
         super().__init__(f"{node}: {command}: {text}")
@@ -24,21 +24,21 @@ class Denied(BusError):
 
 
 class Busy(BusError):
-    """Too many requests wait at the bridge; later there may be fewer (429)."""
+    """Too many requests are queued at the bridge; retry later (429)."""
 
 
 class Unavailable(BusError):
-    """No bridge serves the node, or charon is not there behind it (503)."""
+    """No bridge serves the node, or its charon is unreachable (503)."""
 
 
 class SlowConsumer(ViciError):
-    """Messages were dropped, the oldest first, as they came faster than they were taken; `lost` is how many.
+    """Messages arrived faster than the program read them; `lost` is how many were dropped, oldest first.
 
-    It is raised in their place; the iteration may go on.
+    Raised in their place; the iteration may continue.
     """
 
     def __init__(self, lost: int) -> None:
-        super().__init__(f"{lost} messages were dropped: they came faster than they were taken")
+        super().__init__(f"{lost} messages were dropped: they arrived faster than the program read them")
         self.lost = lost
 
     def __reduce__(self) -> tuple[type[SlowConsumer], tuple[int]]:
@@ -46,4 +46,4 @@ class SlowConsumer(ViciError):
 
 
 class JetStreamError(ViciError):
-    """JetStream does not do as asked; the text has its words."""
+    """JetStream refused a request or cannot serve it; the text has its reason."""

@@ -1,4 +1,4 @@
-"""Events of the fleet, as they come or as JetStream keeps them."""
+"""Events of the fleet, live or from JetStream."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from .source import Ordered, Source, stream_number, unsubscribe
 
 _logger = logging.getLogger(__name__)
 
-LIMIT = 64 * 1024 * 1024  # bytes of messages that wait to be taken
+LIMIT = 64 * 1024 * 1024  # bytes of unread messages
 Start = int | datetime | Literal["first", "new"]
 
-_OVERHEAD = 512  # bytes that a message takes beside its payload
-_UNACKNOWLEDGED = 256  # messages that JetStream hands out ahead
-_ACK_WAIT = 60.0  # seconds until it hands out again what is not acknowledged
+_OVERHEAD = 512  # bytes per message in addition to its payload
+_UNACKNOWLEDGED = 256  # messages that JetStream sends ahead
+_ACK_WAIT = 60.0  # seconds until JetStream redelivers an unacknowledged message
 _API_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True)
 class Kept:
-    """How to read from JetStream: `start` is a sequence number of the stream, a time, `first` or `new`."""
+    """Where to read in JetStream: `start` is a sequence number of the stream, a time, `first` or `new`."""
 
     stream: str
     durable: str | None
@@ -45,22 +45,22 @@ class Kept:
 
 
 class Events(Source):
-    """Envelopes, as an async iterator; `Fleet.subscribe` makes it. Use it in `async with`, or call `aclose`.
+    """An async iterator of envelopes, created by `Fleet.subscribe`. Use it in `async with`, or call `aclose`.
 
-    What comes faster than it is taken waits, up to `LIMIT` bytes. Then the oldest messages are dropped, and
-    `SlowConsumer` is raised in their place; the iteration may go on. Reading from JetStream nothing is dropped: it
-    waits. A message that holds no envelope is raised as ValueError, and the iteration may go on then too.
+    Unread messages are buffered up to `LIMIT` bytes. Then the oldest are dropped and `SlowConsumer` is raised in their
+    place; the iteration may continue. JetStream is not read ahead of the buffer, so nothing is dropped. A message that
+    is not an envelope raises ValueError; the iteration may continue.
 
-    After a loss of the connection it goes on by itself: from JetStream where it was, else with what is published from
-    then on. A message of a durable consumer is acknowledged when the iteration goes on after its last envelope, or by
-    `ack`: who stops before that gets it again, after a crash within a minute.
+    After a reconnect the subscription resumes: from JetStream at the same position, otherwise with events published
+    from then on. A message of a durable consumer is acknowledged when the iteration continues after its last envelope,
+    or by `ack`. Otherwise JetStream redelivers it; after a crash, within a minute.
     """
 
     def __init__(self, bus: Bus, filters: Sequence[str], queue: str, kept: Kept | None, limit: int) -> None:
         super().__init__(bus, "the subscription")
         self.filters = list(filters)
         self.lost = 0
-        """How many messages were dropped so far."""
+        """The number of messages dropped so far."""
         self._queue = queue
         self._kept = kept
         self._limit = limit
@@ -71,19 +71,19 @@ class Events(Source):
         self._space = asyncio.Event()
         self._envelopes: deque[Envelope] = deque()
         self._taken: list[Msg] = []  # not acknowledged yet
-        self._told = 0  # of those lost
+        self._reported_lost = 0  # of the lost messages
 
     async def start(self) -> Self:
-        """Subscribe; what is published after this returns will come. Raises `JetStreamError` and `ConnectionClosed`."""
+        """Subscribe; events published from now on arrive. Raises `JetStreamError` and `ConnectionClosed`."""
         return await super().start()
 
     async def _serve(self, link: Link) -> None:
         self._link = link
         if self._kept is None:
-            await self._hear(link)
+            await self._subscribe(link)
             return
         try:
-            if self._kept.start == "new":  # what comes from now on, over however many connections
+            if self._kept.start == "new":  # from now on, across reconnects
                 start = await self._last(link, self._kept.stream) + 1
                 self._kept = Kept(self._kept.stream, self._kept.durable, start)
             if self._kept.durable is None:
@@ -94,7 +94,7 @@ class Events(Source):
             hint = "a bridge creates it, and its name is stream in [nats]"
             raise JetStreamError(f"JetStream: there is no stream {self._kept.stream}: {hint}") from None
 
-    async def _hear(self, link: Link) -> None:
+    async def _subscribe(self, link: Link) -> None:
         subscriptions: list[Subscription] = []
         try:
             for subject in self.filters:
@@ -103,7 +103,7 @@ class Events(Source):
                 )
                 subscriptions.append(subscription)
             await link.fence(_API_TIMEOUT)
-            self._goes_on()
+            self._resumed()
             await link.lost()
         finally:
             for subscription in subscriptions:
@@ -136,11 +136,11 @@ class Events(Source):
         if self._newest is not None:
             start = stream_number(self._newest) + 1
             if start > await self._last(link, kept.stream) + 1:
-                _logger.warning("JetStream: the stream %s was made anew; it is read from its beginning", kept.stream)
+                _logger.warning("JetStream: the stream %s was recreated; reading it from its beginning", kept.stream)
                 start = "first"
         async with Ordered(link, partial(self._take_when_space, link)) as consumer:
             await consumer.open(kept.stream, self._config(start))
-            self._goes_on()
+            self._resumed()
             await consumer.broken()
 
     async def _share(self, link: Link, kept: Kept, durable: str) -> None:
@@ -160,13 +160,13 @@ class Events(Source):
             )
         )
         try:
-            self._goes_on()
+            self._resumed()
             await link.lost()
         finally:
             await unsubscribe(subscription)
 
     async def _check(self, link: Link, stream: str, durable: str) -> None:
-        """Refuse a consumer of that name that reads something else."""
+        """Raise `JetStreamError` if a consumer of that name has other filters."""
         try:
             config = (await link.unless_lost(link.jetstream.consumer_info(stream, durable))).config
         except nats.js.errors.NotFoundError:
@@ -188,12 +188,12 @@ class Events(Source):
         while self._bytes > self._limit:
             self._space.clear()
             await self._space.wait()
-        if link is self._link:  # else it comes again on the new one
+        if link is self._link:  # otherwise the new link receives it again
             self._newest = message
             self._append(message)
 
     async def _take_unless_here(self, message: Msg) -> None:
-        # JetStream hands out again what was not acknowledged in time, though it may still wait here.
+        # JetStream redelivers what was not acknowledged in time, even if it is still unread here.
         number = stream_number(message)
         if not any(stream_number(m) == number for m in (*self._messages, *self._taken)):
             self._append(message)
@@ -212,36 +212,36 @@ class Events(Source):
         return self._envelopes.popleft()
 
     async def batch(self) -> list[Envelope]:
-        """Return all envelopes that have come, at least one, and acknowledge those of the batch before."""
+        """Return all unread envelopes, at least one, and acknowledge those of the batch before."""
         if not self._envelopes:
             self._envelopes.appendleft(await anext(self))
-        while self._messages and self._told == self.lost:
+        while self._messages and self._reported_lost == self.lost:
             self._open(self._messages.popleft())
         batch = list(self._envelopes)
         self._envelopes.clear()
         return batch
 
     async def ack(self) -> None:
-        """Acknowledge the messages whose last envelope was taken, as going on with the iteration does."""
+        """Acknowledge the messages whose last envelope was read, as continuing the iteration does."""
         taken, self._taken = self._taken, []
         for message in taken:
             await self._answer(message, Msg.Ack.Ack)
 
     async def _answer(self, message: Msg, what: bytes) -> None:
-        """Say what became of a message, on whatever connection there is; else it will come again."""
+        """Acknowledge or refuse a message; without a connection JetStream redelivers it."""
         with contextlib.suppress(Disconnected):
             if self._link is not None:
                 await self._link.publish(message.reply, what)
 
     async def _next_message(self) -> None:
-        """Wait for a message, and acknowledge those whose envelopes were all taken."""
+        """Wait for a message, and acknowledge those whose envelopes were all read."""
         await self.ack()
         while not self._messages:
             if self._error is not None:
                 raise self._error
             await news(self)
-        if self._told < self.lost:
-            lost, self._told = self.lost - self._told, self.lost
+        if self._reported_lost < self.lost:
+            lost, self._reported_lost = self.lost - self._reported_lost, self.lost
             raise SlowConsumer(lost)
         self._open(self._messages.popleft())
 
@@ -253,7 +253,7 @@ class Events(Source):
         self._envelopes.extend(unpack(message))
 
     async def aclose(self) -> None:
-        """Unsubscribe. A durable consumer stays, and hands out again what was not acknowledged."""
+        """Unsubscribe. A durable consumer remains, and redelivers what was not acknowledged."""
         reads = self._reading is not None
         await super().aclose()
         if reads and self._kept is not None and self._kept.durable is not None:

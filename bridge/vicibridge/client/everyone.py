@@ -1,4 +1,4 @@
-"""One command to every gateway, and one result from each."""
+"""One command on every gateway, with one result from each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .calls import Calls, NodeCall, encode_request, is_no_responders, news, requ
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[M]):
-    """What one gateway answered: `parts` that it streamed, and its `response` or else the `error`."""
+    """The result of one gateway: the `parts` it streamed, and its `response` or `error`."""
 
     node: str
     parts: list[M] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Answer(Generic[M]):
 
 
 class Everyone(Commands["Answers[M]", "Answers[M]"], Generic[M]):
-    """The commands as methods, each sent to every gateway; see `Answers`. `Fleet.everyone` makes it."""
+    """The commands as methods, each run on every gateway; see `Answers`. Created by `Fleet.everyone`."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Everyone(Commands["Answers[M]", "Answers[M]"], Generic[M]):
     def call(
         self, command: str, message: Mapping[str, object] | None = None, *, timeout: float | None = DEFAULT
     ) -> Answers[M]:
-        """Run a command everywhere, at once, and return the answers as they come."""
+        """Start a command on every gateway and return the answers as they arrive."""
         limit = self.timeout if timeout is DEFAULT else timeout
         calls, payload = self._calls(), encode_request(command, message)
         answers = Answers[M](
@@ -69,15 +69,15 @@ class Everyone(Commands["Answers[M]", "Answers[M]"], Generic[M]):
         *,
         timeout: float | None = DEFAULT,
     ) -> Answers[M]:
-        """The same: what a gateway streams is gathered in its answer. A bridge decides what it streams, not `event`."""
+        """The same as `call`: each answer collects the streamed messages. `event` is ignored; the bridge knows it."""
         return self.call(command, message, timeout=timeout)
 
 
 class Answers(Generic[M]):
     """The answers of all gateways, as an async iterator of `Answer`, each when it is complete.
 
-    It ends when every gateway that is known to be there has answered; else, after `timeout` seconds in all, or when
-    nothing has come for `stall` seconds since the first answer. `missing` then names those that did not answer.
+    It ends when every running gateway has answered; otherwise after `timeout` seconds in total, or `stall` seconds
+    after the latest message. `missing` then names the gateways that did not answer.
     """
 
     def __init__(self, subject: str, command: str, timeout: float | None, stall: float, values: Values) -> None:
@@ -91,7 +91,7 @@ class Answers(Generic[M]):
         self._answered: set[str] = set()
         self._ready: deque[Answer[M]] = deque()
         self._error: ViciError | None = None
-        self._nobody = False
+        self._no_responders = False
         loop = asyncio.get_running_loop()
         self._deadline = None if timeout is None else loop.time() + timeout
         self._last: float | None = None
@@ -100,16 +100,16 @@ class Answers(Generic[M]):
 
     @property
     def answered(self) -> list[str]:
-        """The gateways that have answered to the end so far."""
+        """The gateways whose answer is complete."""
         return sorted(self._answered)
 
     @property
     def missing(self) -> list[str]:
-        """The gateways that are known to be there, or began to answer, and have not answered to the end."""
+        """The gateways that are running or began to answer, and whose answer is not complete."""
         return sorted(({*self._answering} | (self.expected or set())) - self._answered)
 
     async def all(self) -> list[Answer[M]]:
-        """Wait for the end and return what came, sorted by node."""
+        """Wait for the end and return all answers, sorted by node."""
         return sorted([answer async for answer in self], key=lambda answer: answer.node)
 
     def _begin(self, leave: Callable[[], None], present: Awaitable[Iterable[str]]) -> None:
@@ -127,8 +127,8 @@ class Answers(Generic[M]):
         token = (message.headers or {}).get(NODE_HEADER)
         if token is None:
             if not is_no_responders(message):
-                return  # an acknowledgement of JetStream: a stream captures the request
-            self._nobody = True
+                return  # an acknowledgement of JetStream, as a stream captures the request
+            self._no_responders = True
         self._last = asyncio.get_running_loop().time()
         if token is not None:
             node = unescape(token)
@@ -152,7 +152,7 @@ class Answers(Generic[M]):
             self.wake()
 
     def _complete(self) -> bool:
-        return self.expected is not None and (self._nobody or not self.missing)
+        return self.expected is not None and (self._no_responders or not self.missing)
 
     def _wait(self) -> float | None:
         now = asyncio.get_running_loop().time()
@@ -180,7 +180,7 @@ class Answers(Generic[M]):
         return self._ready.popleft()
 
     async def aclose(self) -> None:
-        """Take no more answers."""
+        """Stop waiting for answers."""
         self._leave()
         if self._asking is not None:
             self._asking.cancel()

@@ -1,4 +1,4 @@
-"""The way into the bus for programs."""
+"""`Fleet`: the entry point for programs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from .session import BusSession
 from .source import Source
 from .watch import Watch
 
-_ROUNDS = 2  # so often each server is tried before the first connection
+_ROUNDS = 2  # attempts per server for the first connection
 _CLOSE_TIMEOUT = 2.0
 
 
 class Fleet:
-    """Gateways behind bridges, by way of a NATS system: their commands, events and state.
+    """The gateways of a NATS system: their commands, events and state.
 
-    `nats` is the address of a server, several of them, or `NatsSettings` with credentials and TLS. `prefix`
-    is the bridges' own, by default what `nats` has or `vici`. `timeout` is the sessions' default, in seconds. `user` is
-    who the bridges' audit shall say has asked.
+    `nats` is the address of a server, several addresses, or `NatsSettings` with credentials and TLS. `prefix` is the
+    bridges' subject prefix, by default that of `nats` or `vici`. `timeout` is the default of the sessions, in seconds.
+    `user` is recorded as the requester in the bridges' audit.
 
-    Whatever ends the connection, it is made anew, with every file of credentials read again; the logger `vicibridge`
-    says why that does not succeed, and `trouble` too. Subscriptions and watches go on by themselves.
+    A lost connection is restored indefinitely, and credentials are read from their files again each time; the logger
+    `vicibridge` and `trouble` say why that fails. Subscriptions and watches resume automatically.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class Fleet:
 
     @property
     def client(self) -> Client:
-        """The client of nats-py at the moment; the next connection has another. `ConnectionClosed` without any."""
+        """The current nats-py client; a reconnect replaces it. Raises `ConnectionClosed` if not connected."""
         with self._connection() as link:
             return link.client
 
     @property
     def trouble(self) -> str | None:
-        """Why NATS is not connected; None when it is."""
+        """Why NATS is not connected; None if it is."""
         if self._bus is None:
             return "the fleet is not connected"
         return None if self._bus.connected else f"NATS: not connected: {self._bus.reason}"
 
     async def connect(self) -> Self:
-        """Connect. Raises `ConnectionClosed` when no server takes us."""
+        """Connect. Raises `ConnectionClosed` if no server accepts the connection."""
         if self._bus is None:
             bus = Bus(self._settings, "vicibridge client", self._denied)
             try:
@@ -115,27 +115,27 @@ class Fleet:
     ) -> BusSession[_wire.Message]: ...
 
     def node(self, name: str, *, timeout: float | None = DEFAULT, values: Values = str) -> BusSession[Any]:
-        """Return the commands of one gateway; `timeout` and `values` are as with `AsyncSession`."""
+        """Return the commands of one gateway; `timeout` and `values` as in `AsyncSession`."""
         return BusSession(self._require, self.prefix, name, self._limit(timeout), values)
 
     def everyone(self, *, timeout: float | None = DEFAULT, stall: float = 2.0, values: Values = str) -> Everyone[Any]:
-        """Return the commands of all gateways at once: each gives `Answers`, which explain `timeout` and `stall`."""
+        """Return the commands of all gateways: each returns `Answers`, which documents `timeout` and `stall`."""
         return Everyone(self._require, self.prefix, self.present, self._limit(timeout), stall, values)
 
     def watch_sas(self, node: str | None = None, ike: str | None = None) -> Watch[SaValue]:
-        """Return the IKE_SAs that are up, and what becomes of them: of a node, of a connection, or all."""
+        """Watch the IKE_SAs of a node, of a connection, or of the fleet."""
         return self._watch(SA, ">" if node is ike is None else f"{_token(node)}.{_token(ike)}.*")
 
     def watch_conns(self, node: str | None = None) -> Watch[ConnValue]:
-        """Return the connections, up or down, and what becomes of them."""
+        """Watch the connections, up or down, of a node or of the fleet."""
         return self._watch(CONN, f"{_token(node)}.*")
 
     def watch_nodes(self) -> Watch[NodeValue]:
-        """Return the bridges that run, and what becomes of them."""
+        """Watch the running bridges."""
         return self._watch(NODE, "*")
 
     async def nodes(self) -> list[Node]:
-        """Return the gateways whose bridges answer, or are present in the mirror, sorted by name."""
+        """Return the gateways whose bridge answers or that are in the mirror, sorted by name."""
         with self._connection() as link:
             return await take_inventory(self._require(), link)
 
@@ -155,22 +155,22 @@ class Fleet:
         start: Start | None = None,
         limit: int = LIMIT,
     ) -> Events:
-        """Return the events of all gateways, or of `nodes`, as they come; see `Events`.
+        """Return the events of all gateways, or of `nodes`, as they arrive; see `Events`.
 
-        `events` are names, of charon's events and the bridges' own, or one kind of an event, as `ike-updown.failed` and
-        `alert.cert-expired` are; none means all but `log`, all the state class. `ike` leaves the events of one
-        connection. `log` adds the log to all that. Of the programs in one `queue` each gets a part of the messages.
+        `events` are names of charon's or the bridges' events, or kinds such as `ike-updown.failed` and
+        `alert.cert-expired`; empty for the whole state class, that is, all but `log`. `ike` selects the events of one
+        connection. `log` adds the log. Programs with the same `queue` share the messages.
 
         With `durable`, the name of a consumer, or `start`, events of the state class are read from JetStream: from a
-        sequence number of its stream, a time, the `first`, or those that are `new`. A durable consumer goes on where
-        it was, and `start` (by default `first`) counts only when it is new; its `queue` must be of the same name.
+        sequence number of its stream, a time, the `first`, or only `new` ones. A durable consumer resumes at its
+        position; `start` (default `first`) applies only when it is created, and its `queue` must have the same name.
         """
         kept = None
         if durable is not None or start is not None:
             if log or "log" in events:
-                raise ValueError("JetStream does not keep the log: subscribe to it without durable and start")
+                raise ValueError("JetStream does not store the log: subscribe to it without durable and start")
             if queue and queue != durable:
-                raise ValueError("the queue of a durable consumer has the consumer's name")
+                raise ValueError("queue must equal durable, the name of the consumer")
             kept = Kept(self._settings.stream, durable, "first" if start is None else start)
         subjects = filters(self.prefix, nodes, events, ike)
         if log:
@@ -200,7 +200,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Link]:
-        """Give the connection that there is, and raise `ConnectionClosed` when there is none or it ends."""
+        """Yield the current link; raises `ConnectionClosed` if there is none or it is lost."""
         try:
             yield self._required.current
         except Disconnected as lost:

@@ -1,4 +1,4 @@
-"""charon's commands over NATS, to one gateway."""
+"""charon's commands over NATS, on one gateway."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .calls import Calls, NodeCall, encode_request, request_headers
 
 
 class BusSession(Commands[Coroutine[Any, Any, M], Stream[M]], Generic[M]):
-    """The commands of one gateway, as `AsyncSession` has them, through its bridge; `Fleet.node` makes it.
+    """The commands of one gateway, as in `AsyncSession`, through its bridge; created by `Fleet.node`.
 
-    Errors are those of `AsyncSession`, and `Denied`, `Unavailable`, `Busy` or another `BusError` when the bridge says
-    no. Requests run side by side. `timeout` is told to the bridge, whose own limit holds where it is shorter. A
+    Errors are those of `AsyncSession`, plus `Denied`, `Unavailable`, `Busy` or another `BusError` from the bridge.
+    Requests run concurrently. `timeout` is sent to the bridge, which applies its own limit if that is shorter. A
     request that timed out or was cancelled may still be running at the gateway.
     """
 
@@ -35,7 +35,7 @@ class BusSession(Commands[Coroutine[Any, Any, M], Stream[M]], Generic[M]):
     async def call(
         self, command: str, message: Mapping[str, object] | None = None, *, timeout: float | None = DEFAULT
     ) -> M:
-        """Run a command and return its reply; what it streams is dropped."""
+        """Run a command and return its reply; streamed messages are dropped."""
         limit = self.timeout if timeout is DEFAULT else timeout
         calls, call = self._begin(command, message, limit)
         if call.event is None:
@@ -52,13 +52,13 @@ class BusSession(Commands[Coroutine[Any, Any, M], Stream[M]], Generic[M]):
         *,
         timeout: float | None = DEFAULT,
     ) -> Stream[M]:
-        """Run a command, at once, and return its messages as they come.
+        """Start a command and return its messages as they arrive.
 
-        `event` may only be what `vicifast.commands` has for the command: bridges stream nothing else.
+        Raises ValueError if `event` is not the event of the command in `vicifast.commands`: bridges stream no other.
         """
         known = COMMANDS.get(command)
         if event is not None and (known is None or known.event != event):
-            raise ValueError(f"a bridge streams no {event} for {command}")
+            raise ValueError(f"a bridge does not stream {event} for {command}")
         stream_event(command, event)
         limit = self.timeout if timeout is DEFAULT else timeout
         calls, call = self._begin(command, message, limit)
@@ -68,7 +68,7 @@ class BusSession(Commands[Coroutine[Any, Any, M], Stream[M]], Generic[M]):
         calls = self._calls()
         payload = encode_request(command, message)
         call = NodeCall(self.node, command_subject(self._prefix, self.node, command), command, self._values)
-        # The limit of a stream is for each message, and the bridge's is for all, except where charon has one itself.
-        told = limit if call.event is None or COMMANDS[command].blocks else None
-        call.leave = calls.begin(call, payload, request_headers(told), limit)
+        # A stream's limit is per message, the bridge's is for all of them; a blocking command has one in charon.
+        header = limit if call.event is None or COMMANDS[command].blocks else None
+        call.leave = calls.begin(call, payload, request_headers(header), limit)
         return calls, call

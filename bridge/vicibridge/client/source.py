@@ -1,4 +1,4 @@
-"""What is read from the bus for as long as it is wanted: on each connection it is asked for anew."""
+"""Base of subscriptions and watches: they are set up again after each reconnect."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .errors import JetStreamError
 
 _logger = logging.getLogger(__name__)
 
-_AGAIN = 1.0  # seconds until what failed is tried again
-_LINK_TIMEOUT = 5.0  # seconds to wait for a connection that is not there at the start
+_RETRY = 1.0  # seconds
+_LINK_TIMEOUT = 5.0  # seconds to wait for a connection at the start
 _HEARTBEAT = 1.0  # seconds; JetStream forgets ordered consumers when it restarts
 _SILENCE = 4 * _HEARTBEAT
-_INACTIVE = 2.0  # seconds after which JetStream deletes a consumer that nobody listens to: each link makes its own
+_INACTIVE = 2.0  # seconds after which JetStream deletes an unused consumer: each link creates its own
 _ACK = "$JS.ACK."
 
 
 class Source:
-    """Reads over as many connections as it takes, from `start` to `aclose`; `_serve` does it on one of them."""
+    """Reads from `start` to `aclose`, across reconnects; `_serve` reads on one link."""
 
     def __init__(self, bus: Bus, name: str) -> None:
         self.wake: Callable[[], None] | None = None
@@ -40,10 +40,10 @@ class Source:
         self._error: ViciError | None = None
         self._begun: asyncio.Future[None] | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._reported = ""  # why it does not go on, as the log has it
+        self._reported = ""  # the last error in the log
 
     async def start(self) -> Self:
-        """Begin to read. Raises `JetStreamError`, and `ConnectionClosed` while NATS is not connected."""
+        """Begin to read. Raises `JetStreamError`, and `ConnectionClosed` if NATS is not connected."""
         try:
             async with asyncio.timeout(_LINK_TIMEOUT):
                 await self._bus.link()
@@ -59,7 +59,7 @@ class Source:
         return self
 
     async def _read(self, link: Link) -> None:
-        """Read on one link for as long as that goes, again whenever JetStream does not go on."""
+        """Read on one link until it is lost; retry if JetStream stops sending."""
         while link.alive:
             try:
                 await self._serve(link)
@@ -71,16 +71,16 @@ class Source:
                 self._trouble(error)
             except (nats.js.errors.Error, nats.errors.NoRespondersError, TimeoutError) as error:
                 self._trouble(JetStreamError(f"JetStream: {self._name}: {reason_of(error)}"))
-            except Exception as error:  # whatever it is: what waits for messages must not wait without a word
+            except Exception as error:  # unexpected; a program that waits for messages must get an error or a log line
                 self._trouble(ConnectionClosed(f"NATS: {self._name}: {reason_of(error)}"))
             if link.alive:
-                await asyncio.sleep(_AGAIN)
+                await asyncio.sleep(_RETRY)
 
     async def _serve(self, link: Link) -> None:
-        """Read on `link`, call `_goes_on` once that goes, and return when it has to be begun anew."""
+        """Read on `link`; call `_resumed` when set up, and return to be set up again."""
         raise NotImplementedError
 
-    def _goes_on(self) -> None:
+    def _resumed(self) -> None:
         self._reported = ""
         if self._begun is not None and not self._begun.done():
             self._begun.set_result(None)
@@ -90,10 +90,10 @@ class Source:
             self._begun.set_exception(error)
         elif str(error) != self._reported:
             self._reported = str(error)
-            _logger.warning("%s; trying again", error)
+            _logger.warning("%s; retrying", error)
 
     def fail(self, error: ViciError) -> None:
-        """Raise `error` once all that has come was taken."""
+        """Raise `error` in the reader once it has read all messages."""
         self._error = error
         self._news()
 
@@ -102,7 +102,7 @@ class Source:
             self.wake()
 
     async def aclose(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.cancel()
@@ -117,9 +117,9 @@ class Source:
 
 
 class Ordered:
-    """A consumer of JetStream on one link: gives `take` every message once and in order, until it has to be made anew.
+    """An ordered JetStream consumer on one link: passes each message to `take` once and in order until it breaks.
 
-    JetStream waits while `take` does.
+    Flow control makes JetStream wait for `take`.
     """
 
     def __init__(self, link: Link, take: Callable[[Msg], Awaitable[None]]) -> None:
@@ -130,10 +130,10 @@ class Ordered:
         self._count = 0  # of messages, as JetStream numbers them for this consumer
         self._busy = False
         self._broken = False
-        self._heard = asyncio.Event()
+        self._received = asyncio.Event()
 
     async def open(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
-        """Begin with what `config` wants of the stream; raises what JetStream says."""
+        """Create the consumer; raises the errors of JetStream."""
         self._subscription = await self._link.subscribe(
             self._inbox, self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
         )
@@ -150,22 +150,22 @@ class Ordered:
         return await self._link.unless_lost(self._link.jetstream.add_consumer(stream, config))
 
     async def broken(self) -> None:
-        """Wait until it has to be made anew: a message was lost, or JetStream does not know it any more."""
+        """Wait until it has to be recreated: a message was lost, or JetStream has deleted it."""
         await self._link.unless_lost(self._silence())
 
     async def _silence(self) -> None:
         while not self._broken:
-            self._heard.clear()
+            self._received.clear()
             try:
                 async with asyncio.timeout(_SILENCE):
-                    await self._heard.wait()
+                    await self._received.wait()
             except TimeoutError:
-                await self._link.probe(_SILENCE)  # what has come meanwhile is read before the answer to this
-                if not self._heard.is_set() and not self._busy:
+                await self._link.probe(_SILENCE)  # messages received meanwhile are read before its reply
+                if not self._received.is_set() and not self._busy:
                     return
 
     async def _on_message(self, message: Msg) -> None:
-        self._heard.set()
+        self._received.set()
         if self._broken:
             return
         if not message.reply.startswith(_ACK):
@@ -182,7 +182,7 @@ class Ordered:
             self._busy = False
 
     async def _control(self, reply: str, headers: Mapping[str, str]) -> None:
-        """Answer flow control, which goes on when all before it was taken; a heartbeat says what has been sent."""
+        """Acknowledge flow control after the messages before it; compare the count of a heartbeat."""
         if to := reply or headers.get("Nats-Consumer-Stalled"):
             with contextlib.suppress(Disconnected):
                 await self._link.publish(to, b"")
@@ -197,15 +197,15 @@ class Ordered:
 
 
 async def unsubscribe(subscription: Subscription) -> None:
-    """End a subscription, unless its connection has ended it."""
+    """End a subscription, if its connection is still open."""
     with contextlib.suppress(nats.errors.Error, OSError):
         await subscription.unsubscribe()
 
 
 def stream_number(message: Msg) -> int:
-    """Return the number that a message of JetStream has in its stream."""
+    """Return the sequence number of a JetStream message in its stream."""
     tokens = message.reply.split(".")
-    return int(tokens[5 if len(tokens) == 9 else 7])  # the longer form names a domain and an account
+    return int(tokens[5 if len(tokens) == 9 else 7])  # the longer form includes a domain and an account
 
 
 def _number(reply: str) -> int:

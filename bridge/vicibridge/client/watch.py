@@ -1,4 +1,4 @@
-"""The state mirror, followed: what is in a bucket, and what changes there."""
+"""Watches a bucket of the state mirror: its content, then its changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ V = TypeVar("V", bound=Mapping[str, Any])
 
 
 class Change(NamedTuple, Generic[V]):
-    """What lies at a key now, None when nothing does any more, and what the last change of this key had."""
+    """The value of a key, None if it was deleted, and the value in the previous change of this key."""
 
     key: str
     value: V | None
@@ -28,12 +28,12 @@ class Change(NamedTuple, Generic[V]):
 
 
 class Watch(Source, Generic[V]):
-    """What is in a bucket, and then its changes, as an async iterator of `Change`; see `bucket_values`.
+    """An async iterator of `Change`: the content of a bucket, then its changes; see `bucket_values`.
 
-    `current` is all of it by key, complete once the watch is entered, and as it was while NATS is not connected: what
-    has changed meanwhile comes after that. A key that changes faster than its changes are taken comes once, with its
-    last value. A value that cannot be read is raised as ValueError, and the iteration may go on. Use it in
-    `async with`, or call `aclose`.
+    `current` has all values by key. It is complete once the watch is entered, and unchanged while NATS is not
+    connected; the changes of that time follow after the reconnect. A key that changes faster than the program reads
+    yields only its last value. An invalid value raises ValueError; the iteration may continue. Use it in `async with`,
+    or call `aclose`.
     """
 
     def __init__(self, bus: Bus, bucket: str, keys: str) -> None:
@@ -44,7 +44,7 @@ class Watch(Source, Generic[V]):
         self._keys = keys
         self._changed: dict[str, ValueError | None] = {}
         self._taken: dict[str, V] = {}
-        self._listed: set[str] | None = None  # what is still there, while all that is there comes
+        self._listed: set[str] | None = None  # keys received so far, while the whole bucket is read
         self._received = 0
         self._expected: int | None = None
 
@@ -56,7 +56,7 @@ class Watch(Source, Generic[V]):
                 info = await ordered.open(f"KV_{self._bucket}", config)
             except nats.js.errors.NotFoundError:
                 raise JetStreamError(
-                    f"JetStream: there is no bucket {self._bucket}: no bridge has mirrored here"
+                    f"JetStream: there is no bucket {self._bucket}: no bridge has created it"
                 ) from None
             delivered = info.delivered.consumer_seq if info.delivered else 0
             self._expected = delivered + (info.num_pending or 0)
@@ -84,7 +84,7 @@ class Watch(Source, Generic[V]):
 
     def _set(self, key: str, value: V | None) -> None:
         if self._listed is not None and value == self.current.get(key):
-            return  # known from the connection before
+            return  # known from before the reconnect
         if value is None:
             self.current.pop(key, None)
         else:
@@ -97,7 +97,7 @@ class Watch(Source, Generic[V]):
         listed, self._listed = self._listed, None
         for key in self.current.keys() - listed:
             self._set(key, None)
-        self._goes_on()
+        self._resumed()
         self._news()
 
     def __aiter__(self) -> Self:

@@ -48,7 +48,7 @@ class Policy:
             return
         known = COMMANDS.get(command)
         if known is None:
-            text = f"unknown command {command[:64]!r}; to run it, add it to allow {_WHERE}"
+            text = f"unknown command {command[:64]!r}; one that only this charon has must be named in allow {_WHERE}"
             raise RequestError(UNKNOWN, text)
         opens = f'add "{command}" or "@{known.danger}" to allow {_WHERE}'
         raise RequestError(DENIED, f"{command} is not allowed on this bridge; to allow it, {opens}")

@@ -293,9 +293,8 @@ def _refusal(error: Exception) -> RequestError:
     """Convert an error to one without internals for the requester; log an unexpected one."""
     match error:
         case EncodeError():
-            return RequestError(
-                names.BAD_REQUEST, str(error).partition(", not ")[0]
-            )  # the rest is a value, which may be a secret
+            # What follows ", not " is a value, which may be a secret.
+            return RequestError(names.BAD_REQUEST, str(error).partition(", not ")[0])
         case UnknownCommand() | UnknownEvent():
             return RequestError(names.UNKNOWN, str(error))
         case CommandError():
