@@ -1,6 +1,6 @@
-"""The demonstration: a gateway's events on NATS, a command over NATS, and whether everything arrived.
+"""The demo: shows a gateway's events on NATS and a command over NATS, and checks that everything arrived.
 
-A nats-server of its own on loopback, the bridge as a process of its own, and a subscriber that knows nothing of either.
+It starts a nats-server on loopback, the bridge as a process, and a subscriber that knows only NATS.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from .bus.nats_server import NatsServer
 from .client import Completeness, Envelope, unpack
 
 NODE = "gw1"
-FLOOD = 50_000  # log events in one go
-_SHOWN = {"log": 4, "resync": 2}  # so many of each; all of them would bury the others
+FLOOD = 50_000  # log events in one burst
+_SHOWN = {"log": 4, "resync": 2}  # at most this many of each are shown
 _SHOWN_SAS = 3
-_QUIET = 0.4  # seconds without a message after which nothing more is expected
+_QUIET = 0.4  # seconds without a message that end the wait
 _TIMEOUT = 20.0
 
 Drive = Callable[[Callable[[str], None]], Awaitable[None]]
 
 
 class DemoError(Exception):
-    """Something did not go as it must."""
+    """An event was lost, a reply was wrong, or the bridge failed."""
 
 
 class Subscriber:
-    """Shows the envelopes as they come, and counts them by event and sequence number."""
+    """Shows envelopes as they arrive, counts them by event, and checks their sequence numbers."""
 
     def __init__(self, console: Console) -> None:
         self.events: Counter[str] = Counter()
         self.subjects: dict[str, set[str]] = {}
         self.messages: Counter[str] = Counter()
-        self._told: list[str] = []
+        self._gap_events: list[str] = []
         self.up = asyncio.Event()
         self._console = console
         self._check = Completeness(from_start=True)
@@ -67,22 +67,22 @@ class Subscriber:
             self._show(envelope)
 
     async def settled(self) -> None:
-        """Wait until nothing has come for a moment."""
+        """Wait until no message has arrived for a moment."""
         self._last_message = time.monotonic()
         while (left := self._last_message + _QUIET - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
     def gaps(self) -> list[str]:
-        """Return what is missing or came twice: `seq` counts every event of a class, whatever its subject."""
-        found = [*self._told, *map(str, self._check.gaps())]
+        """Return missing and duplicate events: `seq` counts every event of a class on all subjects."""
+        found = [*self._gap_events, *map(str, self._check.gaps())]
         if self._check.duplicates:
-            found.append(f"{self._check.duplicates} came twice")
+            found.append(f"{self._check.duplicates} arrived twice")
         if self._check.disordered:
-            found.append("events of class state came out of order")
+            found.append("events of class state arrived out of order")
         return found
 
     def busiest(self, event: str) -> int:
-        """Return how many came in the second in which most came."""
+        """Return the highest number of events in one second."""
         return max(self._per_second[event].values())
 
     def _count(self, envelope: Envelope) -> None:
@@ -92,7 +92,7 @@ class Subscriber:
         self.subjects.setdefault(event, set()).add(envelope.subject)
         self._per_second.setdefault(event, Counter())[int(self._last_message)] += 1
         if event == "gap":
-            self._told.append(f"gap {data}")
+            self._gap_events.append(f"gap {data}")
         if event == "status" and data["charon"] == "up":
             self.up.set()
 
@@ -133,9 +133,9 @@ def _summary(event: str, data: Mapping[str, Any]) -> str:
 
 
 async def run_demo(console: Console, address: str, drive: Drive, expected: Mapping[str, int] | None = None) -> None:
-    """Show the bridge at work on the charon at `address`; raise DemoError when anything was lost.
+    """Run the bridge on the charon at `address` and show its events; raises DemoError if any was lost.
 
-    `drive` makes the daemon's events happen and is given what to tell of it; `expected` counts them by name.
+    `drive` causes the daemon's events and gets a function that prints a heading; `expected` counts them by name.
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vicibridge-demo-")))
@@ -182,7 +182,7 @@ async def _show_all(
     gaps = subscriber.gaps()
     console.print(_closing(subscriber, gaps))
     _judge(subscriber, gaps, expected, status)
-    console.print("[green]Everything arrived once and in order; the bridge stopped as asked.[/]")
+    console.print("[green]Everything arrived once and in order; the bridge stopped cleanly.[/]")
 
 
 def _unless_command(subscriber: Subscriber) -> Callable[[Msg], Awaitable[None]]:
@@ -224,7 +224,7 @@ async def _refused(console: Console, client: Client) -> None:
 
 
 def _closing(subscriber: Subscriber, gaps: Sequence[str]) -> Table:
-    table = Table("event", "class", "subjects", "events", "busiest second", title="What the subscriber saw")
+    table = Table("event", "class", "subjects", "events", "busiest second", title="Received by the subscriber")
     for column in table.columns[2:]:
         column.justify = "right"
     for event, count in subscriber.events.most_common():
@@ -250,7 +250,7 @@ def _judge(subscriber: Subscriber, gaps: Sequence[str], expected: Mapping[str, i
 
 
 async def recorded_demo(console: Console, directory: Path) -> None:
-    """The demonstration on recorded traffic of a real daemon, served by a FakeCharon; no root, no strongSwan."""
+    """Run the demo on recorded traffic of a real daemon, without root or strongSwan."""
     recordings = [Recording.load(path) for path in sorted(directory.glob("*.recording"))]
     if not recordings:
         raise DemoError(f"no *.recording files in {directory}")
@@ -263,10 +263,12 @@ async def recorded_demo(console: Console, directory: Path) -> None:
     expected["log"] += FLOOD
     async with FakeCharon.from_recordings(recordings) as charon:
 
-        async def drive(tell: Callable[[str], None]) -> None:
-            tell(f"Recorded traffic of {events.metadata.get('daemon', 'a daemon')}, a tenth as fast as it was")
+        async def drive(heading: Callable[[str], None]) -> None:
+            heading(
+                f"Recorded traffic of {events.metadata.get('daemon', 'a daemon')}, replayed at a tenth of its speed"
+            )
             await charon.replay(events, speed=0.1)
-            tell(f"Its log, {FLOOD:,} lines at once")
+            heading(f"Its log, {FLOOD:,} lines at once")
             for number in range(FLOOD):
                 charon.emit("log", line)
                 if number % 200 == 0:

@@ -1,4 +1,4 @@
-"""The service: one bus, and for each gateway its events and its commands; started together, stopped in order."""
+"""The service: one connection to NATS and all gateways, started together and stopped in order."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .ops.watchdog import Lag, Watchdog
 
 _logger = logging.getLogger(__name__)
 
-_COMMANDS_END = 2.0  # seconds for requests that run when the stop comes
-_READING_END = 4.0  # for charon to confirm that nothing is registered any more
-_FLUSH = 5.0  # for what was read to reach NATS
-_SAVE = 3.0  # for the rest to go to the spool
+_COMMANDS_END = 2.0  # seconds for running requests at stop
+_READING_END = 4.0  # for charon to confirm that no events are registered
+_FLUSH = 5.0  # for pending events to reach NATS
+_SAVE = 3.0  # to save the rest to the spool
 _DRAIN = 3.0
 
 
 class Service:
-    """Everything that `vicibridge run` runs; NatsServerError when a nats-server of our own is wanted and cannot be."""
+    """Everything that `vicibridge run` runs; raises NatsServerError if the embedded nats-server cannot be started."""
 
     def __init__(self, settings: Config) -> None:
         self.settings = settings
@@ -48,9 +48,9 @@ class Service:
         self._stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run until `stop` is set, then drain. An exception is a bug; everything is stopped before it goes up.
+        """Run until `stop` is set, then drain. An unexpected exception is raised after everything has stopped.
 
-        ListenError comes before anything has begun.
+        Raises ListenError before anything is started.
         """
         await self.web.start()
         reading = [asyncio.create_task(gateway.run()) for gateway in self.gateways]
@@ -82,7 +82,7 @@ class Service:
                 raise result
 
     def reasons(self) -> list[str]:
-        """Return what keeps events or state from reaching JetStream, one line for each reason; nothing when they do."""
+        """Return one line per reason why events or the mirror do not reach JetStream; empty if they do."""
         reasons = ["the bridge is stopping"] if self._stopping else []
         if not self.bus.connected:
             reasons.append(f"NATS: {self.bus.reason}")
@@ -101,14 +101,14 @@ class Service:
         return {**self.bus.expires, **(self.embedded.expires if self.embedded else {})}
 
     def status(self) -> str:
-        """Return one line about how the service does."""
+        """Return the status of the service in one line."""
         up = sum(gateway.reader.up for gateway in self.gateways)
         waiting = sum(gateway.backlog.waiting + gateway.log.in_flight for gateway in self.gateways)
         nats = "connected" if self.bus.connected else "not connected"
-        return f"NATS {nats}, charon up at {up} of {len(self.gateways)}, {waiting} events waiting"
+        return f"NATS {nats}, charon up at {up} of {len(self.gateways)}, {waiting} events pending"
 
     def reload(self, new: Config) -> None:
-        """Take over from `new` what may change while running, and say in the log what may not; reread credentials."""
+        """Apply what may change at run time, log changes that need a restart, and reload credentials."""
         self.settings, live, restart = adopt(self.settings, new)
         logsetup.set_up(self.settings.logging)
         self.bus.reload(self.settings.nats.settings(), reconnect=self.embedded is None)
@@ -116,7 +116,7 @@ class Service:
             self.embedded.reload(self.settings)
         for gateway in self.gateways:
             gateway.reload(self.settings)
-        _logger.info("configuration: %s", f"taken over: {', '.join(live)}" if live else "nothing to take over")
+        _logger.info("configuration: %s", f"applied: {', '.join(live)}" if live else "no change to apply")
         if restart:
             _logger.warning("configuration: changed, but needs a restart: %s", ", ".join(restart))
 
@@ -128,7 +128,7 @@ class Service:
         stops = [asyncio.create_task(gateway.reader.stop()) for gateway in self.gateways]
         _, late = await asyncio.wait([*stops, *reading], timeout=_READING_END)
         if late:
-            _logger.warning("charon has not confirmed the end of the events")
+            _logger.warning("charon has not confirmed the end of the event registrations")
         flushes = [asyncio.create_task(pipeline.events.flush()) for pipeline in self.pipelines]
         flushes += [asyncio.create_task(mirroring.stop()) for mirroring in self.mirrorings]
         await asyncio.wait(flushes, timeout=_FLUSH if self.bus.connected else 0)
@@ -149,7 +149,7 @@ class Service:
 async def serve(settings: Config, reread: Callable[[], Config]) -> None:
     """Run the service until SIGTERM or SIGINT, then drain; a second signal ends the process at once.
 
-    SIGHUP takes over what `reread` returns; when that raises SettingsProblem, what holds goes on to hold.
+    SIGHUP applies the settings that `reread` returns; if that raises SettingsProblem, the current settings remain.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -166,7 +166,7 @@ async def serve(settings: Config, reread: Callable[[], Config]) -> None:
             service.reload(reread())
         except SettingsProblem as error:
             for problem in error.problems:
-                _logger.error("configuration: not taken over: %s", problem)
+                _logger.error("configuration: not applied: %s", problem)
         service.systemd.ready()
 
     for number in (signal.SIGTERM, signal.SIGINT):

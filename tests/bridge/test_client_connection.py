@@ -103,7 +103,7 @@ def test_what_is_asked_goes_on_when_a_jwt_ends(make_nats_server: Callable[..., N
             both = [await requests.get(), await requests.get()]
             renew()
             await ended(fleet)
-            with pytest.raises(ConnectionClosed, match="the connection was lost, and perhaps with the reply"):
+            with pytest.raises(ConnectionClosed, match="the connection was lost, perhaps with the reply"):
                 await unlimited
             await until(lambda: fleet.trouble is None)
             while not limited.done():

@@ -289,7 +289,7 @@ def test_a_durable_consumer_goes_on_after_what_was_acknowledged(nats_server: Nat
             await acknowledged(fleet, 2)
             with pytest.raises(JetStreamError, match="pager reads vici.*.bridge.>, not vici.gw1.event.>"):
                 await fleet.subscribe(durable="pager", nodes=["gw1"]).start()
-            with pytest.raises(ValueError, match="has the consumer's name"):
+            with pytest.raises(ValueError, match="queue must equal durable"):
                 fleet.subscribe(durable="pager", queue="other")
         async with Fleet(nats_server.url) as fleet, fleet.subscribe(durable="pager") as events:
             await filled(fleet.client, 1, first=6)

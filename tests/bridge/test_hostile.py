@@ -351,7 +351,12 @@ def test_names_with_any_byte_never_leave_their_place(nats_server: NatsServer) ->
         async with FakeCharon() as charon, witness(nats_server.url, ">") as someone:
             charon.on("list-sas", {})
             charon.on("list-conns", {})
-            config = settings(nats_server.url, charon.address, mirror={"enabled": True, "interval": 3600})
+            config = settings(
+                nats_server.url,
+                charon.address,
+                mirror={"enabled": True, "interval": 3600},
+                events={"unauthenticated_rate": 0},
+            )
             async with service(config) as bridge:
                 await up(bridge)
                 [mirroring] = bridge.mirrorings

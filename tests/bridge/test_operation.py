@@ -340,7 +340,7 @@ def test_log_never_repeats_a_line_at_the_rate_of_events(
     lines = logged(capfd, "info", "text", flood)
     assert len(lines) == 32
     assert lines[30].endswith("something else")
-    assert lines[31].endswith("event 1000 is odd (and 970 more such lines before)")
+    assert lines[31].endswith("event 1000 is odd (970 similar lines suppressed before)")
 
 
 @asynccontextmanager
@@ -406,7 +406,7 @@ def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path
                 bridge.send_signal(signal.SIGHUP)
                 assert "MONOTONIC_USEC=" in await hear("RELOADING=1")
                 await hear("READY=1")
-                assert "taken over: log.linger_ms, commands.allow" in await line_with(bridge, "configuration")
+                assert "applied: log.linger_ms, commands.allow" in await line_with(bridge, "configuration")
                 assert "needs a restart: log.codec" in await line_with(bridge, "configuration")
                 [done] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
                 assert done.headers and done.headers["Status"] == "200"
@@ -416,7 +416,7 @@ def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path
 
                 config.write_text("[nats\nhunter2")
                 bridge.send_signal(signal.SIGHUP)
-                assert "not taken over" in (problem := await line_with(bridge, "configuration"))
+                assert "not applied" in (problem := await line_with(bridge, "configuration"))
                 assert "invalid TOML" in problem and "hunter2" not in problem
                 [done] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
                 assert done.headers and done.headers["Status"] == "200"
@@ -460,7 +460,7 @@ def test_nothing_is_told_without_systemd(monkeypatch: pytest.MonkeyPatch, caplog
     Systemd().ready()
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
     Systemd().ready()
-    assert "systemd cannot be told" in caplog.text
+    assert "cannot notify systemd" in caplog.text
     monkeypatch.setenv("WATCHDOG_USEC", "3000000")
     assert Systemd().watchdog == 3
     monkeypatch.setenv("WATCHDOG_PID", "1")

@@ -1,4 +1,4 @@
-"""`/metrics`, `/healthz` and `/readyz` over HTTP, answered by the event loop that does the work."""
+"""Serves `/metrics`, `/healthz` and `/readyz` over HTTP in the event loop of the bridge."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..config.model import parse_listen
 from .metrics import registry
 from .view import ServiceView
 
-_STOP = 0.5  # seconds that a client has for its answer when the bridge stops
+_STOP = 0.5  # seconds for open requests when the bridge stops
 
 
 class ListenError(Exception):
-    """The address of `[http] listen` cannot be had."""
+    """The address of `[http] listen` cannot be bound."""
 
 
 class HttpServer:
-    """Listens from `start` to `stop`; `port` is where."""
+    """The HTTP server; `port` is the bound port, once started."""
 
     def __init__(self, listen: str, service: ServiceView) -> None:
         self._listen = listen
@@ -29,7 +29,7 @@ class HttpServer:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen, if the configuration wants it; ListenError says why that is not possible."""
+        """Listen if configured; raises ListenError if the address cannot be bound."""
         if not self._listen:
             return
         app = web.Application()
@@ -43,7 +43,7 @@ class HttpServer:
             await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
             await self.stop()
-            hint = 'choose another address for [http] listen, or "" to do without'
+            hint = 'choose another address for [http] listen, or "" to disable it'
             raise ListenError(f"http.listen: {self._listen}: {error.strerror}; {hint}") from None
         self.port = self._runner.addresses[0][1]
 
@@ -57,13 +57,13 @@ class HttpServer:
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        """Whether the process does its work; a hung event loop answers nothing."""
+        """Liveness: a hung event loop does not reply."""
         return web.json_response({"status": "ok"})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        """Whether JetStream takes the events of every charon, and their state; otherwise 503, with the `reasons`.
+        """Readiness: 200 if every charon is connected and JetStream accepts its events and mirror; else 503.
 
-        `credentials_expire` says when those of the connection to NATS do, by their key in `[nats]`.
+        `reasons` says why not; `credentials_expire` has the expiry of the NATS credentials by their key in `[nats]`.
         """
         reasons = self._service.reasons()
         gateways = self._service.gateways

@@ -1,4 +1,4 @@
-"""What JetStream and charon have for the bridge, for `vicibridge check --nats --charon`; nothing is changed."""
+"""Checks JetStream and charon for `vicibridge check --nats --charon`; changes nothing."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..config.model import Config
 from ..contract.bucket_values import CONN, NODE, SA
 from ..contract.nats_settings import hide
 
-_PATIENCE = 5.0  # seconds for the next answer of charon
-_CLOSE = 2.0  # seconds for the end of the connection to NATS
-_NEARLY = 0.9  # of an account's storage
+_TIMEOUT = 5.0  # seconds for each reply of charon
+_CLOSE = 2.0  # seconds to close the connection to NATS
+_NEARLY_FULL = 0.9  # share of an account's storage
 
 
 async def inspect_charons(settings: Config) -> list[Problem]:
-    """Connect to each charon, and return what its version lacks for the bridge and for its connections."""
+    """Connect to each charon; return the features that its version lacks for the bridge and its connections."""
     return [problem for gateway in settings.gateway for problem in await _inspect_charon(gateway.node, gateway.vici)]
 
 
 async def _inspect_charon(node: str, address: str) -> list[Problem]:
     try:
-        async with AsyncSession(address, timeout=_PATIENCE) as session:
+        async with AsyncSession(address, timeout=_TIMEOUT) as session:
             version = str((await session.call("version"))["version"])
             listed = [item async for message in session.stream("list-conns") for item in message.items()]
     except ViciError as error:
@@ -47,7 +47,7 @@ async def _inspect_charon(node: str, address: str) -> list[Problem]:
 
 
 async def inspect(settings: Config) -> list[Problem]:
-    """Connect to NATS, and return everything about JetStream that breaks a promise of the bridge."""
+    """Connect to NATS; return every problem of JetStream that breaks a guarantee of the bridge."""
     bus = Bus(settings.nats.settings(), "vicibridge check")
     try:
         await bus.connect(1)
@@ -95,7 +95,7 @@ async def _inspect(link: Link, settings: Config) -> list[Problem]:
 
 
 async def _others(link: Link, target: Target, subjects: Sequence[str]) -> list[Problem]:
-    """Return what is wrong with streams of other names that take subjects of `target`."""
+    """Return problems of other streams that have subjects of `target`."""
     try:
         others = [name for name in await streams_over(link, subjects) if name != target.name]
     except TimeoutError:
@@ -105,7 +105,7 @@ async def _others(link: Link, target: Target, subjects: Sequence[str]) -> list[P
 
 
 async def _capturing(link: Link, target: Target) -> list[Problem]:
-    """Return what is wrong with streams of other names that capture requests."""
+    """Return problems of other streams that capture requests."""
     commands = f"{target.prefix}.*.cmd.*"
     try:
         others = [name for name in await streams_over(link, [commands]) if name != target.name]
@@ -116,13 +116,13 @@ async def _capturing(link: Link, target: Target) -> list[Problem]:
 
 
 def _limits_of(account: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what an account uses and its limits; those of streams without replicas, where they are by replicas."""
+    """Return the usage and limits of an account; those for streams without replicas, if it has tiers."""
     tiers: Mapping[str, Mapping[str, Any]] = account.get("tiers") or {}
     return tiers.get("R1", account)
 
 
 def _creating(account: Mapping[str, Any], absent: Sequence[Target]) -> list[Problem]:
-    """Return what keeps the bridge from creating what is missing."""
+    """Return problems that keep the bridge from creating missing streams."""
     limits, texts = account["limits"], []
     names = ", ".join(target.name for target in absent)
     if absent and 0 < limits["max_streams"] < account["streams"] + len(absent):
@@ -136,9 +136,9 @@ def _creating(account: Mapping[str, Any], absent: Sequence[Target]) -> list[Prob
 
 
 def _filling(account: Mapping[str, Any]) -> list[Problem]:
-    """Return what is wrong with the storage that is left to the account."""
+    """Return a problem if the storage of the account is nearly full."""
     limit, used = account["limits"]["max_storage"], max(account["storage"], account.get("reserved_storage", 0))
-    if not 0 < limit * _NEARLY <= used:
+    if not 0 < limit * _NEARLY_FULL <= used:
         return []
     text = f"{used} of {limit} bytes of the account's storage are in use"
     hint = "when all are, JetStream refuses events and changes of the mirror; raise its max_file"
@@ -146,7 +146,7 @@ def _filling(account: Mapping[str, Any]) -> list[Problem]:
 
 
 async def _read(link: Link, target: Target, limit: int) -> list[Problem]:
-    """Return what is wrong when a stream has as many consumers as the account's limit allows each to have."""
+    """Return a problem if a stream has the maximum number of consumers that the account allows."""
     if limit <= 0 or (count := (await link.api(f"STREAM.INFO.{target.name}"))["state"]["consumer_count"]) < limit:
         return []
     text = f"{target} has {count} consumers, as many as max_consumers of the account allows"

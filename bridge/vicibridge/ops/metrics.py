@@ -1,7 +1,7 @@
-"""Prometheus metrics: one table; the objects' own counters are read when somebody asks, so nothing costs before.
+"""Prometheus metrics: one table. Values are read from the objects' counters at each scrape and cost nothing otherwise.
 
-Labels are named in the code or the bridge's configuration, except `connection` and `child`: those are the names that
-charon has configured, never names that a peer sends, and `http.max_tunnels` limits how many there are.
+Label values come from the code or the bridge's configuration, except `connection` and `child`: those are names from
+charon's configuration, never from a peer, and `http.max_tunnels` limits their number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Sample = tuple[tuple[str, ...], float]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: its full name, the names of its labels, and how its values are read from the service."""
+    """One metric: its full name, help, label names, and the function that reads its values from the service."""
 
     name: str
     help: str
@@ -40,12 +40,12 @@ class Metric:
 
     @property
     def kind(self) -> str:
-        """`counter`, whose name ends with _total, or `gauge`."""
+        """`counter` if the name ends with _total, else `gauge`."""
         return "counter" if self.name.endswith("_total") else "gauge"
 
 
 def _counts(value: Callable[[Counts], float]) -> Callable[[ServiceView], Iterator[_Sample]]:
-    """Read a value of every node and class."""
+    """Read a value for each node and class."""
 
     def read(service: ServiceView) -> Iterator[_Sample]:
         for pipeline in service.pipelines:
@@ -92,7 +92,7 @@ def _command_seconds(service: ServiceView) -> Iterator[_Sample]:
 
 
 def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[ServiceView], Iterator[_Sample]]:
-    """Read a value of every node and bucket."""
+    """Read a value for each node and bucket."""
 
     def read(service: ServiceView) -> Iterator[_Sample]:
         for gateway in service.gateways:
@@ -105,7 +105,7 @@ def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[ServiceV
 
 
 def _tunnels(service: ServiceView) -> tuple[list[tuple[str, Conn]], Counter[str]]:
-    """Return the configured connections with their nodes as far as the limit allows, and how many are left out."""
+    """Return the configured connections with their nodes, up to the limit, and the number left out per node."""
     room = service.settings.http.max_tunnels
     shown: list[tuple[str, Conn]] = []
     left_out: Counter[str] = Counter()
@@ -124,7 +124,7 @@ def _tunnels(service: ServiceView) -> tuple[list[tuple[str, Conn]], Counter[str]
 
 
 def _text(name: str) -> str:
-    """Return a name as the value of a label, which must be UTF-8: others may have written any bytes to the buckets."""
+    """Return a name as a label value, which must be UTF-8: a bucket can hold other bytes from another writer."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -160,26 +160,33 @@ def _build(service: ServiceView) -> Iterator[_Sample]:
 
 
 METRICS = (
-    Metric("vicibridge_received_total", "Events taken over.", ("node", "class"), _counts(lambda c: c.received)),
-    Metric("vicibridge_published_total", "Events that NATS has.", ("node", "class"), _counts(lambda c: c.published)),
-    Metric("vicibridge_dropped_total", "Events that were lost, by cause.", ("node", "class", "cause"), _dropped),
-    Metric("vicibridge_in_flight", "Events on their way to NATS.", ("node", "class"), _in_flight),
+    Metric(
+        "vicibridge_received_total",
+        "Events received from charon and events of the bridge.",
+        ("node", "class"),
+        _counts(lambda c: c.received),
+    ),
+    Metric(
+        "vicibridge_published_total", "Events acknowledged by NATS.", ("node", "class"), _counts(lambda c: c.published)
+    ),
+    Metric("vicibridge_dropped_total", "Lost events, by cause.", ("node", "class", "cause"), _dropped),
+    Metric("vicibridge_in_flight", "Events in memory that NATS has not acknowledged.", ("node", "class"), _in_flight),
     Metric(
         "vicibridge_spooled",
-        "Events on disk that NATS has not acknowledged.",
+        "Events in the spool that NATS has not acknowledged.",
         ("node",),
         lambda service: [((gateway.node,), gateway.backlog.spooled) for gateway in service.gateways],
     ),
     Metric(
         "vicibridge_spool_up",
-        "1 while the spool works; 0 is that waiting events are in memory only.",
+        "1 while the spool works; 0 while pending events are in memory only.",
         ("node",),
         lambda service: [((gateway.node,), not gateway.backlog.spool_trouble) for gateway in service.gateways],
     ),
-    Metric("vicibridge_lag_seconds", "How long the oldest event on its way has waited.", ("node", "class"), _lag),
+    Metric("vicibridge_lag_seconds", "Age of the oldest pending event.", ("node", "class"), _lag),
     Metric(
         "vicibridge_published_bytes_total",
-        "Payload that NATS has, in bytes.",
+        "Payload acknowledged by NATS, in bytes.",
         ("node", "class"),
         _counts(lambda c: c.bytes),
     ),
@@ -197,19 +204,19 @@ METRICS = (
     ),
     Metric(
         "vicibridge_charon_connects_total",
-        "How often charon was reached.",
+        "Successful connections to charon.",
         ("node",),
         lambda service: [((gateway.node,), gateway.reader.connects) for gateway in service.gateways],
     ),
     Metric(
         "vicibridge_mirror_keys",
-        "Keys that the buckets of the mirror have acknowledged.",
+        "Keys acknowledged by the buckets of the mirror.",
         ("node", "bucket"),
         _mirror(lambda buckets: buckets.keys()),
     ),
     Metric(
         "vicibridge_mirror_complete",
-        "1 while the buckets of the mirror take every key.",
+        "1 while the buckets of the mirror accept every key.",
         ("node",),
         lambda service: [
             ((gateway.node,), gateway.mirroring.buckets.complete) for gateway in service.gateways if gateway.mirroring
@@ -217,7 +224,7 @@ METRICS = (
     ),
     Metric(
         "vicibridge_mirror_unwritten",
-        "Keys that a bucket refuses at present, or that wait until it takes writes.",
+        "Keys that a bucket refuses, or that are pending until it accepts writes.",
         ("node", "bucket"),
         _mirror(lambda buckets: buckets.unwritten()),
     ),
@@ -229,14 +236,14 @@ METRICS = (
     ),
     Metric(
         "vicibridge_connection_up",
-        "1 while a configured connection has an IKE_SA, or a child of it has a CHILD_SA; as last known while charon is "
-        "not connected.",
+        "1 while a configured connection has an IKE_SA, or one of its children a CHILD_SA; last known value while "
+        "charon is not connected.",
         ("node", "connection"),
         _connection_up,
     ),
     Metric(
         "vicibridge_connection_changed_timestamp_seconds",
-        "When the connection last came up or went down, as far as the bridge saw it.",
+        "Last time the bridge saw the connection come up or go down.",
         ("node", "connection"),
         _connection_changed,
     ),
@@ -248,27 +255,27 @@ METRICS = (
     ),
     Metric(
         "vicibridge_connections_left_out",
-        "Configured connections without these metrics, as http.max_tunnels is reached.",
+        "Configured connections without metrics because http.max_tunnels is reached.",
         ("node",),
         _left_out,
     ),
     Metric(
         "vicibridge_child_sas_ambiguous",
-        "CHILD_SAs in the IKE_SA of a connection that does not configure their name, though several others do: charon "
-        "does not report which of these is up.",
+        "CHILD_SAs whose name is configured by several connections, but not by that of their IKE_SA: charon does not "
+        "report which of them is up.",
         ("node",),
         _ambiguous,
     ),
     Metric("vicibridge_nats_up", "1 while NATS is connected.", (), lambda service: [((), service.bus.connected)]),
     Metric(
         "vicibridge_nats_credential_expiration_timestamp_seconds",
-        "When the credentials of the connection expire, in seconds since the epoch, by their key in [nats].",
+        "Expiry of the NATS credentials, in seconds since the epoch, by their key in [nats].",
         ("kind",),
         lambda service: [((kind,), time) for kind, time in service.expires().items()],
     ),
     Metric(
         "vicibridge_nats_connects_total",
-        "How often a NATS server was reached.",
+        "Successful connections to NATS.",
         (),
         lambda service: [((), service.bus.connects)],
     ),
@@ -280,23 +287,28 @@ METRICS = (
     ),
     Metric(
         "vicibridge_commands_total",
-        "Requests for commands, and the code each ended with; 200 is success.",
+        "Command requests, by result code; 200 is success.",
         ("node", "command", "code"),
         _commands,
     ),
     Metric(
         "vicibridge_command_seconds_total",
-        "How long requests for commands took together.",
+        "Total duration of command requests.",
         ("node", "command"),
         _command_seconds,
     ),
     Metric(
         "vicibridge_loop_delay_seconds",
-        "How late the event loop was at the last heartbeat.",
+        "Delay of the event loop at the last heartbeat.",
         (),
         lambda service: [((), service.watchdog.delay)],
     ),
-    Metric("vicibridge_build_info", "1; what runs here.", ("version", "python", "nats_py"), _build),
+    Metric(
+        "vicibridge_build_info",
+        "1; versions of the bridge, Python and nats-py.",
+        ("version", "python", "nats_py"),
+        _build,
+    ),
 )
 
 
@@ -315,7 +327,7 @@ class _FromService(Collector):
             yield family
 
     def _report(self, service: ServiceView) -> None:
-        """Log, once, that connections are left out."""
+        """Log once that connections are left out."""
         if not self._reported and (count := sum(_tunnels(service)[1].values())):
             self._reported = True
             text = "metrics: %d connections are left out, as http.max_tunnels is %d"
@@ -323,7 +335,7 @@ class _FromService(Collector):
 
 
 def registry(service: ServiceView) -> CollectorRegistry:
-    """Return a registry of `METRICS`, and of what Prometheus wants to know of a process."""
+    """Return a registry of `METRICS` and Prometheus's process metrics."""
     registry = CollectorRegistry()
     registry.register(_FromService(service))
     ProcessCollector(registry=registry)

@@ -1,4 +1,4 @@
-"""What the service tells systemd: sd_notify(3), one datagram for each message."""
+"""Notifies systemd of the service's state: sd_notify(3), one datagram per message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Systemd:
-    """The way to the service manager that started us; without one nothing happens."""
+    """Sends notifications to systemd; does nothing if systemd did not start this process."""
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -19,7 +19,7 @@ class Systemd:
 
     @property
     def watchdog(self) -> float | None:
-        """Seconds after which systemd kills a service without a sign of life, None when it does not watch."""
+        """The watchdog timeout in seconds, None if systemd does not supervise this process."""
         microseconds = os.environ.get("WATCHDOG_USEC", "")
         mine = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         return int(microseconds) / 1e6 if mine and microseconds.isdecimal() and int(microseconds) else None
@@ -34,7 +34,7 @@ class Systemd:
         self._send("STOPPING=1\nSTATUS=stopping")
 
     def alive(self, status: str) -> None:
-        """Feed the watchdog, and show `status` when it is another than before."""
+        """Feed the watchdog, and send `status` if it changed."""
         lines = ["WATCHDOG=1"] if self.watchdog else []
         if status != self._status:
             self._status = status
@@ -45,10 +45,10 @@ class Systemd:
     def _send(self, message: str) -> None:
         if not self._address:
             return
-        # "@" stands for the zero byte that names of the abstract namespace begin with.
+        # A leading "@" means the zero byte of the abstract namespace.
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as way:
-                way.sendto(message.encode(), address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as socket_:
+                socket_.sendto(message.encode(), address)
         except OSError as error:
-            _logger.warning("systemd cannot be told: %s", error.strerror)
+            _logger.warning("cannot notify systemd: %s", error.strerror)

@@ -1,4 +1,4 @@
-"""The heartbeat of the service: it beats only while the event loop turns."""
+"""The heartbeat of the service, which stops if the event loop hangs, and the lag of its pipelines."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SAMPLES = 1024
 
 
 class Lag:
-    """For how long the oldest event of a pipeline has waited, to about a second; nothing is noted per event."""
+    """The age of the oldest pending event of a pipeline, to about a second, from samples of its counts."""
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
-        self._samples: deque[tuple[float, int]] = deque()  # when, and how many had been received by then
+        self._samples: deque[tuple[float, int]] = deque()  # time, and the number received by then
 
     def sample(self, now: float) -> None:
         received = self._counts.received
@@ -26,11 +26,11 @@ class Lag:
             self._samples.append((now, received))
         while self._samples and self._samples[0][1] <= self._done:
             self._samples.popleft()
-        if len(self._samples) > _SAMPLES:  # an outage of many minutes: every second one will do
+        if len(self._samples) > _SAMPLES:  # after many minutes of outage, every second sample is enough
             self._samples = deque(list(self._samples)[::2])
 
     def seconds(self, now: float) -> float:
-        """Return the age, 0 when nothing waits."""
+        """Return the age in seconds, 0 if no event is pending."""
         for when, received in self._samples:
             if received > self._done:
                 return now - when
@@ -42,16 +42,16 @@ class Lag:
 
 
 class Watchdog:
-    """Once a second: takes samples of the lags, and tells systemd that the service lives and how it does."""
+    """Once a second: samples the lags, feeds systemd's watchdog and updates the status."""
 
     def __init__(self, lags: list[Lag], systemd: Systemd, status: Callable[[], str]) -> None:
         self._lags = lags
         self._systemd = systemd
         self._status = status
-        self.delay = 0.0  # seconds that the loop was late at the last beat
+        self.delay = 0.0  # seconds that the event loop was late at the last beat
 
     async def run(self) -> None:
-        """Beat until cancelled."""
+        """Run until cancelled."""
         loop = asyncio.get_running_loop()
         interval = min(_INTERVAL, (self._systemd.watchdog or _INTERVAL * 2) / 2)
         while True:
