@@ -1,4 +1,4 @@
-"""Says when a tunnel goes down; a durable consumer, so that nothing is missed while this program is away.
+"""Reports each tunnel that goes down, with a durable consumer, so that no event is missed while it does not run.
 
 python examples/alarm.py nats://127.0.0.1:4222
 """

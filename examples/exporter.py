@@ -1,4 +1,4 @@
-"""Which tunnels of the fleet are up, and their traffic, for Prometheus; rekeying does not set the counters back.
+"""Exports the state and traffic of the fleet's tunnels to Prometheus; rekeying does not reset the counters.
 
 python examples/exporter.py nats://127.0.0.1:4222 9200
 curl http://127.0.0.1:9200/metrics
@@ -15,7 +15,7 @@ from vicibridge.contract.bucket_values import ConnValue
 
 
 class Tunnels:
-    """Reads the mirror whenever Prometheus asks."""
+    """Reads the mirror at each scrape."""
 
     def __init__(self, watch: Watch[ConnValue]) -> None:
         self._watch = watch
@@ -39,7 +39,7 @@ async def main(url: str, port: int) -> None:
         registry = CollectorRegistry()
         registry.register(Tunnels(watch))
         start_http_server(port, "127.0.0.1", registry)
-        async for _ in watch:  # takes the changes, of which the last are in watch.current
+        async for _ in watch:  # reading the changes keeps watch.current up to date
             pass
 
 

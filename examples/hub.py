@@ -1,6 +1,6 @@
-"""Gathers at a hub the events and the mirror of gateways that are its leaf nodes.
+"""Collects the events and the mirror of leaf nodes at their hub.
 
-Run it again with all nodes when there is another one. The user must be allowed to make streams.
+To add a node, run it again with all nodes. The user must be allowed to create streams.
 
     python examples/hub.py nats://admin:password@hub.example:4222 gw1 gw2
 """
@@ -16,7 +16,7 @@ BUCKET = {
     "discard": DiscardPolicy.NEW,
     "allow_direct": True,
     "allow_rollup_hdrs": True,
-    "allow_msg_ttl": True,  # nats-server 2.11 or newer: a bridge that is gone goes from its bucket
+    "allow_msg_ttl": True,  # nats-server 2.11 or newer: the key of a stopped bridge expires
 }
 STREAMS = {"VICI": {}, "KV_VICI_SA": BUCKET, "KV_VICI_CONN": BUCKET, "KV_VICI_NODE": BUCKET}
 

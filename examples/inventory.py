@@ -1,4 +1,4 @@
-"""Lists the fleet: every gateway, its charon, how long that runs and how many SAs it has.
+"""Lists the gateways of the fleet with the uptime of charon and its number of SAs.
 
 python examples/inventory.py nats://127.0.0.1:4222
 """
@@ -13,11 +13,11 @@ async def main(url: str) -> None:
     async with Fleet(url) as fleet:
         answers = fleet.everyone(timeout=10).stats()
         async for answer in answers:
-            said = answer.response
-            if said is None:
+            stats = answer.response
+            if stats is None:
                 print(f"{answer.node}: {answer.error}")
                 continue
-            print(f"{answer.node}: running {said['uptime']['running']}, SAs {said['ikesas']['total']}")
+            print(f"{answer.node}: running {stats['uptime']['running']}, SAs {stats['ikesas']['total']}")
         for node in answers.missing:
             print(f"{node}: no answer")
 

@@ -1,9 +1,9 @@
-"""Writes charon's log of the whole fleet into a file for each gateway, and into a table of SQLite.
+"""Writes charon's log of the whole fleet to one file per gateway and to an SQLite table.
 
     python examples/log_shipper.py nats://127.0.0.1:4222 /var/log/fleet
     sqlite3 /var/log/fleet/log.db "select node, msg from log where grp = 'IKE'"
 
-Names of gateways are escaped in file names as in subjects.
+Gateway names are escaped in file names as in subjects.
 """
 
 import asyncio

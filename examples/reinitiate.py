@@ -1,4 +1,4 @@
-"""Closes and brings up a child on one gateway after the other, and stops at the first where it does not come up again.
+"""Terminates and initiates a child on one gateway after the other; stops at the first failure.
 
 The bridges must allow it: `allow = ["@read", "@operate"]` in [commands].
 
@@ -18,7 +18,7 @@ async def renew(fleet: Fleet, node: str, child: str) -> None:
     try:
         await gateway.terminate(child=child, timeout=10).wait()
     except CommandError as error:
-        print(f"{node}: {error.errmsg}")  # there was none to close
+        print(f"{node}: {error.errmsg}")  # there was no SA to terminate
     await gateway.initiate(child=child, timeout=10).wait()
     found = [sa async for sa in gateway.list_sas(child=child)]
     children = [c for sa in found for ike in sa.values() for c in ike.get("child-sas", {}).values()]

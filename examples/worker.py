@@ -1,4 +1,4 @@
-"""One of several workers: each event goes to one of them, and to another when it dies before it has done its work.
+"""One of several workers: each event goes to one of them, and to another one if that exits before it is done.
 
 python examples/worker.py nats://127.0.0.1:4222 &
 python examples/worker.py nats://127.0.0.1:4222 &

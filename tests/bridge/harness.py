@@ -1,4 +1,4 @@
-"""What the tests of the bridge need: a real nats-server, somebody who watches it, and the service itself."""
+"""Helpers for tests of the bridge: a real nats-server, a subscriber that records messages, and the service."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ T = TypeVar("T")
 
 
 def run(test: Coroutine[Any, Any, T], timeout: float = 30.0) -> T:
-    """Run one asyncio test; nothing in it may wait longer than `timeout` seconds."""
+    """Run one asyncio test with a time limit in seconds."""
     return asyncio.run(asyncio.wait_for(test, timeout))
 
 
 async def until(condition: Callable[[], object], timeout: float = 15.0) -> None:
-    """Wait for what nobody announces."""
+    """Poll until a condition is true."""
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)
 
 
 class NatsServer(nats_server.NatsServer):
-    """One that starts while charon and the bridge go on in the same event loop, and that can hang."""
+    """A nats-server that starts without blocking the event loop, and that can be suspended."""
 
     async def up(self) -> None:
-        """Start it, again after `kill`: with the same port and the same store."""
+        """Start it; after `kill`, with the same port and store."""
         await asyncio.to_thread(self.start)
 
     def pause(self) -> None:
-        """SIGSTOP: the kernel goes on accepting connections, nobody answers on them."""
+        """SIGSTOP: the kernel accepts connections, the server does not respond."""
         assert self.process
         self.process.send_signal(signal.SIGSTOP)
 
@@ -58,7 +58,7 @@ class NatsServer(nats_server.NatsServer):
 
 
 def envelopes(payload: bytes, headers: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Return the envelopes in a message of whatever codec."""
+    """Return the envelopes in a message of any codec."""
     if headers and "Vici-Event" in headers:
         numbers = {key: int(headers[f"Vici-{key.title()}"]) for key in ("seq", "time")}
         own = {key: headers[f"Vici-{key.title()}"] for key in ("node", "boot", "event")}
@@ -69,7 +69,7 @@ def envelopes(payload: bytes, headers: Mapping[str, str] | None = None) -> list[
 
 
 class Witness:
-    """Somebody else on the bus: notes every message, in order."""
+    """A client that records every message, in order."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -103,7 +103,7 @@ class Witness:
         return [await answers.next_msg(timeout=10) for _ in range(parts)]
 
     async def _is_served(self, commands: str) -> None:
-        """Wait until a bridge takes commands; until then NATS may say that nobody does."""
+        """Wait until a bridge serves commands; before that, NATS may report no responders."""
         if commands in self._served:
             return
         inbox = self.client.new_inbox()
@@ -120,7 +120,7 @@ class Witness:
 
 @asynccontextmanager
 async def witness(url: str, subject: str = "vici.>", **options: Any) -> AsyncIterator[Witness]:
-    """Somebody who watches `subject`; `options` are of nats-py, such as credentials."""
+    """Record the messages on `subject`; `options` are passed to nats-py, such as credentials."""
     client = await nats.connect(url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore, **options)
     try:
         someone = Witness(client)
@@ -135,14 +135,14 @@ async def _ignore(error: Exception) -> None:
 
 
 async def processed(client: Client) -> None:
-    """Wait until the server has processed what was sent before."""
+    """Wait until the server has processed everything sent before."""
     # nats-py writes the PING of flush() ahead of what is queued, such as a subscription; the second follows it.
     await client.flush()
     await client.flush()
 
 
 async def stored(url: str, stream: str = "VICI", **options: Any) -> list[Msg]:
-    """Return every message of a stream, in order; `options` are of nats-py."""
+    """Return every message of a stream, in order; `options` are passed to nats-py."""
     client = await nats.connect(url, **options)
     try:
         jetstream = client.jetstream()
@@ -154,13 +154,13 @@ async def stored(url: str, stream: str = "VICI", **options: Any) -> list[Msg]:
 
 
 async def bucket(client: Client, name: str, keys: str = ">") -> dict[str, Any]:
-    """Return every value in a key-value bucket; nothing while there is no such bucket."""
+    """Return every value in a key-value bucket; empty if the bucket does not exist."""
     jetstream = client.jetstream()
     try:
         kv = await jetstream.key_value(name)
     except BucketNotFoundError:
         return {}
-    # The mark by which nats-py says that all have come may come before them; so they are counted.
+    # nats-py may report the end of the initial values before all have arrived, so they are counted.
     state = (await jetstream.stream_info(f"KV_{name}", subjects_filter=f"$KV.{name}.{keys}")).state
     watcher: Any = await kv.watch(keys)
     found: dict[str, Any] = {}
@@ -179,7 +179,7 @@ async def bucket(client: Client, name: str, keys: str = ">") -> dict[str, Any]:
 
 
 def settings(url: str, address: str = "/nowhere/charon.vici", node: str = "gw1", **sections: Any) -> Config:
-    """A configuration of one gateway, with a probe that is quick enough for tests, and without the mirror."""
+    """A configuration of one gateway, with a probe interval short enough for tests, and without the mirror."""
     bus = {"servers": [url], "probe_interval": 0.3, "probe_timeout": 1} | sections.pop("nats", {})
     return Config(
         nats=bus, gateway=[GatewayConfig(node=node, vici=address)], **{"mirror": {"enabled": False}} | sections
@@ -188,7 +188,7 @@ def settings(url: str, address: str = "/nowhere/charon.vici", node: str = "gw1",
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Bus]:
-    """Run a bus alone."""
+    """Run a bus without the rest of the bridge."""
     bus = Bus(config.nats.settings())
     task = asyncio.create_task(bus.run())
     try:
@@ -200,7 +200,7 @@ async def running(config: Config) -> AsyncIterator[Bus]:
 
 @asynccontextmanager
 async def service(config: Config) -> AsyncIterator[Service]:
-    """Run the bridge in this process; it is stopped in order at the end."""
+    """Run the bridge in this process; stop it cleanly at the end."""
     bridge = Service(config)
     stop = asyncio.Event()
     running: Awaitable[None] = asyncio.create_task(bridge.run(stop))
@@ -212,21 +212,21 @@ async def service(config: Config) -> AsyncIterator[Service]:
 
 
 async def up(bridge: Service) -> None:
-    """Wait until every charon is connected and all its events are registered, one after the other."""
+    """Wait until every charon is connected and its events are registered."""
     await until(lambda: all(gateway.reader.up for gateway in bridge.gateways))
 
 
 async def start_bridge(
     config: Path, *program: str, stderr: int | IO[bytes] = asyncio.subprocess.PIPE, **environment: str
 ) -> asyncio.subprocess.Process:
-    """Start `vicibridge run` as a process of its own; `program` stands in place of `-m vicibridge`."""
+    """Start `vicibridge run` as a process; `program` replaces `-m vicibridge`."""
     argv = [sys.executable, *(program or ("-m", "vicibridge")), "run", "--config", str(config)]
     return await asyncio.create_subprocess_exec(*argv, stderr=stderr, env={**os.environ, **environment})
 
 
 @asynccontextmanager
 async def bridge_process(config: Path) -> AsyncIterator[Path]:
-    """Run `vicibridge run` with a file and yield its log; it must end in order, without an error."""
+    """Run `vicibridge run` with a configuration file and yield its log; it must end cleanly, without an error."""
     log = config.with_suffix(".log")
     with log.open("wb") as stderr:
         process = await start_bridge(config, stderr=stderr)

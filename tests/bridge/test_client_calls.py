@@ -228,7 +228,7 @@ def test_calls_run_side_by_side(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_lost_parts_are_told(nats_server: NatsServer) -> None:
+def test_lost_parts_are_reported(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         other = await nats.connect(nats_server.url)

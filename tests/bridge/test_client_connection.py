@@ -61,7 +61,7 @@ async def heard(other: Client, events: Events, first: int) -> list[int]:
     return numbers
 
 
-def test_all_that_is_read_goes_on_when_a_jwt_ends_and_its_file_is_fresh(
+def test_subscriptions_resume_after_a_jwt_expires_and_its_file_is_renewed(
     make_nats_server: Callable[..., NatsServer], tmp_path: Path
 ) -> None:
     async def test() -> None:
@@ -91,7 +91,7 @@ def test_all_that_is_read_goes_on_when_a_jwt_ends_and_its_file_is_fresh(
     run(test(), 60)
 
 
-def test_what_is_asked_goes_on_when_a_jwt_ends(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_requests_resume_after_a_jwt_expires(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     async def test() -> None:
         async with expiring(make_nats_server, tmp_path) as (fleet, other, renew):
             requests: asyncio.Queue[Any] = asyncio.Queue()

@@ -157,7 +157,7 @@ def test_who_joins_late_misses_nothing_before_but_all_after() -> None:
     assert joined.duplicates == 0
 
 
-def test_what_the_bridge_told() -> None:
+def test_gap_events_explain_missing_numbers() -> None:
     whole = Completeness(from_start=True)
     whole.add(an(5, "log"))
     whole.add(an(1, "gap", **{"class": "log", "cause": "full", "count": 3, "first_seq": 1, "last_seq": 4}))
@@ -277,7 +277,7 @@ async def acknowledged(fleet: Fleet, seq: int) -> None:
     assert floor == seq
 
 
-def test_a_durable_consumer_goes_on_after_what_was_acknowledged(nats_server: NatsServer) -> None:
+def test_a_durable_consumer_resumes_after_the_last_acknowledgement(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
@@ -327,7 +327,7 @@ def test_a_queue_shares(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_a_slow_consumer_is_told(nats_server: NatsServer) -> None:
+def test_a_slow_consumer_is_reported(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet, fleet.subscribe(limit=100_000) as events:

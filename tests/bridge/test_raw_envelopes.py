@@ -231,7 +231,7 @@ def test_the_spool_keeps_headers_over_a_restart(nats_server: NatsServer) -> None
     run(test())
 
 
-def test_a_notice_too_large_for_vici_is_counted_as_lost(nats_server: NatsServer) -> None:
+def test_a_bridge_event_too_large_for_vici_is_counted_as_lost(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:

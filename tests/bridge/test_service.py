@@ -384,7 +384,7 @@ def test_malformed_messages_are_told_and_do_no_harm(nats_server: NatsServer) -> 
     run(test())
 
 
-def test_falling_behind_loses_state_events_only_and_is_told(
+def test_falling_behind_loses_state_events_only_and_is_reported(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "LISTENER_LIMIT", 10)
@@ -412,7 +412,7 @@ def test_falling_behind_loses_state_events_only_and_is_told(
     run(test())
 
 
-def test_events_that_come_while_it_unregisters_are_told_as_a_gap(nats_server: NatsServer) -> None:
+def test_events_that_arrive_while_it_unregisters_are_reported_as_a_gap(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon:
@@ -477,7 +477,7 @@ def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, numb
     run(test())
 
 
-def test_lines_that_come_while_it_unregisters_are_taken(nats_server: NatsServer) -> None:
+def test_lines_that_arrive_while_it_unregisters_are_published(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:

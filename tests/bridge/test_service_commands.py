@@ -339,7 +339,7 @@ def test_what_the_audit_leaves_out(nats_server: NatsServer, audit: str, told: li
     run(test())
 
 
-def test_a_flood_is_told_in_sums_and_changes_one_by_one(nats_server: NatsServer) -> None:
+def test_a_flood_is_reported_in_sums_and_changes_one_by_one(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=["@read", "reset-counters"], concurrency=64) as (charon, someone, bridge):
             charon.on("reset-counters", {"success": "yes"})

@@ -92,7 +92,7 @@ async def _present(link: Link) -> dict[str, NodeValue]:
     return {value["node"]: value for value in values.values()}
 
 
-_FIRST = 1.0  # seconds to wait for the first reply; NATS reports at once if there is no bridge
+_FIRST = 1.0  # seconds to wait for the first reply; NATS reports missing bridges at once
 _NEXT = 0.25  # seconds to wait for each further reply
 
 

@@ -31,7 +31,7 @@ DENIED = 4
 CODES = {
     **EXIT_CODES,
     FAILED: "charon or a bridge reported an error, the output cannot be written, or another error occurred",
-    NO_DAEMON: "NATS, the bridge or charon is unreachable, or there was no reply in time",
+    NO_DAEMON: "NATS, the bridge or charon is unreachable, or did not reply in time",
     DENIED: "denied by the bridge or by NATS",
 }
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code}  {meaning}" for code, meaning in CODES.items())
