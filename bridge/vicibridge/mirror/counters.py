@@ -14,7 +14,7 @@ _MOST = 2**64 - 1
 
 
 def traffic_of(child: Section) -> Traffic:
-    """Return the counters in a section of a CHILD_SA; what is missing or no number counts as 0."""
+    """Return the counters in a section of a CHILD_SA; missing or invalid values count as 0."""
     return Traffic(
         bytes_in=number(child.get("bytes-in")),
         packets_in=number(child.get("packets-in")),
@@ -24,19 +24,19 @@ def traffic_of(child: Section) -> Traffic:
 
 
 def number(text: object) -> int:
-    """Return the number in a value of charon's, of 64 bits at most; what is none counts as 0."""
+    """Return the number in a value of charon, at most 64 bits; an invalid value counts as 0."""
     return min(_MOST, int(text)) if isinstance(text, str) and text.isdecimal() and len(text) <= 20 else 0
 
 
 def checked(sums: Sums) -> Sums:
-    """Return sums that somebody else may have written; ValueError, TypeError or KeyError when they are none."""
+    """Check sums that another client may have written; raises ValueError, TypeError or KeyError if invalid."""
     for name in sums:
         name.encode("utf-8", "surrogateescape")
     return {name: counters(each) for name, each in sums.items()}
 
 
 def counters(value: Traffic) -> Traffic:
-    """Return counters that somebody else may have written; ValueError, TypeError or KeyError when they are none."""
+    """Check counters that another client may have written; raises ValueError, TypeError or KeyError if invalid."""
     return Traffic(
         bytes_in=whole(value["bytes_in"]),
         packets_in=whole(value["packets_in"]),
@@ -46,14 +46,14 @@ def counters(value: Traffic) -> Traffic:
 
 
 def whole(value: object) -> int:
-    """Return a number of 64 bits as what it is; ValueError for everything else."""
+    """Return a number of 64 bits; raises ValueError for anything else."""
     if not isinstance(value, int) or not 0 <= value <= _MOST:
         raise ValueError(f"{value!r} is no counter")
     return value
 
 
 def plus(one: Traffic, other: Traffic) -> Traffic:
-    """Return the sum; what is over 64 bits, which msgpack could not hold, stays the largest number."""
+    """Return the sum, limited to 64 bits, the maximum of msgpack."""
     return Traffic(
         bytes_in=min(_MOST, one["bytes_in"] + other["bytes_in"]),
         packets_in=min(_MOST, one["packets_in"] + other["packets_in"]),
@@ -63,7 +63,7 @@ def plus(one: Traffic, other: Traffic) -> Traffic:
 
 
 def minus(one: Traffic, other: Traffic) -> Traffic:
-    """Return what `one` has more than `other`: never less than 0."""
+    """Return `one` minus `other`, at least 0."""
     return Traffic(
         bytes_in=max(0, one["bytes_in"] - other["bytes_in"]),
         packets_in=max(0, one["packets_in"] - other["packets_in"]),

@@ -1,8 +1,8 @@
-"""The SAs and connections of one gateway, as its events and snapshots tell: a model without I/O.
+"""The SAs and connections of one gateway from its events and snapshots: a model without I/O.
 
-`Mirror` takes events and says in `changed` which keys of the buckets have to be written or deleted; `snapshot.Snapshot`
-repairs it by what charon lists. It has what events tell the end of: IKE_SAs that are established, and CHILD_SAs until
-they are replaced or closed, though charon goes on listing those for a while.
+`Mirror` applies events and lists in `changed` the keys of the buckets to write or delete; `reconcile.Reconciliation`
+repairs it from what charon lists. It has the SAs whose end events report: established IKE_SAs, and CHILD_SAs until they
+are replaced or closed, though charon lists those for a while longer.
 
 With `charon.reuse_ikesa`, the default, a CHILD_SA of one connection is created in the IKE_SA of another to the same
 peer. So each CHILD_SA is counted by the connection that configures a child of its name: see `_counting`.
@@ -41,7 +41,7 @@ Key: TypeAlias = tuple[str, str]
 """A bucket, and a key in it."""
 
 _TASKS = ("tasks-queued", "tasks-active", "tasks-passive")
-_COUNTED = 50_000  # CHILD_SAs that are gone, of which the counters are remembered
+_COUNTED = 50_000  # closed CHILD_SAs whose counters are remembered
 _DEPENDENT: tuple[Literal["up", "ike_sas", "child_sas", "ambiguous", "totals"], ...] = (
     "up",
     "ike_sas",
@@ -173,16 +173,16 @@ class Counted(NamedTuple):
 
 @dataclass(slots=True)
 class Window:
-    """What events have told while a snapshot is being taken: they are newer than its rows."""
+    """What events reported during a snapshot: newer than its rows."""
 
     fresh: set[str] = field(default_factory=set)
-    """IKE_SAs that came up or were told of."""
+    """IKE_SAs that came up or were reported."""
     gone: set[str] = field(default_factory=set)
     replaced: dict[str, str] = field(default_factory=dict)
-    """IKE_SAs that were rekeyed, and by which one each is replaced."""
+    """Rekeyed IKE_SAs, and the replacement of each."""
     children: set[str] = field(default_factory=set)
     conns: set[str] = field(default_factory=set)
-    """Connections that were not known before."""
+    """Connections that were unknown before."""
 
 
 class Mirror:
@@ -194,11 +194,11 @@ class Mirror:
         self.conns: dict[str, Conn] = {}
         self.window: Window | None = None
         self.doubtful = False
-        """Whether events have told something that only a snapshot can complete."""
+        """Whether events reported something that only a snapshot can complete."""
         self.stale: list[tuple[Key, SaValue]] = []
-        """SAs of a former run of charon that turned up as gone before a snapshot could tell."""
+        """SAs of a former run of charon, found closed before a snapshot."""
         self.counted: dict[tuple[str, str], Counted] = {}
-        """CHILD_SAs that were closed lately, so that news of them adds only what is more."""
+        """Recently closed CHILD_SAs, so that later reports add only the difference."""
         self.ambiguous: dict[str, int] = {}
         """By name: the CHILD_SAs of which charon does not report the connection."""
         self._subjects = subjects
@@ -229,12 +229,12 @@ class Mirror:
         return list(self._rows)
 
     def value(self, key: Key) -> bytes | None:
-        """Return what has to be at `key`; None when there must be nothing."""
+        """Return the value for `key`; None if the key must not exist."""
         row = self.row_value(key)
         return None if row is None else bucket_values.dump(row)
 
     def row_value(self, key: Key) -> SaValue | ConnValue | None:
-        """Return what has to be at `key` before it is made JSON."""
+        """Return the value for `key` before encoding as JSON."""
         row = self._rows.get(key)
         if row is None:
             return None
@@ -247,7 +247,7 @@ class Mirror:
         return conn.value(self._node, self._boot, self.ambiguous)
 
     def event(self, time_ns: int, event: str, raw: bytes) -> None:
-        """Apply an event that was read at `time_ns`; DecodeError when `raw` is no VICI message."""
+        """Apply an event that was read at `time_ns`; raises DecodeError if `raw` is malformed."""
         handler = self._handlers.get(event)
         if handler is None:
             return
@@ -259,7 +259,7 @@ class Mirror:
 
     def _ike_updown(self, time_ns: int, name: str, section: Section, message: Message) -> None:
         if "yes" in message.get_all("up"):
-            self._told(time_ns, name, section)
+            self._apply_ike(time_ns, name, section)
         elif uniqueid := uniqueid_of(section):
             if self.window:
                 self.window.gone.add(uniqueid)
@@ -270,7 +270,7 @@ class Mirror:
         old, new = section.get("old"), section.get("new")
         if not isinstance(old, dict) or not isinstance(new, dict):
             return
-        replacement = self._told(time_ns, name, new)
+        replacement = self._apply_ike(time_ns, name, new)
         uniqueid = uniqueid_of(old)
         if replacement is None or uniqueid in ("", replacement.uniqueid):
             return
@@ -283,24 +283,24 @@ class Mirror:
         self.drop_ike(time_ns, uniqueid)
 
     def _ike_update(self, time_ns: int, name: str, section: Section, message: Message) -> None:
-        # The section still has the old addresses; the new ones stand beside it.
+        # The section still has the old addresses; the new ones are next to it.
         new = {key: value for key in _ADDRESS if isinstance(value := message.get(key), str)}
-        self._told(time_ns, name, section | new)
+        self._apply_ike(time_ns, name, section | new)
 
     def _child_updown(self, time_ns: int, name: str, section: Section, message: Message) -> None:
         for child in _children(section).values():
             self._note_child(child)
             if "yes" in message.get_all("up"):
-                ike = self._told(time_ns, name, section)
+                ike = self._apply_ike(time_ns, name, section)
                 if ike is not None:
                     self.put_child(time_ns, ike, child)
                     self.doubtful |= self._is_new(name_of(child), ike.conn)
             else:
-                # charon tells the end of an IKE_SA before that of its CHILD_SAs, so it may be gone already.
+                # charon reports the end of an IKE_SA before that of its CHILD_SAs, so it may be gone already.
                 self.close_child(time_ns, self.conns.get(name), child)
 
     def _is_new(self, child: str, own: Conn) -> bool:
-        """Tell whether a connection that configures this child may have been loaded since the last snapshot."""
+        """Return whether a connection that configures this child may have been loaded since the last snapshot."""
         return own.configured is True and child not in self._claims and child not in self._unclaimed
 
     def _child_rekey(self, time_ns: int, name: str, section: Section, _: Message) -> None:
@@ -312,7 +312,7 @@ class Mirror:
             self._note_child(new)
             # When both sides rekey at once, there are two new ones, and charon closes one of them without an event.
             self.doubtful |= child_key(old) in self.counted
-            ike = self._told(time_ns, name, section)
+            ike = self._apply_ike(time_ns, name, section)
             if ike is not None:
                 self.close_child(time_ns, ike.conn, old, ike)
                 self.put_child(time_ns, ike, new)
@@ -321,12 +321,12 @@ class Mirror:
         if self.window:
             self.window.children.add(uniqueid_of(child))
 
-    def _told(self, time_ns: int, name: str, section: Section) -> Ike | None:
-        """Take over the IKE_SA of an event; None when the event does not say which it is."""
+    def _apply_ike(self, time_ns: int, name: str, section: Section) -> Ike | None:
+        """Apply the IKE_SA of an event; None if the event does not identify it."""
         if not (uniqueid := uniqueid_of(section)):
             return None
         if name not in self.conns:
-            self.doubtful = True  # whether it is configured, no event tells
+            self.doubtful = True  # no event reports whether it is configured
             if self.window:
                 self.window.conns.add(name)
         if self.window:
@@ -477,7 +477,7 @@ class Mirror:
             closed = more = minus(last, known.traffic)
             last = plus(known.traffic, more)
         self.counted[key] = Counted(counting, last)
-        if len(self.counted) > _COUNTED:  # no snapshot, which would tidy up, for as long as there are no buckets
+        if len(self.counted) > _COUNTED:  # snapshots clean this up, but wait for the buckets
             del self.counted[next(iter(self.counted))]
         for row, traffic in ((ike, closed), (self.conns.get(counting) if counting is not None else None, more)):
             if row is not None and any(traffic.values()):
@@ -558,10 +558,10 @@ class Mirror:
                 self._touched[row] = None
 
     def restore(self, key: Key, data: bytes, time_ns: int) -> bool:
-        """Take over the value that an earlier start of the bridge left at `key`; tell whether it stands unchanged.
+        """Take over the value that an earlier start of the bridge left at `key`; return whether it is unchanged.
 
-        What events have told since is newer; only the traffic is added up. What no bridge has written is to be deleted:
-        others may write to a bucket too, and nothing there may be of a kind that cannot be told or written again.
+        What events reported since is newer; only the traffic is added up. What no bridge has written is to be deleted:
+        others may write to a bucket too, and nothing there may be of a kind that cannot be reported or written again.
         """
         self._restoring = True
         try:
@@ -644,7 +644,7 @@ def name_of(child: Section) -> str:
 
 
 def child_key(child: Section) -> tuple[str, str]:
-    """Return what tells a CHILD_SA from all others, those of former runs of charon too."""
+    """Return what distinguishes a CHILD_SA from all others, including those of former runs of charon."""
     return uniqueid_of(child), str(child.get("spi-in", ""))
 
 
@@ -653,17 +653,17 @@ def same_child(one: Section, other: Section) -> bool:
 
 
 def same_sa(one: Section, other: Section) -> bool:
-    """Tell whether two sections with the same uniqueid are of one IKE_SA."""
+    """Return whether two sections with the same uniqueid are of one IKE_SA."""
     return all(one.get(key) == other.get(key) for key in ("initiator-spi", "responder-spi"))
 
 
 def is_ike(ike: Ike, name: str, section: Section) -> bool:
-    """Tell whether a section with the uniqueid of `ike` is about it."""
+    """Return whether a section with the uniqueid of `ike` is about it."""
     return ike.conn.name == name and same_sa(ike.sa, section)
 
 
 def without_tasks(section: Section) -> Section:
-    """Return what stays: tasks end at once, and no event tells that."""
+    """Return the section without children and tasks; tasks end at once, and no event reports that."""
     return {key: value for key, value in section.items() if key not in _TASKS and key != "child-sas"}
 
 

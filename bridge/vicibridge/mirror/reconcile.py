@@ -1,8 +1,8 @@
-"""What charon lists against the mirror: each difference is repaired, and told.
+"""Compares what charon lists with the mirror; repairs and reports each difference.
 
-Events go on while charon lists. Whatever an event tells between the begin and the end is newer than the rows, which
-therefore say nothing about it. The caller begins before it asks charon, and finishes when every event that charon
-raised before its last row has been applied.
+Events continue while charon lists. What an event reports between begin and finish is newer than the rows, which are
+ignored for it. The caller begins before it sends the request, and finishes when every event that charon raised before
+its last row has been applied.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..contract.subjects import section_of
 from .model import Conn, Ike, Mirror, Window, child_key, is_ike, same_child, state_of, uniqueid_of, without_tasks
 
 _RUNNING = {"established", "rekey-time", "reauth-time", "life-time", "install-time", "use-in", "use-out"}
-# No event tells these; that they differ is no event lost.
+# No event reports these, so a difference does not mean that an event was lost.
 _UNTOLD = _RUNNING | {"state", "bytes-in", "packets-in", "bytes-out", "packets-out"}
 # Listed, but not established yet, or replaced or closed already.
 _IKE_ABSENT = UNESTABLISHED | {"REKEYED", "DESTROYING"}
 _CHILD_ABSENT = {"CREATED", "ROUTED", "INSTALLING", "RETRYING", "REKEYED", "DELETED", "DESTROYING"}
-_ON_ITS_WAY = "DELETING"  # before the event, or after it: the state does not tell
+_ON_ITS_WAY = "DELETING"  # before the event or after it: the state does not show which
 
 
 class Difference(NamedTuple):
-    """A key that was not as charon lists it: what the mirror had there, and what it has now."""
+    """A key that differed from what charon lists: the mirror's value before and after."""
 
     kind: Literal["appeared", "vanished", "changed"]
     bucket: str
@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 
 class Reconciliation:
-    """One comparison; `unsettled` says that another should follow soon."""
+    """One comparison; `unsettled` means that another should follow soon."""
 
     def __init__(self, mirror: Mirror) -> None:
         self.unsettled = False
@@ -52,11 +52,11 @@ class Reconciliation:
         self._differences: list[Difference] = []
 
     def abandon(self) -> None:
-        """Give up; what was repaired so far stays so."""
+        """Stop; what was repaired so far remains."""
         self._mirror.window = None
 
     def sa(self, time_ns: int, raw: bytes) -> None:
-        """Compare one message of list-sas; those of list-conns come first, as they tell whose the CHILD_SAs are."""
+        """Compare one message of list-sas; those of list-conns come first, as they say whose the CHILD_SAs are."""
         name, message = section_of(Message(raw))
         section: Section = message.to_dict() if message is not None else {}
         listed = uniqueid = uniqueid_of(section)
@@ -72,7 +72,7 @@ class Reconciliation:
         self._mirror.settle(time_ns)
 
     def _ike(self, time_ns: int, name: str, section: Section, ike: Ike | None) -> Ike | None:
-        """Compare an IKE_SA but for its children; None when it has no place in the mirror."""
+        """Compare an IKE_SA without its children; None if it does not belong in the mirror."""
         uniqueid, state = uniqueid_of(section), state_of(section)
         if not uniqueid or uniqueid in self._window.gone or state in _IKE_ABSENT:
             return None
@@ -104,7 +104,7 @@ class Reconciliation:
         return ike
 
     def _exchanged(self, time_ns: int, name: str, section: Section, former: Ike) -> Ike:
-        """Another run of charon has given the uniqueid to another SA."""
+        """Handle another run of charon that has given the uniqueid to another SA."""
         if former.conn.name != name:
             self._vanished(time_ns, former)
             return self._appeared(time_ns, name, section)
@@ -187,10 +187,10 @@ class Reconciliation:
         before = self._mirror.conn_value(conn) if known else None
         self._mirror.configure(time_ns, conn, True, config)
         self._mirror.settle(time_ns)
-        self._tell_conn(before, conn)
+        self._report_conn(before, conn)
 
     def finish(self, time_ns: int) -> list[Difference]:
-        """Remove what charon did not list, and return every difference there was."""
+        """Remove what charon did not list, and return every difference."""
         mirror = self._mirror
         for ike in [i for u, i in mirror.ikes.items() if u not in self._seen and u not in self._window.fresh]:
             self._vanished(time_ns, ike)
@@ -227,9 +227,9 @@ class Reconciliation:
                 if before is not None:
                     self._differences.append(Difference("vanished", *conn.key, before, None))
             elif configured is not False:
-                self._tell_conn(before, conn)
+                self._report_conn(before, conn)
 
-    def _tell_conn(self, before: Mapping[str, object] | None, conn: Conn) -> None:
+    def _report_conn(self, before: Mapping[str, object] | None, conn: Conn) -> None:
         kind: Literal["appeared", "changed"] = "appeared" if before is None else "changed"
         self._differences.append(Difference(kind, *conn.key, before, None))
 

@@ -1,8 +1,8 @@
-"""The mirror of one charon at work: events as they come, snapshots when they are needed, everything into the buckets.
+"""Runs the mirror of one charon: applies events, takes snapshots, and writes the buckets.
 
-A snapshot is taken at the start, when charon is there again, when events were lost, and from time to time. It goes over
-a connection of its own, while events go on; a question on the connection of the events then tells that every event
-raised before the last row has been read.
+A snapshot is taken at the start, after reconnecting to charon, after events were lost, and at an interval. It uses a
+separate connection while events continue; a request on the event connection then ensures that every event raised
+before the last row has been read.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .reconcile import Difference, Reconciliation
 
 _logger = logging.getLogger(__name__)
 
-_TIMEOUT = 10.0  # seconds for charon's next answer
-_LONGEST = 60.0  # for a whole list
-_SOON = 5.0  # after which a snapshot that found something on its way, or failed, is followed by another
-_BATCH = 64  # rows between two looks at what else is to do
+_TIMEOUT = 10.0  # seconds for each reply of charon
+_LONGEST = 60.0  # seconds for a whole list
+_SOON = 5.0  # seconds to the next snapshot after one that failed or found SAs in transition
+_BATCH = 64  # rows between two turns of the event loop
 
 
 class MirrorWorker:
-    """Keeps the buckets equal to one charon; `tell` gets each difference that a snapshot repaired."""
+    """Keeps the buckets equal to one charon; `report` gets each difference that a snapshot repaired."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class MirrorWorker:
         gateway: GatewayConfig,
         boot: str,
         bus: Bus,
-        tell: Callable[[str, Mapping[str, object]], None],
+        report: Callable[[str, Mapping[str, object]], None],
     ) -> None:
         self.mirror = Mirror(subjects, gateway.node, boot)
         self.buckets = Buckets(bus, self, subjects.node, settings.mirror.heartbeat, settings.nats.provision)
@@ -54,7 +54,7 @@ class MirrorWorker:
         self._settings = settings.mirror
         self._gateway = gateway
         self._boot = boot
-        self._tell = tell
+        self._report = report
         self._key: Key = (bucket_values.NODE, subjects.key())
         self._started = time.time_ns()
         self._session: AsyncSession | None = None
@@ -78,11 +78,11 @@ class MirrorWorker:
         return self.mirror.restore(key, data, time.time_ns())
 
     def reload(self, settings: MirrorConfig) -> None:
-        """Take over what may change at run time: the interval."""
+        """Apply what may change at run time: the interval."""
         self._settings = settings
 
     def event(self, time_ns: int, event: str, raw: bytes) -> None:
-        """Take an event of the state class, in the order in which they came."""
+        """Apply an event of the state class; calls are in charon's order."""
         doubted = self.mirror.doubtful
         self.mirror.event(time_ns, event, raw)
         if self.mirror.doubtful and not doubted:
@@ -90,18 +90,18 @@ class MirrorWorker:
         self.buckets.wake()
 
     def connected(self, session: AsyncSession) -> None:
-        """charon is there and its events are registered on `session`."""
+        """charon is connected and its events are registered on `session`."""
         self._session = session
         self.lost()
         self._beat()
 
     def disconnected(self) -> None:
-        """charon is gone, and so may be what the mirror knows of it."""
+        """The connection to charon was lost; the mirror may be out of date."""
         self._session = None
         self._beat()
 
     def lost(self) -> None:
-        """Ask for a snapshot, as events may be missing."""
+        """Request a snapshot, as events may be missing."""
         self._wanted.set()
 
     async def run(self) -> None:
@@ -113,7 +113,7 @@ class MirrorWorker:
             tasks.create_task(self._comparisons())
 
     async def stop(self) -> None:
-        """Write what waits, and take this bridge off the list of those that run."""
+        """Write pending keys, and delete the key of this bridge."""
         self._stopping = True
         self._beat()
         await self.buckets.settled()
@@ -128,7 +128,7 @@ class MirrorWorker:
             await asyncio.sleep(self._settings.heartbeat)
 
     async def _comparisons(self) -> None:
-        """Compare the buckets with what they acknowledged, as others may write there, or remove what is there."""
+        """Compare the buckets with the acknowledged values, as other clients may write or delete keys."""
         while True:
             await asyncio.sleep(self._settings.interval * random.uniform(0.9, 1.1))
             self.buckets.compare()
@@ -153,7 +153,7 @@ class MirrorWorker:
         )
 
     async def _snapshots(self) -> None:
-        await self.buckets.ready.wait()  # what an earlier start has left is what charon is compared with
+        await self.buckets.ready.wait()  # charon is compared with the values of an earlier start
         wait = self._settings.interval
         while True:
             with suppress(TimeoutError):
@@ -193,18 +193,18 @@ class MirrorWorker:
         if self._troubled:
             self._troubled = False
             _logger.info("%s: charon lists its SAs again", self._gateway.node)
-        await self._tell_all(differences)
+        await self._report_all(differences)
         return snapshot.unsettled
 
     async def _listed(self) -> tuple[list[bytes], list[bytes]]:
-        """Return the messages of list-sas and list-conns undecoded: as dicts, thousands would take much memory."""
+        """Return the messages of list-sas and list-conns undecoded: thousands of dicts would take much memory."""
         readers: dict[str, Reader] = {"list-sa": Raw(), "list-conn": Raw()}
         async with AsyncSession(self._gateway.vici, timeout=_TIMEOUT, readers=readers) as session:
-            # Without noblock, which would leave out SAs that charon is working on.
+            # Without noblock, which would omit SAs that charon is working on.
             return await _raw(session.stream("list-sas")), await _raw(session.stream("list-conns"))
 
     async def _caught_up(self, session: AsyncSession) -> None:
-        """Wait until every event that charon has raised by now has been taken from the connection of the events."""
+        """Wait until every event that charon has raised so far has been read from the event connection."""
         # charon answers in order with its events. The question must not time out or be cancelled, which would close the
         # connection, so it has a task of its own.
         if self._questions:
@@ -226,25 +226,25 @@ class MirrorWorker:
             question.exception()  # nobody may wait for it any more
 
     async def _others(self, session: AsyncSession) -> None:
-        """Let the events have their turn."""
+        """Let the event loop run."""
         await asyncio.sleep(0)
         if self._session is not session:
             raise TimeoutError("charon went away meanwhile")
 
-    async def _tell_all(self, differences: list[Difference]) -> None:
+    async def _report_all(self, differences: list[Difference]) -> None:
         self.differences += len(differences)
         if differences:
             _logger.info("%s: the mirror differed from charon in %d keys", self._gateway.node, len(differences))
         for number, difference in enumerate(differences, 1):
             plain: Mapping[str, object] = bucket_values.tagged(difference._asdict())
-            self._tell("resync", plain)
+            self._report("resync", plain)
             if not number % _BATCH:
                 await asyncio.sleep(0)
 
     def _trouble(self, error: Exception) -> None:
         if not self._troubled:
             self._troubled = True
-            _logger.warning("%s: charon does not list its SAs: %s; trying again", self._gateway.node, error)
+            _logger.warning("%s: charon does not list its SAs: %s; retrying", self._gateway.node, error)
 
 
 async def _raw(stream: AsyncIterable[object]) -> list[bytes]:
