@@ -1,4 +1,4 @@
-"""What JetStream answers to a message, made by a real nats-server, and what each answer means."""
+"""JetStream's replies to published messages, from a real nats-server, and their meaning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def ask(client: Client, payload: bytes = b"x", subject: str = "s.a", **hea
 
 
 async def answer(client: Client, payload: bytes, subject: str, headers: dict[str, str]) -> Msg:
-    """Publish as the bridge does, and return what comes back; `request` would raise for some answers."""
+    """Publish as the bridge does, and return the reply; `request` would raise for some replies."""
     inbox = client.new_inbox()
     answers = await client.subscribe(inbox, max_msgs=1)
     await client.publish(subject, payload, inbox, headers)
@@ -69,7 +69,7 @@ async def seal(client: Client) -> None:
 
 
 async def nothing(client: Client) -> None:
-    """The stream as it was made refuses."""
+    """The stream refuses with its initial configuration."""
 
 
 async def one(client: Client) -> None:
@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Before, dict[str, str], tuple[int, int,
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_refusal_says_what_is_wrong_and_what_mends_it(accounts: NatsServer, case: str) -> None:
+def test_refusal_names_problem_and_fix(accounts: NatsServer, case: str) -> None:
     config, before, headers, (code, err_code, meaning), description = REFUSED[case]
 
     async def test() -> None:
@@ -133,7 +133,7 @@ def test_a_refusal_says_what_is_wrong_and_what_mends_it(accounts: NatsServer, ca
     run(test())
 
 
-def test_stored_and_duplicate_also_of_what_was_purged(accounts: NatsServer) -> None:
+def test_stored_and_duplicate_including_purged_messages(accounts: NatsServer) -> None:
     async def test() -> None:
         await accounts.up()
         async with account(accounts, "roomy") as client:
@@ -147,7 +147,7 @@ def test_stored_and_duplicate_also_of_what_was_purged(accounts: NatsServer) -> N
     run(test())
 
 
-def test_the_name_of_a_domain_comes_with_the_acknowledgement(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_acknowledgement_with_a_domain(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server(jetstream="domain: hub")
 
     async def test() -> None:
@@ -184,7 +184,7 @@ def test_limits_of_account_and_server(accounts: NatsServer, make_nats_server: Ca
     run(test())
 
 
-def test_where_there_is_no_stream_and_no_jetstream(
+def test_without_stream_and_without_jetstream(
     accounts: NatsServer, make_nats_server: Callable[..., NatsServer]
 ) -> None:
     refused = Refusal(503, 0, Meaning.MISSING, NO_STREAM)
@@ -195,7 +195,7 @@ def test_where_there_is_no_stream_and_no_jetstream(
             assert await ask(client, subject="other") == refused
             await client.jetstream().add_stream(stream())
             await client.jetstream().add_stream(StreamConfig(name="M", mirror=nats.js.api.StreamSource(name="S")))
-            assert await ask(client, subject="M") == refused  # a mirror takes nothing but what it copies
+            assert await ask(client, subject="M") == refused  # a mirror only accepts messages that it copies
         async with account(accounts, "none") as client:
             assert await ask(client) == refused
         server = make_nats_server("jetstream: disabled")
@@ -212,7 +212,7 @@ def test_where_there_is_no_stream_and_no_jetstream(
     [b"", b"x", b"null", b"[]", b"{}", b'{"stream":"S"}', b'{"stream":"S","seq":0}', b'{"stream":"S","seq":"1"}',
      b'{"error":null,"stream":"S","seq":0}', b'{"seq":1}', b"\xff", b'{"stream":"S","seq":-1}'],
 )  # fmt: skip
-def test_what_is_no_acknowledgement_is_not_believed(data: bytes) -> None:
+def test_invalid_acknowledgements_are_refusals(data: bytes) -> None:
     assert read_ack(Msg(None, data=data)) == Refusal(0, 0, Meaning.OTHER, UNEXPECTED)  # type: ignore[arg-type]
 
 
@@ -223,7 +223,7 @@ def test_what_is_no_acknowledgement_is_not_believed(data: bytes) -> None:
         (b'{"stream":"S","seq":1,"error":{"code":400,"err_code":7,"description":"odd"}}', "odd in the stream S"),
     ],
 )
-def test_an_error_comes_before_a_number(data: bytes, sentence: str) -> None:
+def test_error_takes_precedence_over_number(data: bytes, sentence: str) -> None:
     refused = read_ack(Msg(None, data=data))  # type: ignore[arg-type]
     assert isinstance(refused, Refusal) and refused.sentence.startswith(sentence)
 
@@ -242,7 +242,7 @@ async def publishing(
         yield publisher, link, answers
 
 
-def test_each_answer_goes_to_its_message(nats_server: NatsServer) -> None:
+def test_each_answer_settles_its_message(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with publishing(nats_server, max_msg_size=10) as (publisher, _, answers):
             for number, payload in enumerate((b"x", b"x" * 50, b"x"), 1):
@@ -258,7 +258,7 @@ def test_each_answer_goes_to_its_message(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_what_is_never_answered_is_late(nats_server: NatsServer) -> None:
+def test_unanswered_messages_are_late(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with publishing(nats_server, no_ack=True) as (publisher, _, answers):
             now = asyncio.get_running_loop().time
@@ -272,7 +272,7 @@ def test_what_is_never_answered_is_late(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_what_cannot_be_sent_gets_no_answer_and_takes_no_room(nats_server: NatsServer) -> None:
+def test_unsent_messages_get_no_answer_and_use_no_room(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with publishing(nats_server) as (publisher, _, answers):
             with pytest.raises(TooLarge):
@@ -284,13 +284,13 @@ def test_what_cannot_be_sent_gets_no_answer_and_takes_no_room(nats_server: NatsS
     run(test())
 
 
-def test_a_forgotten_message_that_is_sent_again_takes_the_first_answer(nats_server: NatsServer) -> None:
+def test_message_sent_again_accepts_the_first_answer(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with publishing(nats_server) as (publisher, link, answers):
             await publisher.publish(1, "s.a", b"x")
             publisher.forget()
             await link.fence(5)
-            assert answers == {}  # nobody waits for it
+            assert answers == {}  # it is no longer pending
             await publisher.publish(1, "s.a", b"x", {"Nats-Msg-Id": "1"})
             publisher.forget()
             await publisher.publish(1, "s.a", b"x", {"Nats-Msg-Id": "1"})

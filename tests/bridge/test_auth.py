@@ -1,4 +1,4 @@
-"""Every way to prove who we are to NATS, each against a real server that asks for it."""
+"""Every authentication method of NATS, each with a real server that requires it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vicibridge.config.model import Config
 Make = Callable[..., NatsServer]
 
 
-def told(url: str, options: dict[str, Any]) -> Config:
+def configured(url: str, options: dict[str, Any]) -> Config:
     return settings(url, nats={**options, "servers": [url]})
 
 
 async def welcome(config: Config) -> None:
-    """The server takes us, and what we send."""
+    """The server accepts the connection and messages."""
     async with running(config) as bus:
         link = await bus.link()
         await link.publish("vici.x", b"hello")
@@ -29,7 +29,7 @@ async def welcome(config: Config) -> None:
 
 
 async def refused(config: Config, reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The server does not take us; that is told once, without secrets."""
+    """The server rejects the connection; that is logged once, without secrets."""
     caplog.clear()
     async with running(config) as bus:
         await until(lambda: reason in caplog.text)
@@ -39,7 +39,7 @@ async def refused(config: Config, reason: str, caplog: pytest.LogCaptureFixture)
 
 
 async def unwelcome(config: Config) -> None:
-    """The server does not take us; what it or TLS says of that depends on who is first."""
+    """The server rejects the connection, and the server or TLS reports it, whichever is first."""
     async with running(config) as bus:
         await until(lambda: bus.reason != "not connected yet")
         assert not bus.connected
@@ -59,9 +59,9 @@ def test_password_and_token(
 
     async def test() -> None:
         await server.up()
-        await welcome(told(server.url, options))
+        await welcome(configured(server.url, options))
         wrong = {**options, list(options)[-1]: "wr0ng"}
-        await refused(told(server.url, wrong), "Authorization Violation", caplog)
+        await refused(configured(server.url, wrong), "Authorization Violation", caplog)
         assert "s3cret" not in caplog.text and "wr0ng" not in caplog.text
 
     run(test())
@@ -75,15 +75,15 @@ def test_nkey(make_nats_server: Make, caplog: pytest.LogCaptureFixture, tmp_path
         await server.up()
         for key, name in ((ours, "ours.nk"), (other, "other.nk")):
             (tmp_path / name).write_bytes(key.seed)
-        await welcome(told(server.url, {"nkey": tmp_path / "ours.nk"}))
-        await refused(told(server.url, {"nkey": tmp_path / "other.nk"}), "Authorization Violation", caplog)
+        await welcome(configured(server.url, {"nkey": tmp_path / "ours.nk"}))
+        await refused(configured(server.url, {"nkey": tmp_path / "other.nk"}), "Authorization Violation", caplog)
         assert ours.seed.decode() not in caplog.text
 
     run(test())
 
 
 def test_credentials_file(make_nats_server: Make, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """JWTs with an operator, an account and users, as nsc makes them."""
+    """JWTs with an operator, an account and users, as nsc creates them."""
     operator, stranger = Operator(), Operator()
     server = make_nats_server(operator.server_options())
     good, bad = tmp_path / "good.creds", tmp_path / "bad.creds"
@@ -92,10 +92,10 @@ def test_credentials_file(make_nats_server: Make, caplog: pytest.LogCaptureFixtu
         await server.up()
         operator.write_credentials(good)
         stranger.write_credentials(bad)
-        await welcome(told(server.url, {"creds": good}))
+        await welcome(configured(server.url, {"creds": good}))
         good.write_bytes(good.read_bytes().replace(b"\n", b"\r\n"))  # as an editor on Windows leaves it
-        await welcome(told(server.url, {"creds": good}))
-        await refused(told(server.url, {"creds": bad}), "Authorization Violation", caplog)
+        await welcome(configured(server.url, {"creds": good}))
+        await refused(configured(server.url, {"creds": bad}), "Authorization Violation", caplog)
         assert stranger.user.seed.decode() not in caplog.text
 
     run(test())
@@ -109,22 +109,22 @@ def test_tls(make_nats_server: Make, caplog: pytest.LogCaptureFixture, tmp_path:
 
     async def test() -> None:
         await server.up()
-        await welcome(told(url, good))
-        await welcome(told(server.url, good))  # the server asks for it
-        await refused(told(url, {**good, "tls_ca": pki.other_ca}), "certificate verify failed", caplog)
-        await refused(told(url, {**good, "tls_hostname": "other.example"}), "certificate verify failed", caplog)
-        await refused(told(url, {"tls_ca": pki.ca}), "certificate verify failed", caplog)
+        await welcome(configured(url, good))
+        await welcome(configured(server.url, good))  # the server asks for it
+        await refused(configured(url, {**good, "tls_ca": pki.other_ca}), "certificate verify failed", caplog)
+        await refused(configured(url, {**good, "tls_hostname": "other.example"}), "certificate verify failed", caplog)
+        await refused(configured(url, {"tls_ca": pki.ca}), "certificate verify failed", caplog)
 
     run(test())
 
 
-def test_a_hung_server_is_noticed_behind_tls_too(make_nats_server: Make, tmp_path: Path) -> None:
+def test_hung_server_is_detected_over_tls(make_nats_server: Make, tmp_path: Path) -> None:
     pki = Pki(tmp_path)
     server = make_nats_server(pki.server_options())
 
     async def test() -> None:
         await server.up()
-        config = told(server.url, {"tls_ca": pki.ca, "tls_hostname": "nats.example"})
+        config = configured(server.url, {"tls_ca": pki.ca, "tls_hostname": "nats.example"})
         async with running(config) as bus:
             link = await bus.link()
             server.pause()
@@ -139,7 +139,7 @@ def test_a_hung_server_is_noticed_behind_tls_too(make_nats_server: Make, tmp_pat
 
 
 def test_client_certificate(make_nats_server: Make, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """The server maps our certificate to a user, as fleets do it."""
+    """The server maps the client certificate to a user."""
     pki = Pki(tmp_path)
     server = make_nats_server(
         pki.server_options(f', ca_file: "{pki.ca}", verify_and_map: true')
@@ -149,8 +149,8 @@ def test_client_certificate(make_nats_server: Make, caplog: pytest.LogCaptureFix
 
     async def test() -> None:
         await server.up()
-        await welcome(told(server.url, good))
+        await welcome(configured(server.url, good))
         for wrong in ({"tls_cert": pki.other_cert, "tls_key": pki.other_key}, {"tls_cert": None, "tls_key": None}):
-            await unwelcome(told(server.url, {**good, **wrong}))
+            await unwelcome(configured(server.url, {**good, **wrong}))
 
     run(test())

@@ -1,4 +1,4 @@
-"""What a server would throw the bridge out for, and what happens when it does all the same."""
+"""Messages for which a server would close the connection, and what happens if it does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vicifast.testing import FakeCharon
 LONG = "x" * 5000  # alone longer than the line of a protocol message may be
 
 
-def test_subjects_that_are_too_long_are_told_and_block_nothing(nats_server: NatsServer) -> None:
+def test_overlong_subjects_are_reported_and_block_nothing(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
@@ -63,7 +63,7 @@ def test_subject_and_reply_count_together(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_what_is_begun_while_the_end_is_near_ends_as_if_the_link_was_lost(nats_server: NatsServer) -> None:
+def test_calls_on_a_draining_connection_raise_disconnected(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with running(settings(nats_server.url)) as bus:
@@ -96,7 +96,7 @@ def test_what_is_begun_while_the_end_is_near_ends_as_if_the_link_was_lost(nats_s
 
 
 class Greeter:
-    """A server that tells of a cluster, notes the CONNECT, and closes the connection."""
+    """A server that announces a cluster, records the CONNECT, and closes the connection."""
 
     def __init__(self) -> None:
         self.connects: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ class Greeter:
         await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
-def test_server_that_throws_us_out_is_not_pestered() -> None:
+def test_backoff_from_a_server_that_closes_at_once() -> None:
     async def test() -> None:
         server = Greeter()
         await server.start()
@@ -137,7 +137,7 @@ def test_server_that_throws_us_out_is_not_pestered() -> None:
     run(test())
 
 
-def test_servers_that_a_server_tells_of_get_its_credentials_and_are_forgotten_when_they_go() -> None:
+def test_announced_servers_get_its_credentials_and_are_removed_with_it() -> None:
     async def test() -> None:
         first, second = Greeter(), Greeter()
         await first.start()
@@ -192,15 +192,15 @@ def of_nats_py() -> list[type[Exception]]:
 
 
 @pytest.mark.parametrize("kind", of_nats_py(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
-def test_no_error_of_nats_py_is_a_name_or_none(kind: type[Exception]) -> None:
-    """Whatever of it reaches a person, by whatever way, is words."""
+def test_no_nats_py_error_is_only_a_name_or_none(kind: type[Exception]) -> None:
+    """Every error that reaches a user is a sentence."""
     error = kind(*(None,) * 4) if kind is nats.errors.SlowConsumerError else kind()
     reason = reason_of(error)
     assert reason == reason.strip() and " " in reason
     assert not any(wrong in reason for wrong in ("None", "nats:", "JetStream.", "<", kind.__name__))
 
 
-def test_what_jetstream_answers_is_a_sentence(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_jetstream_errors_are_sentences(make_nats_server: Callable[..., NatsServer]) -> None:
     async def asked(server: NatsServer) -> str:
         await server.up()
         client = await nats.connect(server.url)

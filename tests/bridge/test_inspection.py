@@ -35,7 +35,7 @@ def check(tmp_path: Path, server: NatsServer, more: str = "") -> tuple[int, list
 
 
 def administer(server: NatsServer, *streams: dict[str, Any], user: str | None = None) -> list[dict[str, Any]]:
-    """Start a server, make streams in it, and return the configurations of all that are there."""
+    """Start a server, create streams, and return the configurations of all streams."""
 
     async def do() -> list[dict[str, Any]]:
         if server.process is None:
@@ -52,18 +52,18 @@ def administer(server: NatsServer, *streams: dict[str, Any], user: str | None = 
 
 
 def ours(server: NatsServer, *names: str, **changes: Any) -> list[dict[str, Any]]:
-    """Return those of the bridge's own streams that have these names, all by default, with `changes`."""
+    """Return the bridge's streams with these names, all by default, with `changes`."""
     streams = [state_stream(settings(server.url).nats).config, *map(bucket_stream, BUCKETS)]
     return [{**stream.as_dict(), **changes} for stream in streams if not names or stream.name in names]
 
 
-def test_a_server_without_streams_is_fine_and_stays_so(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_server_without_streams_has_no_problems_and_is_not_changed(nats_server: NatsServer, tmp_path: Path) -> None:
     assert administer(nats_server) == []
     assert check(tmp_path, nats_server) == (0, [])
     assert administer(nats_server) == []
 
 
-def test_what_the_bridge_creates_is_fine(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_streams_created_by_the_bridge_have_no_problems(nats_server: NatsServer, tmp_path: Path) -> None:
     async def bridge() -> None:
         await nats_server.up()
         async with service(settings(nats_server.url, mirror={"enabled": True})) as running:
@@ -78,7 +78,7 @@ def test_what_the_bridge_creates_is_fine(nats_server: NatsServer, tmp_path: Path
     assert administer(nats_server) == before
 
 
-def test_what_others_made_is_reported(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_existing_streams_are_reported(nats_server: NatsServer, tmp_path: Path) -> None:
     administer(
         nats_server,
         *ours(nats_server, "VICI", subjects=["vici.>"]),
@@ -96,7 +96,7 @@ def test_what_others_made_is_reported(nats_server: NatsServer, tmp_path: Path) -
     assert check(tmp_path, nats_server, "[mirror]\nenabled = false") == (0, lines[:1])
 
 
-def test_what_stops_the_bridge_is_an_error(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_blocking_problems_are_errors(nats_server: NatsServer, tmp_path: Path) -> None:
     administer(nats_server, *ours(nats_server, "VICI", no_ack=True))
     status, [line] = check(tmp_path, nats_server)
     assert status == 1 and line.startswith("error: the stream VICI has no_ack: JetStream acknowledges nothing")
@@ -113,7 +113,7 @@ def test_what_stops_the_bridge_is_an_error(nats_server: NatsServer, tmp_path: Pa
     ]  # fmt: skip
 
 
-def test_streams_of_other_names_are_named(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_other_streams_are_named(nats_server: NatsServer, tmp_path: Path) -> None:
     administer(
         nats_server,
         *ours(nats_server, "VICI", subjects=["vici.*.event.>"]),
@@ -161,7 +161,7 @@ def test_limits_of_the_account_are_reported(
     assert (status, lines) == (int(REACHED[limits].startswith("error")), [REACHED[limits]])
 
 
-def test_an_account_without_storage(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_account_without_storage(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     server = limited(make_nats_server, "{max_mem: 1000000, max_file: 0}")
     administer(server)
     status, lines = check(tmp_path, server)
@@ -170,7 +170,7 @@ def test_an_account_without_storage(make_nats_server: Callable[..., NatsServer],
     ]
 
 
-def test_the_limit_of_consumers(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_consumer_limit(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     server = limited(make_nats_server, "{max_consumers: 1}")
     administer(server, *ours(server))
 
@@ -203,8 +203,8 @@ def test_jetstream_off(make_nats_server: Callable[..., NatsServer], tmp_path: Pa
     assert status == 1 and line.startswith("error: JetStream cannot be used: JetStream not enabled for account")
 
 
-def test_what_this_user_may_not_ask(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
-    """What can be said is said; each question that goes unanswered is named."""
+def test_denied_requests_are_named(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    """Everything available is reported, and each request without a reply is named."""
     users = (
         '{user: admin, password: admin}, {user: b, password: b, permissions: {publish: ["$JS.API.STREAM.INFO.VICI"]}}'
     )
@@ -219,7 +219,7 @@ def test_what_this_user_may_not_ask(make_nats_server: Callable[..., NatsServer],
     assert len(lines) == 3
 
 
-def test_nats_cannot_be_reached(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_nats_unreachable(nats_server: NatsServer, tmp_path: Path) -> None:
     status, [line] = check(tmp_path, nats_server, 'user = "u"\npassword = "s3cret"')
     assert status == 1 and line.startswith(f"error: cannot connect to NATS at {nats_server.url}: ")
     assert "Connect call failed" in line and "s3cret" not in line
@@ -244,7 +244,7 @@ def test_nats_cannot_be_reached(nats_server: NatsServer, tmp_path: Path) -> None
         ),
     ],
 )
-def test_the_version_of_charon(fake_charon: FakeCharon, tmp_path: Path, version: str, reported: list[str]) -> None:
+def test_version_of_charon(fake_charon: FakeCharon, tmp_path: Path, version: str, reported: list[str]) -> None:
     versions = {"new": "IKEv2", "old": "IKEv1", "either": "IKEv1/2", "oldest": "IKEv1"}
     fake_charon.on("version", {"daemon": "charon", "version": version})
     conns = [("list-conn", {name: {"version": own}}) for name, own in versions.items()]
@@ -252,7 +252,7 @@ def test_the_version_of_charon(fake_charon: FakeCharon, tmp_path: Path, version:
     assert check_charon(tmp_path, fake_charon.address) == (0, reported)
 
 
-def test_a_charon_that_is_not_there(tmp_path: Path) -> None:
+def test_charon_unreachable(tmp_path: Path) -> None:
     code, [line] = check_charon(tmp_path, f"unix://{tmp_path}/nothing.vici")
     assert code == 1 and line.startswith(f"error: gw1: cannot connect to unix://{tmp_path}/nothing.vici")
 

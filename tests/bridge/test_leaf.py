@@ -1,4 +1,4 @@
-"""A gateway whose own nats-server is the leaf of a hub, which goes and comes back."""
+"""A gateway whose embedded nats-server is a leaf node of a hub, which stops and returns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USERS = ("gw1", "reader", "operator", "admin")
 
 @pytest.fixture
 def hub(make_nats_server: Callable[..., NatsServer], monkeypatch: pytest.MonkeyPatch) -> tuple[NatsServer, int]:
-    """The hub of bridge/nats, with other ports, and the port for leaves; the users' names are their passwords."""
+    """The hub of bridge/nats with other ports, and the port for leaf nodes; the users' names are their passwords."""
     for user in USERS:
         monkeypatch.setenv(f"VICI_{user.upper()}", user)
     server, leaves = make_nats_server(), free_port()
@@ -65,7 +65,7 @@ async def a_leaf(leaves: int) -> AsyncIterator[tuple[FakeCharon, Service]]:
 
 
 async def emitted(charon: FakeCharon, bridge: Service, first: int, last: int) -> None:
-    """Emit events, and see them stored by the leaf."""
+    """Emit events, and wait until the leaf node has stored them."""
     for number in range(first, last + 1):
         charon.emit("ike-updown", {"up": "yes", "gw": sa(str(number))})
     await until(lambda: bridge.gateways[0].reader.events["ike-updown", "up"] == last)
@@ -73,7 +73,7 @@ async def emitted(charon: FakeCharon, bridge: Service, first: int, last: int) ->
 
 
 async def numbers(jetstream: JetStreamContext, count: int) -> list[str]:
-    """Return the unique ids in `count` events of connections, as a consumer gets them."""
+    """Return the unique ids in `count` connection events, in the order of a consumer."""
     events = await jetstream.subscribe("vici.*.event.>", stream="VICI", ordered_consumer=True)
     found: list[str] = []
     while len(found) < count:
@@ -83,7 +83,7 @@ async def numbers(jetstream: JetStreamContext, count: int) -> list[str]:
 
 
 async def everything_at_the_hub(server: NatsServer) -> None:
-    """Once examples/hub.py has made the streams, events, mirror and commands are at the hub."""
+    """After examples/hub.py has created the streams, the hub has events, mirror and commands."""
     url = server.url.replace("nats://", "nats://admin:admin@")
     made = await asyncio.create_subprocess_exec(sys.executable, str(ROOT / "examples" / "hub.py"), url, "gw1")
     assert await made.wait() == 0
@@ -108,7 +108,7 @@ async def answers_again(fleet: Fleet) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_the_leaf_loses_its_hub(hub: tuple[NatsServer, int]) -> None:
+def test_leaf_loses_its_hub(hub: tuple[NatsServer, int]) -> None:
     server, leaves = hub
 
     async def test() -> None:
@@ -134,10 +134,8 @@ def test_the_leaf_loses_its_hub(hub: tuple[NatsServer, int]) -> None:
     run(test(), timeout=60)
 
 
-def test_a_certificate_for_the_hub_that_was_renewed(
-    make_nats_server: Callable[..., NatsServer], tmp_path: Path
-) -> None:
-    """nats-server itself reads it once; here it is read again when the file changes."""
+def test_renewed_certificate_for_the_hub(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+    """nats-server reads it only once; the bridge makes it read the changed file again."""
     pki, leaves = Pki(tmp_path), free_port()
     tls = pki.server_options(f', ca_file: "{pki.ca}", verify: true')
     hub = make_nats_server(f'server_name: hub\nleafnodes {{ listen: "127.0.0.1:{leaves}", {tls} }}')

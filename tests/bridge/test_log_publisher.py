@@ -1,4 +1,4 @@
-"""The log class: batched per subject, bounded, and every drop told."""
+"""The log class: batched per subject, bounded, and every dropped event reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIB = 1024 * 1024
 
 
 class Feed:
-    """A pipeline, and what it told as lost."""
+    """A publisher and the losses it reported."""
 
     def __init__(self, bus: Bus, linger: float, max_bytes: int) -> None:
         self.losses: list[Loss] = []
@@ -49,7 +49,7 @@ async def feeding(url: str, linger: float = 0.02, max_bytes: int = 64 * MIB) -> 
         assert not [result for result in results if isinstance(result, Exception)]
 
 
-def test_gathered_per_subject(nats_server: NatsServer) -> None:
+def test_batches_per_subject(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with feeding(nats_server.url) as feed, witness(nats_server.url) as someone:
@@ -65,7 +65,7 @@ def test_gathered_per_subject(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_full_batches_go_at_once_and_flush_does_not_linger(nats_server: NatsServer) -> None:
+def test_full_batches_and_flush_do_not_linger(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with feeding(nats_server.url, linger=3600) as feed, witness(nats_server.url) as someone:
@@ -80,10 +80,10 @@ def test_full_batches_go_at_once_and_flush_does_not_linger(nats_server: NatsServ
     run(test())
 
 
-def test_overflow_drops_the_oldest_and_tells(nats_server: NatsServer) -> None:
+def test_overflow_drops_the_oldest_and_reports_them(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with feeding(nats_server.url, max_bytes=MIB) as feed:
-            feed.put(3000, size=1000)  # nobody to send it to
+            feed.put(3000, size=1000)  # no connection yet
             dropped = feed.pipeline.counts.dropped
             assert 1900 < dropped < 2100
             assert feed.pipeline.in_flight == 3000 - dropped
@@ -102,7 +102,7 @@ def test_overflow_drops_the_oldest_and_tells(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_short_lines_take_no_more_memory_than_long_ones(nats_server: NatsServer) -> None:
+def test_short_lines_use_no_more_memory_than_long_ones(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with feeding(nats_server.url, max_bytes=MIB) as feed:
             tracemalloc.start()
@@ -116,7 +116,7 @@ def test_short_lines_take_no_more_memory_than_long_ones(nats_server: NatsServer)
     run(test())
 
 
-def test_drops_are_told_even_when_nothing_follows(nats_server: NatsServer) -> None:
+def test_drops_are_reported_without_further_events(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with feeding(nats_server.url) as feed:
@@ -129,7 +129,7 @@ def test_drops_are_told_even_when_nothing_follows(nats_server: NatsServer) -> No
     run(test())
 
 
-def test_too_large_is_told(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_too_large_event_is_reported(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server("max_payload: 10000")
 
     async def test() -> None:
@@ -169,8 +169,8 @@ def test_server_killed_and_hung_under_flood(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_cancelled_in_the_moment_in_which_something_comes() -> None:
-    """It must end: `asyncio.wait_for` takes no notice of the cancellation then, before Python 3.12."""
+def test_cancelled_while_an_event_arrives() -> None:
+    """It must end, although `asyncio.wait_for` before Python 3.12 swallows the cancellation then."""
 
     async def test() -> None:
         async with feeding("nats://127.0.0.1:1", linger=3600) as feed:

@@ -1,4 +1,4 @@
-"""The permissions in bridge/nats, on a real server with users that have just those."""
+"""The permissions in bridge/nats, on a real server with users that have exactly these."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def identity(server: NatsServer, user: str) -> dict[str, Any]:
     return {"servers": [server.url], "user": user, "password": user, "inbox_prefix": f"_INBOX_{user}"}
 
 
-def told(server: NatsServer, address: str, **more: Any) -> Config:
+def configured(server: NatsServer, address: str, **more: Any) -> Config:
     return settings(server.url, address, nats=identity(server, "gw1"), mirror={"heartbeat": 0.4}, **more)
 
 
 def violations(server: NatsServer) -> list[str]:
-    """Return what anybody tried and may not, such as `gw1 Publish vici.gw2.event.x`."""
+    """Return the denied attempts of all users, such as `gw1 Publish vici.gw2.event.x`."""
     log = server.log.read_text()
     return [" ".join(m.groups()) for m in re.finditer(r"user:(\w+).* - (\w+) Violation - Subject \"([^\"]*)\"", log)]
 
@@ -61,7 +61,7 @@ async def a_bridge(server: NatsServer, **commands: Any) -> AsyncIterator[tuple[F
     async with FakeCharon() as charon:
         listed(charon, NODES)
         charon.on("terminate", {"success": "yes", "matches": "1"})
-        async with service(told(server, charon.address, commands=commands)) as bridge:
+        async with service(configured(server, charon.address, commands=commands)) as bridge:
             await up(bridge)
             await settled(bridge)
             yield charon, bridge
@@ -88,7 +88,7 @@ async def all_of_it(charon: FakeCharon, bridge: Service, fleet: Fleet) -> None:
     assert node.answers and node.present and node.present["charon"] == "up"
 
 
-def test_what_the_templates_give_is_enough(guarded: NatsServer) -> None:
+def test_templates_grant_enough(guarded: NatsServer) -> None:
     async def test() -> None:
         async with a_bridge(guarded, allow=["@read", "@operate"]) as (charon, bridge):
             for user in ("reader", "operator"):
@@ -102,17 +102,17 @@ def test_what_the_templates_give_is_enough(guarded: NatsServer) -> None:
                 async with fleet.subscribe(events=["ike-updown"], durable="worker") as events:
                     assert (await anext(events)).event == "ike-updown"
                     await events.ack()
-            async with service(told(guarded, charon.address)) as again:  # reads what the other has left
+            async with service(configured(guarded, charon.address)) as again:  # reads what the other has left
                 await settled(again)
                 assert again.bus.errors == 0
-            assert await inspect(told(guarded, charon.address)) == []
+            assert await inspect(configured(guarded, charon.address)) == []
             assert bridge.bus.errors == 0
         assert violations(guarded) == []
 
     run(test())
 
 
-def test_a_reader_does_not_act(guarded: NatsServer) -> None:
+def test_reader_cannot_change_anything(guarded: NatsServer) -> None:
     async def test() -> None:
         async with a_bridge(guarded, allow=["@read", "@operate"]) as (charon, _):
             async with Fleet(NatsSettings(**identity(guarded, "reader"))) as fleet:
@@ -149,9 +149,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_all_else_is_refused(guarded: NatsServer, user: str) -> None:
+def test_other_subjects_are_denied(guarded: NatsServer, user: str) -> None:
     async def ignore(error: Exception) -> None:
-        """The server's log tells."""
+        """The server's log is checked instead."""
 
     async def test() -> None:
         await guarded.up()
@@ -170,7 +170,7 @@ def test_all_else_is_refused(guarded: NatsServer, user: str) -> None:
     run(test())
 
 
-def test_without_a_password_it_does_not_start(guarded: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_requires_passwords(guarded: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VICI_READER")
     with pytest.raises(RuntimeError, match="VICI_READER"):
         guarded.start()

@@ -1,4 +1,4 @@
-"""The codec raw: VICI bytes as they came, the envelope in headers; from charon to the client, over outages too."""
+"""The codec raw: unchanged VICI bytes and the envelope in headers, from charon to the client and across outages."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def message(sealed: bytes) -> Msg:
 
 
 @pytest.mark.parametrize(("kind", "data"), BRIDGE_EVENT_DATA)
-def test_what_the_bridge_tells_of_itself_comes_back(kind: str, data: Mapping[str, Any]) -> None:
+def test_bridge_events_round_trip(kind: str, data: Mapping[str, Any]) -> None:
     encoded = decode(encode(to_vici(data)))
     assert "None" not in str(encoded)
     assert from_vici(kind, encoded) == data
@@ -68,13 +68,13 @@ def test_what_the_bridge_tells_of_itself_comes_back(kind: str, data: Mapping[str
     assert unpack(message(sealed)) == [Envelope("gw 1: ö", "b0", 1, 2**62, kind, dict(data), "s")]
 
 
-def test_names_that_vici_cannot_have_are_escaped() -> None:
+def test_names_that_vici_does_not_allow_are_escaped() -> None:
     data = {**SA_VALUE, "closed": {"zürich": TRAFFIC, "x" * 256: TRAFFIC}}
     section = to_vici({"kind": "changed", "before": data})
     assert list(decode(encode(section))["before"]["closed"]) == ["z=C3=BCrich", "x" * 255]  # type: ignore[index, call-overload]
 
 
-def test_bytes_stay_as_they_came() -> None:
+def test_bytes_are_unchanged() -> None:
     build = RawEnvelopes("gw1", "b")
     raw = b"\x03\x01a\x00\x02\xff\n\x03\x01a\x00\x00"  # a key twice, and no text
     headers, payload = split_headers(build.wrap(5, "log", raw))
@@ -95,7 +95,7 @@ def test_bytes_stay_as_they_came() -> None:
     ],
 )
 @pytest.mark.parametrize("payload", [b"x", encode({"previous": "no section"})])
-def test_what_is_no_envelope(headers: dict[str, str], payload: bytes) -> None:
+def test_invalid_envelopes(headers: dict[str, str], payload: bytes) -> None:
     with pytest.raises(ValueError, match="s: not an envelope: "):
         unpack(Msg(Client(), subject="s", data=payload, headers=headers))
 
@@ -104,7 +104,7 @@ def test_what_is_no_envelope(headers: dict[str, str], payload: bytes) -> None:
     "limits",
     [{}, {"every": 3}, {"rate": 20.0}, {"rate": 0.1}, {"wanted": lambda text: b"7" in text}, {"every": 2, "rate": 5.0}],
 )
-def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, Any]) -> None:
+def test_lines_are_selected_and_dropped_as_with_other_codecs(limits: dict[str, Any]) -> None:
     def topic(group: bytes, level: bytes) -> str | None:
         return None if level == b"2" else f"{group.decode()}.{level.decode()}"
 
@@ -134,7 +134,7 @@ def test_lines_are_chosen_and_dropped_as_by_the_other_codecs(limits: dict[str, A
     assert plain.take() == plain.dropped() == []
 
 
-def test_clock_that_is_set_back_stops_no_line() -> None:
+def test_clock_set_back_stops_no_line() -> None:
     batcher, _, add = RawEnvelopes("gw1", "b").intake("log", ("group", "level"), lambda group, level: "topic")
     batcher.rate = 1.0
     second = 10**9
@@ -199,7 +199,7 @@ def test_from_charon_to_the_client(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_the_spool_keeps_headers_over_a_restart(nats_server: NatsServer) -> None:
+def test_spool_keeps_headers_across_a_restart(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with FakeCharon() as charon:
             for number in (1, 2):  # starts without NATS
@@ -208,7 +208,7 @@ def test_the_spool_keeps_headers_over_a_restart(nats_server: NatsServer) -> None
                     charon.emit("ike-updown", {"up": "yes", f"gw{number}": SA})
                     await until(lambda bridge=bridge: bridge.gateways[0].reader.events["ike-updown", "up"])
             await nats_server.up()
-            # the codec may change meanwhile: what waits goes as it was
+            # the codec may change meanwhile: pending events keep theirs
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await charon.registered("log")
                 charon.emit("ike-updown", {"up": "yes", "gw3": SA})
@@ -231,7 +231,7 @@ def test_the_spool_keeps_headers_over_a_restart(nats_server: NatsServer) -> None
     run(test())
 
 
-def test_a_bridge_event_too_large_for_vici_is_counted_as_lost(nats_server: NatsServer) -> None:
+def test_bridge_event_too_large_for_vici_is_lost(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
@@ -247,7 +247,7 @@ def test_a_bridge_event_too_large_for_vici_is_counted_as_lost(nats_server: NatsS
     run(test())
 
 
-def test_what_waits_is_bounded_line_by_line(nats_server: NatsServer) -> None:
+def test_pending_lines_are_bounded_individually(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with FakeCharon() as charon:
             config = raw(nats_server.url, charon.address, log={"max_bytes": 1024 * 1024})

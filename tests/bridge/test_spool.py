@@ -1,4 +1,4 @@
-"""The spool: what JetStream has not acknowledged outlives the bridge, whatever is wrong with the disk is told."""
+"""The spool: unacknowledged events survive the bridge, and problems with the disk are reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GIB = 1024 * MIB
 
 
 class Boot:
-    """One start of the bridge, as far as the state class goes."""
+    """One run of the bridge, limited to the state class."""
 
     def __init__(self, path: Path, name: str, max_bytes: int = 64 * MIB, spool: int = GIB, max_age: float = 0) -> None:
         self.name = name
@@ -56,7 +56,7 @@ class Boot:
         self.check()
 
     async def killed(self) -> None:
-        """What is left of it after `kill -9`: the file. Its lock goes too, and nothing is saved any more."""
+        """Leave only the file, without its lock, as after `kill -9`."""
         self.keeper.cancel()
         await asyncio.gather(self.keeper, return_exceptions=True)
         self.backlog._thread.shutdown()
@@ -89,7 +89,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "spool" / "gw1.spool"
 
 
-def test_what_was_not_acknowledged_outlives_a_kill(nats_server: NatsServer, path: Path) -> None:
+def test_unacknowledged_events_survive_a_kill(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         for name in ("a", "b"):  # the second is killed before NATS comes, too
             boot = Boot(path, name)
@@ -128,7 +128,7 @@ def test_what_was_not_acknowledged_outlives_a_kill(nats_server: NatsServer, path
     run(test())
 
 
-def test_what_is_acknowledged_soon_never_goes_to_the_disk(
+def test_events_acknowledged_soon_are_not_written_to_disk(
     nats_server: NatsServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inserted: list[int] = []
@@ -172,7 +172,7 @@ def test_more_than_memory_holds(nats_server: NatsServer, path: Path) -> None:
         await nats_server.up()
         async with publishing(boot, nats_server.url):
             while boot.backlog.spooled:
-                if boot.backlog._bytes < MIB * 3 // 4:  # a disk that is too slow for what comes costs events
+                if boot.backlog._bytes < MIB * 3 // 4:  # a disk that is too slow for the events loses some
                     boot.put(3, size=1000)
                 await asyncio.sleep(0.001)
                 assert boot.backlog._bytes <= MIB
@@ -185,8 +185,8 @@ def test_more_than_memory_holds(nats_server: NatsServer, path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000])
-def test_what_is_read_back_leaves_memory_for_what_comes(nats_server: NatsServer, path: Path, size: int) -> None:
-    """What is in memory only must not be dropped in favour of what the disk has, too."""
+def test_reading_back_leaves_memory_for_new_events(nats_server: NatsServer, path: Path, size: int) -> None:
+    """Events in memory only must not be dropped in favour of events that are also on disk."""
 
     async def test() -> None:
         boot = Boot(path, "a", max_bytes=MIB)
@@ -209,7 +209,7 @@ def test_what_is_read_back_leaves_memory_for_what_comes(nats_server: NatsServer,
     run(test())
 
 
-def test_server_that_goes_and_comes_while_the_spool_is_read(nats_server: NatsServer, path: Path) -> None:
+def test_server_restarts_while_the_spool_is_read(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         boot = Boot(path, "a", max_bytes=2 * MIB)
         await boot.open()
@@ -232,9 +232,7 @@ def test_server_that_goes_and_comes_while_the_spool_is_read(nats_server: NatsSer
     run(test())
 
 
-def test_the_oldest_go_when_the_spool_is_full_and_that_is_told_after_a_kill_too(
-    nats_server: NatsServer, path: Path
-) -> None:
+def test_full_spool_drops_the_oldest_and_reports_them_even_after_a_kill(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         boot = Boot(path, "a", max_bytes=MIB, spool=2 * MIB)
         await boot.open()
@@ -261,7 +259,7 @@ def test_the_oldest_go_when_the_spool_is_full_and_that_is_told_after_a_kill_too(
     run(test())
 
 
-def test_what_is_too_old_goes(nats_server: NatsServer, path: Path) -> None:
+def test_old_events_are_dropped(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         boot = Boot(path, "a")
         await boot.open()
@@ -280,7 +278,7 @@ def test_what_is_too_old_goes(nats_server: NatsServer, path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [-(10**9), 10**9])
-def test_clock_that_is_set_makes_nothing_old(path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_clock_change_drops_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     async def test() -> None:
         for name in ("a", "b"):
             boot = Boot(path, name, max_age=1000)
@@ -303,7 +301,7 @@ def test_clock_that_is_set_makes_nothing_old(path: Path, monkeypatch: pytest.Mon
 
 
 def tear(path: Path) -> None:
-    """Cut the end of what was written last, as a power cut does."""
+    """Truncate the file that was written last, as power loss does."""
     wal = path.with_name(path.name + "-wal")
     os.truncate(wal, wal.stat().st_size - 1000)
 
@@ -329,7 +327,7 @@ async def killed_with(path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("spoil", [overwrite, spoil_pages])
-def test_damaged_file_is_moved_aside_and_told(
+def test_damaged_file_is_moved_aside_and_reported(
     nats_server: NatsServer, path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
 ) -> None:
     async def test() -> None:
@@ -354,7 +352,7 @@ def test_damaged_file_is_moved_aside_and_told(
     assert [file.name for file in path.parent.iterdir() if "damaged" in file.name]
 
 
-def test_of_damaged_files_the_last_is_kept(path: Path) -> None:
+def test_only_the_last_damaged_file_is_kept(path: Path) -> None:
     async def test() -> None:
         for text in ("first", "second"):
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -368,7 +366,7 @@ def test_of_damaged_files_the_last_is_kept(path: Path) -> None:
     run(test())
 
 
-def test_row_with_wrong_content_is_told_and_the_others_arrive(nats_server: NatsServer, path: Path) -> None:
+def test_damaged_row_is_reported_and_the_others_arrive(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         await killed_with(path, 500)
         with sqlite3.connect(path) as database:
@@ -387,8 +385,8 @@ def test_row_with_wrong_content_is_told_and_the_others_arrive(nats_server: NatsS
     run(test())
 
 
-def test_torn_end_costs_no_more_than_the_end(nats_server: NatsServer, path: Path) -> None:
-    """Copies of the files as they are at any moment are what a killed process leaves."""
+def test_truncated_file_loses_only_its_end(nats_server: NatsServer, path: Path) -> None:
+    """A killed process leaves the files as they are at that moment, so copies of them are tested."""
 
     async def test() -> None:
         boot = Boot(path, "a")
@@ -429,8 +427,8 @@ def test_two_bridges_on_one_spool(path: Path, caplog: pytest.LogCaptureFixture) 
     assert caplog.text.count("another bridge uses this file; events are kept in memory only") == 1
 
 
-def test_a_bug_in_the_spool_stops_the_service(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise what waits on the disk would wait for ever, and nobody would know."""
+def test_bug_in_the_spool_stops_the_service(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the events on disk would wait indefinitely and unnoticed."""
 
     def store(*arguments: object) -> None:
         raise RuntimeError("a bug")
@@ -446,7 +444,7 @@ def test_a_bug_in_the_spool_stops_the_service(nats_server: NatsServer, monkeypat
     run(test())
 
 
-def test_spool_of_another_is_closed_at_the_end(path: Path) -> None:
+def test_spool_locked_by_another_process_is_closed_at_the_end(path: Path) -> None:
     async def test() -> None:
         first, second = Boot(path, "a"), Boot(path, "b")
         await first.open()
@@ -529,7 +527,7 @@ def test_read_only_disk(nats_server: NatsServer, tmp_path: Path) -> None:
         run(test())
 
 
-def test_directory_that_others_may_write_to_is_refused(path: Path) -> None:
+def test_directory_writable_by_others_is_rejected(path: Path) -> None:
     async def test() -> None:
         path.parent.mkdir()
         path.parent.chmod(0o777)
@@ -544,7 +542,7 @@ def test_directory_that_others_may_write_to_is_refused(path: Path) -> None:
     run(test())
 
 
-def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_created(tmp_path: Path) -> None:
     async def test() -> None:
         (tmp_path / "file").touch()
         boot = Boot(tmp_path / "file" / "gw1.spool", "a")

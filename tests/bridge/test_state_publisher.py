@@ -1,4 +1,4 @@
-"""The state class against a real JetStream: everything arrives, once and in order, whatever happens to the server."""
+"""The state class with a real JetStream: every event arrives, once and in order, whatever happens to the server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 
 
 class Feed:
-    """A pipeline, what it was given, and what it told as lost."""
+    """A publisher, the events it was given, and the losses it reported."""
 
     def __init__(self, bus: Bus, max_bytes: int, ack_timeout: float, stream: StateStream) -> None:
         self.bus = bus
@@ -81,7 +81,7 @@ def test_ten_thousand_events_once_and_in_order(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_server_killed_again_and_again(nats_server: NatsServer) -> None:
+def test_server_killed_repeatedly(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with feeding(nats_server.url) as feed:
             feed.put(500)  # before there is any server
@@ -121,8 +121,8 @@ def test_hung_server(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_acknowledgements_that_never_come_are_asked_for_again(nats_server: NatsServer) -> None:
-    """A futures-based publisher would wait for ever (F4); the copies are dropped by JetStream."""
+def test_unacknowledged_events_are_sent_again(nats_server: NatsServer) -> None:
+    """A publisher based on futures would wait indefinitely (F4); JetStream drops the copies."""
 
     async def test() -> None:
         await nats_server.up()
@@ -150,7 +150,7 @@ def test_acknowledgements_that_never_come_are_asked_for_again(nats_server: NatsS
     run(test())
 
 
-def test_stream_is_created_and_an_existing_one_left_alone(nats_server: NatsServer) -> None:
+def test_missing_stream_is_created_and_an_existing_one_not_changed(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         client = await nats.connect(nats_server.url)
@@ -175,7 +175,7 @@ def test_stream_is_created_and_an_existing_one_left_alone(nats_server: NatsServe
     run(test())
 
 
-def test_stream_deleted_while_running_is_made_again(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_stream_deleted_at_run_time_is_created_again(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         await nats_server.up()
         client = await nats.connect(nats_server.url)
@@ -193,7 +193,7 @@ def test_stream_deleted_while_running_is_made_again(nats_server: NatsServer, cap
     assert caplog.text.count("rejects events") == 1
 
 
-def test_without_jetstream_events_wait_and_the_oldest_go_when_memory_is_full(
+def test_without_jetstream_events_wait_until_memory_is_full(
     make_nats_server: Callable[..., NatsServer],
 ) -> None:
     server = make_nats_server("jetstream: disabled")
@@ -210,7 +210,7 @@ def test_without_jetstream_events_wait_and_the_oldest_go_when_memory_is_full(
     run(test())
 
 
-def test_overflow_is_told_once_events_flow_again(nats_server: NatsServer) -> None:
+def test_overflow_is_reported_when_events_flow_again(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with feeding(nats_server.url, max_bytes=MIB) as feed:
             feed.put(2000, size=1000)
@@ -225,7 +225,7 @@ def test_overflow_is_told_once_events_flow_again(nats_server: NatsServer) -> Non
     run(test())
 
 
-def test_what_is_too_large_is_told_and_holds_nothing_up(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_too_large_event_is_reported_and_blocks_nothing(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server("max_payload: 10000")
 
     async def test() -> None:
@@ -242,7 +242,7 @@ def test_what_is_too_large_is_told_and_holds_nothing_up(make_nats_server: Callab
     run(test())
 
 
-def test_forbidden_subject_holds_nothing_up(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_forbidden_subject_blocks_nothing(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server(
         """authorization { users: [
              {user: admin, password: a}
@@ -266,7 +266,7 @@ def test_forbidden_subject_holds_nothing_up(make_nats_server: Callable[..., Nats
     run(test())
 
 
-def test_a_lost_gap_makes_no_gap(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_gap_causes_no_gap(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
 
     async def test() -> None:
@@ -290,10 +290,10 @@ NO_ACK = (
 
 
 @pytest.mark.parametrize("while_running", [False, True])
-def test_a_stream_that_never_acknowledges(
+def test_stream_that_never_acknowledges(
     nats_server: NatsServer, while_running: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is repeated, nothing is lost, and it is said why; when the stream is mended, it goes on."""
+    """Nothing is repeated or lost, and the reason is logged; publishing continues when the stream is fixed."""
 
     async def test() -> None:
         await nats_server.up()
@@ -324,7 +324,7 @@ def test_a_stream_that_never_acknowledges(
     assert caplog.text.count("acknowledges events again") == 1
 
 
-def test_jetstream_off_is_said_in_a_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_disabled_jetstream_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     off = NatsServer(tmp_path, more="jetstream: disabled")
 
     async def test() -> None:
@@ -349,9 +349,7 @@ def test_jetstream_off_is_said_in_a_sentence(tmp_path: Path, caplog: pytest.LogC
     assert "None" not in caplog.text
 
 
-def test_a_stream_that_is_missing_is_noticed_without_events(
-    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_stream_is_detected_without_events(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vicibridge.events.state_publisher._IDLE", 0.1)
 
     async def test() -> None:
@@ -370,7 +368,7 @@ def test_a_stream_that_is_missing_is_noticed_without_events(
     run(test())
 
 
-def test_a_full_stream_is_trouble_until_there_is_room(nats_server: NatsServer) -> None:
+def test_full_stream_is_a_problem_until_there_is_room(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         client = await nats.connect(nats_server.url)
@@ -390,8 +388,8 @@ def test_a_full_stream_is_trouble_until_there_is_room(nats_server: NatsServer) -
     run(test())
 
 
-def test_what_was_purged_is_not_stored_again(nats_server: NatsServer) -> None:
-    """JetStream remembers ids over a purge: sent again, an event counts as published, and stays purged."""
+def test_purged_events_are_not_stored_again(nats_server: NatsServer) -> None:
+    """JetStream remembers ids across a purge: an event that is sent again counts as published, and stays purged."""
 
     async def test() -> None:
         await nats_server.up()

@@ -1,4 +1,4 @@
-"""Streams and buckets made by others, on a real nats-server: what breaks a promise, and what reconcile adds."""
+"""Existing streams and buckets on a real nats-server: settings that break a guarantee, and what reconcile adds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DELETE = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
 
 
 class Admin:
-    """Somebody who may do everything with JetStream."""
+    """A user with all permissions for JetStream."""
 
     def __init__(self, server: NatsServer, client: Client, name: str) -> None:
         self.server = server
@@ -45,7 +45,7 @@ class Admin:
         return loaded
 
     async def make(self, **config: Any) -> dict[str, Any]:
-        """Create a stream, without what is None."""
+        """Create a stream, without values that are None."""
         answer = await self.api(f"STREAM.CREATE.{config['name']}", {k: v for k, v in config.items() if v is not None})
         assert "error" not in answer, answer
         made: dict[str, Any] = answer["config"]
@@ -62,7 +62,7 @@ class Admin:
         return int((await self.info())["state"]["messages"])
 
     async def put(self, subject: str, data: bytes = b"x", **headers: str) -> dict[str, Any]:
-        """Publish, and return what JetStream answers; nothing when it does not."""
+        """Publish, and return JetStream's reply; empty without a reply."""
         named = {key.replace("_", "-"): value for key, value in headers.items()}
         try:
             answer = await self.client.request(subject, data, timeout=0.5, headers=named or None)
@@ -224,7 +224,7 @@ async def expires_without_a_mark(admin: Admin) -> bool:
 
 @dataclass
 class Case:
-    """A stream or bucket that others made with `config`, and a proof that a promise breaks then."""
+    """A stream or bucket created with `config`, and a proof that it breaks a guarantee."""
 
     property: str
     of: str
@@ -381,7 +381,7 @@ async def administered(server: NatsServer, name: str = "VICI") -> AsyncIterator[
 
 
 async def _ignore(error: Exception) -> None:
-    """The server is restarted on purpose."""
+    """Errors are expected: the test restarts the server."""
 
 
 def condition_of(case: Case) -> Condition:
@@ -401,7 +401,7 @@ async def made(admin: Admin, case: Case) -> dict[str, Any]:
 
 
 async def ensured(link: Link, case: Case, provision: Any, caplog: pytest.LogCaptureFixture) -> str:
-    """Return what the bridge says about a stream."""
+    """Return what the bridge logs about a stream."""
     caplog.clear()
     try:
         await ensure(link, case.wanted, provision, "vici")
@@ -418,7 +418,7 @@ def test_every_condition_has_a_case() -> None:
 
 @pytest.mark.parametrize("provision", ["bind", "create"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_others_made_is_reported_and_left_alone(
+def test_existing_streams_are_reported_and_not_changed(
     nats_server: NatsServer, case: Case, provision: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -482,7 +482,7 @@ HARMLESS: dict[str, tuple[str, dict[str, Any]]] = {
         {"subjects": [*OURS, "other.>"], "subject_transform": {"src": "other.>", "dest": "x.>"}},
     ),
     "kept longer": ("stream", {"max_age": 30 * DAY, "duplicate_window": 7200 * SECOND}),
-    "kept for ever": ("stream", {"max_age": 0}),
+    "kept indefinitely": ("stream", {"max_age": 0}),
     "large messages only": ("stream", {"max_msg_size": 2 * 1024 * 1024}),
     "history": ("bucket", {"max_msgs_per_subject": 5}),
     "discard old without a limit": ("bucket", {"discard": "old"}),
@@ -493,12 +493,12 @@ HARMLESS: dict[str, tuple[str, dict[str, Any]]] = {
         {"allow_atomic": True, "allow_msg_schedules": True, "allow_msg_ttl": True, "allow_rollup_hdrs": True},
     ),
     "limits of consumers": ("stream", {"consumer_limits": {"max_ack_pending": 10}}),
-    "metadata": ("bucket", {"metadata": {"owner": "somebody"}, "description": "ours"}),
+    "metadata": ("bucket", {"metadata": {"owner": "another"}, "description": "ours"}),
 }
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_breaks_no_promise_is_not_reported_and_left_alone(
+def test_harmless_settings_are_neither_reported_nor_changed(
     nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vicibridge.bus.streams")
@@ -517,7 +517,7 @@ def test_what_breaks_no_promise_is_not_reported_and_left_alone(
 
 
 def test_reconcile_changes_nothing_else(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Nor what nats-py does not know: the whole configuration of the server is sent back."""
+    """Including keys unknown to nats-py: the whole configuration of the server is sent back."""
     theirs = {
         "subjects": ["vici.>"],
         "max_age": 30 * DAY,
@@ -527,7 +527,7 @@ def test_reconcile_changes_nothing_else(nats_server: NatsServer, caplog: pytest.
         "sources": [{"name": "ORIGIN", "filter_subject": "origin.a", "opt_start_seq": 7}],
         "republish": {"src": "vici.*.event.>", "dest": "copy.{{wildcard(1)}}.>", "headers_only": True},
         "allow_atomic": True,
-        "metadata": {"owner": "somebody"},
+        "metadata": {"owner": "another"},
         "compression": "s2",
     }
     case = Case("", "stream", theirs, unacknowledged)
@@ -546,7 +546,7 @@ def test_reconcile_changes_nothing_else(nats_server: NatsServer, caplog: pytest.
 
 
 def test_subjects_that_cannot_be_added_are_reported(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Those of one stream must not overlap, and those of an administrator are not taken away."""
+    """The subjects of one stream must not overlap, and those of an administrator are not removed."""
     case = Case("", "stream", {"subjects": ["vici.gw1.>"]}, unacknowledged)
 
     async def test() -> None:
@@ -590,7 +590,7 @@ def test_each_problem_is_logged_once(nats_server: NatsServer, caplog: pytest.Log
     run(test())
 
 
-def test_bind_creates_nothing_and_says_what_is_missing(nats_server: NatsServer) -> None:
+def test_bind_creates_nothing_and_reports_missing_streams(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with administered(nats_server) as (admin, link):
             for wanted, what in ((WANTED, "stream VICI for vici.*.event.>, vici.*.bridge.>"),
@@ -606,7 +606,7 @@ def test_bind_creates_nothing_and_says_what_is_missing(nats_server: NatsServer) 
 
 
 @pytest.mark.parametrize("provision", ["create", "reconcile"])
-def test_what_is_missing_is_created_without_a_problem(
+def test_missing_streams_are_created_without_problems(
     nats_server: NatsServer, provision: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vicibridge.bus.streams")
@@ -627,7 +627,7 @@ def test_what_is_missing_is_created_without_a_problem(
     run(test())
 
 
-def test_a_stream_of_another_name_that_takes_our_subjects_is_named(nats_server: NatsServer) -> None:
+def test_another_stream_with_the_same_subjects_is_named(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with administered(nats_server) as (admin, link):
             await admin.make(name="EVENTS", subjects=["vici.>"])
@@ -647,9 +647,7 @@ def test_a_stream_of_another_name_that_takes_our_subjects_is_named(nats_server: 
     run(test())
 
 
-def test_reconcile_does_not_take_the_subjects_of_another_stream(
-    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_reconcile_leaves_subjects_of_other_streams(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     case = Case("", "stream", {"subjects": ["vici.*.event.>"], "duplicate_window": 60 * SECOND}, unacknowledged)
 
     async def test() -> None:
@@ -674,7 +672,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("limits", LIMITS)
-def test_a_limit_of_the_account_is_named(make_nats_server: Callable[..., NatsServer], limits: str) -> None:
+def test_account_limits_are_named(make_nats_server: Callable[..., NatsServer], limits: str) -> None:
     account = f"A {{ jetstream: {limits}, users: [{{user: a, password: a}}] }}"
     server = make_nats_server(f"accounts {{ {account} }}\nno_auth_user: a")
 

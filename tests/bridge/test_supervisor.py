@@ -1,4 +1,4 @@
-"""The bus against a real server: never gives up, and notices what nats-py does not."""
+"""The bus with a real server: it never gives up, and detects failures that nats-py misses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vicibridge.bus.connection import Disconnected, TooLarge
 from vicibridge.bus.nats_server import free_port
 
 
-def test_server_that_comes_late_and_goes_and_comes(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_starts_late_and_restarts(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     async def test() -> None:
@@ -44,7 +44,7 @@ def test_server_that_comes_late_and_goes_and_comes(nats_server: NatsServer, capl
 
 
 async def greet_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer the first PING as a server does, then reset the connection."""
+    """Reply to the first PING as a server does, then reset the connection."""
     writer.write(b'INFO {"server_id":"x","version":"2.11.0","max_payload":1048576,"headers":true}\r\n')
     while not (await reader.readline()).startswith(b"PING"):
         pass
@@ -55,8 +55,8 @@ async def greet_and_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWr
     writer.transport.abort()
 
 
-def test_server_that_resets_the_connection_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """The closing of nats-py fails half way then, with its tasks left behind."""
+def test_connection_reset_leaves_no_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    """nats-py then fails to close completely, and leaves its tasks running."""
 
     async def ignore(message: Any) -> None:
         pass
@@ -81,8 +81,8 @@ def test_server_that_resets_the_connection_leaves_nothing(caplog: pytest.LogCapt
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
-def test_hung_server_is_left_for_the_next_one(make_nats_server: Callable[..., NatsServer]) -> None:
-    """Under load nats-py would wait for the hung server for ever (nats-py#671)."""
+def test_hung_server_is_replaced_by_the_next_one(make_nats_server: Callable[..., NatsServer]) -> None:
+    """Under load nats-py would wait indefinitely for the hung server (nats-py#671)."""
     hanging, healthy = make_nats_server(), make_nats_server()
 
     async def test() -> None:
@@ -109,7 +109,7 @@ def test_hung_server_is_left_for_the_next_one(make_nats_server: Callable[..., Na
         hanging.resume()
 
 
-def test_hung_server_that_wakes_up(nats_server: NatsServer) -> None:
+def test_hung_server_resumes(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with running(settings(nats_server.url)) as bus:
@@ -141,7 +141,7 @@ def test_headers_count_as_payload(nats_server: NatsServer) -> None:
 
 
 def test_fence_means_processed(nats_server: NatsServer) -> None:
-    """nats-py's own flush() overtakes what was published just before it."""
+    """nats-py's own flush() overtakes messages that were published just before it."""
 
     async def test() -> None:
         await nats_server.up()
@@ -158,7 +158,7 @@ def test_fence_means_processed(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_nobody_there_at_all_costs_no_more_than_a_retry_now_and_then() -> None:
+def test_retries_back_off_without_a_server() -> None:
     async def test() -> None:
         config = settings(f"nats://127.0.0.1:{free_port()}")
         async with running(config) as bus:

@@ -1,4 +1,4 @@
-"""What anyone can cause without authenticating is limited, counted and reported; nothing else is."""
+"""Events that anyone can cause without authenticating are limited, counted and reported; others are not limited."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def alert(type: str, sa: dict[str, str] | None = None, name: str = "gw") -> tupl
         (alert("half-open-timeout", CONNECTING, "(unnamed)"), "half-open-timeout (unnamed)"),
         (alert("peer-auth-failed", CONNECTING), "peer-auth-failed"),
         (alert("retransmit-send-timeout", CONNECTING), "retransmit-send-timeout"),
-        (alert("retransmit-send-timeout", ESTABLISHED), None),  # a peer that was there does not answer
+        (alert("retransmit-send-timeout", ESTABLISHED), None),  # an authenticated peer does not respond
         (alert("proposal-mismatch-ike", ESTABLISHED), None),
         (alert("unique-keep", CONNECTING), None),
         (alert("peer-addr-failed", {"state": "CREATED"}), None),
@@ -60,7 +60,7 @@ def alert(type: str, sa: dict[str, str] | None = None, name: str = "gw") -> tupl
         (("child-rekey", {"gw": CONNECTING}), None),
     ],
 )
-def test_what_anyone_can_cause(event: tuple[str, dict[str, Any]], kind: str | None) -> None:
+def test_classification_of_events(event: tuple[str, dict[str, Any]], kind: str | None) -> None:
     name, message = event
     assert unauthenticated(name, encode(message)) == kind
 
@@ -80,7 +80,7 @@ def test_limit_of_a_type() -> None:
     assert taken(2, 1000) == 1000
 
 
-def test_bucket_takes_less_than_one_a_second() -> None:
+def test_bucket_with_less_than_one_event_per_second() -> None:
     bucket = TokenBucket()
     assert [bucket.allows(second * 10**9, 0.5, 1.0) for second in (10, 11, 12, 13, 14)] == [
         True, False, True, False, True,
@@ -88,7 +88,7 @@ def test_bucket_takes_less_than_one_a_second() -> None:
 
 
 async def flood(charon: FakeCharon, count: int) -> list[str]:
-    """Emit `count` of each of what anyone can cause, and in between what must arrive; return the subjects of that."""
+    """Emit `count` of each unauthenticated event, mixed with events that must arrive; return the latter's subjects."""
     subjects = []
     for number in range(count):
         charon.emit("ike-updown", {"(unnamed)": CONNECTING})
@@ -140,11 +140,11 @@ def test_flood_is_limited_and_reported(nats_server: NatsServer, codec: str, capl
                 whole.add(envelope)
         assert {gap.cause for gap in whole.gaps()} == {CAUSE} and not whole.duplicates
         assert sum(gap.last - gap.first + 1 for gap in whole.gaps()) == 1500 - 3 * BURST
-        told = [e["data"] for m in kept if m.subject.endswith(".gap") for e in envelopes(m.data, m.headers)]
-        assert {gap["class"] for gap in told} == {"state"}
-        assert sum(int(gap["count"]) for gap in told) == 1500 - 3 * BURST
+        gaps = [e["data"] for m in kept if m.subject.endswith(".gap") for e in envelopes(m.data, m.headers)]
+        assert {gap["class"] for gap in gaps} == {"state"}
+        assert sum(int(gap["count"]) for gap in gaps) == 1500 - 3 * BURST
         assert CAUSE not in caplog.text  # wanted, so not worth a line each time
-        assert all(int(gap["last_seq"]) - int(gap["first_seq"]) + 1 >= int(gap["count"]) for gap in told)
+        assert all(int(gap["last_seq"]) - int(gap["first_seq"]) + 1 >= int(gap["count"]) for gap in gaps)
 
     run(test())
 
@@ -168,7 +168,7 @@ def test_flood_does_not_fill_the_spool(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_limit_is_changed_and_lifted_while_running(nats_server: NatsServer) -> None:
+def test_limit_is_changed_and_removed_at_run_time(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon:

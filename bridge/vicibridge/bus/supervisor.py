@@ -60,7 +60,7 @@ class Bus:
         self._quiet_until = 0.0
         self.errors = 0  # errors that nats-py reported while connected
         self.connects = 0
-        self.reason = "not connected yet"  # why there is no link
+        self.reason = "not connected yet"  # why the bus is not connected
         self.expires: Mapping[str, float] = {}  # expiry of the credentials in use, as in `Credentials`
 
     async def link(self) -> Link:
