@@ -1,25 +1,39 @@
-"""A real nats-server for each test that asks for one."""
+"""Fixtures for tests of the bridge: separate spools, and a real nats-server."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from harness import NatsServer
 from vicibridge.bus.nats_server import find_nats_server
+from vicibridge.ops.logsetup import ThreadHandler
 
 
 @pytest.fixture(autouse=True)
 def _own_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What one test leaves undelivered is not for the next."""
+    """Keep a test's undelivered events from the next test."""
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
 
 
 @pytest.fixture(autouse=True)
 def _no_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bridges of several tests would all listen on the default port."""
+    """Keep bridges from listening on the same default port."""
     monkeypatch.setenv("VICIBRIDGE_HTTP__LISTEN", "")
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    """Undo the set-up of logging by a bridge in this process, such as on a reload."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in [handler for handler in root.handlers if isinstance(handler, ThreadHandler)]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture
@@ -41,5 +55,5 @@ def make_nats_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
 
 @pytest.fixture
 def nats_server(make_nats_server: Callable[..., NatsServer]) -> NatsServer:
-    """One that still has to be started."""
+    """Return a server that is not started yet."""
     return make_nats_server()
