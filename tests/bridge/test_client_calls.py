@@ -28,7 +28,7 @@ LOG = [("control-log", {"msg": f"line {number}"}) for number in range(2)]
 async def a_fleet(
     server: NatsServer, *nodes: str, sas: list[tuple[str, Any]] = SAS, **sections: Any
 ) -> AsyncIterator[tuple[Fleet, list[FakeCharon]]]:
-    """Bridges for `nodes`, each with a charon of its own that has `sas`, and a client of them."""
+    """Bridges for `nodes`, each with its own charon that has `sas`, and a client."""
     await server.up()
     async with AsyncExitStack() as stack:
         charons = [await stack.enter_async_context(FakeCharon()) for _ in nodes]
@@ -172,17 +172,17 @@ def test_charon_is_away(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with service(settings(nats_server.url)), Fleet(nats_server.url) as fleet:
-            told = ""
-            while "charon" not in told:  # first nobody serves gw1 yet
+            text = ""
+            while "charon" not in text:  # at first no bridge serves gw1
                 with pytest.raises(Unavailable) as away:
                     await fleet.node("gw1").version()
-                told = str(away.value)
-            assert told == "gw1: version: charon is not reachable"
+                text = str(away.value)
+            assert text == "gw1: version: charon is not reachable"
 
     run(test())
 
 
-def test_a_request_larger_than_this_server_takes(make_nats_server: Any) -> None:
+def test_a_request_larger_than_the_server_accepts(make_nats_server: Any) -> None:
     server = make_nats_server("max_payload: 2048")
 
     async def test() -> None:
@@ -218,7 +218,7 @@ def test_a_stream_can_be_left_at_any_point(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_calls_run_side_by_side(nats_server: NatsServer) -> None:
+def test_calls_run_concurrently(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with a_fleet(nats_server, "gw1") as (fleet, _):
             node = fleet.node("gw1")
@@ -258,7 +258,7 @@ def _nonsense(client: nats.NATS) -> Any:
 
 
 async def refusal(url: str) -> str:
-    """Why NATS refuses us; it may close before its reason has been read, and then does not tell."""
+    """The reason NATS gives for a refusal; if it closes before the reason is read, there is none."""
     with pytest.raises(ConnectionClosed) as refused:
         await Fleet(url).connect()
     return str(refused.value).lower()
@@ -293,14 +293,14 @@ def test_connecting(nats_server: NatsServer, make_nats_server: Any) -> None:
 
 
 async def permitted(make_nats_server: Any, publish: str, subscribe: str) -> Callable[..., Fleet]:
-    """Start a server on which `me` may do this much; return what makes a fleet of that user."""
+    """Start a server with these permissions for `me`; return a function that creates a fleet of that user."""
     permissions = f"permissions: {{ publish: {publish}, subscribe: {subscribe} }}"
     server = make_nats_server(f"authorization {{ users: [ {{ user: me, password: s, {permissions} }} ] }}")
     await server.up()
     return lambda **more: Fleet(NatsSettings(servers=[server.url], user="me", password="s", **more))
 
 
-def test_what_nats_does_not_permit(make_nats_server: Any) -> None:
+def test_subjects_denied_by_nats(make_nats_server: Any) -> None:
     async def test() -> None:
         me = await permitted(make_nats_server, '["vici.gw1.cmd.version", "$SRV.>"]', '"_INBOX.>"')
         async with me() as fleet:
@@ -314,7 +314,7 @@ def test_what_nats_does_not_permit(make_nats_server: Any) -> None:
     run(test())
 
 
-def test_an_inbox_that_nats_does_not_permit(make_nats_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_inbox_denied_by_nats(make_nats_server: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         me = await permitted(make_nats_server, '">"', '"_INBOX_me.>"')
         async with me() as fleet:
@@ -385,7 +385,7 @@ def test_everyone_ends_when_all_have_answered(nats_server: NatsServer, monkeypat
     run(test())
 
 
-def test_everyone_when_nobody_is_there(nats_server: NatsServer) -> None:
+def test_everyone_without_a_bridge(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:

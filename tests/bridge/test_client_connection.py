@@ -30,7 +30,7 @@ SHORT = 5.0  # seconds that a JWT lives
 async def expiring(
     make_nats_server: Callable[..., NatsServer], directory: Path, seconds: float = SHORT
 ) -> AsyncIterator[tuple[Fleet, Client, Callable[[], None]]]:
-    """A fleet whose JWT ends soon, a client whose does not, and what renews the file of the fleet."""
+    """A fleet whose JWT expires soon, a client whose JWT does not, and a function that renews the fleet's file."""
     operator = Operator()
     server = make_nats_server(operator.server_options())
     await server.up()
@@ -45,13 +45,13 @@ async def expiring(
 
 
 async def ended(fleet: Fleet) -> None:
-    """Wait until the connection there is now has ended for good."""
+    """Wait until the current connection is closed."""
     client = fleet.client
     await until(lambda: client.is_closed)
 
 
 async def heard(other: Client, events: Events, first: int) -> list[int]:
-    """Store events, numbered from `first`, until a plain subscription hears of one; return the numbers of all."""
+    """Store events, numbered from `first`, until a plain subscription receives one; return the numbers of all."""
     hearing = asyncio.create_task(anext(events))
     numbers: list[int] = []
     while not hearing.done():
@@ -76,7 +76,7 @@ def test_subscriptions_resume_after_a_jwt_expires_and_its_file_is_renewed(
                 assert {(await anext(watch)).key for _ in range(3)} == {"gw1.a.1", "gw1.b.2", "gw1.c.3"}
                 renew()
                 await ended(fleet)
-                # What happens while nobody is connected comes too, all but what a plain subscription cannot hear.
+                # Events during the outage arrive too, except those of the plain subscription.
                 await filled(other, 5, first=3)
                 await bucket.put("gw1.a.1", bucket_values.dump({"n": 2}))
                 await bucket.purge("gw1.b.2")
@@ -149,8 +149,8 @@ def test_a_file_that_is_not_renewed_is_reported_until_it_is(
     run(test(), 60)
 
 
-def test_a_consumer_that_jetstream_forgets_is_made_anew(nats_server: NatsServer) -> None:
-    """An administrator deletes it, or the bucket, while the connection stays."""
+def test_a_consumer_removed_from_jetstream_is_created_again(nats_server: NatsServer) -> None:
+    """An administrator deletes it, or the bucket, while the connection stays open."""
 
     async def test() -> None:
         await nats_server.up()
@@ -174,7 +174,7 @@ def test_a_consumer_that_jetstream_forgets_is_made_anew(nats_server: NatsServer)
     run(test(), 60)
 
 
-def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
+def test_a_recreated_stream_is_read_from_its_beginning(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
@@ -184,7 +184,7 @@ def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
             async with fleet.subscribe(start="first") as events:
                 assert await take(events, 5) == [1, 2, 3, 4, 5]
                 await fleet.client.jetstream().delete_stream("VICI")
-                await until(lambda: "there is no stream VICI" in caplog.text)
+                await until(lambda: "the stream VICI does not exist" in caplog.text)
                 await filled(fleet.client, 2, first=6)
                 assert await take(events, 2) == [6, 7]
                 assert "the stream VICI was recreated" in caplog.text
@@ -192,8 +192,8 @@ def test_a_stream_that_was_made_anew_is_read_from_its_beginning(
     run(test(), 60)
 
 
-def test_the_answer_in_time_or_not_at_all(nats_server: NatsServer) -> None:
-    """Nobody waits longer than asked for, whatever becomes of the connection meanwhile."""
+def test_timeouts_hold_across_connection_loss(nats_server: NatsServer) -> None:
+    """No request waits longer than its timeout, whatever happens to the connection."""
 
     async def test() -> None:
         await nats_server.up()

@@ -32,7 +32,7 @@ def message(payload: bytes, subject: str = SUBJECT) -> Msg:
 
 
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
-def test_what_the_bridge_writes_is_read(codec: Any) -> None:
+def test_envelopes_of_the_bridge_are_decoded(codec: Any) -> None:
     envelopes = Envelopes(codec, "gw 1", "b0")
     data = {"up": "yes", "gä": {"id": "a\udcff\n", "list": ["x", "\udc80"]}}
     own = {"class": "log", "count": 2, "first_seq": None}
@@ -70,7 +70,7 @@ def test_text_that_looks_like_bytes() -> None:
         msgpack.packb({1: 2}),
     ],
 )  # fmt: skip
-def test_what_is_no_envelope(payload: bytes) -> None:
+def test_payloads_that_are_not_envelopes(payload: bytes) -> None:
     with pytest.raises(ValueError, match=f"{SUBJECT}: not an envelope: "):
         unpack(message(payload))
 
@@ -149,7 +149,7 @@ def test_completeness() -> None:
     assert (whole.duplicates, whole.disordered) == (1, 2)
 
 
-def test_who_joins_late_misses_nothing_before_but_all_after() -> None:
+def test_late_subscriber_misses_only_later_events() -> None:
     joined = Completeness()
     for envelope in (an(7), an(5), an(8), an(100, "log"), an(3, node="gw2"), an(2, boot="b2"), an(1, boot="b0")):
         joined.add(envelope)
@@ -166,7 +166,7 @@ def test_gap_events_explain_missing_numbers() -> None:
     assert str(whole.gaps()[0]) == "gw1: 4 of class log are missing, the first is 1: full"
 
 
-def test_what_a_bridge_tells_of_the_one_before_it() -> None:
+def test_status_reports_the_last_number_of_the_previous_start() -> None:
     whole = Completeness(from_start=True)
     whole.add(an(1))
     whole.add(an(1, "status", boot="b2", bridge="starting", previous={"boot": "b1", "last_seq": 3, "clean": False}))
@@ -179,7 +179,7 @@ def test_what_a_bridge_tells_of_the_one_before_it() -> None:
     assert whole.gaps() == []
 
 
-def test_who_joins_after_a_start_for_which_the_clock_was_set_back_misses_nothing_before() -> None:
+def test_late_subscriber_misses_no_earlier_events_after_the_clock_was_set_back() -> None:
     joined = Completeness()
     joined.add(an(1, "status", boot="b1", bridge="starting", previous={"boot": "b2", "last_seq": 9, "clean": False}))
     joined.add(an(8, boot="b2"))
@@ -233,7 +233,7 @@ def test_events_of_a_bridge(nats_server: NatsServer, codec: str) -> None:
 
 
 async def filled(client: Client, count: int, first: int = 1) -> None:
-    """Store state events of a bridge that is not there."""
+    """Store state events of a bridge that is not running."""
     jetstream = client.jetstream()
     await jetstream.add_stream(name="VICI", subjects=["vici.*.event.>", "vici.*.bridge.>"])
     for seq in range(first, first + count):
@@ -244,11 +244,11 @@ async def take(events: Events, count: int) -> list[int]:
     return [(await anext(events)).seq for _ in range(count)]
 
 
-def test_jetstream_from_anywhere(nats_server: NatsServer) -> None:
+def test_jetstream_from_any_start(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
-            with pytest.raises(JetStreamError, match="there is no stream VICI"):
+            with pytest.raises(JetStreamError, match="the stream VICI does not exist"):
                 await fleet.subscribe(start="first").start()
             await filled(fleet.client, 5)
             time = datetime.now(UTC)
@@ -269,7 +269,7 @@ def test_jetstream_from_anywhere(nats_server: NatsServer) -> None:
 
 
 async def acknowledged(fleet: Fleet, seq: int) -> None:
-    """Wait until JetStream has taken the acknowledgements of all up to `seq`, and no more."""
+    """Wait until exactly the messages up to `seq` are acknowledged in JetStream."""
     jetstream = fleet.client.jetstream()
     async with asyncio.timeout(10):
         while (floor := (await jetstream.consumer_info("VICI", "pager")).ack_floor.stream_seq) < seq:
@@ -300,7 +300,7 @@ def test_a_durable_consumer_resumes_after_the_last_acknowledgement(nats_server: 
     run(test())
 
 
-def test_a_queue_shares(nats_server: NatsServer) -> None:
+def test_a_queue_shares_messages(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
@@ -338,9 +338,9 @@ def test_a_slow_consumer_is_reported(nats_server: NatsServer) -> None:
             await other.flush()
             await other.flush()
             await until(lambda: events.lost > 300)
-            with pytest.raises(SlowConsumer) as told:
+            with pytest.raises(SlowConsumer) as dropped:
                 await anext(events)
-            assert told.value.lost == events.lost
+            assert dropped.value.lost == events.lost
             rest = [envelope.seq for envelope in [await anext(events) for _ in range(500 - events.lost)]]
             assert rest == list(range(events.lost + 1, 501))
             with pytest.raises(ValueError, match="not an envelope"):
@@ -366,7 +366,7 @@ def test_jetstream_waits_for_a_slow_consumer(nats_server: NatsServer) -> None:
 
 
 async def heard_again(fleet: Fleet, plain: Events, first: int = 2) -> list[int]:
-    """Store events until a plain subscription hears of one; return the numbers of all of them."""
+    """Store events until a plain subscription receives one; return the numbers of all of them."""
     hearing = asyncio.create_task(anext(plain))
     numbers: list[int] = []
     while not hearing.done():
@@ -376,7 +376,7 @@ async def heard_again(fleet: Fleet, plain: Events, first: int = 2) -> list[int]:
     return numbers
 
 
-def test_subscriptions_outlive_a_restart_of_nats(nats_server: NatsServer) -> None:
+def test_subscriptions_survive_a_restart_of_nats(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:

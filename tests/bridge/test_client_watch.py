@@ -27,7 +27,7 @@ async def put(kv: KeyValue, key: str, **value: Any) -> None:
     await kv.put(key, bucket_values.dump(value))
 
 
-def test_what_is_there_and_what_changes(nats_server: NatsServer) -> None:
+def test_content_and_changes(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
@@ -66,7 +66,7 @@ def test_what_is_there_and_what_changes(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_a_part_of_it(nats_server: NatsServer) -> None:
+def test_watches_of_one_node_or_connection(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
@@ -89,14 +89,14 @@ def test_no_mirror(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
-            with pytest.raises(JetStreamError, match="there is no bucket VICI_CONN"):
+            with pytest.raises(JetStreamError, match="the bucket VICI_CONN does not exist"):
                 await fleet.watch_conns().start()
             assert await fleet.nodes() == []
 
     run(test())
 
 
-def test_who_is_alive() -> None:
+def test_which_nodes_are_alive() -> None:
     def node(answers: bool, **present: Any) -> Node:
         value: Any = {"heartbeat": 10.0, "expires": True, "updated": 0, "charon": "up", **present} if present else None
         return Node("gw1", answers, value)
@@ -110,8 +110,8 @@ def test_who_is_alive() -> None:
     assert node(False, charon="down").charon == "down" and node(True).charon is None
 
 
-def test_a_node_whose_time_is_over_is_absent(nats_server: NatsServer) -> None:
-    """A bridge that was killed leaves its key to expire, and what marks that stays for an hour."""
+def test_a_node_whose_key_expired_is_absent(nats_server: NatsServer) -> None:
+    """The key of a killed bridge expires, and the marker of its expiry stays for an hour."""
 
     async def test() -> None:
         await nats_server.up()
@@ -143,7 +143,7 @@ async def present(fleet: Fleet) -> set[str]:
         return set()
 
 
-def test_presence_is_who_is_awaited(nats_server: NatsServer) -> None:
+def test_everyone_waits_for_present_nodes(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
@@ -151,7 +151,7 @@ def test_presence_is_who_is_awaited(nats_server: NatsServer) -> None:
             await put(kv, "gw1", node="gw1", updated=0, expires=True, bridge="1.0", charon_version="6.0.1", charon="up")
             [node] = await fleet.nodes()
             assert (node.name, node.answers, node.bridge_version, node.charon_version) == ("gw1", False, "1.0", "6.0.1")
-            quiet = await fleet.client.subscribe("vici.all.cmd.*")  # somebody listens, and does not answer
+            quiet = await fleet.client.subscribe("vici.all.cmd.*")  # a subscriber that does not answer
             answers = fleet.everyone(timeout=0.5).version()
             assert await answers.all() == [] and answers.missing == ["gw1"]
             await quiet.unsubscribe()
@@ -159,8 +159,8 @@ def test_presence_is_who_is_awaited(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_who_is_asked_often_leaves_no_consumers(make_nats_server: Callable[..., NatsServer]) -> None:
-    """Those who ask for the nodes have none, and those of a watch end soon after it."""
+def test_frequent_queries_leave_no_consumers(make_nats_server: Callable[..., NatsServer]) -> None:
+    """Queries for the nodes leave no consumer, and the consumer of a watch ends soon after it."""
     server = make_nats_server(
         "accounts { A { jetstream: {max_consumers: 2}, users: [{user: a, password: a}] } }\nno_auth_user: a"
     )

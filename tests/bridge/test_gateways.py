@@ -1,4 +1,4 @@
-"""Several gateways in one bridge, told apart in everything."""
+"""Several gateways in one bridge, kept apart in everything."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def test_charon_without_alert(nats_server: NatsServer, caplog: pytest.LogCapture
     assert "charon does not know the event 'alert'; continuing without" in caplog.text
 
 
-def test_nothing_of_the_state_class_is_lost_when_nats_is_killed(nats_server: NatsServer) -> None:
+def test_no_state_event_is_lost_when_nats_is_killed(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon:
@@ -336,7 +336,7 @@ def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
+def test_log_overflow_is_reported_as_a_gap(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with FakeCharon() as charon:
             config = settings(nats_server.url, charon.address, log={"max_bytes": 1024 * 1024})
@@ -365,7 +365,7 @@ def test_log_overflow_is_told_as_a_gap(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_malformed_messages_are_told_and_do_no_harm(nats_server: NatsServer) -> None:
+def test_malformed_messages_are_reported_and_do_no_harm(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, witness(nats_server.url) as someone:
@@ -497,15 +497,13 @@ def test_lines_that_arrive_while_it_unregisters_are_published(nats_server: NatsS
     run(test())
 
 
-def test_lines_that_a_start_has_not_brought_to_nats_are_told_by_the_next(
-    nats_server: NatsServer, tmp_path: Path
-) -> None:
+def test_unpublished_lines_of_one_start_are_reported_by_the_next(nats_server: NatsServer, tmp_path: Path) -> None:
     def noted() -> bool:
         log = tmp_path / "state" / "gw1.spool-wal"  # the bridge keeps the database to itself
         return log.exists() and b'"seq": 2, "clean": false' in log.read_bytes()
 
-    def of_log(someone: Witness) -> list[dict[str, Any]]:
-        return [e["data"] for _, e in someone.seen(".bridge.gap") if e["data"]["class"] == "log"]
+    def of_log(client: Witness) -> list[dict[str, Any]]:
+        return [e["data"] for _, e in client.seen(".bridge.gap") if e["data"]["class"] == "log"]
 
     async def life(charon: FakeCharon, end: signal.Signals) -> None:
         bridge = await start_process(tmp_path, nats_server.url, charon.address)
@@ -521,17 +519,17 @@ def test_lines_that_a_start_has_not_brought_to_nats_are_told_by_the_next(
             await life(charon, signal.SIGTERM)
             await life(charon, signal.SIGKILL)
             await nats_server.up()
-            async with witness(nats_server.url) as someone:
+            async with witness(nats_server.url) as client:
                 bridge = await start_process(tmp_path, nats_server.url, charon.address)
-                await someone.sees("bridge.status", 7)
-                await until(lambda: len(of_log(someone)) == 2)
-                told = of_log(someone)
-                boots = dict.fromkeys(e["boot"] for _, e in someone.seen(".bridge.status"))
+                await client.sees("bridge.status", 7)
+                await until(lambda: len(of_log(client)) == 2)
+                gaps = of_log(client)
+                boots = dict.fromkeys(e["boot"] for _, e in client.seen(".bridge.status"))
             bridge.send_signal(signal.SIGTERM)
             await asyncio.wait_for(bridge.communicate(), 10)
         counts = {"count": 5, "first_seq": 1, "last_seq": 5}, {"count": None, "first_seq": None, "last_seq": None}
         causes = "the bridge stopped", "the bridge was killed"
-        assert told == [
+        assert gaps == [
             {"class": "log", "cause": cause, **known, "boot": boot}
             for cause, known, boot in zip(causes, counts, boots, strict=False)
         ]

@@ -92,7 +92,7 @@ class Events(Source):
                 await self._share(link, self._kept, self._kept.durable)
         except nats.js.errors.NotFoundError:
             hint = "a bridge creates it, and its name is stream in [nats]"
-            raise JetStreamError(f"JetStream: there is no stream {self._kept.stream}: {hint}") from None
+            raise JetStreamError(f"JetStream: the stream {self._kept.stream} does not exist: {hint}") from None
 
     async def _subscribe(self, link: Link) -> None:
         subscriptions: list[Subscription] = []

@@ -56,7 +56,7 @@ class Watch(Source, Generic[V]):
                 info = await ordered.open(f"KV_{self._bucket}", config)
             except nats.js.errors.NotFoundError:
                 raise JetStreamError(
-                    f"JetStream: there is no bucket {self._bucket}: no bridge has created it"
+                    f"JetStream: the bucket {self._bucket} does not exist: no bridge has created it"
                 ) from None
             delivered = info.delivered.consumer_seq if info.delivered else 0
             self._expected = delivered + (info.num_pending or 0)

@@ -144,7 +144,7 @@ def test_largest_packet(nats_server: NatsServer) -> None:
     run(test(), 90)
 
 
-def test_malformed_messages_are_told(nats_server: NatsServer) -> None:
+def test_malformed_messages_are_reported(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with scene(nats_server.url) as at:
