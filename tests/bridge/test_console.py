@@ -217,7 +217,7 @@ def test_credentials_that_end(make_nats_server: Callable[..., NatsServer], tmp_p
             assert process.stdout
             await process.stdout.readuntil(told)
             before.append(command[0])
-            await note(process, "NATS: not connected: 'Authorization Violation'; trying again")
+            await note(process, "NATS: not connected: 'Authorization Violation'; retrying")
             cut.append(command[0])
             await note(process, f"NATS: connected to {server.url}")
             while told not in await process.stdout.readline():  # what it had when it was cut off
