@@ -341,10 +341,10 @@ def test_one_bucket_that_is_missing_holds_up_no_other(nats_server: NatsServer) -
                 await equal(someone, "VICI_SA", {"gw1.gw.1"})
                 await jetstream.delete_stream("KV_VICI_SA")
                 await until(lambda: "there is no bucket VICI_SA for" in str(troubles(bridge)))
+                listed(charon, [*sas(1), ("new", sa("2", spi="2"))])
                 charon.emit("ike-updown", {"up": "yes", "new": sa("2", spi="2")})
                 await equal(someone, "VICI_CONN", {"gw1.gw", "gw1.new"})
                 await jetstream.add_stream(made("VICI_SA"))
-                listed(charon, [*sas(1), ("new", sa("2", spi="2"))])
                 await whole(bridge, someone, {"gw1.gw.1", "gw1.new.2"})
 
     run(test())
