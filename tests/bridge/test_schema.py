@@ -16,7 +16,7 @@ from test_raw_envelopes import BRIDGE_EVENT_DATA
 from vicibridge.cli import cli
 from vicibridge.contract import asyncapi
 from vicibridge.contract.schema import BUCKETS, document, schemas
-from vicibridge.contract.subjects import Subjects
+from vicibridge.contract.subjects import Subjects, patterns
 from vicibridge.events.envelopes import Envelopes
 
 from vicifast import encode
@@ -285,6 +285,10 @@ def test_channels_and_operations() -> None:
     receives = {name for name, operation in DOCUMENT["operations"].items() if operation["action"] == "receive"}
     assert receives == set(COMMANDS)
     assert {event.name for event in EVENTS.values() if event.standalone} <= set(DOCUMENT["channels"])
+
+
+def test_every_event_has_a_subject() -> None:
+    assert {event.name for event in EVENTS.values() if event.standalone} == set(patterns("vici"))
 
 
 def test_addresses_match_the_bridge_subjects() -> None:

@@ -54,10 +54,12 @@ class Envelopes:
         """Return the envelope of `data`, whose types both codecs must support."""
         self._envelope.time = time_ns
         empty = self._transcoder(event, ()).transcode(b"")
-        if self.codec == "msgpack":
-            packed: bytes = msgpack.packb(data)
-            return empty.removesuffix(b"\x80") + packed
-        return empty.removesuffix(b"{}}\n") + json.dumps(data, separators=(",", ":")).encode() + b"}\n"
+        match self.codec:
+            case "msgpack":
+                packed: bytes = msgpack.packb(data)
+                return empty.removesuffix(b"\x80") + packed
+            case "json":
+                return empty.removesuffix(b"{}}\n") + json.dumps(data, separators=(",", ":")).encode() + b"}\n"
 
     def intake(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> Intake:
         """Return a batcher that puts the messages of `event` into envelopes of this node and class, and its feed."""

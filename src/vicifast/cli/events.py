@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import click
 
@@ -60,6 +60,8 @@ def event_lines(name: str, message: Mapping[str, Any] | Message) -> list[str]:
             text = f"{_ike(ike)}, now {event.local_host} === {event.remote_host}"
         case Alert(kind, sa):
             text = kind if sa is None else f"{kind} {_ike(sa)}"
+        case _:
+            assert_never(event)
     extra = f" {json.dumps(event.extra)}" if event.extra and isinstance(event, Alert) else ""
     return [shown(f"{name} {text}{extra}")]
 
