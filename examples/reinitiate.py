@@ -18,7 +18,7 @@ async def renew(fleet: Fleet, node: str, child: str) -> None:
     try:
         await gateway.terminate(child=child, timeout=10).wait()
     except CommandError as error:
-        print(f"{node}: {error.errmsg}")  # there was no SA to terminate
+        print(f"{node}: {error.errmsg}")  # no SA was up
     await gateway.initiate(child=child, timeout=10).wait()
     found = [sa async for sa in gateway.list_sas(child=child)]
     children = [c for sa in found for ike in sa.values() for c in ike.get("child-sas", {}).values()]

@@ -48,7 +48,10 @@ PLACES = (
     "examples",
 )
 
-KEPT = {("src/vicifast/compat/protocol.py", "return self.tell() < len(self)")}  # a method of io.BytesIO
+KEPT = {  # methods of other libraries
+    ("src/vicifast/compat/protocol.py", "return self.tell() < len(self)"),
+    ("bridge/vicibridge/client/envelopes.py", "count = unpacker.tell()"),
+}
 
 
 class Finding(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,11 +59,20 @@ def modules(package: str) -> dict[str, Path]:
     return {name.removesuffix(".__init__") if name != "__init__" else "": path for name, path in found.items()}
 
 
+def parsed(path: Path) -> ast.Module:
+    # CPython 3.11 fails with a SystemError when the garbage collector runs code that parses too, such as pytest's.
+    gc.disable()
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    finally:
+        gc.enable()
+
+
 def imported(package: str, module: str, path: Path) -> Iterator[str]:
     """Yield the full name of every module, or name in a module, that a file imports anywhere."""
     full = f"{package}.{module}".rstrip(".")
     parent = full if path.name == "__init__.py" else full.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -48,7 +48,7 @@ def counters(value: Traffic) -> Traffic:
 def whole(value: object) -> int:
     """Return a number of 64 bits; raises ValueError for anything else."""
     if not isinstance(value, int) or not 0 <= value <= _MOST:
-        raise ValueError(f"{value!r} is no counter")
+        raise ValueError(f"{value!r} is not a counter")
     return value
 
 

@@ -206,7 +206,7 @@ class MirrorWorker:
     async def _caught_up(self, session: AsyncSession) -> None:
         """Wait until every event that charon has raised so far has been read from the event connection."""
         # charon answers in order with its events. The question must not time out or be cancelled, which would close the
-        # connection, so it has a task of its own.
+        # connection, so it runs in a separate task.
         if self._questions:
             raise TimeoutError("charon has not answered on the connection of the events yet")
         question = asyncio.create_task(_version(session))
@@ -223,7 +223,7 @@ class MirrorWorker:
     def _answered(self, question: asyncio.Task[str | None]) -> None:
         self._questions.discard(question)
         if not question.cancelled():
-            question.exception()  # nobody may wait for it any more
+            question.exception()  # the waiter may have timed out
 
     async def _others(self, session: AsyncSession) -> None:
         """Let the event loop run."""
