@@ -190,7 +190,7 @@ def test_stream_deleted_at_run_time_is_created_again(nats_server: NatsServer, ca
         await client.close()
 
     run(test())
-    assert caplog.text.count("rejects events") == 1
+    assert caplog.text.count("JetStream: rejects events") == 1
 
 
 def test_without_jetstream_events_wait_until_memory_is_full(
@@ -312,7 +312,7 @@ def test_stream_that_never_acknowledges(
                 await asyncio.sleep(1.2)  # four times as long as an acknowledgement may take
                 assert len(someone.messages) == sent and feed.backlog.waiting == 10
                 feed.check()
-                assert caplog.text.count("rejects events") == 1
+                assert caplog.text.count("JetStream: rejects events") == 1
                 await jetstream.update_stream(made.evolve(no_ack=False))
                 await feed.flush()
                 assert feed.pipeline.trouble == "" and not feed.losses
@@ -345,7 +345,7 @@ def test_disabled_jetstream_is_reported(tmp_path: Path, caplog: pytest.LogCaptur
         run(test())
     finally:
         off.kill()
-    assert caplog.text.count("rejects events") == caplog.text.count("cannot check the stream VICI") == 1
+    assert caplog.text.count("JetStream: rejects events") == caplog.text.count("cannot check the stream VICI") == 1
     assert "None" not in caplog.text
 
 

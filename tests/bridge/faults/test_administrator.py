@@ -190,7 +190,7 @@ def test_a_stream_changed_under_traffic_and_changed_back(
             assert at.bridge.gateways[0].state.trouble == ""
         found = await account(nats_server.url, at.traffic.sent)
         assert set(found.dropped) <= {"refused by the server"} and not found.absent
-        assert caplog.text.count("rejects events") <= 1
+        assert caplog.text.count("JetStream: rejects events") <= 1
         await admin.client.close()
 
     run(test(), 90)
