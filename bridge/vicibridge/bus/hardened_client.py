@@ -61,6 +61,14 @@ class HardClient(Client):
         self._ps = _Parser(self)
         self._transport = _Transport()  # type: ignore[no-untyped-call]
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        """Close; nats-py itself does not report the end of the connection when the rest cannot be sent."""
+        try:
+            await super()._close(status, do_cbs)
+        except OSError:
+            if do_cbs and self._closed_cb is not None:
+                await self._closed_cb()
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
             if headers and len(headers) > _MAX_HEADERS:
