@@ -165,6 +165,9 @@ def test_every_command_on_a_real_charon_with_equal_results() -> None:
         awaited.run()
     assert blocking.effects.keys() == COMMANDS.keys() - NOT_DONE
     assert blocking.refusals.keys() == COMMANDS.keys()
+    for script in (blocking, awaited):  # how many messages charon has exchanged by then depends on its timing
+        counters = script.effects["get-counters"]["counters"]
+        script.effects["get-counters"] = {name: set(values) for name, values in counters.items()}
     assert awaited.effects == blocking.effects
     assert awaited.refusals == blocking.refusals
     assert {text.split(":")[0] for text in blocking.refusals.values()} == {"CommandError", "EncodeError"}
