@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import nats
@@ -41,9 +42,13 @@ WORK = "retention = workqueue"
 ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory"}  # what no change mends
 
 
-async def connected(server: NatsServer, name: str = "VICI") -> Admin:
+@asynccontextmanager
+async def administrator(server: NatsServer) -> AsyncIterator[Admin]:
     client = await nats.connect(server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore)
-    return Admin(server, client, name)
+    try:
+        yield Admin(server, client, "VICI")
+    finally:
+        await client.close()
 
 
 async def _ignore(error: Exception) -> None:
@@ -89,25 +94,24 @@ def test_a_stream_of_others_is_mended_and_has_everything(
 
     async def test() -> None:
         await nats_server.up()
-        admin = await connected(nats_server)
-        await made(admin, case)
-        async with scene(nats_server.url) as at:
-            async with at.flowing():
-                await until(lambda: condition_of(case).breaks in caplog.text)
-                await asyncio.sleep(1)
-                await mend(admin, case)
-                await asyncio.sleep(1)
-            await at.settled()
-            assert at.bridge.gateways[0].state.trouble == ""
-        found = await envelopes(nats_server)
-        if case.property == "discard_new_per_subject":  # it refused some, and took others that came after them
-            found.sort(key=lambda envelope: envelope.seq)
-        gaps = verify_numbers(found)
-        assert {gap.cause for gap in gaps} <= {"refused by the server"}
-        there = of_events(found)
-        assert there == sorted(set(there))
-        assert at.traffic.sent - len(there) <= sum(gap.last - gap.first + 1 for gap in gaps)
-        await admin.client.close()
+        async with administrator(nats_server) as admin:
+            await made(admin, case)
+            async with scene(nats_server.url) as at:
+                async with at.flowing():
+                    await until(lambda: condition_of(case).breaks in caplog.text)
+                    await asyncio.sleep(1)
+                    await mend(admin, case)
+                    await asyncio.sleep(1)
+                await at.settled()
+                assert at.bridge.gateways[0].state.trouble == ""
+            found = await envelopes(nats_server)
+            if case.property == "discard_new_per_subject":  # it refused some, and took others that came after them
+                found.sort(key=lambda envelope: envelope.seq)
+            gaps = verify_numbers(found)
+            assert {gap.cause for gap in gaps} <= {"refused by the server"}
+            there = of_events(found)
+            assert there == sorted(set(there))
+            assert at.traffic.sent - len(there) <= sum(gap.last - gap.first + 1 for gap in gaps)
 
     run(test(), 90)
 
@@ -121,19 +125,18 @@ def test_a_stream_of_others_that_loses_events_is_named_and_has_everything_once_i
 
     async def test() -> None:
         await nats_server.up()
-        admin = await connected(nats_server)
-        await made(admin, case)
-        async with scene(nats_server.url) as at:
-            async with at.flowing():
-                await until(lambda: condition_of(case).breaks in caplog.text)
-                await asyncio.sleep(1)
-                await mend(admin, case)
-                mended = at.traffic.sent
-                await asyncio.sleep(1)
-            await at.settled()
-        there = [number for number in of_events(await envelopes(nats_server)) if number > mended]
-        assert there == list(range(mended + 1, at.traffic.sent + 1))
-        await admin.client.close()
+        async with administrator(nats_server) as admin:
+            await made(admin, case)
+            async with scene(nats_server.url) as at:
+                async with at.flowing():
+                    await until(lambda: condition_of(case).breaks in caplog.text)
+                    await asyncio.sleep(1)
+                    await mend(admin, case)
+                    mended = at.traffic.sent
+                    await asyncio.sleep(1)
+                await at.settled()
+            there = [number for number in of_events(await envelopes(nats_server)) if number > mended]
+            assert there == list(range(mended + 1, at.traffic.sent + 1))
 
     run(test(), 90)
 
@@ -143,19 +146,18 @@ def test_a_work_queue_gives_each_event_to_one_worker(nats_server: NatsServer) ->
 
     async def test() -> None:
         await nats_server.up()
-        admin = await connected(nats_server)
-        await made(admin, case)
-        async with scene(nats_server.url) as at:
-            async with at.flowing():
-                await asyncio.sleep(1)
-            await at.settled()
-            taken: list[int] = []
-            async with Fleet(nats_server.url) as fleet, fleet.subscribe(durable="worker") as events:
-                while len(taken) < at.traffic.sent:
-                    taken += of_events(await events.batch())
-                await events.ack()
-            assert taken == list(range(1, at.traffic.sent + 1))
-        await admin.client.close()
+        async with administrator(nats_server) as admin:
+            await made(admin, case)
+            async with scene(nats_server.url) as at:
+                async with at.flowing():
+                    await asyncio.sleep(1)
+                await at.settled()
+                taken: list[int] = []
+                async with Fleet(nats_server.url) as fleet, fleet.subscribe(durable="worker") as events:
+                    while len(taken) < at.traffic.sent:
+                        taken += of_events(await events.batch())
+                    await events.ack()
+                assert taken == list(range(1, at.traffic.sent + 1))
 
     run(test(), 90)
 
@@ -177,21 +179,20 @@ def test_a_stream_changed_under_traffic_and_changed_back(
 ) -> None:
     async def test() -> None:
         await nats_server.up()
-        admin = await connected(nats_server)
-        async with scene(nats_server.url) as at:
-            async with at.flowing():
-                await until(lambda: at.bridge.gateways[0].backlog.counts.published > 100)
-                before = await admin.config()
-                await change(admin, **CHANGES[name])
-                await asyncio.sleep(8)  # longer than an acknowledgement may take
-                await change(admin, **{key: before.get(key) for key in CHANGES[name]})
-                await asyncio.sleep(0.5)
-            await at.settled()
-            assert at.bridge.gateways[0].state.trouble == ""
-        found = await account(nats_server.url, at.traffic.sent)
-        assert set(found.dropped) <= {"refused by the server"} and not found.absent
-        assert caplog.text.count("JetStream: rejects events") <= 1
-        await admin.client.close()
+        async with administrator(nats_server) as admin:
+            async with scene(nats_server.url) as at:
+                async with at.flowing():
+                    await until(lambda: at.bridge.gateways[0].backlog.counts.published > 100)
+                    before = await admin.config()
+                    await change(admin, **CHANGES[name])
+                    await asyncio.sleep(8)  # longer than an acknowledgement may take
+                    await change(admin, **{key: before.get(key) for key in CHANGES[name]})
+                    await asyncio.sleep(0.5)
+                await at.settled()
+                assert at.bridge.gateways[0].state.trouble == ""
+            found = await account(nats_server.url, at.traffic.sent)
+            assert set(found.dropped) <= {"refused by the server"} and not found.absent
+            assert caplog.text.count("JetStream: rejects events") <= 1
 
     run(test(), 90)
 
