@@ -14,6 +14,7 @@ from typing import Any
 import nats.js.errors
 import pytest
 from harness import NatsServer, Witness, bucket, run, service, settings, until, witness
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.kv import KeyValue
@@ -422,6 +423,31 @@ def test_where_direct_gets_in_batches_are_not_to_be_had(
             assert {e["data"]["kind"] for _, e in someone.seen(".bridge.resync")} == {"appeared"}
 
     run(test(), 60)
+
+
+@pytest.mark.parametrize("replies", [[{"Status": "odd"}], [{"Nats-Num-Pending": "1"}, {"Status": "204"}]])
+def test_another_replies_to_a_direct_get(nats_server: NatsServer, replies: list[dict[str, str]]) -> None:
+    """The bridge reports that, and goes on when it ends."""
+
+    async def test() -> None:
+        await nats_server.up()
+        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+            jetstream = someone.client.jetstream()
+            for name in ("VICI_SA", "VICI_CONN"):
+                await jetstream.add_stream(made(name, allow_direct=False))
+
+            async def reply(request: Msg) -> None:
+                for headers in replies:
+                    await someone.client.publish(request.reply, b"", headers=headers)
+
+            rogue = await someone.client.subscribe("$JS.API.DIRECT.GET.KV_VICI_SA", cb=reply)
+            listed(charon, sas(1))
+            async with service(mirrored(nats_server.url, charon)) as bridge:
+                await until(lambda: "unexpected reply to a direct get" in str(troubles(bridge)))
+                await rogue.unsubscribe()
+                await whole(bridge, someone, {"gw1.gw.1"})
+
+    run(test())
 
 
 async def kept(kv: KeyValue, *keys: str) -> list[bool]:

@@ -97,9 +97,12 @@ class BucketReader:
                 raise _Unsupported
         if status == "503":
             raise _Unsupported
-        if status not in ("204", "404"):
-            raise APIError(code=int(status), description=end.get("Description"))
-        entries = [_entry(bucket, message) for message in self._replies[:-1]]
+        try:
+            if status not in ("204", "404"):
+                raise APIError(code=int(status), description=end.get("Description"))
+            entries = [_entry(bucket, message) for message in self._replies[:-1]]
+        except (KeyError, ValueError):
+            raise NatsError("unexpected reply to a direct get: something besides JetStream answers") from None
         return entries, bool(entries) and end.get("Nats-Num-Pending") != "0"
 
     async def _on_reply(self, message: Msg) -> None:
