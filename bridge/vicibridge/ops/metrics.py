@@ -104,23 +104,16 @@ def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[ServiceV
     return read
 
 
-def _tunnels(service: ServiceView) -> tuple[list[tuple[str, Conn]], Counter[str]]:
-    """Return the configured connections with their nodes, up to the limit, and the number left out per node."""
+def _tunnels(service: ServiceView) -> Iterator[tuple[str, Conn]]:
+    """Yield the configured connections with their nodes, up to the limit."""
     room = service.settings.http.max_tunnels
-    shown: list[tuple[str, Conn]] = []
-    left_out: Counter[str] = Counter()
     for gateway in service.gateways:
-        if gateway.mirroring is None:
-            continue
-        left_out[gateway.node] = 0
-        for conn in gateway.mirroring.mirror.conns.values():
+        for conn in gateway.mirroring.mirror.conns.values() if gateway.mirroring else ():
             if conn.configured:
                 room -= 1 + len(conn.configures)
-                if room >= 0:
-                    shown.append((gateway.node, conn))
-                else:
-                    left_out[gateway.node] += 1
-    return shown, left_out
+                if room < 0:
+                    return
+                yield gateway.node, conn
 
 
 def _text(name: str) -> str:
@@ -129,24 +122,27 @@ def _text(name: str) -> str:
 
 
 def _connection_up(service: ServiceView) -> Iterator[_Sample]:
-    for node, conn in _tunnels(service)[0]:
+    for node, conn in _tunnels(service):
         yield (node, _text(conn.name)), conn.up
 
 
 def _connection_changed(service: ServiceView) -> Iterator[_Sample]:
-    for node, conn in _tunnels(service)[0]:
+    for node, conn in _tunnels(service):
         yield (node, _text(conn.name)), conn.changed / 1e9
 
 
 def _child_up(service: ServiceView) -> Iterator[_Sample]:
-    for node, conn in _tunnels(service)[0]:
+    for node, conn in _tunnels(service):
         for name in conn.configures:
             yield (node, _text(conn.name), _text(name)), name in conn.children
 
 
 def _left_out(service: ServiceView) -> Iterator[_Sample]:
-    for node, count in _tunnels(service)[1].items():
-        yield (node,), count
+    shown = Counter(node for node, _ in _tunnels(service))
+    for gateway in service.gateways:
+        if gateway.mirroring:
+            configured = sum(1 for conn in gateway.mirroring.mirror.conns.values() if conn.configured)
+            yield (gateway.node,), configured - shown[gateway.node]
 
 
 def _ambiguous(service: ServiceView) -> Iterator[_Sample]:
@@ -328,7 +324,7 @@ class _FromService(Collector):
 
     def _report(self, service: ServiceView) -> None:
         """Log once that connections are left out."""
-        if not self._reported and (count := sum(_tunnels(service)[1].values())):
+        if not self._reported and (count := sum(count for _, count in _left_out(service))):
             self._reported = True
             text = "metrics: %d connections are left out, as http.max_tunnels is %d"
             _logger.warning(text, count, service.settings.http.max_tunnels)
