@@ -12,7 +12,7 @@ from typing import Any
 
 import nats
 import pytest
-from harness import NatsServer, run, running, settings, until
+from harness import NatsServer, run, running, service, settings, until
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
@@ -20,6 +20,7 @@ from nats.js.errors import BadRequestError
 from vicibridge.bus.conditions import CONDITIONS, Condition
 from vicibridge.bus.connection import Link, reason_of
 from vicibridge.bus.streams import MARKER, StateStream, Unprovisioned, Unsuitable, bucket_stream, ensure
+from vicibridge.config.model import Config, GatewayConfig
 from vicibridge.contract.bucket_values import NODE
 from vicibridge.contract.subjects import stream_subjects
 
@@ -556,6 +557,26 @@ def test_subjects_that_cannot_be_added_are_reported(nats_server: NatsServer, cap
             assert "lacks the subjects vici.*.event.>, vici.*.bridge.>: messages of the bridge" in said
             assert "run nats stream edit VICI --subjects='vici.*.event.>,vici.*.bridge.>,vici.*.log.>'" in said
             assert await admin.config() == before
+
+    run(test())
+
+
+def test_a_bridge_of_several_gateways_logs_each_problem_once(
+    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case("", "stream", {"subjects": ["vici.>"]}, unacknowledged)
+
+    async def test() -> None:
+        async with administered(nats_server) as (admin, _):
+            await made(admin, case)
+            await admin.make(**{**bucket_stream(NODE).as_dict(), "max_bytes": 10**6})
+            config = settings(nats_server.url, mirror={"enabled": True})
+            gateways = [GatewayConfig(node=node, vici="/nowhere") for node in ("gw1", "gw2", "gw3")]
+            async with service(Config(**{**dict(config), "gateway": gateways})) as bridge:
+                await until(lambda: not any(mirroring.buckets.troubles() for mirroring in bridge.mirrorings))
+                await until(lambda: not any(gateway.backlog.waiting for gateway in bridge.gateways))
+            assert caplog.text.count("captures requests (vici.>)") == 1
+            assert caplog.text.count("the bucket VICI_NODE has max_bytes = 1000000") == 1
 
     run(test())
 
