@@ -276,10 +276,52 @@ def test_without_jetstream(make_nats_server: Callable[..., NatsServer]) -> None:
     run(test(), 60)
 
 
+def test_watch_of_sas_without_a_terminal(nats_server: NatsServer) -> None:
+    """`--watch` prints the table again after a change; with `--json`, a value of another writer does not end it."""
+
+    async def text_until(process: asyncio.subprocess.Process, found: bytes) -> None:
+        assert process.stdout
+        while found not in (line := await process.stdout.readline()):
+            assert line, f"ended without {found!r}"
+
+    async def test() -> None:
+        async with a_fleet(nats_server, "gw1", sas=SITES, mirror={"enabled": True}) as (fleet, [charon]):
+            charon.on("list-conns", {})
+            charon.emit("child-updown", {"up": "yes", "site": SITE})
+            await mirrored(fleet)
+            client = await nats.connect(nats_server.url)
+            bucket = await client.jetstream().key_value("VICI_SA")
+            async with (
+                program(nats_server, "sas", "--watch") as tables,
+                program(nats_server, "sas", "--watch", "--json") as lines,
+            ):
+                await text_until(tables, b"1 IKE_SAs, 1 CHILD_SAs")
+                await text_until(lines, b'"gw1.site.7"')
+                await bucket.put("gw1.a.1", b"not JSON")
+                assert lines.stderr
+                assert b"VICI_SA: gw1.a.1: " in await lines.stderr.readline()
+                await bucket.delete("gw1.site.7")
+                await text_until(lines, b'{"key":"gw1.site.7","value":null}')
+                await text_until(tables, b"0 IKE_SAs, 0 CHILD_SAs")
+                for process in (tables, lines):
+                    process.send_signal(signal.SIGINT)
+                    await process.communicate()
+                    assert process.returncode == 0
+            await client.close()
+
+    run(test(), 60)
+
+
 def test_output_that_cannot_be_written(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with a_fleet(nats_server, "gw1"):
-            for command in (["nodes"], ["nodes", "--json"], ["call", "gw1", "list-sas"], ["schema"], ["top"]):
+        async with a_fleet(nats_server, "gw1", sas=SITES, mirror={"enabled": True}) as (fleet, [charon]):
+            charon.on("list-conns", {})
+            charon.emit("child-updown", {"up": "yes", "site": SITE})
+            await mirrored(fleet)
+            for command in (
+                *(["nodes"], ["nodes", "--json"], ["call", "gw1", "list-sas"], ["schema"], ["top"]),
+                *(["sas"], ["sas", "--json"], ["sas", "--watch"], ["sas", "--watch", "--json"]),
+            ):
                 with open("/dev/full", "w") as full:
                     async with program(nats_server, *command, stdout=full) as process:
                         _, err = await process.communicate()

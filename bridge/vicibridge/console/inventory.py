@@ -17,6 +17,7 @@ from vicifast._wire import Message, encode
 from vicifast.cli import tables
 from vicifast.cli.common import results, until_interrupted
 from vicifast.cli.output import ReceivedMessage, shown
+from vicifast.standard_output import write_bytes
 
 from ..client import Change, Fleet, Node, Watch
 from ..contract import bucket_values
@@ -84,6 +85,8 @@ def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: b
                 await _write(mirror, watch)
             elif watch and results.is_terminal:
                 await _follow(fleet, mirror)
+            elif watch:
+                await _list_changes(mirror)
             else:
                 results.print(listing(mirror.current.values()))
 
@@ -94,10 +97,15 @@ def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: b
 async def _write(mirror: Watch[SaValue], follow: bool) -> None:
     if not follow:
         for value in mirror.current.values():
-            click.echo(bucket_values.dump(value))
+            write_bytes(bucket_values.dump(value) + b"\n")
         return
-    async for change in mirror:
-        click.echo(_line(change))
+    while True:
+        try:
+            change = await anext(mirror)
+        except ValueError as error:  # a value that is not from a bridge
+            click.echo(click.style(shown(error), fg="yellow"), err=True)
+        else:
+            write_bytes(_line(change) + b"\n")
 
 
 def _line(change: Change[SaValue]) -> bytes:
@@ -118,6 +126,22 @@ async def _pause(mirror: Watch[SaValue]) -> None:
     with contextlib.suppress(TimeoutError, ValueError):
         async with asyncio.timeout(1 - _REFRESH):
             await anext(mirror)
+
+
+async def _list_changes(mirror: Watch[SaValue]) -> None:
+    """Print the whole table, and again after changes, where the screen cannot be redrawn."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFRESH):
+                while True:
+                    await _next_change(mirror)
+        results.print(listing(mirror.current.values()))
+        await _next_change(mirror)
+
+
+async def _next_change(mirror: Watch[SaValue]) -> None:
+    with contextlib.suppress(ValueError):
+        await anext(mirror)
 
 
 def listing(found: Iterable[SaValue]) -> tables.Listing:
