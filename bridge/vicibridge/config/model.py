@@ -148,11 +148,11 @@ class NatsConfig(_Table):
     servers: Annotated[list[Annotated[str, AfterValidator(check_server)]], Field(min_length=1)] | None = None
     embedded: EmbeddedServerConfig = Field(default_factory=EmbeddedServerConfig)
     leaf: LeafConfig = LeafConfig()
-    prefix: Annotated[str, AfterValidator(_prefix)] = "vici"
-    stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = "VICI"
+    prefix: Annotated[str, AfterValidator(_prefix)] = NatsSettings.prefix
+    stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = NatsSettings.stream
     stream_max_age_days: Annotated[float, Field(ge=0)] = 7
     provision: Provision = "create"
-    inbox_prefix: Annotated[str, AfterValidator(_prefix)] = "_INBOX"
+    inbox_prefix: Annotated[str, AfterValidator(_prefix)] = NatsSettings.inbox_prefix
     user: Annotated[str | None, LIVE] = None
     password: Annotated[SecretStr | None, LIVE] = None
     token: Annotated[SecretStr | None, LIVE] = None
@@ -162,9 +162,9 @@ class NatsConfig(_Table):
     tls_cert: Annotated[_File | None, LIVE] = None
     tls_key: Annotated[_File | None, LIVE] = None
     tls_hostname: Annotated[str | None, LIVE] = None
-    tls_first: Annotated[bool, LIVE] = False
-    probe_interval: _Seconds = 2.0
-    probe_timeout: _Seconds = 4.0
+    tls_first: Annotated[bool, LIVE] = NatsSettings.tls_first
+    probe_interval: _Seconds = NatsSettings.probe_interval
+    probe_timeout: _Seconds = NatsSettings.probe_timeout
 
     @model_validator(mode="after")
     def _consistent(self) -> NatsConfig:
