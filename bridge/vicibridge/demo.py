@@ -29,6 +29,7 @@ from vicifast.testing import FakeCharon
 
 from .bus.nats_server import NatsServer
 from .client import Completeness, Envelope, unpack
+from .contract.names import COUNT_HEADER, DENIED, ERROR_CODE_HEADER, STATUS_HEADER
 
 NODE = "gw1"
 FLOOD = 50_000  # log events in one burst
@@ -209,7 +210,7 @@ async def _list_sas(console: Console, client: Client) -> None:
     milliseconds = (time.perf_counter() - began) * 1000
     headers = part.headers or {}
     console.print(f"  ... {count} SAs in {milliseconds:.0f} ms, end marker: Status {headers.get('Status')}")
-    if headers.get("Status") != "200" or headers.get("Vici-Count") != str(count) or not count:
+    if headers.get(STATUS_HEADER) != "200" or headers.get(COUNT_HEADER) != str(count) or not count:
         raise DemoError(f"list-sas ended with {headers} after {count} parts")
 
 
@@ -219,7 +220,7 @@ async def _refused(console: Console, client: Client) -> None:
     headers = answer.headers or {}
     text = f"  {headers.get('Nats-Service-Error-Code')} {headers.get('Nats-Service-Error')}"
     console.print(text, style="yellow", markup=False, soft_wrap=True)
-    if headers.get("Nats-Service-Error-Code") != "403":
+    if headers.get(ERROR_CODE_HEADER) != str(DENIED):
         raise DemoError("terminate was not refused")
 
 
