@@ -173,7 +173,10 @@ class EventReader:
             for listener in (log, state):
                 await self._ready(listener)
             self._came_up(session)
-            await asyncio.gather(self._follow_log(log), self._follow_state(state))
+            await asyncio.gather(
+                self._follow(log, self._lost_log, self._take_log),
+                self._follow(state, self._lost_state, self._take_state),
+            )
         finally:
             await session.close()
             self._gather(asyncio.get_running_loop().time())
@@ -184,27 +187,25 @@ class EventReader:
         except UnknownEvent as error:
             _logger.info("%s: %s; continuing without", self._node, error)
 
-    async def _follow_log(self, listener: Listener) -> None:
-        """Take the log events of a listener until its connection ends."""
+    async def _follow(
+        self, listener: Listener, lose: Callable[[int], None], take: Callable[[Sequence[tuple[str, object]]], None]
+    ) -> None:
+        """Take the events of a listener until its connection ends."""
         lost = 0
         while True:
             batch = await listener.batch()
             if listener.lost > lost:
-                self._log.lost("the bridge fell behind charon", *self._lines.skip(listener.lost - lost))
+                lose(listener.lost - lost)
                 lost = listener.lost
-            self._take_log(batch)
+            take(batch)
 
-    async def _follow_state(self, listener: Listener) -> None:
-        """Take the state events of a listener until its connection ends."""
-        lost = 0
-        while True:
-            batch = await listener.batch()
-            if listener.lost > lost:
-                self._backlog.lost("the bridge fell behind charon", *self._events.skip(listener.lost - lost))
-                lost = listener.lost
-                if self._mirror:
-                    self._mirror.lost()
-            self._take_state(batch)
+    def _lost_log(self, count: int) -> None:
+        self._log.lost("the bridge fell behind charon", *self._lines.skip(count))
+
+    def _lost_state(self, count: int) -> None:
+        self._backlog.lost("the bridge fell behind charon", *self._events.skip(count))
+        if self._mirror:
+            self._mirror.lost()
 
     def _take_log(self, batch: Sequence[tuple[str, object]]) -> None:
         time_ns = time.time_ns()
