@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ async def ensure(link: Link, wanted: StreamConfig, provision: Provision, prefix:
     """
     target = Target(wanted, prefix)
     try:
-        present = await _config(link, target)
+        present = (await _info(link, target))["config"]
     except NotFoundError:
         present = await _create(link, target, provision)
     if provision == "reconcile":
@@ -98,10 +98,9 @@ def _report(link: Link, topic: str, lines: dict[str, int]) -> None:
             _logger.log(level, "JetStream: %s", text)
 
 
-async def _config(link: Link, target: Target) -> dict[str, Any]:
-    """Return the configuration of a stream as the server reports it, with keys unknown to nats-py."""
-    config: dict[str, Any] = (await link.api(f"STREAM.INFO.{target.name}"))["config"]
-    return config
+async def _info(link: Link, target: Target) -> dict[str, Any]:
+    """Return what the server reports of a stream, with keys unknown to nats-py."""
+    return await link.api(f"STREAM.INFO.{target.name}")
 
 
 def _parsed(config: dict[str, Any]) -> StreamConfig:
@@ -109,9 +108,10 @@ def _parsed(config: dict[str, Any]) -> StreamConfig:
     return parsed
 
 
-async def config_of(link: Link, target: Target) -> StreamConfig:
-    """Return the configuration of a stream; raise NotFoundError, other errors of JetStream, and TimeoutError."""
-    return _parsed(await _config(link, target))
+async def info_of(link: Link, target: Target) -> tuple[StreamConfig, Mapping[str, Any]]:
+    """Return configuration and state of a stream; raise NotFoundError, other errors of JetStream, and TimeoutError."""
+    info = await _info(link, target)
+    return _parsed(info["config"]), info["state"]
 
 
 def missing(target: Target) -> str:
@@ -128,7 +128,8 @@ async def _create(link: Link, target: Target, provision: Provision) -> dict[str,
         reply = await link.api(f"STREAM.CREATE.{target.name}", target.wanted.as_dict())
     except APIError as error:
         if error.err_code == _EXISTS:
-            return await _config(link, target)
+            existing: dict[str, Any] = (await _info(link, target))["config"]
+            return existing
         raise Unprovisioned(f"cannot create {target}: {await _why(link, target, error)}") from None
     if reply.get("did_create"):
         _logger.info("JetStream: created %s for %s", target, subjects)

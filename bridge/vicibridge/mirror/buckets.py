@@ -20,7 +20,7 @@ from ..bus.acked_publisher import AckedPublisher, Answer, Meaning, Refusal
 from ..bus.bucket_reader import BucketReader, Entry
 from ..bus.conditions import Target
 from ..bus.connection import Link, TooLarge, reason_of
-from ..bus.streams import MARKER, Unsuitable, bucket_stream, config_of, ensure
+from ..bus.streams import MARKER, Unsuitable, bucket_stream, ensure, info_of
 from ..bus.supervisor import Bus
 from ..config.model import Provision
 from ..contract.bucket_values import CONN, HEARTBEATS, NODE, SA
@@ -170,7 +170,7 @@ class Buckets:
                 config = await ensure(link, wanted, self._provision)
             except Unsuitable as error:  # it can be read all the same
                 unsuitable = reason_of(error)
-                config = await config_of(link, Target(wanted))
+                config, _ = await info_of(link, Target(wanted))
             bucket.expires = bool(config.allow_msg_ttl)
             if bucket.name != NODE:
                 await self._compare(link, reader, bucket, history=config.max_msgs_per_subject != 1)

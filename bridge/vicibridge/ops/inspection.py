@@ -14,7 +14,7 @@ from vicifast.errors import ViciError
 
 from ..bus.conditions import CAPTURED, Problem, Target, problems, uncovered
 from ..bus.connection import Link, reason_of
-from ..bus.streams import bucket_stream, config_of, missing, overlapping, state_stream, streams_over
+from ..bus.streams import bucket_stream, info_of, missing, overlapping, state_stream, streams_over
 from ..bus.supervisor import Bus, Refused
 from ..config.model import Config
 from ..contract.bucket_values import CONN, NODE, SA
@@ -76,7 +76,7 @@ async def _inspect(link: Link, settings: Config) -> list[Problem]:
     absent = []
     for target in targets:
         try:
-            present = await config_of(link, target)
+            present, state = await info_of(link, target)
         except NotFoundError:
             absent.append(target)
             if nats.provision == "bind":
@@ -86,7 +86,7 @@ async def _inspect(link: Link, settings: Config) -> list[Problem]:
             found.append(_unasked(f"STREAM.INFO.{target.name}", str(target)))
         else:
             found += problems(present, target)
-            found += await _read(link, target, _limits_of(account)["limits"]["max_consumers"]) if account else []
+            found += _read(target, state, _limits_of(account)["limits"]["max_consumers"]) if account else []
             found += await _others(link, target, uncovered(present, target))
     found += await _capturing(link, targets[0])
     if account and nats.provision != "bind":
@@ -145,9 +145,10 @@ def _filling(account: Mapping[str, Any]) -> list[Problem]:
     return [Problem("warning", f"{text}: {hint}")]
 
 
-async def _read(link: Link, target: Target, limit: int) -> list[Problem]:
+def _read(target: Target, state: Mapping[str, Any], limit: int) -> list[Problem]:
     """Return a problem if a stream has the maximum number of consumers that the account allows."""
-    if limit <= 0 or (count := (await link.api(f"STREAM.INFO.{target.name}"))["state"]["consumer_count"]) < limit:
+    count = state["consumer_count"]
+    if not 0 < limit <= count:
         return []
     text = f"{target} has {count} consumers, as many as max_consumers of the account allows"
     return [Problem("warning", f"{text}: JetStream refuses further readers; raise it, or delete consumers not in use")]
