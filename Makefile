@@ -51,7 +51,7 @@ $(VENV)/made: pyproject.toml setup.py
 	@$(MAKE) --no-print-directory tools
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" "setuptools>=80" "Cython>=3.3.1,<4"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo]" --group test --group dev
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[demo]" --group dev
 	@if [ -d .git ] && ! git config --get core.hooksPath >/dev/null; then $(BIN)/pre-commit install >/dev/null; fi
 	@touch $@
 
@@ -77,11 +77,7 @@ test: build
 test-faults: build
 	$(BIN)/python -m pytest -m faults tests/bridge/faults
 
-$(VENV)/lint: $(VENV)/made
-	$(BIN)/python -m pip install --quiet --group lint
-	@touch $@
-
-lint: build $(VENV)/lint
+lint: build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src  # it calls pycodestyle

@@ -49,7 +49,7 @@ def test_pytest_finds_the_fixture(tmp_path: Path) -> None:
     assert "3 passed, 1 error" in told and "ZeroDivisionError" in told
 
 
-def test_the_example_of_the_readme(tmp_path: Path) -> None:
+def test_documented_example(tmp_path: Path) -> None:
     (example,) = [block.text for block in blocks("python") if "(fake_charon)" in block.text]
     assert "1 passed" in run_pytest(tmp_path, example)
 
