@@ -9,7 +9,7 @@ from functools import partial
 from vicifast.errors import EncodeError
 
 from .bus.streams import state_stream
-from .bus.supervisor import Bus
+from .bus.supervisor import ConnectionSupervisor
 from .commands.server import CommandServer
 from .config.model import Config, GatewayConfig
 from .contract.subjects import Subjects
@@ -26,7 +26,7 @@ from .mirror.worker import MirrorWorker
 class Gateway:
     """One charon on the bus; `node` is its name there."""
 
-    def __init__(self, settings: Config, gateway: GatewayConfig, bus: Bus) -> None:
+    def __init__(self, settings: Config, gateway: GatewayConfig, bus: ConnectionSupervisor) -> None:
         self.node = node = gateway.node
         self.subjects = subjects = Subjects(settings.nats.prefix, node)
         self.boot = boot = new_boot()

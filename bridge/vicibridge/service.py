@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Mapping
 
 from .bus.embedded_server import EmbeddedServer
-from .bus.supervisor import Bus
+from .bus.supervisor import ConnectionSupervisor
 from .config.file import SettingsProblem, adopt
 from .config.model import Config
 from .gateway import Gateway
@@ -33,7 +33,7 @@ class Service:
 
     def __init__(self, settings: Config) -> None:
         self.settings = settings
-        self.bus: Bus = Bus(settings.nats.settings())
+        self.bus: ConnectionSupervisor = ConnectionSupervisor(settings.nats.settings())
         self.embedded = EmbeddedServer(settings) if settings.nats.servers is None else None
         self.gateways: list[Gateway] = [Gateway(settings, gateway, self.bus) for gateway in settings.gateway]
         self.pipelines = [

@@ -455,14 +455,14 @@ class LogLine(_ParsedSection):
         return _message(self._write())
 
 
-Event: TypeAlias = IkeUpDown | ChildUpDown | IkeRekey | ChildRekey | IkeUpdate | Alert | LogLine
-_EVENTS: dict[str, type[Event]] = {
+ParsedEvent: TypeAlias = IkeUpDown | ChildUpDown | IkeRekey | ChildRekey | IkeUpdate | Alert | LogLine
+_EVENTS: dict[str, type[ParsedEvent]] = {
     kind.event: kind for kind in (IkeUpDown, ChildUpDown, IkeRekey, ChildRekey, IkeUpdate, Alert, LogLine)
 }
 _EVENTS["control-log"] = LogLine
 
 
-def parse_event(name: str, message: Mapping[str, Any] | Message) -> Event:
+def parse_event(name: str, message: Mapping[str, Any] | Message) -> ParsedEvent:
     """Return an event as a typed object; its class has the name as `event`, and `to_message()` reverses this.
 
     Raises ValueError for an event without a class here, or without the SA that it concerns.

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import BucketNotFoundError
 from vicibridge.bus import nats_server
-from vicibridge.bus.supervisor import Bus
+from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.config.model import Config, GatewayConfig
 from vicibridge.service import Service
 
@@ -187,9 +187,9 @@ def settings(url: str, address: str = "/nowhere/charon.vici", node: str = "gw1",
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Bus]:
+async def running(config: Config) -> AsyncIterator[ConnectionSupervisor]:
     """Run a bus without the rest of the bridge."""
-    bus = Bus(config.nats.settings())
+    bus = ConnectionSupervisor(config.nats.settings())
     task = asyncio.create_task(bus.run())
     try:
         yield bus

@@ -16,13 +16,13 @@ from nats.js.api import DiscardPolicy, StreamConfig
 from vicibridge.bus.acked_publisher import (
     UNEXPECTED,
     AckedPublisher,
-    Answer,
     Meaning,
+    PublishResult,
     Refusal,
     Stored,
     read_ack,
 )
-from vicibridge.bus.connection import Link, TooLarge
+from vicibridge.bus.connection import NatsConnection, TooLarge
 
 ACCOUNTS = """accounts {
   ROOMY { jetstream: enabled, users: [{user: roomy, password: x}] }
@@ -32,7 +32,7 @@ ACCOUNTS = """accounts {
 NO_STREAM = "no stream has this subject, or JetStream is disabled"
 
 
-async def ask(client: Client, payload: bytes = b"x", subject: str = "s.a", **headers: str) -> Answer:
+async def ask(client: Client, payload: bytes = b"x", subject: str = "s.a", **headers: str) -> PublishResult:
     message = await answer(client, payload, subject, {key.replace("_", "-"): value for key, value in headers.items()})
     return read_ack(message)
 
@@ -231,15 +231,15 @@ def test_error_takes_precedence_over_number(data: bytes, sentence: str) -> None:
 @asynccontextmanager
 async def publishing(
     server: NatsServer, **config: Any
-) -> AsyncIterator[tuple[AckedPublisher, Link, dict[int, Answer]]]:
-    answers: dict[int, Answer] = {}
+) -> AsyncIterator[tuple[AckedPublisher, NatsConnection, dict[int, PublishResult]]]:
+    answers: dict[int, PublishResult] = {}
     await server.up()
     async with running(settings(server.url)) as bus:
-        link = await bus.link()
-        await link.jetstream.add_stream(stream(**config))
+        connection = await bus.connection()
+        await connection.jetstream.add_stream(stream(**config))
         publisher = AckedPublisher(4, 0.3, answers.__setitem__)
-        await publisher.open(link)
-        yield publisher, link, answers
+        await publisher.open(connection)
+        yield publisher, connection, answers
 
 
 def test_each_answer_settles_its_message(nats_server: NatsServer) -> None:
@@ -286,10 +286,10 @@ def test_unsent_messages_get_no_answer_and_use_no_room(nats_server: NatsServer) 
 
 def test_message_sent_again_accepts_the_first_answer(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with publishing(nats_server) as (publisher, link, answers):
+        async with publishing(nats_server) as (publisher, connection, answers):
             await publisher.publish(1, "s.a", b"x")
             publisher.forget()
-            await link.fence(5)
+            await connection.fence(5)
             assert answers == {}  # it is no longer pending
             await publisher.publish(1, "s.a", b"x", {"Nats-Msg-Id": "1"})
             publisher.forget()

@@ -22,9 +22,9 @@ def configured(url: str, options: dict[str, Any]) -> Config:
 async def welcome(config: Config) -> None:
     """The server accepts the connection and messages."""
     async with running(config) as bus:
-        link = await bus.link()
-        await link.publish("vici.x", b"hello")
-        await link.fence(5)
+        connection = await bus.connection()
+        await connection.publish("vici.x", b"hello")
+        await connection.fence(5)
         assert bus.errors == 0
 
 
@@ -126,11 +126,11 @@ def test_hung_server_is_detected_over_tls(make_nats_server: Make, tmp_path: Path
         await server.up()
         config = configured(server.url, {"tls_ca": pki.ca, "tls_hostname": "nats.example"})
         async with running(config) as bus:
-            link = await bus.link()
+            connection = await bus.connection()
             server.pause()
-            assert "not respond" in await link.lost()
+            assert "not respond" in await connection.lost()
             server.resume()
-            await (await bus.link()).fence(5)
+            await (await bus.connection()).fence(5)
 
     try:
         run(test())

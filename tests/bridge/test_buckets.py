@@ -380,7 +380,7 @@ def test_starts_and_reconnects_leave_no_consumers(make_nats_server: Callable[...
                     for _ in range(9):
                         for bridge in (first, second):
                             connects = bridge.bus.connects
-                            (await bridge.bus.link()).lose("a test")
+                            (await bridge.bus.connection()).lose("a test")
                             await until(lambda bridge=bridge, before=connects: bridge.bus.connects > before)
                             await until(lambda bridge=bridge: not bridge.mirrorings[0].buckets.troubles())
                         assert await consumers(jetstream) == 0

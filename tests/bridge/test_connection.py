@@ -13,8 +13,8 @@ import pytest
 from harness import NatsServer, run, running, service, settings, until, up, witness
 from nats.aio.msg import Msg
 from nats.js import errors
-from vicibridge.bus.connection import Link, TooLarge, reason_of
-from vicibridge.bus.supervisor import Bus
+from vicibridge.bus.connection import NatsConnection, TooLarge, reason_of
+from vicibridge.bus.supervisor import ConnectionSupervisor
 
 from vicifast.testing import FakeCharon
 
@@ -47,16 +47,16 @@ def test_overlong_subjects_are_reported_and_block_nothing(nats_server: NatsServe
 def test_subject_and_reply_count_together(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        bus = Bus(settings(nats_server.url).nats)
+        bus = ConnectionSupervisor(settings(nats_server.url).nats)
         running = asyncio.create_task(bus.run())
         async with witness(nats_server.url) as someone:
-            link = await bus.link()
+            connection = await bus.connection()
             with pytest.raises(TooLarge):
-                await link.publish("vici." + "x" * 3400, b"", "r" * 100)
-            await link.publish("vici." + "x" * 3400, b"", "r" * 95)
-            await link.fence(5)
+                await connection.publish("vici." + "x" * 3400, b"", "r" * 100)
+            await connection.publish("vici." + "x" * 3400, b"", "r" * 95)
+            await connection.fence(5)
             await until(lambda: someone.messages)
-            assert link.alive
+            assert connection.alive
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 
@@ -67,23 +67,23 @@ def test_calls_on_a_draining_connection_raise_disconnected(nats_server: NatsServ
     async def test() -> None:
         await nats_server.up()
         async with running(settings(nats_server.url)) as bus:
-            link = await bus.link()
+            connection = await bus.connection()
             arrived, go_on = asyncio.Event(), asyncio.Event()
 
             async def answer(message: Msg) -> None:
                 arrived.set()
                 await go_on.wait()
-                await link.publish("answer", b"")
+                await connection.publish("answer", b"")
 
-            async def subscribe(link: Link) -> None:
-                await link.subscribe("other", answer)
+            async def subscribe(connection: NatsConnection) -> None:
+                await connection.subscribe("other", answer)
 
             async with witness(nats_server.url, "answer") as someone:
-                await link.subscribe("question", answer)
-                await link.publish("question", b"")
+                await connection.subscribe("question", answer)
+                await connection.publish("question", b"")
                 await arrived.wait()
                 closing = asyncio.create_task(bus.close(5))
-                await until(lambda: link.client.is_draining)
+                await until(lambda: connection.client.is_draining)
                 serving = asyncio.create_task(bus.serve(subscribe))
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(asyncio.shield(serving), 0.3)
@@ -125,7 +125,7 @@ def test_backoff_from_a_server_that_closes_at_once() -> None:
     async def test() -> None:
         server = Greeter()
         await server.start()
-        bus = Bus(settings(f"nats://{server.host}").nats)
+        bus = ConnectionSupervisor(settings(f"nats://{server.host}").nats)
         running = asyncio.create_task(bus.run())
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(running), 1)
@@ -143,7 +143,7 @@ def test_announced_servers_get_its_credentials_and_are_removed_with_it() -> None
         await first.start()
         await second.start()
         first.cluster = second.cluster = [first.host, second.host, "127.0.0.1:1"]
-        bus = Bus(settings(f"nats://joe:s3cret@{first.host}").nats)
+        bus = ConnectionSupervisor(settings(f"nats://joe:s3cret@{first.host}").nats)
         running = asyncio.create_task(bus.run())
         await until(lambda: second.connects)
         assert (second.connects[0]["user"], second.connects[0]["pass"]) == ("joe", "s3cret")

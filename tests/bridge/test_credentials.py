@@ -15,7 +15,7 @@ import pytest
 from harness import NatsServer, run, running, service, settings, until, up
 from identities import Operator, Pki
 from test_operation import fetch
-from vicibridge.bus.connection import Link
+from vicibridge.bus.connection import NatsConnection
 from vicibridge.bus.credentials import CredentialsError, read_credentials
 from vicibridge.client import Fleet, Unavailable
 from vicibridge.contract.nats_settings import NatsSettings
@@ -98,7 +98,7 @@ def test_percent_encoding_in_server_addresses(
     async def test() -> None:
         await server.up()
         async with running(settings(url)) as bus:
-            await (await bus.link()).fence(5)
+            await (await bus.connection()).fence(5)
         async with Fleet(url) as fleet:
             with pytest.raises(Unavailable):
                 await fleet.node("gw1").version()
@@ -135,7 +135,7 @@ def test_tls_first(tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bool
     async def test() -> None:
         await server.up()
         async with running(settings(server.url, nats={**trust, "tls_first": first})) as bus:
-            await (await bus.link()).fence(5)
+            await (await bus.connection()).fence(5)
         async with Fleet(NatsSettings(servers=[server.url], **trust, tls_first=first)) as fleet:
             with pytest.raises(Unavailable):
                 await fleet.node("gw1").version()
@@ -177,7 +177,7 @@ def test_data_received_before_tls_is_discarded(tmp_path: Path) -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with running(settings(url, nats={"tls_ca": pki.ca, "tls_hostname": "nats.example"})) as bus:
-            await (await bus.link()).fence(5)
+            await (await bus.connection()).fence(5)
         server.close()
 
     run(test())
@@ -193,11 +193,11 @@ def test_end_of_a_tls_connection_logs_no_warning(
     async def test() -> None:
         await server.up()
         async with running(settings(server.url, nats=trust)) as bus:
-            link = await bus.link()
+            connection = await bus.connection()
             await asyncio.to_thread(server.stop)
-            await link.lost()
+            await connection.lost()
             await server.up()
-            await bus.link()
+            await bus.connection()
         async with Fleet(NatsSettings(servers=[server.url], **trust)) as fleet:
             assert await fleet.nodes() == []
 
@@ -216,8 +216,8 @@ def files_of(pki: Pki) -> dict[str, Any]:
     return {"tls_ca": pki.ca, "tls_cert": pki.cert, "tls_key": pki.key, "tls_hostname": "nats.example"}
 
 
-def expiry(link: Link) -> float:
-    return link.credentials.expires["tls_cert"]
+def expiry(connection: NatsConnection) -> float:
+    return connection.credentials.expires["tls_cert"]
 
 
 def test_expired_certificate_is_replaced_from_its_file(
@@ -231,17 +231,17 @@ def test_expired_certificate_is_replaced_from_its_file(
         async with running(settings(server.url, nats=files_of(pki))) as bus:
             await until(lambda: "certificate" in bus.reason)  # "expired", as the server says it
             pki.renew()
-            await (await bus.link()).fence(5)
+            await (await bus.connection()).fence(5)
             pki.cert.write_text("half")
             server.kill()
             await server.up()
             await until(lambda: "tls_cert" in bus.reason)
             assert f"not connected: tls_cert: {pki.cert}: it contains no PEM certificate; retrying" in caplog.text
             pki.renew(7200)
-            link = await bus.link()
-            await link.fence(5)
-            assert expiry(link) - time.time() > 3600
-            assert bus.expires == link.credentials.expires
+            connection = await bus.connection()
+            await connection.fence(5)
+            assert expiry(connection) - time.time() > 3600
+            assert bus.expires == connection.credentials.expires
 
     run(test())
 
@@ -261,10 +261,10 @@ def test_sighup_loads_new_certificates_and_keeps_working_ones(
         server = await mutual(make_nats_server, pki)
         async with FakeCharon() as charon, service(settings(server.url, charon.address, nats=files_of(pki))) as bridge:
             await up(bridge)
-            first = await bridge.bus.link()
+            first = await bridge.bus.connection()
             bridge.reload(bridge.settings)
             await until(lambda: logged("credentials reloaded, unchanged"))
-            assert await bridge.bus.link() is first
+            assert await bridge.bus.connection() is first
 
             pki.cert.write_text("half")
             bridge.reload(bridge.settings)
@@ -274,12 +274,12 @@ def test_sighup_loads_new_certificates_and_keeps_working_ones(
             pki.renew(-60)
             bridge.reload(bridge.settings)
             await until(lambda: logged("keeping the connection with its old credentials", 2))
-            assert await bridge.bus.link() is first and bridge.bus.connects == 1
+            assert await bridge.bus.connection() is first and bridge.bus.connects == 1
 
             pki.renew(7200)
             bridge.reload(bridge.settings)
             assert "the credentials were renewed" in await first.lost()
-            second = await bridge.bus.link()
+            second = await bridge.bus.connection()
             await second.fence(5)
             assert expiry(second) > expiry(first) and bridge.bus.connects == 2
             name = 'vicibridge_nats_credential_expiration_timestamp_seconds{kind="tls_cert"} '
@@ -303,10 +303,10 @@ def test_sighup_applies_a_new_password(make_nats_server: Make) -> None:
             for user, password in (("a", "one"), ("b", "two"))
         )
         async with service(old) as bridge:
-            first = await bridge.bus.link()
+            first = await bridge.bus.connection()
             bridge.reload(new)
             await first.lost()
-            assert (await bridge.bus.link()).credentials.options["user"] == "b"
+            assert (await bridge.bus.connection()).credentials.options["user"] == "b"
 
     run(test())
 
@@ -321,10 +321,10 @@ def test_renewing_credentials_loses_no_event(make_nats_server: Make, tmp_path: P
             await up(bridge)
             sent = 0
             for number in range(5):
-                link = await bridge.bus.link()
+                connection = await bridge.bus.connection()
                 pki.renew(3600 + number)
                 bridge.reload(bridge.settings)
-                while link.alive:
+                while connection.alive:
                     sent += 1
                     charon.emit("ike-updown", {"up": "yes", "gw": {"uniqueid": str(sent)}})
                     await asyncio.sleep(0.001)

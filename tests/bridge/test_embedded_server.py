@@ -74,12 +74,12 @@ def test_changed_password_applies_to_server_and_bridge(tmp_path: Path, capfd: py
         here = {"port": free_port(), "directory": tmp_path / "nats"}
         old, new = (own(tmp_path, embedded=here, user="a", password=password) for password in ("one", "two"))
         async with service(old) as bridge:
-            link = await bridge.bus.link()
+            connection = await bridge.bus.connection()
             bridge.reload(new)
-            await link.lost()
-            link = await bridge.bus.link()
-            await link.fence(5)
-            assert link.credentials.options["password"] == "two"
+            await connection.lost()
+            connection = await bridge.bus.connection()
+            await connection.fence(5)
+            assert connection.credentials.options["password"] == "two"
 
     run(test())
     assert "ERROR" not in capfd.readouterr().err

@@ -146,14 +146,14 @@ def test_renewed_certificate_for_the_hub(make_nats_server: Callable[..., NatsSer
     async def test() -> None:
         await hub.up()
         async with service(config) as bridge, witness(hub.url, "hello") as someone:
-            link = await bridge.bus.link()
+            connection = await bridge.bus.connection()
             await until(lambda: "TLS leafnode handshake error" in hub.log.read_text())
             assert bridge.expires()["leaf.tls_cert"] < time.time()
             pki.renew()
             while not someone.messages:
-                await link.publish("hello", b"")
+                await connection.publish("hello", b"")
                 await asyncio.sleep(0.05)
             assert bridge.expires()["leaf.tls_cert"] > time.time()
-            assert await bridge.bus.link() is link  # it was not cut off for that
+            assert await bridge.bus.connection() is connection  # it was not cut off for that
 
     run(test(), 60)

@@ -5,31 +5,31 @@ from __future__ import annotations
 import pytest
 from vicibridge.mirror import ledger
 from vicibridge.mirror.ledger import Ledger, Write
-from vicibridge.mirror.model import Key
+from vicibridge.mirror.model import BucketKey
 
 A, B, CONN = ("VICI_SA", "gw1.a"), ("VICI_SA", "gw1.b"), ("VICI_CONN", "gw1.a")
 
 
 class Source:
     def __init__(self, **values: bytes) -> None:
-        self.values: dict[Key, bytes] = {("VICI_SA", f"gw1.{name}"): value for name, value in values.items()}
-        self.changed: dict[Key, None] = dict.fromkeys(self.values)
-        self.restored: list[Key] = []
+        self.values: dict[BucketKey, bytes] = {("VICI_SA", f"gw1.{name}"): value for name, value in values.items()}
+        self.changed: dict[BucketKey, None] = dict.fromkeys(self.values)
+        self.restored: list[BucketKey] = []
 
-    def set(self, key: Key, value: bytes | None) -> None:
+    def set(self, key: BucketKey, value: bytes | None) -> None:
         self.changed[key] = None
         if value is None:
             del self.values[key]
         else:
             self.values[key] = value
 
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[BucketKey]:
         return list(self.values)
 
-    def value(self, key: Key) -> bytes | None:
+    def value(self, key: BucketKey) -> bytes | None:
         return self.values.get(key)
 
-    def restore(self, key: Key, data: bytes) -> bool:
+    def restore(self, key: BucketKey, data: bytes) -> bool:
         self.restored.append(key)
         if data == b"bad":
             self.changed[key] = None
@@ -44,7 +44,7 @@ def opened(source: Source) -> Ledger:
     return made
 
 
-def sent(made: Ledger, now: float = 0.0, room: int = 100) -> list[tuple[Key, bytes | None]]:
+def sent(made: Ledger, now: float = 0.0, room: int = 100) -> list[tuple[BucketKey, bytes | None]]:
     return [(write.key, write.value) for write in made.writes(now, room)]
 
 
@@ -197,7 +197,7 @@ def test_what_was_on_its_way_when_the_link_ended_is_sent_again() -> None:
     assert sorted(sent(made)) == [(A, b"3"), (B, b"2")]
 
 
-def compared(made: Ledger, *entries: tuple[Key, int, bytes | None], restore: bool = False) -> int:
+def compared(made: Ledger, *entries: tuple[BucketKey, int, bytes | None], restore: bool = False) -> int:
     comparison = made.compare("VICI_SA", restore=restore)
     for entry in entries:
         comparison.entry(*entry)

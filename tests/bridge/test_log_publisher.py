@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from harness import NatsServer, run, settings, until, witness
-from vicibridge.bus.supervisor import Bus
+from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.log_publisher import LogPublisher
 from vicibridge.events.losses import Loss
 
@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 class Feed:
     """A publisher and the losses it reported."""
 
-    def __init__(self, bus: Bus, linger: float, max_bytes: int) -> None:
+    def __init__(self, bus: ConnectionSupervisor, linger: float, max_bytes: int) -> None:
         self.losses: list[Loss] = []
         self.count = 0
         self.pipeline = LogPublisher(bus, linger, max_bytes, self.losses.append)
@@ -37,7 +37,7 @@ class Feed:
 
 @asynccontextmanager
 async def feeding(url: str, linger: float = 0.02, max_bytes: int = 64 * MIB) -> AsyncIterator[Feed]:
-    bus = Bus(settings(url).nats)
+    bus = ConnectionSupervisor(settings(url).nats)
     feed = Feed(bus, linger, max_bytes)
     tasks = [asyncio.create_task(bus.run()), asyncio.create_task(feed.pipeline.run())]
     try:

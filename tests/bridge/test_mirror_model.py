@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from vicibridge.contract.subjects import Subjects
 from vicibridge.mirror.ledger import Comparison, Ledger, Write
-from vicibridge.mirror.model import Conn, Key, Mirror
+from vicibridge.mirror.model import BucketKey, Conn, Mirror
 from vicibridge.mirror.reconcile import Difference, Reconciliation
 
 from vicifast import encode
@@ -85,17 +85,17 @@ class Jetstream:
 
     def __init__(self) -> None:
         self.last = 0
-        self.entries: dict[Key, tuple[int, bytes | None]] = {}
+        self.entries: dict[BucketKey, tuple[int, bytes | None]] = {}
 
-    def put(self, key: Key, value: bytes | None) -> int:
+    def put(self, key: BucketKey, value: bytes | None) -> int:
         self.last += 1
         self.entries[key] = self.last, value
         return self.last
 
-    def values(self) -> dict[Key, bytes]:
+    def values(self) -> dict[BucketKey, bytes]:
         return {key: value for key, (_, value) in self.entries.items() if value is not None}
 
-    def after(self, bucket: str, revision: int) -> list[tuple[int, Key]]:
+    def after(self, bucket: str, revision: int) -> list[tuple[int, BucketKey]]:
         """What a reader that has come to `revision` still has to read."""
         return sorted(
             (number, key) for key, (number, _) in self.entries.items() if key[0] == bucket and number > revision
@@ -107,28 +107,28 @@ class Source:
 
     def __init__(self, mirror: Mirror, now: int) -> None:
         self.mirror, self.now = mirror, now
-        self.refused: list[Key] = []
+        self.refused: list[BucketKey] = []
 
     @property
-    def changed(self) -> dict[Key, None]:
+    def changed(self) -> dict[BucketKey, None]:
         return self.mirror.changed
 
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[BucketKey]:
         return self.mirror.keys()
 
-    def value(self, key: Key) -> bytes | None:
+    def value(self, key: BucketKey) -> bytes | None:
         return self.mirror.value(key)
 
-    def restore(self, key: Key, data: bytes) -> bool:
+    def restore(self, key: BucketKey, data: bytes) -> bool:
         return self.mirror.restore(key, data, self.now)
 
 
 BUCKETS = ("VICI_SA", "VICI_CONN")
 
 
-def view(charon: Charon, subjects: Subjects) -> dict[Key, Any]:
+def view(charon: Charon, subjects: Subjects) -> dict[BucketKey, Any]:
     """What has to be in the buckets: the keys, and of their values what is no counter and does not run."""
-    rows: dict[Key, Any] = {}
+    rows: dict[BucketKey, Any] = {}
     for uid in charon.established():
         children = {
             c: steady(child) for c, child in charon.ikes[uid]["child-sas"].items() if child["state"] == "INSTALLED"
@@ -143,8 +143,8 @@ def steady(section: Section) -> Section:
     return {key: value for key, value in section.items() if key not in UNTOLD}
 
 
-def shown(bucket: dict[Key, bytes]) -> dict[Key, Any]:
-    rows: dict[Key, Any] = {}
+def shown(bucket: dict[BucketKey, bytes]) -> dict[BucketKey, Any]:
+    rows: dict[BucketKey, Any] = {}
     for key, data in bucket.items():
         value = json.loads(data)
         if key[0] == "VICI_SA":
@@ -169,7 +169,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.clock = 0.0
         self.traffic: Counter[tuple[str, str]] = Counter()  # by the name of a child, and counter
         self.conns: dict[str, Conn] = {}
-        self.last: dict[Key, Section] = {}
+        self.last: dict[BucketKey, Section] = {}
         self.snapshot: Reconciliation | None = None
         self.told_all = True  # no event was lost since the mirror last equalled charon
         self.counted_all = True
@@ -198,7 +198,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.ledger.open.update(BUCKETS)
 
     @property
-    def bucket(self) -> dict[Key, bytes]:
+    def bucket(self) -> dict[BucketKey, bytes]:
         return self.jetstream.values()
 
     def time(self) -> int:
@@ -422,7 +422,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
     def another_adds(self, bucket: str) -> None:
         self.jetstream.put((bucket, "gw1.foreign"), b"{}")
 
-    def a_key(self, which: int) -> Key:
+    def a_key(self, which: int) -> BucketKey:
         keys = sorted(self.bucket)
         return keys[which % len(keys)]
 
@@ -571,7 +571,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         for ike in self.mirror.ikes.values():
             for child in ike.children.values():
                 live[child.conn.name][child.name] += 1
-        last: dict[Key, Section] = {}
+        last: dict[BucketKey, Section] = {}
         for key in self.mirror.keys():
             value = last[key] = json.loads(self.mirror.value(key) or b"")
             if key[0] == "VICI_CONN":
@@ -587,7 +587,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         assert (self.mirror.window is None) == (self.snapshot is None)
 
 
-def follows(key: Key, former: Section, value: Section) -> None:
+def follows(key: BucketKey, former: Section, value: Section) -> None:
     """A value is no less than the one before it, if it is of the same SA, or of a connection that was never away."""
     if key[0] == "VICI_CONN":
         same = value["since"] <= former["since"]
@@ -608,7 +608,7 @@ def totals(value: Section) -> Counter[Any]:
     return +total
 
 
-def differences(before: dict[Key, Any], after: dict[Key, Any]) -> list[tuple[str, str, str]]:
+def differences(before: dict[BucketKey, Any], after: dict[BucketKey, Any]) -> list[tuple[str, str, str]]:
     appeared = [("appeared", *key) for key in after.keys() - before.keys()]
     vanished = [("vanished", *key) for key in before.keys() - after.keys()]
     return (

@@ -296,7 +296,7 @@ def test_marks_of_deleted_keys_take_no_memory(nats_server: NatsServer) -> None:
                     await asyncio.sleep(0.05)
                 tracemalloc.start()
                 try:
-                    (await bridge.bus.link()).lose("a test")
+                    (await bridge.bus.connection()).lose("a test")
                     async with asyncio.timeout(30):
                         while (await bucket(someone.client, "VICI_SA", "gw1.gw.1"))["gw1.gw.1"] == {}:
                             await asyncio.sleep(0.05)

@@ -155,24 +155,24 @@ def subject(node: str, event: str, message: Section) -> str:
     return ".".join(tokens)
 
 
-Event = tuple[str, str, str]  # subject, event, message
+PublishedEvent = tuple[str, str, str]  # subject, event, message
 
 
-def expected(node: str, events: Events) -> list[Event]:
+def expected(node: str, events: Events) -> list[PublishedEvent]:
     return [(subject(node, event, message), event, json.dumps(message)) for event, message in events]
 
 
-def published(seen: Seen) -> list[Event]:
+def published(seen: Seen) -> list[PublishedEvent]:
     return [(subject, envelope["event"], json.dumps(envelope["data"])) for subject, envelope in seen]
 
 
-def per_sa(events: Iterable[Event]) -> dict[str, list[Event]]:
+def per_sa(events: Iterable[PublishedEvent]) -> dict[str, list[PublishedEvent]]:
     """Sort events by IKE_SA, which is as far as charon's order goes.
 
     Threads of charon that raise events of two SAs at the same time may reach one listener in this order and another in
     that; what happens to one SA is in order for everybody.
     """
-    sorted_: dict[str, list[Event]] = {}
+    sorted_: dict[str, list[PublishedEvent]] = {}
     for event in events:
         sorted_.setdefault(event[0].split(".")[4], []).append(event)
     return sorted_

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from harness import NatsServer, run, settings, stored, until
 from vicibridge.bus.streams import StateStream
-from vicibridge.bus.supervisor import Bus
+from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.backlog import KILLED, MEMORY_FULL, Backlog
 from vicibridge.events.losses import Loss
 from vicibridge.events.spool import DAMAGED, FULL, OLD, Note, Spool, SpooledEvent
@@ -64,7 +64,7 @@ class Boot:
 
 @asynccontextmanager
 async def publishing(boot: Boot, url: str) -> AsyncIterator[None]:
-    bus = Bus(settings(url).nats)
+    bus = ConnectionSupervisor(settings(url).nats)
     pipeline = StatePublisher(bus, STREAM, boot.backlog, delay=0.1)
     tasks = [asyncio.create_task(bus.run()), asyncio.create_task(pipeline.run())]
     try:

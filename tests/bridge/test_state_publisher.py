@@ -13,7 +13,7 @@ import nats
 import pytest
 from harness import NatsServer, run, settings, stored, until, witness
 from vicibridge.bus.streams import StateStream
-from vicibridge.bus.supervisor import Bus
+from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.backlog import Backlog
 from vicibridge.events.losses import Loss
 from vicibridge.events.state_publisher import StatePublisher
@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 class Feed:
     """A publisher, the events it was given, and the losses it reported."""
 
-    def __init__(self, bus: Bus, max_bytes: int, ack_timeout: float, stream: StateStream) -> None:
+    def __init__(self, bus: ConnectionSupervisor, max_bytes: int, ack_timeout: float, stream: StateStream) -> None:
         self.bus = bus
         self.losses: list[Loss] = []
         self.count = 0
@@ -51,7 +51,7 @@ class Feed:
 async def feeding(
     url: str, max_bytes: int = 64 * MIB, ack_timeout: float = 5.0, stream: StateStream = STREAM
 ) -> AsyncIterator[Feed]:
-    bus = Bus(settings(url).nats)
+    bus = ConnectionSupervisor(settings(url).nats)
     feed = Feed(bus, max_bytes, ack_timeout, stream)
     tasks = [asyncio.create_task(bus.run()), asyncio.create_task(feed.pipeline.run())]
     try:
@@ -112,7 +112,7 @@ def test_hung_server(nats_server: NatsServer) -> None:
             await feed.flush()
             nats_server.pause()
             feed.put(2000, size=5000)
-            await asyncio.sleep(2)  # longer than the probe: the link has been given up meanwhile
+            await asyncio.sleep(2)  # longer than the probe: the connection has been given up meanwhile
             feed.put(2000)
             nats_server.resume()
             await feed.flush()
@@ -140,8 +140,8 @@ def test_unacknowledged_events_are_sent_again(nats_server: NatsServer) -> None:
 
             lost: list[object] = []
             publisher._on_answer = lose_one  # type: ignore[method-assign]
-            link = await feed.pipeline._bus.link()
-            link.lose("test")  # the pipeline subscribes anew
+            connection = await feed.pipeline._bus.connection()
+            connection.lose("test")  # the pipeline subscribes anew
             feed.put(20)
             await feed.flush()
             assert lost
@@ -161,7 +161,7 @@ def test_missing_stream_is_created_and_an_existing_one_not_changed(nats_server: 
             made = (await jetstream.stream_info("VICI")).config
             assert made.subjects == STREAM.subjects
             assert made.duplicate_window == 3600
-            await replace(STREAM, name="SHORT", subjects=["short.>"], max_age=60).ensure(await feed.bus.link())
+            await replace(STREAM, name="SHORT", subjects=["short.>"], max_age=60).ensure(await feed.bus.connection())
             assert (await jetstream.stream_info("SHORT")).config.duplicate_window == 60
         await jetstream.delete_stream("VICI")
         await jetstream.add_stream(name="VICI", subjects=["vici.>"], max_msgs=5)
@@ -405,7 +405,7 @@ def test_purged_events_are_not_stored_again(nats_server: NatsServer) -> None:
             await until(lambda: len(lost) == 5)
             await jetstream.purge_stream("VICI")
             publisher._settle = settle
-            (await feed.bus.link()).lose("test")
+            (await feed.bus.connection()).lose("test")
             feed.put(1)
             await feed.flush()
             assert feed.backlog.counts.published == 7 and not feed.losses

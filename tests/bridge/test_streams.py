@@ -18,7 +18,7 @@ from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
 from nats.js.errors import BadRequestError
 from vicibridge.bus.conditions import CONDITIONS, Condition
-from vicibridge.bus.connection import Link, reason_of
+from vicibridge.bus.connection import NatsConnection, reason_of
 from vicibridge.bus.streams import MARKER, StateStream, Unprovisioned, Unsuitable, bucket_stream, ensure
 from vicibridge.config.model import Config, GatewayConfig
 from vicibridge.contract.bucket_values import NODE
@@ -372,12 +372,12 @@ CASES = [
 
 
 @asynccontextmanager
-async def administered(server: NatsServer, name: str = "VICI") -> AsyncIterator[tuple[Admin, Link]]:
-    """An administrator, and a link of the bridge."""
+async def administered(server: NatsServer, name: str = "VICI") -> AsyncIterator[tuple[Admin, NatsConnection]]:
+    """An administrator, and a connection of the bridge."""
     await server.up()
     client = await nats.connect(server.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore)
     async with running(settings(server.url)) as bus:
-        yield Admin(server, client, name), await bus.link()
+        yield Admin(server, client, name), await bus.connection()
     await client.close()
 
 
@@ -401,11 +401,11 @@ async def made(admin: Admin, case: Case) -> dict[str, Any]:
     return await admin.config()
 
 
-async def ensured(link: Link, case: Case, provision: Any, caplog: pytest.LogCaptureFixture) -> str:
+async def ensured(connection: NatsConnection, case: Case, provision: Any, caplog: pytest.LogCaptureFixture) -> str:
     """Return what the bridge logs about a stream."""
     caplog.clear()
     try:
-        await ensure(link, case.wanted, provision, "vici")
+        await ensure(connection, case.wanted, provision, "vici")
     except Unsuitable as error:
         return str(error)
     return caplog.text
@@ -426,9 +426,9 @@ def test_existing_streams_are_reported_and_not_changed(
     condition = condition_of(case)
 
     async def test() -> None:
-        async with administered(nats_server, str(case.wanted.name)) as (admin, link):
+        async with administered(nats_server, str(case.wanted.name)) as (admin, connection):
             before = await made(admin, case)
-            said = await ensured(link, case, provision, caplog)
+            said = await ensured(connection, case, provision, caplog)
             assert condition.breaks in said and f"the {case.of} {admin.name.removeprefix('KV_')} " in said, said
             grades = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
             assert condition.blocks or grades[condition.grade] in [record.levelno for record in caplog.records]
@@ -445,12 +445,12 @@ def test_the_promise_breaks_until_it_is_mended(
     condition = condition_of(case)
 
     async def test() -> None:
-        async with administered(nats_server, str(case.wanted.name)) as (admin, link):
+        async with administered(nats_server, str(case.wanted.name)) as (admin, connection):
             before = await made(admin, case)
             assert await case.broken(admin)
-            if not link.alive:  # the server was restarted
+            if not connection.alive:  # the server was restarted
                 return
-            said = await ensured(link, case, "reconcile", caplog)
+            said = await ensured(connection, case, "reconcile", caplog)
             after = await admin.config()
             changed = {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
             changed.pop("metadata", None)
@@ -463,7 +463,7 @@ def test_the_promise_breaks_until_it_is_mended(
             assert condition.breaks not in said and "changed the" in said
             if not case.once:
                 assert not await case.broken(admin)
-            assert "changed the" not in await ensured(link, case, "reconcile", caplog)
+            assert "changed the" not in await ensured(connection, case, "reconcile", caplog)
 
     run(test())
 
@@ -507,10 +507,10 @@ def test_harmless_settings_are_neither_reported_nor_changed(
     case = Case(name, of, config, unacknowledged)
 
     async def test() -> None:
-        async with administered(nats_server, str(case.wanted.name)) as (admin, link):
+        async with administered(nats_server, str(case.wanted.name)) as (admin, connection):
             before = await made(admin, case)
             for provision in ("bind", "create", "reconcile"):
-                assert await ensured(link, case, provision, caplog) == ""
+                assert await ensured(connection, case, provision, caplog) == ""
             assert await admin.config() == before
             assert (await admin.put(EVENT if of == "stream" else KEY))["seq"]
 
@@ -534,13 +534,13 @@ def test_reconcile_changes_nothing_else(nats_server: NatsServer, caplog: pytest.
     case = Case("", "stream", theirs, unacknowledged)
 
     async def test() -> None:
-        async with administered(nats_server) as (admin, link):
+        async with administered(nats_server) as (admin, connection):
             before = await made(admin, case)
-            await ensured(link, case, "reconcile", caplog)
+            await ensured(connection, case, "reconcile", caplog)
             assert await admin.config() == before
             shorter = {**before, "duplicate_window": 60 * SECOND}
             assert "error" not in await admin.api("STREAM.UPDATE.VICI", shorter)
-            await ensured(link, case, "reconcile", caplog)
+            await ensured(connection, case, "reconcile", caplog)
             assert {**before, "duplicate_window": 3600 * SECOND} == await admin.config()
 
     run(test())
@@ -551,9 +551,9 @@ def test_subjects_that_cannot_be_added_are_reported(nats_server: NatsServer, cap
     case = Case("", "stream", {"subjects": ["vici.gw1.>"]}, unacknowledged)
 
     async def test() -> None:
-        async with administered(nats_server) as (admin, link):
+        async with administered(nats_server) as (admin, connection):
             before = await made(admin, case)
-            said = await ensured(link, case, "reconcile", caplog)
+            said = await ensured(connection, case, "reconcile", caplog)
             assert "lacks the subjects vici.*.event.>, vici.*.bridge.>: messages of the bridge" in said
             assert "run nats stream edit VICI --subjects='vici.*.event.>,vici.*.bridge.>,vici.*.log.>'" in said
             assert await admin.config() == before
@@ -589,22 +589,22 @@ def test_each_problem_is_logged_once(nats_server: NatsServer, caplog: pytest.Log
         theirs = StreamConfig(name="VICI", subjects=["vici.>"], duplicate_window=60)
         await jetstream.add_stream(theirs)
         async with running(settings(nats_server.url)) as bus:
-            for connects in (1, 2):  # nor is it on a new link
+            for connects in (1, 2):  # nor is it on a new connection
                 await until(lambda: bus.connects == connects)  # noqa: B023
-                link = await bus.link()
+                connection = await bus.connection()
                 for _ in range(2):
-                    await ensure(link, WANTED, "create", "vici")
-                link.lose("to try")
+                    await ensure(connection, WANTED, "create", "vici")
+                connection.lose("to try")
             assert caplog.text.count("captures requests (vici.>)") == 1
             assert caplog.text.count("duplicate_window = 1m") == 1
             await jetstream.update_stream(theirs.evolve(duplicate_window=120))
             await until(lambda: bus.connects == 3)
-            await ensure(await bus.link(), WANTED, "create", "vici")
+            await ensure(await bus.connection(), WANTED, "create", "vici")
             assert caplog.text.count("duplicate_window = 2m") == caplog.text.count("captures requests") == 1
             await jetstream.update_stream(theirs.evolve(duplicate_window=3600))
-            await ensure(await bus.link(), WANTED, "create", "vici")
+            await ensure(await bus.connection(), WANTED, "create", "vici")
             await jetstream.update_stream(theirs.evolve(duplicate_window=120))
-            await ensure(await bus.link(), WANTED, "create", "vici")
+            await ensure(await bus.connection(), WANTED, "create", "vici")
             assert caplog.text.count("duplicate_window = 2m") == 2
         await client.close()
 
@@ -613,11 +613,11 @@ def test_each_problem_is_logged_once(nats_server: NatsServer, caplog: pytest.Log
 
 def test_bind_creates_nothing_and_reports_missing_streams(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with administered(nats_server) as (admin, link):
+        async with administered(nats_server) as (admin, connection):
             for wanted, what in ((WANTED, "stream VICI for vici.*.event.>, vici.*.bridge.>"),
                                  (BUCKET, "bucket VICI_NODE for $KV.VICI_NODE.>")):  # fmt: skip
                 with pytest.raises(Unprovisioned) as caught:
-                    await ensure(link, wanted, "bind")
+                    await ensure(connection, wanted, "bind")
                 assert str(caught.value) == (
                     f'there is no {what}: create it, or set provision = "create" in [nats] to let the bridge create it'
                 )
@@ -633,10 +633,10 @@ def test_missing_streams_are_created_without_problems(
     caplog.set_level(logging.INFO, "vicibridge.bus.streams")
 
     async def test() -> None:
-        async with administered(nats_server) as (admin, link):
+        async with administered(nats_server) as (admin, connection):
             for _ in range(2):
                 for wanted in (WANTED, BUCKET):
-                    await ensure(link, wanted, provision, "vici")
+                    await ensure(connection, wanted, provision, "vici")
             said = [record.message for record in caplog.records]
             assert said == [
                 "JetStream: created the stream VICI for vici.*.event.>, vici.*.bridge.>",
@@ -650,17 +650,17 @@ def test_missing_streams_are_created_without_problems(
 
 def test_another_stream_with_the_same_subjects_is_named(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with administered(nats_server) as (admin, link):
+        async with administered(nats_server) as (admin, connection):
             await admin.make(name="EVENTS", subjects=["vici.>"])
             with pytest.raises(Unprovisioned) as caught:
-                await ensure(link, WANTED, "create")
+                await ensure(connection, WANTED, "create")
             assert str(caught.value) == (
                 "cannot create the stream VICI: the stream EVENTS has vici.*.event.> or vici.*.bridge.>: "
                 'set stream = "EVENTS" in [nats], or remove these subjects from it'
             )
             await admin.make(name="KEYS", subjects=["$KV.*.gw1"])
             with pytest.raises(Unprovisioned) as caught:
-                await ensure(link, BUCKET, "create")
+                await ensure(connection, BUCKET, "create")
             assert str(caught.value) == (
                 "cannot create the bucket VICI_NODE: the stream KEYS has $KV.VICI_NODE.>: remove these subjects from it"
             )
@@ -672,14 +672,14 @@ def test_reconcile_leaves_subjects_of_other_streams(nats_server: NatsServer, cap
     case = Case("", "stream", {"subjects": ["vici.*.event.>"], "duplicate_window": 60 * SECOND}, unacknowledged)
 
     async def test() -> None:
-        async with administered(nats_server) as (admin, link):
+        async with administered(nats_server) as (admin, connection):
             await made(admin, case)
             await admin.make(name="STATUS", subjects=["vici.*.bridge.status"])
-            said = await ensured(link, case, "reconcile", caplog)
+            said = await ensured(connection, case, "reconcile", caplog)
             assert "cannot change the stream VICI: the stream STATUS has" in said
             assert "lacks the subjects vici.*.bridge.>" in said
             assert (await admin.config())["duplicate_window"] == 3600 * SECOND  # the rest is mended
-            assert "cannot change" not in await ensured(link, case, "reconcile", caplog)  # and said once
+            assert "cannot change" not in await ensured(connection, case, "reconcile", caplog)  # and said once
 
     run(test())
 
@@ -698,10 +698,10 @@ def test_account_limits_are_named(make_nats_server: Callable[..., NatsServer], l
     server = make_nats_server(f"accounts {{ {account} }}\nno_auth_user: a")
 
     async def test() -> None:
-        async with administered(server) as (admin, link):
+        async with administered(server) as (admin, connection):
             await admin.api("STREAM.CREATE.OTHER", {"name": "OTHER", "subjects": ["other"]})
             with pytest.raises(NatsError) as caught:
-                await ensure(link, WANTED, "create")
+                await ensure(connection, WANTED, "create")
             assert LIMITS[limits] in reason_of(caught.value)
 
     run(test())

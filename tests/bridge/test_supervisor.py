@@ -24,7 +24,7 @@ def test_server_starts_late_and_restarts(nats_server: NatsServer, caplog: pytest
 
     async def test() -> None:
         async with running(settings(nats_server.url)) as bus:
-            waiting = asyncio.create_task(bus.link())
+            waiting = asyncio.create_task(bus.connection())
             await asyncio.sleep(0.5)  # several attempts fail meanwhile
             assert not waiting.done()
             await nats_server.up()
@@ -34,7 +34,7 @@ def test_server_starts_late_and_restarts(nats_server: NatsServer, caplog: pytest
             with pytest.raises(Disconnected):
                 await first.publish("x", b"")
             await nats_server.up()
-            assert await bus.link() is not first
+            assert await bus.connection() is not first
             assert bus.connects == 2
 
     run(test())
@@ -70,14 +70,14 @@ def test_connection_reset_leaves_no_tasks(caplog: pytest.LogCaptureFixture, last
         url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with running(settings(url, nats={"probe_interval": 60})) as bus:
             for _ in range(5):
-                link = await bus.link()
+                connection = await bus.connection()
                 with suppress(Disconnected):
-                    await link.subscribe("x.y", ignore)
+                    await connection.subscribe("x.y", ignore)
                     while True:
                         for _ in range(20):  # more than the server reads, so that some of it waits in nats-py
-                            await link.publish("x", b"y" * 10_000)
+                            await connection.publish("x", b"y" * 10_000)
                         await asyncio.sleep(0)
-                await link.lost()
+                await connection.lost()
         server.close()
         await server.wait_closed()
         await until(lambda: len(asyncio.all_tasks()) <= 2)  # this one and what runs it
@@ -96,16 +96,16 @@ def test_hung_server_is_replaced_by_the_next_one(make_nats_server: Callable[...,
         await healthy.up()
         config = settings(hanging.url, nats={"servers": [hanging.url, healthy.url]})
         async with running(config) as bus:
-            link = await bus.link()
+            connection = await bus.connection()
             hanging.pause()
             begin = time.monotonic()
             block = b"x" * 60_000
             with pytest.raises(Disconnected):
                 while True:  # far more than socket buffers take
                     for _ in range(20):
-                        await link.publish("load", block)
-                    await link.fence(60)
-            replacement = await bus.link()
+                        await connection.publish("load", block)
+                    await connection.fence(60)
+            replacement = await bus.connection()
             assert time.monotonic() - begin < 5
             await replacement.fence(2)
 
@@ -119,11 +119,11 @@ def test_hung_server_resumes(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with running(settings(nats_server.url)) as bus:
-            link = await bus.link()
+            connection = await bus.connection()
             nats_server.pause()
-            await asyncio.wait_for(link.lost(), 5)
+            await asyncio.wait_for(connection.lost(), 5)
             nats_server.resume()
-            await (await bus.link()).fence(5)
+            await (await bus.connection()).fence(5)
 
     run(test())
 
@@ -132,14 +132,14 @@ def test_headers_count_as_payload(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
-            link = await bus.link()
+            connection = await bus.connection()
             frame = len("NATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n")
-            fits = b"x" * (link.max_payload - frame)
+            fits = b"x" * (connection.max_payload - frame)
             with pytest.raises(TooLarge):
-                await link.publish("vici.x", fits + b"x", headers={"Nats-Msg-Id": "1"})
-            await link.publish("vici.x", fits, headers={"Nats-Msg-Id": "1"})
-            await link.fence(5)
-            assert link.alive
+                await connection.publish("vici.x", fits + b"x", headers={"Nats-Msg-Id": "1"})
+            await connection.publish("vici.x", fits, headers={"Nats-Msg-Id": "1"})
+            await connection.fence(5)
+            assert connection.alive
             await until(lambda: someone.messages)
             assert someone.messages[0].data == fits
 
@@ -152,11 +152,11 @@ def test_fence_means_processed(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
-            link = await bus.link()
+            connection = await bus.connection()
             for number in range(300):
                 for _ in range(10):
-                    await link.publish("vici.x", b"x" * 5000)
-                await link.fence(5)
+                    await connection.publish("vici.x", b"x" * 5000)
+                await connection.fence(5)
                 # the server has routed all to the other client; one round trip of its own brings them
                 await someone.client.flush()
                 assert len(someone.messages) == 10 * (number + 1)
@@ -169,7 +169,7 @@ def test_retries_back_off_without_a_server() -> None:
         config = settings(f"nats://127.0.0.1:{free_port()}")
         async with running(config) as bus:
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(bus.link(), 1)
+                await asyncio.wait_for(bus.connection(), 1)
 
     begin = time.process_time()
     run(test())

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from nats.aio.msg import Msg
 from nats.js.errors import NoStreamResponseError
 
-from .connection import Link, reason_of
+from .connection import NatsConnection, reason_of
 
 UNEXPECTED = "unexpected reply instead of a JetStream acknowledgement"
 
@@ -46,7 +46,7 @@ class Refusal(NamedTuple):
     sentence: str
 
 
-Answer: TypeAlias = Stored | Refusal
+PublishResult: TypeAlias = Stored | Refusal
 
 # By JetStream's err_code: the meaning of a refusal, and the advice for an administrator. The tests in
 # tests/bridge/test_acked_publisher.py make a real nats-server return each of them.
@@ -66,7 +66,7 @@ _NO_RESPONDERS = "503"
 _PLAIN = re.compile(rb'\{"stream":"([^"\\]+)",(?:"domain":"[^"\\]*",)?"seq":([1-9]\d*)(,"duplicate": true)?\}')
 
 
-def read_ack(message: Msg) -> Answer:
+def read_ack(message: Msg) -> PublishResult:
     """Return the meaning of JetStream's reply to a published message; an invalid reply is a refusal."""
     if plain := _PLAIN.fullmatch(message.data):
         return Stored(plain[1].decode(), int(plain[2]), plain[3] is not None)
@@ -93,34 +93,34 @@ def _refusal(error: Mapping[str, object], stream: str) -> Refusal:
 
 
 class AckedPublisher:
-    """Publishes on one link at a time, each message with its own reply subject; calls `settle` with every answer.
+    """Publishes on one connection at a time, each message with its own reply subject; calls `settle` with every answer.
 
     The caller numbers the messages. A number may be reused only for the same message: a late acknowledgement counts
     for both.
     """
 
-    def __init__(self, window: int, timeout: float, settle: Callable[[int, Answer], None]) -> None:
+    def __init__(self, window: int, timeout: float, settle: Callable[[int, PublishResult], None]) -> None:
         self.timeout = timeout
         self._window = window
         self._settle = settle
-        self._link: Link | None = None
+        self._connection: NatsConnection | None = None
         self._inbox = ""
         self._now = time.monotonic
         self._deadlines: dict[int, float] = {}  # of the messages without an answer, in order
 
-    async def open(self, link: Link) -> None:
-        """Publish on `link` from now on; answers to messages on a former link are ignored."""
+    async def open(self, connection: NatsConnection) -> None:
+        """Publish on `connection` from now on; answers to messages on a former connection are ignored."""
         self.forget()
-        inbox = self._inbox = link.new_inbox()
-        await link.subscribe(f"{inbox}.*", self._on_answer)
-        self._link, self._now = link, asyncio.get_running_loop().time
+        inbox = self._inbox = connection.new_inbox()
+        await connection.subscribe(f"{inbox}.*", self._on_answer)
+        self._connection, self._now = connection, asyncio.get_running_loop().time
 
     async def publish(
         self, number: int, subject: str, payload: bytes, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send a message without waiting; after TooLarge or Disconnected, `settle` is not called for it."""
-        assert self._link
-        await self._link.publish(subject, payload, f"{self._inbox}.{number}", headers)
+        assert self._connection
+        await self._connection.publish(subject, payload, f"{self._inbox}.{number}", headers)
         self._deadlines[number] = self._now() + self.timeout
 
     @property

@@ -18,7 +18,7 @@ from nats.js.api import DeliverPolicy
 from nats.js.errors import APIError
 
 from ..contract.bucket_values import is_gone
-from .connection import Link
+from .connection import NatsConnection
 
 _TIMEOUT = 5.0  # seconds for the next entry
 _PAGE = 500  # entries
@@ -41,21 +41,21 @@ class _Unsupported(Exception):
 
 
 class BucketReader:
-    """Reads buckets over one link, one at a time, in an `async with`."""
+    """Reads buckets over one connection, one at a time, in an `async with`."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._inbox = link.new_inbox()
+    def __init__(self, connection: NatsConnection) -> None:
+        self._connection = connection
+        self._inbox = connection.new_inbox()
         self._page = 0
         self._replies: list[Msg] = []
         self._moved = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._link.subscribe(f"{self._inbox}.*", self._on_reply)
+        self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_reply)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._link.release_inbox(self._inbox)
+        self._connection.release_inbox(self._inbox)
         with suppress(NatsError, OSError):  # the connection may have ended
             await self._subscription.unsubscribe()
 
@@ -86,11 +86,11 @@ class BucketReader:
         """Return the entries of one page, and whether more follow."""
         self._page += 1
         self._replies.clear()
-        await self._link.publish(f"$JS.API.DIRECT.GET.KV_{bucket}", wanted, f"{self._inbox}.{self._page}")
+        await self._connection.publish(f"$JS.API.DIRECT.GET.KV_{bucket}", wanted, f"{self._inbox}.{self._page}")
         status = ""
         while not status:
             self._moved.clear()
-            await self._link.unless_lost(asyncio.wait_for(self._moved.wait(), _TIMEOUT))
+            await self._connection.unless_lost(asyncio.wait_for(self._moved.wait(), _TIMEOUT))
             end = self._replies[-1].headers or {}
             status = end.get("Status", "")
             if not status and "Nats-Num-Pending" not in end:
@@ -122,8 +122,8 @@ class BucketReader:
             left = metadata.num_pending
             self._moved.set()
 
-        jetstream, stream = self._link.jetstream, f"KV_{bucket}"
-        subscription = await self._link.unless_lost(
+        jetstream, stream = self._connection.jetstream, f"KV_{bucket}"
+        subscription = await self._connection.unless_lost(
             jetstream.subscribe(
                 f"$KV.{bucket}.{keys}",
                 stream=stream,
@@ -133,21 +133,21 @@ class BucketReader:
                 headers_only=not values,
             )
         )
-        info = await self._link.unless_lost(subscription.consumer_info())
+        info = await self._connection.unless_lost(subscription.consumer_info())
         try:
             if not info.num_pending and not (info.delivered and info.delivered.consumer_seq):
                 left = 0
             while left or entries:
                 if not entries:
                     self._moved.clear()
-                    await self._link.unless_lost(asyncio.wait_for(self._moved.wait(), _TIMEOUT))
+                    await self._connection.unless_lost(asyncio.wait_for(self._moved.wait(), _TIMEOUT))
                 page, entries[:] = list(entries), []
                 await take(page)
         finally:
-            # If the link is lost, the server deletes the consumer after five seconds.
+            # If the connection is lost, the server deletes the consumer after five seconds.
             with suppress(NatsError):
                 await subscription.unsubscribe()
-                await self._link.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{info.name}", b"")
+                await self._connection.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{info.name}", b"")
 
 
 def _entry(bucket: str, message: Msg) -> Entry:

@@ -50,14 +50,14 @@ _MAX_SUBJECTS = 3500
 
 
 class Disconnected(Exception):
-    """The link is lost: unconfirmed messages that were published on it may or may not have arrived."""
+    """The connection is lost: unconfirmed messages that were published on it may or may not have arrived."""
 
 
 class TooLarge(Exception):
     """A message exceeds what the server accepts; sending it would make the server close the connection."""
 
 
-class Link:
+class NatsConnection:
     """One connection to the server at `url`; `client` is nats-py's client."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Link:
         self.url = url
         self.credentials = credentials
         self.reported = reported
-        """The problems of JetStream that were logged, by topic; shared by successive links."""
+        """The problems of JetStream that were logged, by topic; shared by successive connections."""
         self._lost = lost
         self._inboxes: list[str] = []
 
@@ -109,17 +109,17 @@ class Link:
         self._inboxes.remove(inbox)
 
     def owns_inbox(self, subject: str) -> bool:
-        """Whether `subject` is in an inbox of this link, where the link would take any message for a reply."""
+        """Whether `subject` is in an inbox of this connection, which takes any message there for a reply."""
         requests = self.client._resp_sub_prefix
         own = [*self._inboxes, *([requests.decode().removesuffix(".")] if requests else [])]
         return any(subject == inbox or subject.startswith(f"{inbox}.") for inbox in own)
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, soon after the link is lost."""
+        """Call `callback` once, soon after the connection is lost."""
         self._lost.add_done_callback(lambda _: callback())
 
     async def lost(self) -> str:
-        """Wait until the link is lost and return the reason."""
+        """Wait until the connection is lost and return the reason."""
         return await asyncio.shield(self._lost)
 
     async def publish(
@@ -174,9 +174,9 @@ class Link:
             raise Disconnected("the server does not respond") from None
 
     async def unless_lost(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Return the result of `work`; raise Disconnected as soon as the link is lost or `work` fails because of it.
+        """Return the result of `work`; raise Disconnected as soon as the connection is lost or if `work` fails for it.
 
-        A timeout of `work` does not mean that the link is lost: the server does not reply to forbidden requests either.
+        A timeout of `work` does not prove a lost connection: the server does not reply to forbidden requests either.
         """
         task = asyncio.ensure_future(work)
         either: set[asyncio.Future[Any]] = {task, self._lost}

@@ -20,7 +20,7 @@ from ..config.model import NatsConfig, Provision
 from ..contract.bucket_values import CONN, NODE, SA
 from ..contract.subjects import stream_subjects
 from .conditions import CONDITIONS, Target, problems
-from .connection import Link, reason_of
+from .connection import NatsConnection, reason_of
 
 _logger = logging.getLogger(__name__)
 
@@ -65,7 +65,9 @@ def bucket_stream(bucket: str) -> StreamConfig:
     )
 
 
-async def ensure(link: Link, wanted: StreamConfig, provision: Provision, prefix: str = "") -> StreamConfig:
+async def ensure(
+    connection: NatsConnection, wanted: StreamConfig, provision: Provision, prefix: str = ""
+) -> StreamConfig:
     """Ensure that the stream `wanted` exists, as `provision` allows, and return its configuration.
 
     Problems are logged, each once while it lasts; with `prefix`, subjects that include commands are a problem. Raises
@@ -73,13 +75,13 @@ async def ensure(link: Link, wanted: StreamConfig, provision: Provision, prefix:
     """
     target = Target(wanted, prefix)
     try:
-        present = (await _info(link, target))["config"]
+        present = (await _info(connection, target))["config"]
     except NotFoundError:
-        present = await _create(link, target, provision)
+        present = await _create(connection, target, provision)
     if provision == "reconcile":
-        present = await _add(link, target, present)
+        present = await _add(connection, target, present)
     found = problems(_parsed(present), target)
-    _report(link, target.name, {each.text: _LEVELS[each.grade] for each in found if not each.blocks})
+    _report(connection, target.name, {each.text: _LEVELS[each.grade] for each in found if not each.blocks})
     for each in found:
         if each.blocks:
             raise Unsuitable(each.text)
@@ -89,18 +91,18 @@ async def ensure(link: Link, wanted: StreamConfig, provision: Provision, prefix:
 _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
-def _report(link: Link, topic: str, lines: dict[str, int]) -> None:
-    """Log the lines about a topic, each with its level, that the previous report did not have, on any link."""
-    before = link.reported.get(topic, frozenset())
-    link.reported[topic] = frozenset(lines)
+def _report(connection: NatsConnection, topic: str, lines: dict[str, int]) -> None:
+    """Log the lines about a topic, each with its level, that the previous report did not have, on any connection."""
+    before = connection.reported.get(topic, frozenset())
+    connection.reported[topic] = frozenset(lines)
     for text, level in lines.items():
         if text not in before:
             _logger.log(level, "JetStream: %s", text)
 
 
-async def _info(link: Link, target: Target) -> dict[str, Any]:
+async def _info(connection: NatsConnection, target: Target) -> dict[str, Any]:
     """Return what the server reports of a stream, with keys unknown to nats-py."""
-    return await link.api(f"STREAM.INFO.{target.name}")
+    return await connection.api(f"STREAM.INFO.{target.name}")
 
 
 def _parsed(config: dict[str, Any]) -> StreamConfig:
@@ -108,9 +110,9 @@ def _parsed(config: dict[str, Any]) -> StreamConfig:
     return parsed
 
 
-async def info_of(link: Link, target: Target) -> tuple[StreamConfig, Mapping[str, Any]]:
+async def info_of(connection: NatsConnection, target: Target) -> tuple[StreamConfig, Mapping[str, Any]]:
     """Return configuration and state of a stream; raise NotFoundError, other errors of JetStream, and TimeoutError."""
-    info = await _info(link, target)
+    info = await _info(connection, target)
     return _parsed(info["config"]), info["state"]
 
 
@@ -120,24 +122,24 @@ def missing(target: Target) -> str:
     return f"there is no {str(target).removeprefix('the ')} for {', '.join(target.subjects)}: {hint}"
 
 
-async def _create(link: Link, target: Target, provision: Provision) -> dict[str, Any]:
+async def _create(connection: NatsConnection, target: Target, provision: Provision) -> dict[str, Any]:
     subjects = ", ".join(target.subjects)
     if provision == "bind":
         raise Unprovisioned(missing(target))
     try:
-        reply = await link.api(f"STREAM.CREATE.{target.name}", target.wanted.as_dict())
+        reply = await connection.api(f"STREAM.CREATE.{target.name}", target.wanted.as_dict())
     except APIError as error:
         if error.err_code == _EXISTS:
-            existing: dict[str, Any] = (await _info(link, target))["config"]
+            existing: dict[str, Any] = (await _info(connection, target))["config"]
             return existing
-        raise Unprovisioned(f"cannot create {target}: {await _why(link, target, error)}") from None
+        raise Unprovisioned(f"cannot create {target}: {await _why(connection, target, error)}") from None
     if reply.get("did_create"):
         _logger.info("JetStream: created %s for %s", target, subjects)
     config: dict[str, Any] = reply["config"]
     return config
 
 
-async def _add(link: Link, target: Target, present: dict[str, Any]) -> dict[str, Any]:
+async def _add(connection: NatsConnection, target: Target, present: dict[str, Any]) -> dict[str, Any]:
     """Add missing settings one at a time, so that one that the server rejects does not prevent the others."""
     for condition in CONDITIONS:
         parsed = _parsed(present)
@@ -150,21 +152,25 @@ async def _add(link: Link, target: Target, present: dict[str, Any]) -> dict[str,
         as_sent = StreamConfig(**values).as_dict()
         changed = {**present, **{key: as_sent[key] for key in values}}
         try:
-            present = (await link.api(f"STREAM.UPDATE.{target.name}", changed))["config"]
+            present = (await connection.api(f"STREAM.UPDATE.{target.name}", changed))["config"]
         except APIError as error:
-            reason = await _why(link, target, error)
-            _report(link, f"{target.name}.{condition.property}", {f"cannot change {target}: {reason}": logging.WARNING})
+            reason = await _why(connection, target, error)
+            _report(
+                connection,
+                f"{target.name}.{condition.property}",
+                {f"cannot change {target}: {reason}": logging.WARNING},
+            )
         else:
             _logger.info("JetStream: changed %s, which had %s", target, former)
     return present
 
 
-async def _why(link: Link, target: Target, error: APIError) -> str:
+async def _why(connection: NatsConnection, target: Target, error: APIError) -> str:
     """Return why a stream cannot be created or changed; name the other streams that have its subjects."""
     if error.err_code != _OVERLAP:
         return reason_of(error)
     try:
-        others = [name for name in await streams_over(link, target.subjects) if name != target.name]
+        others = [name for name in await streams_over(connection, target.subjects) if name != target.name]
     except (NatsError, TimeoutError):  # without permission for the request
         others = []
     return overlapping(target, target.subjects, others)
@@ -179,11 +185,11 @@ def overlapping(target: Target, subjects: Sequence[str], others: Sequence[str]) 
     return f"{which} has {' or '.join(subjects)}: {fix}"
 
 
-async def streams_over(link: Link, subjects: Sequence[str]) -> list[str]:
+async def streams_over(connection: NatsConnection, subjects: Sequence[str]) -> list[str]:
     """Return the names of the streams with subjects that overlap with any of `subjects`, in order."""
     names: dict[str, None] = {}
     for subject in subjects:
-        found = (await link.api("STREAM.NAMES", {"subject": subject}))["streams"]
+        found = (await connection.api("STREAM.NAMES", {"subject": subject}))["streams"]
         names.update(dict.fromkeys(found or ()))
     return list(names)
 
@@ -209,9 +215,9 @@ class StateStream:
             duplicate_window=min(_DUPLICATE_WINDOW, self.max_age or _DUPLICATE_WINDOW),  # the server requires it
         )
 
-    async def ensure(self, link: Link) -> None:
+    async def ensure(self, connection: NatsConnection) -> None:
         """Ensure that the stream exists, as `ensure` of this module does."""
-        await ensure(link, self.config, self.provision, self.prefix)
+        await ensure(connection, self.config, self.provision, self.prefix)
 
 
 def state_stream(nats: NatsConfig) -> StateStream:

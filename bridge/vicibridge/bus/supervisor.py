@@ -1,8 +1,9 @@
 """Maintains the NATS connection, reconnecting indefinitely.
 
 nats-py's reconnect gives up on several errors, silently loses buffered messages, and hangs if the server hangs
-(nats-py#671). Therefore each `Link` is a nats-py client that never reconnects; `Bus` probes it, aborts it if it hangs,
-and opens the next one. Publishers get `Disconnected` for a lost link and decide what to send again.
+(nats-py#671). Therefore each `NatsConnection` is a nats-py client that never reconnects; `ConnectionSupervisor` probes
+it, aborts it if it hangs, and opens the next one. Publishers get `Disconnected` for a lost connection and decide what
+to send again.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import nats.errors
 from nats.aio.client import Client
 
 from ..contract.nats_settings import NatsSettings, hide
-from .connection import Disconnected, Link, reason_of
+from .connection import Disconnected, NatsConnection, reason_of
 from .credentials import CredentialsError, read_credentials, without_userinfo
 from .hardened_client import HardClient
 
 _logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 5
-_NEVER = 10**9  # seconds; disables nats-py's pings, which `Bus` replaces by its probe
+_NEVER = 10**9  # seconds; disables nats-py's pings, which `ConnectionSupervisor` replaces by its probe
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
 _QUIET = 10.0  # seconds between two log lines about errors that NATS reports
 
@@ -36,8 +37,8 @@ class Refused(Exception):
     """A server rejects the connection or is unreachable; the text gives the reason."""
 
 
-class Bus:
-    """Keeps one link connected; `link()` returns it.
+class ConnectionSupervisor:
+    """Keeps one NATS connection open; `connection()` returns it.
 
     Credentials are read again for each connection. `name` is the client's name in NATS. `on_violation` is called with
     the text of each permissions violation that NATS reports, in lower case, and returns whether it was handled; others
@@ -50,7 +51,7 @@ class Bus:
         self._settings = settings
         self._name = name
         self._on_violation = on_violation
-        self._link: Link | None = None
+        self._connection: NatsConnection | None = None
         self._changed = asyncio.Event()
         self._reread = asyncio.Event()
         self._servers = list(settings.servers)
@@ -63,31 +64,31 @@ class Bus:
         self.reason = "not connected yet"  # why the bus is not connected
         self.expires: Mapping[str, float] = {}  # expiry of the credentials in use, as in `Credentials`
 
-    async def link(self) -> Link:
-        """Return the connected link, waiting for one if necessary."""
-        while self._link is None or not self._link.alive:
+    async def connection(self) -> NatsConnection:
+        """Return the open connection, waiting for one if necessary."""
+        while self._connection is None or not self._connection.alive:
             self._changed.clear()
             await self._changed.wait()
-        return self._link
+        return self._connection
 
-    async def serve(self, work: Callable[[Link], Awaitable[None]]) -> None:
-        """Run `work` on each successive link until cancelled; `work` may raise Disconnected."""
+    async def serve(self, work: Callable[[NatsConnection], Awaitable[None]]) -> None:
+        """Run `work` on each successive connection until cancelled; `work` may raise Disconnected."""
         while True:
-            link = await self.link()
+            connection = await self.connection()
             with contextlib.suppress(Disconnected):
-                await work(link)
-            await link.lost()
+                await work(connection)
+            await connection.lost()
 
     @property
     def connected(self) -> bool:
-        return self._link is not None and self._link.alive
+        return self._connection is not None and self._connection.alive
 
     @property
-    def current(self) -> Link:
-        """The connected link; raises Disconnected if there is none."""
-        if self._link is None or not self._link.alive:
+    def current(self) -> NatsConnection:
+        """The open connection; raises Disconnected if there is none."""
+        if self._connection is None or not self._connection.alive:
             raise Disconnected(self.reason)
-        return self._link
+        return self._connection
 
     async def connect(self, rounds: int) -> None:
         """Try each server `rounds` times without logging; raise Refused if none accepts. `run` uses the connection."""
@@ -118,14 +119,14 @@ class Bus:
             self._reread.set()
 
     async def close(self, timeout: float) -> None:
-        """Drain the link, if there is one, and do not reconnect."""
+        """Drain the connection, if there is one, and do not reconnect."""
         self._closed = True
-        if self._link is not None and self._link.alive:
-            await self._link.drain(timeout)
+        if self._connection is not None and self._connection.alive:
+            await self._connection.drain(timeout)
 
     async def _live(self) -> float:
-        """Connect, unless `connect` did, and wait until the link is lost; return how long it lasted, in seconds."""
-        if self._link is None:
+        """Connect, unless `connect` did, and wait until the connection is lost; return its duration in seconds."""
+        if self._connection is None:
             try:
                 self._use(await self._open(self._next_server()))
             except Refused as refused:
@@ -136,10 +137,10 @@ class Bus:
             while (reason := await self._watch()) is None:
                 await self._renew()
         finally:
-            link, self._link = self._link, None
-            if link is not None:
-                link.lose("stopped")
-                await link.discard()
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.lose("stopped")
+                await connection.discard()
         if not self._closed:
             self._report_down(reason)
         return time.monotonic() - began
@@ -149,43 +150,48 @@ class Bus:
         self._servers.append(url)
         return url
 
-    async def _open(self, url: str) -> Link:
-        """Return a link to the server at `url`; raise Refused."""
+    async def _open(self, url: str) -> NatsConnection:
+        """Return a connection to the server at `url`; raise Refused."""
         reported: Exception | None = None
 
         async def on_error(error: Exception) -> None:
             nonlocal reported
             reported = error
-            self._note(link, error)
+            self._note(connection, error)
 
         async def closed() -> None:
-            link.lose(reason_of(client.last_error) if client.last_error else "the connection was closed")
+            connection.lose(reason_of(client.last_error) if client.last_error else "the connection was closed")
 
         try:
             credentials = read_credentials(self._settings, url)
         except CredentialsError as error:
             raise Refused(str(error)) from None
         client = HardClient()
-        link = Link(client, asyncio.get_running_loop().create_future(), url, credentials, self._reported)
+        connection = NatsConnection(
+            client, asyncio.get_running_loop().create_future(), url, credentials, self._reported
+        )
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT * 2):
-                await self._connect(link, on_error, closed)
+                await self._connect(connection, on_error, closed)
             _notice_cancellation()
         except asyncio.CancelledError:
-            await link.discard()
+            await connection.discard()
             raise
         except Exception as error:  # any problem of server, credentials or TLS may be fixed by the next attempt
-            await link.discard()
+            await connection.discard()
             _notice_cancellation()
             raise Refused(_refusal(reported or error, tls_first=self._settings.tls_first)) from None
         self._keep(client, url)
-        return link
+        return connection
 
     async def _connect(
-        self, link: Link, on_error: Callable[[Exception], Awaitable[None]], closed: Callable[[], Awaitable[None]]
+        self,
+        connection: NatsConnection,
+        on_error: Callable[[Exception], Awaitable[None]],
+        closed: Callable[[], Awaitable[None]],
     ) -> None:
-        await link.client.connect(
-            servers=[without_userinfo(link.url)],
+        await connection.client.connect(
+            servers=[without_userinfo(connection.url)],
             name=self._name,
             error_cb=on_error,
             closed_cb=closed,
@@ -196,15 +202,15 @@ class Bus:
             ping_interval=_NEVER,
             pending_size=-1,  # publish() then never blocks; publishers limit pending data
             inbox_prefix=self._settings.inbox_prefix,
-            **link.credentials.options,
+            **connection.credentials.options,
         )
 
-    def _use(self, link: Link) -> None:
+    def _use(self, connection: NatsConnection) -> None:
         self.connects += 1
         self._logged.clear()
-        _logger.info("NATS: connected to %s", hide(link.url))
-        self._link = link
-        self.expires = link.credentials.expires
+        _logger.info("NATS: connected to %s", hide(connection.url))
+        self._connection = connection
+        self.expires = connection.credentials.expires
         self._changed.set()
 
     def _keep(self, client: Client, url: str) -> None:
@@ -221,32 +227,32 @@ class Bus:
         self._servers = kept + new
 
     async def _watch(self) -> str | None:
-        """Wait, then return why the link must be given up, or None if its credentials may have changed."""
-        assert self._link is not None
-        link, reread = self._link, asyncio.create_task(self._reread.wait())
+        """Wait, then return why the connection must be given up, or None if its credentials may have changed."""
+        assert self._connection is not None
+        connection, reread = self._connection, asyncio.create_task(self._reread.wait())
         interval, timeout = self._settings.probe_interval, self._settings.probe_timeout
-        lost = asyncio.create_task(link.lost())
+        lost = asyncio.create_task(connection.lost())
         try:
             while True:
                 await asyncio.wait([lost, reread], timeout=interval, return_when=asyncio.FIRST_COMPLETED)
                 if lost.done():
                     return lost.result()
-                if not link.connected:
+                if not connection.connected:
                     return "the connection was closed"
                 if reread.done():
                     return None
                 try:
-                    await link.probe(timeout)
+                    await connection.probe(timeout)
                 except Disconnected:
-                    if link.connected:
+                    if connection.connected:
                         return f"the server has not responded for {timeout:g} seconds"
         finally:
             reread.cancel()
             lost.cancel()
 
     async def _renew(self) -> None:
-        """Replace the link by one with the current credentials; keep it if they do not work."""
-        old = self._link
+        """Replace the connection by one with the current credentials; keep it if they do not work."""
+        old = self._connection
         assert old is not None
         self._reread.clear()
         try:
@@ -262,10 +268,14 @@ class Bus:
         old.lose("the credentials were renewed")
         await old.discard()
 
-    def _note(self, link: Link, error: Exception) -> None:
-        """Count and log an error of the current link."""
-        if link is not self._link or not link.alive or isinstance(error, (nats.errors.UnexpectedEOF, OSError)):
-            return  # the loss of the link is reported separately
+    def _note(self, connection: NatsConnection, error: Exception) -> None:
+        """Count and log an error of the current connection."""
+        if (
+            connection is not self._connection
+            or not connection.alive
+            or isinstance(error, (nats.errors.UnexpectedEOF, OSError))
+        ):
+            return  # the loss of the connection is reported separately
         text = str(error).lower()
         if "permissions violation" in text and self._on_violation(text):
             return

@@ -26,8 +26,8 @@ from vicifast.errors import (
 )
 from vicifast.protocol import Body, Call, Section, Values, check_text
 
-from ..bus.connection import Disconnected, Link, TooLarge, reason_of
-from ..bus.supervisor import Bus
+from ..bus.connection import Disconnected, NatsConnection, TooLarge, reason_of
+from ..bus.supervisor import ConnectionSupervisor
 from ..contract import names
 from .errors import BusError, Busy, Denied, Unavailable
 
@@ -51,14 +51,14 @@ class Calls:
     time limit ends with `ConnectionClosed`.
     """
 
-    def __init__(self, bus: Bus, user: str | None) -> None:
+    def __init__(self, bus: ConnectionSupervisor, user: str | None) -> None:
         self._bus = bus
         self._user = {} if user is None else {names.USER_HEADER: user}
         self._inbox = ""
         self._open: dict[str, PendingRequest] = {}
         self._unlimited: set[str] = set()
         self._numbers = itertools.count(1)
-        self._link: Link | None = None  # the link with the subscription to replies
+        self._connection: NatsConnection | None = None  # the connection with the subscription to replies
         self._subscribing: asyncio.Task[Subscription] | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._serving = asyncio.create_task(bus.serve(self._serve))
@@ -107,29 +107,29 @@ class Calls:
             request.fail(Denied("NATS", request.subject.rpartition(".")[2], names.DENIED, text))
         return no_replies or bool(failed)
 
-    async def _serve(self, link: Link) -> None:
+    async def _serve(self, connection: NatsConnection) -> None:
         if self._open:
-            await self._subscribe(link)
-        reason = await link.lost()
+            await self._subscribe(connection)
+        reason = await connection.lost()
         for number in list(self._unlimited):
             text = f"NATS: the connection was lost, perhaps with the reply: {reason}"
             self._open[number].fail(ConnectionClosed(text))
 
-    async def _subscribe(self, link: Link) -> None:
-        """Subscribe to the reply inbox on `link`."""
-        if self._subscribing is None or self._link is not link:
-            self._inbox = self._inbox or link.client.new_inbox()
-            self._link = link
-            self._subscribing = asyncio.create_task(link.subscribe(f"{self._inbox}.*", self._take))
+    async def _subscribe(self, connection: NatsConnection) -> None:
+        """Subscribe to the reply inbox on `connection`."""
+        if self._subscribing is None or self._connection is not connection:
+            self._inbox = self._inbox or connection.client.new_inbox()
+            self._connection = connection
+            self._subscribing = asyncio.create_task(connection.subscribe(f"{self._inbox}.*", self._take))
         await asyncio.shield(self._subscribing)
 
     async def _send(self, request: PendingRequest, payload: bytes, number: str, headers: Mapping[str, str]) -> None:
-        link = await self._connected()
+        connection = await self._connected()
         if number not in self._open:
             return
         try:
             reply = f"{self._inbox}.{number}"
-            await link.publish(request.subject, payload, reply, {**self._user, **headers} or None)
+            await connection.publish(request.subject, payload, reply, {**self._user, **headers} or None)
         except TooLarge as error:
             request.fail(EncodeError(f"the request has {error}"))
         except Disconnected as lost:
@@ -137,13 +137,13 @@ class Calls:
         except nats.errors.Error as error:
             request.fail(ConnectionClosed(f"NATS: {reason_of(error)}"))
 
-    async def _connected(self) -> Link:
-        """Wait for a link with the subscription to replies."""
+    async def _connected(self) -> NatsConnection:
+        """Wait for a connection with the subscription to replies."""
         while True:
-            link = await self._bus.link()
+            connection = await self._bus.connection()
             with contextlib.suppress(Disconnected):
-                await self._subscribe(link)
-                return link
+                await self._subscribe(connection)
+                return connection
 
     async def _take(self, message: Msg) -> None:
         request = self._open.get(message.subject.rpartition(".")[2])

@@ -16,7 +16,7 @@ from nats.errors import Error as NatsError
 from vicifast.errors import ViciError
 
 from ..bus.bucket_reader import BucketReader, Entry
-from ..bus.connection import Link
+from ..bus.connection import NatsConnection
 from ..contract.bucket_values import HEARTBEATS, NODE, NodeValue, load
 from ..contract.names import SERVICE
 from .calls import Calls, is_no_responders, news
@@ -54,11 +54,11 @@ class Node:
         return self.present["mirror"] if self.present else None
 
 
-async def take_inventory(calls: Calls, link: Link) -> list[Node]:
+async def take_inventory(calls: Calls, connection: NatsConnection) -> list[Node]:
     """Ask all bridges and read the bucket of nodes concurrently."""
     asking = asyncio.create_task(Discovery("PING").run(calls))
     try:
-        present = await _present(link)
+        present = await _present(connection)
         found = await asking
     finally:
         asking.cancel()
@@ -75,7 +75,7 @@ async def take_inventory(calls: Calls, link: Link) -> list[Node]:
     ]
 
 
-async def _present(link: Link) -> dict[str, NodeValue]:
+async def _present(connection: NatsConnection) -> dict[str, NodeValue]:
     """Return the bucket of nodes; empty if it does not exist or this user may not read it."""
     values: dict[str, NodeValue] = {}
 
@@ -87,7 +87,7 @@ async def _present(link: Link) -> dict[str, NodeValue]:
                     values[entry.key] = load(entry.value)
 
     with contextlib.suppress(NatsError, TimeoutError):
-        async with BucketReader(link) as reader:
+        async with BucketReader(connection) as reader:
             await reader.read(NODE, ">", take, history=False, values=True)
     return {value["node"]: value for value in values.values()}
 

@@ -17,8 +17,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from ..bus.connection import Disconnected, Link
-from ..bus.supervisor import Bus
+from ..bus.connection import Disconnected, NatsConnection
+from ..bus.supervisor import ConnectionSupervisor
 from .calls import news
 from .envelopes import Envelope, unpack
 from .errors import JetStreamError, SlowConsumer
@@ -56,7 +56,9 @@ class Events(Source):
     or by `ack`. Otherwise JetStream redelivers it; after a crash, within a minute.
     """
 
-    def __init__(self, bus: Bus, filters: Sequence[str], queue: str, kept: Kept | None, limit: int) -> None:
+    def __init__(
+        self, bus: ConnectionSupervisor, filters: Sequence[str], queue: str, kept: Kept | None, limit: int
+    ) -> None:
         super().__init__(bus, "the subscription")
         self.filters = list(filters)
         self.lost = 0
@@ -64,7 +66,7 @@ class Events(Source):
         self._queue = queue
         self._kept = kept
         self._limit = limit
-        self._link: Link | None = None
+        self._connection: NatsConnection | None = None
         self._newest: Msg | None = None  # of JetStream
         self._messages: deque[Msg] = deque()
         self._bytes = 0
@@ -77,41 +79,41 @@ class Events(Source):
         """Subscribe; events published from now on arrive. Raises `JetStreamError` and `ConnectionClosed`."""
         return await super().start()
 
-    async def _serve(self, link: Link) -> None:
-        self._link = link
+    async def _serve(self, connection: NatsConnection) -> None:
+        self._connection = connection
         if self._kept is None:
-            await self._subscribe(link)
+            await self._subscribe(connection)
             return
         try:
             if self._kept.start == "new":  # from now on, across reconnects
-                start = await self._last(link, self._kept.stream) + 1
+                start = await self._last(connection, self._kept.stream) + 1
                 self._kept = Kept(self._kept.stream, self._kept.durable, start)
             if self._kept.durable is None:
-                await self._follow(link, self._kept)
+                await self._follow(connection, self._kept)
             else:
-                await self._share(link, self._kept, self._kept.durable)
+                await self._share(connection, self._kept, self._kept.durable)
         except nats.js.errors.NotFoundError:
             hint = "a bridge creates it, and its name is stream in [nats]"
             raise JetStreamError(f"JetStream: the stream {self._kept.stream} does not exist: {hint}") from None
 
-    async def _subscribe(self, link: Link) -> None:
+    async def _subscribe(self, connection: NatsConnection) -> None:
         subscriptions: list[Subscription] = []
         try:
             for subject in self.filters:
-                subscription = await link.subscribe(
+                subscription = await connection.subscribe(
                     subject, self._take, self._queue, pending_msgs_limit=0, pending_bytes_limit=0
                 )
                 subscriptions.append(subscription)
-            await link.fence(_API_TIMEOUT)
+            await connection.fence(_API_TIMEOUT)
             self._resumed()
-            await link.lost()
+            await connection.lost()
         finally:
             for subscription in subscriptions:
                 await unsubscribe(subscription)
 
-    async def _last(self, link: Link, stream: str) -> int:
+    async def _last(self, connection: NatsConnection, stream: str) -> int:
         """Return the number of the newest message in a stream."""
-        return (await link.unless_lost(link.jetstream.stream_info(stream))).state.last_seq
+        return (await connection.unless_lost(connection.jetstream.stream_info(stream))).state.last_seq
 
     def _config(self, start: Start) -> ConsumerConfig:
         config = ConsumerConfig()
@@ -131,25 +133,25 @@ class Events(Source):
                 config.opt_start_time = time.astimezone(UTC)
         return config
 
-    async def _follow(self, link: Link, kept: Kept) -> None:
+    async def _follow(self, connection: NatsConnection, kept: Kept) -> None:
         start = kept.start
         if self._newest is not None:
             start = stream_number(self._newest) + 1
-            if start > await self._last(link, kept.stream) + 1:
+            if start > await self._last(connection, kept.stream) + 1:
                 _logger.warning("JetStream: the stream %s was recreated; reading it from its beginning", kept.stream)
                 start = "first"
-        async with Ordered(link, partial(self._take_when_space, link)) as consumer:
+        async with Ordered(connection, partial(self._take_when_space, connection)) as consumer:
             await consumer.open(kept.stream, self._config(start))
             self._resumed()
             await consumer.broken()
 
-    async def _share(self, link: Link, kept: Kept, durable: str) -> None:
-        await self._check(link, kept.stream, durable)
+    async def _share(self, connection: NatsConnection, kept: Kept, durable: str) -> None:
+        await self._check(connection, kept.stream, durable)
         config = self._config(kept.start)
         config.ack_policy, config.ack_wait = AckPolicy.EXPLICIT, _ACK_WAIT
         config.max_ack_pending = _UNACKNOWLEDGED
-        subscription = await link.unless_lost(
-            link.jetstream.subscribe(
+        subscription = await connection.unless_lost(
+            connection.jetstream.subscribe(
                 self.filters[0],
                 queue=self._queue or None,
                 durable=durable,
@@ -161,14 +163,14 @@ class Events(Source):
         )
         try:
             self._resumed()
-            await link.lost()
+            await connection.lost()
         finally:
             await unsubscribe(subscription)
 
-    async def _check(self, link: Link, stream: str, durable: str) -> None:
+    async def _check(self, connection: NatsConnection, stream: str, durable: str) -> None:
         """Raise `JetStreamError` if a consumer of that name has other filters."""
         try:
-            config = (await link.unless_lost(link.jetstream.consumer_info(stream, durable))).config
+            config = (await connection.unless_lost(connection.jetstream.consumer_info(stream, durable))).config
         except nats.js.errors.NotFoundError:
             return
         reads = config.filter_subjects or [config.filter_subject or ""]
@@ -184,11 +186,11 @@ class Events(Source):
             self._bytes -= _size(self._messages.popleft())
             self.lost += 1
 
-    async def _take_when_space(self, link: Link, message: Msg) -> None:
+    async def _take_when_space(self, connection: NatsConnection, message: Msg) -> None:
         while self._bytes > self._limit:
             self._space.clear()
             await self._space.wait()
-        if link is self._link:  # otherwise the new link receives it again
+        if connection is self._connection:  # otherwise the new connection receives it again
             self._newest = message
             self._append(message)
 
@@ -230,8 +232,8 @@ class Events(Source):
     async def _answer(self, message: Msg, what: bytes) -> None:
         """Acknowledge or refuse a message; without a connection JetStream redelivers it."""
         with contextlib.suppress(Disconnected):
-            if self._link is not None:
-                await self._link.publish(message.reply, what)
+            if self._connection is not None:
+                await self._connection.publish(message.reply, what)
 
     async def _next_message(self) -> None:
         """Wait for a message, and acknowledge those whose envelopes were all read."""

@@ -15,8 +15,8 @@ from vicifast.errors import ConnectionClosed
 from vicifast.methods import DEFAULT
 from vicifast.protocol import Section, Values
 
-from ..bus.connection import Disconnected, Link
-from ..bus.supervisor import Bus, Refused
+from ..bus.connection import Disconnected, NatsConnection
+from ..bus.supervisor import ConnectionSupervisor, Refused
 from ..contract.bucket_values import CONN, NODE, SA, ConnValue, NodeValue, SaValue
 from ..contract.nats_settings import NatsSettings, hide
 from ..contract.subjects import escape, filters
@@ -55,7 +55,7 @@ class Fleet:
         self.prefix = prefix or self._settings.prefix
         self.timeout = timeout
         self._user = user
-        self._bus: Bus | None = None
+        self._bus: ConnectionSupervisor | None = None
         self._running: asyncio.Task[None] | None = None
         self._calls: Calls | None = None
         self._sources: weakref.WeakSet[Source] = weakref.WeakSet()
@@ -69,8 +69,8 @@ class Fleet:
     @property
     def client(self) -> Client:
         """The current nats-py client; a reconnect replaces it. Raises `ConnectionClosed` if not connected."""
-        with self._connection() as link:
-            return link.client
+        with self._connection() as connection:
+            return connection.client
 
     @property
     def trouble(self) -> str | None:
@@ -82,7 +82,7 @@ class Fleet:
     async def connect(self) -> Self:
         """Connect. Raises `ConnectionClosed` if no server accepts the connection."""
         if self._bus is None:
-            bus = Bus(self._settings, "vicibridge client", self._denied)
+            bus = ConnectionSupervisor(self._settings, "vicibridge client", self._denied)
             try:
                 await bus.connect(_ROUNDS)
             except Refused as refused:
@@ -136,8 +136,8 @@ class Fleet:
 
     async def nodes(self) -> list[Node]:
         """Return the gateways whose bridge answers or that are in the mirror, sorted by name."""
-        with self._connection() as link:
-            return await take_inventory(self._require(), link)
+        with self._connection() as connection:
+            return await take_inventory(self._require(), connection)
 
     async def present(self) -> set[str]:
         """Return the names of `nodes()` that are alive."""
@@ -193,14 +193,14 @@ class Fleet:
         return self._calls
 
     @property
-    def _required(self) -> Bus:
+    def _required(self) -> ConnectionSupervisor:
         if self._bus is None:
             raise ConnectionClosed("the fleet is not connected")
         return self._bus
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[Link]:
-        """Yield the current link; raises `ConnectionClosed` if there is none or it is lost."""
+    def _connection(self) -> Iterator[NatsConnection]:
+        """Yield the current connection; raises `ConnectionClosed` if there is none or it is lost."""
         try:
             yield self._required.current
         except Disconnected as lost:

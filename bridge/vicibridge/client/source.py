@@ -16,24 +16,24 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
 
 from vicifast.errors import ConnectionClosed, ViciError
 
-from ..bus.connection import Disconnected, Link, reason_of
-from ..bus.supervisor import Bus
+from ..bus.connection import Disconnected, NatsConnection, reason_of
+from ..bus.supervisor import ConnectionSupervisor
 from .errors import JetStreamError
 
 _logger = logging.getLogger(__name__)
 
 _RETRY = 1.0  # seconds
-_LINK_TIMEOUT = 5.0  # seconds to wait for a connection at the start
+_CONNECTION_TIMEOUT = 5.0  # seconds to wait for a connection at the start
 _HEARTBEAT = 1.0  # seconds; JetStream forgets ordered consumers when it restarts
 _SILENCE = 4 * _HEARTBEAT
-_INACTIVE = 2.0  # seconds after which JetStream deletes an unused consumer: each link creates its own
+_INACTIVE = 2.0  # seconds after which JetStream deletes an unused consumer: each connection creates its own
 _ACK = "$JS.ACK."
 
 
 class Source:
-    """Reads from `start` to `aclose`, across reconnects; `_serve` reads on one link."""
+    """Reads from `start` to `aclose`, across reconnects; `_serve` reads on one connection."""
 
-    def __init__(self, bus: Bus, name: str) -> None:
+    def __init__(self, bus: ConnectionSupervisor, name: str) -> None:
         self.wake: Callable[[], None] | None = None
         self._bus = bus
         self._name = name  # in errors
@@ -45,8 +45,8 @@ class Source:
     async def start(self) -> Self:
         """Begin to read. Raises `JetStreamError`, and `ConnectionClosed` if NATS is not connected."""
         try:
-            async with asyncio.timeout(_LINK_TIMEOUT):
-                await self._bus.link()
+            async with asyncio.timeout(_CONNECTION_TIMEOUT):
+                await self._bus.connection()
         except TimeoutError:
             raise ConnectionClosed(f"NATS: not connected: {self._bus.reason}") from None
         self._begun = asyncio.get_running_loop().create_future()
@@ -58,12 +58,12 @@ class Source:
             raise
         return self
 
-    async def _read(self, link: Link) -> None:
-        """Read on one link until it is lost; retry if JetStream stops sending."""
-        while link.alive:
+    async def _read(self, connection: NatsConnection) -> None:
+        """Read on one connection until it is lost; retry if JetStream stops sending."""
+        while connection.alive:
             try:
-                await self._serve(link)
-                if link.alive:
+                await self._serve(connection)
+                if connection.alive:
                     self._trouble(JetStreamError(f"JetStream: it stopped sending to {self._name}"))
             except Disconnected:
                 return
@@ -73,11 +73,11 @@ class Source:
                 self._trouble(JetStreamError(f"JetStream: {self._name}: {reason_of(error)}"))
             except Exception as error:  # unexpected; a program that waits for messages must get an error or a log line
                 self._trouble(ConnectionClosed(f"NATS: {self._name}: {reason_of(error)}"))
-            if link.alive:
+            if connection.alive:
                 await asyncio.sleep(_RETRY)
 
-    async def _serve(self, link: Link) -> None:
-        """Read on `link`; call `_resumed` when set up, and return to be set up again."""
+    async def _serve(self, connection: NatsConnection) -> None:
+        """Read on `connection`; call `_resumed` when set up, and return to be set up again."""
         raise NotImplementedError
 
     def _resumed(self) -> None:
@@ -117,15 +117,15 @@ class Source:
 
 
 class Ordered:
-    """An ordered JetStream consumer on one link: passes each message to `take` once and in order until it breaks.
+    """An ordered JetStream consumer on one connection: passes each message to `take` once and in order until it breaks.
 
     Flow control makes JetStream wait for `take`.
     """
 
-    def __init__(self, link: Link, take: Callable[[Msg], Awaitable[None]]) -> None:
-        self._link = link
+    def __init__(self, connection: NatsConnection, take: Callable[[Msg], Awaitable[None]]) -> None:
+        self._connection = connection
         self._take = take
-        self._inbox = link.client.new_inbox()
+        self._inbox = connection.client.new_inbox()
         self._subscription: Subscription | None = None
         self._count = 0  # of messages, as JetStream numbers them for this consumer
         self._busy = False
@@ -134,7 +134,7 @@ class Ordered:
 
     async def open(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
         """Create the consumer; raises the errors of JetStream."""
-        self._subscription = await self._link.subscribe(
+        self._subscription = await self._connection.subscribe(
             self._inbox, self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
         )
         config = config.evolve(
@@ -147,11 +147,11 @@ class Ordered:
             num_replicas=1,
             inactive_threshold=_INACTIVE,
         )
-        return await self._link.unless_lost(self._link.jetstream.add_consumer(stream, config))
+        return await self._connection.unless_lost(self._connection.jetstream.add_consumer(stream, config))
 
     async def broken(self) -> None:
         """Wait until it has to be recreated: a message was lost, or JetStream has deleted it."""
-        await self._link.unless_lost(self._silence())
+        await self._connection.unless_lost(self._silence())
 
     async def _silence(self) -> None:
         while not self._broken:
@@ -160,7 +160,7 @@ class Ordered:
                 async with asyncio.timeout(_SILENCE):
                     await self._received.wait()
             except TimeoutError:
-                await self._link.probe(_SILENCE)  # messages received meanwhile are read before its reply
+                await self._connection.probe(_SILENCE)  # messages received meanwhile are read before its reply
                 if not self._received.is_set() and not self._busy:
                     return
 
@@ -185,7 +185,7 @@ class Ordered:
         """Acknowledge flow control after the messages before it; compare the count of a heartbeat."""
         if to := reply or headers.get("Nats-Consumer-Stalled"):
             with contextlib.suppress(Disconnected):
-                await self._link.publish(to, b"")
+                await self._connection.publish(to, b"")
         self._broken = headers.get("Nats-Last-Consumer", str(self._count)) != str(self._count)
 
     async def __aenter__(self) -> Self:

@@ -9,8 +9,8 @@ import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
-from ..bus.connection import Link
-from ..bus.supervisor import Bus
+from ..bus.connection import NatsConnection
+from ..bus.supervisor import ConnectionSupervisor
 from ..contract import bucket_values
 from .calls import news
 from .errors import JetStreamError
@@ -36,7 +36,7 @@ class Watch(Source, Generic[V]):
     or call `aclose`.
     """
 
-    def __init__(self, bus: Bus, bucket: str, keys: str) -> None:
+    def __init__(self, bus: ConnectionSupervisor, bucket: str, keys: str) -> None:
         super().__init__(bus, f"the watch of {bucket}")
         self.current: dict[str, V] = {}
         self._bucket = bucket
@@ -48,10 +48,10 @@ class Watch(Source, Generic[V]):
         self._received = 0
         self._expected: int | None = None
 
-    async def _serve(self, link: Link) -> None:
+    async def _serve(self, connection: NatsConnection) -> None:
         self._listed, self._received, self._expected = set(), 0, None
         config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subject=self._prefix + self._keys)
-        async with Ordered(link, self._take) as ordered:
+        async with Ordered(connection, self._take) as ordered:
             try:
                 info = await ordered.open(f"KV_{self._bucket}", config)
             except nats.js.errors.NotFoundError:

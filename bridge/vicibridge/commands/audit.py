@@ -19,7 +19,7 @@ from vicifast.commands import COMMANDS, Danger
 from ..contract.names import DENIED
 
 Scope = Literal["all", "changes", "denied"]
-Report = Callable[[str, Mapping[str, object]], None]
+ReportEvent = Callable[[str, Mapping[str, object]], None]
 
 HIDDEN = "**********"
 _NEVER_SHOWN = frozenset({"pin", *(key for command in COMMANDS.values() for key in command.blob)})
@@ -55,7 +55,7 @@ class Allowance:
 class Audit:
     """Reports the requests in `scope`: all, those that change something or were denied, or only the denied ones."""
 
-    def __init__(self, report: Report, scope: Scope) -> None:
+    def __init__(self, report: ReportEvent, scope: Scope) -> None:
         self.scope = scope
         self._report = report
         self._changes = Allowance(1000, 100)
@@ -70,7 +70,7 @@ class Audit:
             await asyncio.sleep(self._changes.wait())
 
     def record(self, command: str, code: int, entry: Mapping[str, object], *, changes: bool) -> None:
-        """Report a finished request; `changes` if `room` was awaited for it."""
+        """ReportEvent a finished request; `changes` if `room` was awaited for it."""
         if self.scope != "all" and code != DENIED and not (changes and self.scope == "changes"):
             return
         if changes or self._others.take():
@@ -82,7 +82,7 @@ class Audit:
         self._sums[command, code] += 1
 
     def flush(self) -> None:
-        """Report the sums."""
+        """ReportEvent the sums."""
         if self._timer is not None:
             self._timer.cancel()
         if self._sums:

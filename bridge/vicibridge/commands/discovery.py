@@ -29,7 +29,7 @@ from nats.micro.service import (
 
 from vicifast.commands import COMMANDS
 
-from ..bus.connection import Disconnected, Link, TooLarge
+from ..bus.connection import Disconnected, NatsConnection, TooLarge
 from ..contract.names import SERVICE
 from ..contract.subjects import Subjects, command_subject, unescape
 from ..events.losses import Tally
@@ -51,21 +51,21 @@ class DiscoveryResponder:
         self._started = datetime.now(UTC)
         self._id = secrets.token_hex(11)
 
-    async def subscribe(self, link: Link) -> list[Subscription]:
-        """Answer discovery requests on this link."""
+    async def subscribe(self, connection: NatsConnection) -> list[Subscription]:
+        """Answer discovery requests on this connection."""
         return [
-            await link.subscribe(control_subject(verb, *whom), partial(self._answer, link, verb))
+            await connection.subscribe(control_subject(verb, *whom), partial(self._answer, connection, verb))
             for verb in ServiceVerb
             for whom in ((), (SERVICE,), (SERVICE, self._id))
         ]
 
-    async def _answer(self, link: Link, verb: ServiceVerb, message: Msg) -> None:
-        if not self._subjects.allows_reply(message.reply) or link.owns_inbox(message.reply):
+    async def _answer(self, connection: NatsConnection, verb: ServiceVerb, message: Msg) -> None:
+        if not self._subjects.allows_reply(message.reply) or connection.owns_inbox(message.reply):
             return
         metadata = await self._metadata()
         build = {ServiceVerb.PING: self._ping, ServiceVerb.INFO: self._info, ServiceVerb.STATS: self._stats}[verb]
         try:
-            await link.publish(message.reply, json.dumps(build(metadata)).encode())
+            await connection.publish(message.reply, json.dumps(build(metadata)).encode())
         except (Disconnected, TooLarge):
             pass  # the requester cannot be reached
 

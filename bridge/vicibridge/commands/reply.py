@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..bus.connection import Link, TooLarge
+from ..bus.connection import NatsConnection, TooLarge
 from ..contract.names import COUNT_HEADER, DESCRIPTION_HEADER, NODE_HEADER, PART_HEADER, STATUS_HEADER, TOO_LARGE
 from .request import Options, RequestError, encode_list, encode_section
 
@@ -19,10 +19,10 @@ _PACE = 512 * 1024  # bytes of a streamed reply between two round trips to the s
 class Reply:
     """One reply of at most `max_parts` parts and `max_bytes` in total; nothing is sent after `refuse`."""
 
-    def __init__(self, link: Link, reply: str, node: str, *, max_parts: int, max_bytes: int) -> None:
+    def __init__(self, connection: NatsConnection, reply: str, node: str, *, max_parts: int, max_bytes: int) -> None:
         self.parts = 0
         self.bytes = 0
-        self._link = link
+        self._connection = connection
         self._reply = reply
         self._headers = {NODE_HEADER: node}
         self._max_parts = max_parts
@@ -48,7 +48,7 @@ class Reply:
             raise RequestError(TOO_LARGE, f"the reply exceeds this bridge's limit of {most}")
         if not self._options.collect:
             await self._publish(data)
-        elif self.bytes > self._link.max_payload:
+        elif self.bytes > self._connection.max_payload:
             raise TooLarge
         else:
             self._collected.append(data)
@@ -71,8 +71,8 @@ class Reply:
     async def _publish(self, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
         if self._over:
             return
-        await self._link.publish(self._reply, payload, headers={**self._headers, **(headers or {})})
+        await self._connection.publish(self._reply, payload, headers={**self._headers, **(headers or {})})
         self._unpaced += len(payload)
         if self._unpaced > _PACE:
             self._unpaced = 0
-            await self._link.fence(5)
+            await self._connection.fence(5)

@@ -24,8 +24,8 @@ from vicifast.errors import (
     ViciError,
 )
 
-from ..bus.connection import Disconnected, Link, TooLarge
-from ..bus.supervisor import Bus
+from ..bus.connection import Disconnected, NatsConnection, TooLarge
+from ..bus.supervisor import ConnectionSupervisor
 from ..config.model import CommandsConfig
 from ..contract import names
 from ..contract.subjects import Subjects, unescape
@@ -102,7 +102,12 @@ class CommandServer:
     """
 
     def __init__(
-        self, settings: CommandsConfig, subjects: Subjects, address: str, bus: Bus, report: audit.Report
+        self,
+        settings: CommandsConfig,
+        subjects: Subjects,
+        address: str,
+        bus: ConnectionSupervisor,
+        report: audit.ReportEvent,
     ) -> None:
         self.stats: dict[str, Tally] = {}
         self.quick = Limiter(settings.concurrency)
@@ -126,7 +131,7 @@ class CommandServer:
         self._audit.scope = settings.audit
 
     async def run(self) -> None:
-        """Serve on every link until cancelled."""
+        """Serve on every connection until cancelled."""
         await self._bus.serve(self._subscribe)
 
     async def stop(self, timeout: float) -> None:
@@ -135,7 +140,7 @@ class CommandServer:
         for subscription in self._subscriptions:
             try:
                 await subscription.unsubscribe()
-            except Exception:  # if the link is lost, so is the subscription
+            except Exception:  # if the connection is lost, so is the subscription
                 _logger.debug("unsubscribing failed", exc_info=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
@@ -146,27 +151,27 @@ class CommandServer:
         self._audit.flush()
         await self._charon.close()
 
-    async def _subscribe(self, link: Link) -> None:
+    async def _subscribe(self, connection: NatsConnection) -> None:
         # The queue group is the node, so that only one of two bridges for the same node answers.
         group = self._subjects.node
-        take = partial(self._take, link)
-        commands = [await link.subscribe(subject, take, group) for subject in self._subjects.commands()]
-        self._subscriptions = [*commands, *await self._discovery.subscribe(link)]
+        take = partial(self._take, connection)
+        commands = [await connection.subscribe(subject, take, group) for subject in self._subjects.commands()]
+        self._subscriptions = [*commands, *await self._discovery.subscribe(connection)]
 
-    async def _take(self, link: Link, message: Msg) -> None:
+    async def _take(self, connection: NatsConnection, message: Msg) -> None:
         """Start a task for the request: nats-py delivers the next message only after this returns."""
-        task = asyncio.create_task(self._serve(link, Request(message)))
+        task = asyncio.create_task(self._serve(connection, Request(message)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, link: Link, request: Request) -> None:
+    async def _serve(self, connection: NatsConnection, request: Request) -> None:
         reply = request.message.reply
         most = {"max_parts": self._settings.max_parts, "max_bytes": self._settings.max_bytes}
-        answer = Reply(link, reply, self._subjects.node, **most)
+        answer = Reply(connection, reply, self._subjects.node, **most)
         try:
             try:
                 request.read_command()
-                if not self._subjects.allows_reply(reply) or link.owns_inbox(reply):
+                if not self._subjects.allows_reply(reply) or connection.owns_inbox(reply):
                     request.ended(names.DENIED, "the reply subject is missing or not an inbox: no reply was sent")
                     return
                 await self._answer(request, answer)

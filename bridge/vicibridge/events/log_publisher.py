@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..bus.connection import Disconnected, Link, TooLarge
-from ..bus.supervisor import Bus
+from ..bus.connection import Disconnected, NatsConnection, TooLarge
+from ..bus.supervisor import ConnectionSupervisor
 from .losses import Counts, Loss, Losses
 from .raw_envelopes import split_headers
 
@@ -37,7 +37,7 @@ class _Batch:
 class LogPublisher:
     """Batches envelopes by subject and publishes each batch as one message; if memory is full, drops the oldest.
 
-    A message counts as published when the server has processed it. If the link is lost before that is known, the
+    A message counts as published when the server has processed it. If the connection is lost before that is known, the
     message is sent again and may arrive twice; readers can recognize it by `seq`. `batch` is the maximum size of a
     batch in bytes; 0 publishes each envelope separately.
     """
@@ -47,7 +47,12 @@ class LogPublisher:
     FENCE_TIMEOUT = 5.0
 
     def __init__(
-        self, bus: Bus, linger: float, max_bytes: int, report: Callable[[Loss], None], batch: int = BATCH
+        self,
+        bus: ConnectionSupervisor,
+        linger: float,
+        max_bytes: int,
+        report: Callable[[Loss], None],
+        batch: int = BATCH,
     ) -> None:
         self.counts = Counts()
         self._bus = bus
@@ -117,16 +122,16 @@ class LogPublisher:
         self._losses.report(math.inf)
 
     async def run(self) -> None:
-        """Publish until cancelled, on successive links."""
+        """Publish until cancelled, on successive connections."""
         loop = asyncio.get_running_loop()
         while True:
             await self._pause(loop.time())
             self._close_due(loop.time())
             if not self._ready and self._losses.wait(loop.time()) != 0:
                 continue
-            link = await self._bus.link()
-            self._limit = min(self._batch, link.max_payload)
-            await self._send(link)
+            connection = await self._bus.connection()
+            self._limit = min(self._batch, connection.max_payload)
+            await self._send(connection)
 
     async def _pause(self, now: float) -> None:
         """Wait for the first envelope, a full batch, or the next due time."""
@@ -148,7 +153,7 @@ class LogPublisher:
             self._ready.append(batch)
             del self._open[subject]
 
-    async def _send(self, link: Link) -> None:
+    async def _send(self, connection: NatsConnection) -> None:
         """Publish ready batches, up to a window, and wait until they are confirmed."""
         size = 0
         try:
@@ -156,7 +161,7 @@ class LogPublisher:
                 batch = self._ready.popleft()
                 try:
                     headers, payload = split_headers(bytes(batch.payload))
-                    await link.publish(batch.subject, payload, headers=headers)
+                    await connection.publish(batch.subject, payload, headers=headers)
                 except TooLarge:
                     self._drop(batch, "larger than the server accepts")
                 except Disconnected:
@@ -165,7 +170,7 @@ class LogPublisher:
                 else:
                     self._sent.append(batch)
                     size += len(batch.payload)
-            await link.fence(self.FENCE_TIMEOUT)
+            await connection.fence(self.FENCE_TIMEOUT)
         except Disconnected:
             self._ready.extendleft(reversed(self._sent))
             self._sent.clear()

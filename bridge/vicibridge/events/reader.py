@@ -35,7 +35,7 @@ _LIMITED_EVERY = 5.0  # seconds; the events over the limit in that time are repo
 _TIMEOUT = 10.0  # seconds for charon to accept a connection and answer registrations
 
 
-class Follower(Protocol):
+class StateObserver(Protocol):
     """Receives the events of the state class as VICI messages: the mirror."""
 
     def connected(self, session: AsyncSession) -> None:
@@ -67,7 +67,7 @@ class EventReader:
         backlog: Backlog,
         log: LogPublisher,
         report: Callable[[str, Mapping[str, object]], None],
-        mirror: Follower | None,
+        mirror: StateObserver | None,
     ) -> None:
         self.connects = 0
         self.reason = "not connected yet"  # why charon is not up

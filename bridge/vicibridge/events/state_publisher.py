@@ -8,10 +8,10 @@ from contextlib import suppress
 
 from nats.errors import Error as NatsError
 
-from ..bus.acked_publisher import AckedPublisher, Answer, Refusal
-from ..bus.connection import Link, TooLarge, reason_of
+from ..bus.acked_publisher import AckedPublisher, PublishResult, Refusal
+from ..bus.connection import NatsConnection, TooLarge, reason_of
 from ..bus.streams import StateStream, Unsuitable
-from ..bus.supervisor import Bus
+from ..bus.supervisor import ConnectionSupervisor
 from .backlog import Backlog
 from .raw_envelopes import split_headers
 
@@ -23,7 +23,7 @@ _IDLE = 60.0  # seconds without events after which the stream is checked
 class StatePublisher:
     """Publishes in order, each message acknowledged by JetStream; unacknowledged messages are sent again.
 
-    Each message carries `Nats-Msg-Id: <node>.<boot>.<seq>`, so that JetStream stores it once. After a new link, a
+    Each message carries `Nats-Msg-Id: <node>.<boot>.<seq>`, so that JetStream stores it once. After a new connection, a
     refusal or a late acknowledgement, all unacknowledged messages are sent again in order. While the stream
     acknowledges no message (`no_ack`), none is sent.
     """
@@ -32,7 +32,12 @@ class StatePublisher:
     REFUSALS = 3
 
     def __init__(
-        self, bus: Bus, stream: StateStream, backlog: Backlog, ack_timeout: float = 5.0, delay: float = 0.25
+        self,
+        bus: ConnectionSupervisor,
+        stream: StateStream,
+        backlog: Backlog,
+        ack_timeout: float = 5.0,
+        delay: float = 0.25,
     ) -> None:
         self._backlog = backlog
         self.trouble = "JetStream has not answered yet"
@@ -51,32 +56,32 @@ class StatePublisher:
         self._wake = backlog.arrived
 
     async def run(self) -> None:
-        """Publish until cancelled, on successive links."""
+        """Publish until cancelled, on successive connections."""
         await self._bus.serve(self._serve)
 
-    async def _serve(self, link: Link) -> None:
-        await self._publisher.open(link)
-        link.on_lost(self._wake.set)
+    async def _serve(self, connection: NatsConnection) -> None:
+        await self._publisher.open(connection)
+        connection.on_lost(self._wake.set)
         self._idle, refusal = _IDLE, None
         try:
-            while link.alive:
-                if not await self._check_stream(link):
-                    await link.unless_lost(asyncio.sleep(self._longest_delay))
+            while connection.alive:
+                if not await self._check_stream(connection):
+                    await connection.unless_lost(asyncio.sleep(self._longest_delay))
                     continue
                 if refusal is not None:
                     if refusal:
                         self._report(refusal)
-                    await link.unless_lost(asyncio.sleep(self._delay))
+                    await connection.unless_lost(asyncio.sleep(self._delay))
                     self._delay = min(self._delay * 2, self._longest_delay)
-                refusal = await self._publish(link)
+                refusal = await self._publish(connection)
         finally:
             self._rewind()
 
-    async def _check_stream(self, link: Link) -> bool:
+    async def _check_stream(self, connection: NatsConnection) -> bool:
         """Ensure that the stream exists; return whether to publish."""
         unchecked, self._unchecked = self._unchecked, ""
         try:
-            await self._stream.ensure(link)
+            await self._stream.ensure(connection)
         except Unsuitable as error:
             self._report(reason_of(error))
             return False
@@ -94,15 +99,15 @@ class StatePublisher:
             self._recover()
         return True
 
-    async def _publish(self, link: Link) -> str | None:
+    async def _publish(self, connection: NatsConnection) -> str | None:
         """Publish until a message is refused or late; return why if none was accepted, and None when idle."""
         loop = asyncio.get_running_loop()
-        while link.alive:
+        while connection.alive:
             self._wake.clear()
             await self._send()
             late = bool(self._publisher.late(loop.time()))
             if late or self._refused:
-                return await self._abandon_window(link, late)
+                return await self._abandon_window(connection, late)
             if not self._held_up:
                 self._backlog.losses.report(loop.time())
             if not await self._pause(loop.time()) and not self._window:
@@ -119,7 +124,7 @@ class StatePublisher:
                 self._backlog.drop(event, "larger than the server accepts")
 
     async def _pause(self, now: float) -> bool:
-        """Wait for a new event, an acknowledgement, the loss of the link or a deadline; return False if idle."""
+        """Wait for a new event, an acknowledgement, the loss of the connection or a deadline; return False if idle."""
         if self._wake.is_set():
             return True
         wait = self._publisher.wait(now)
@@ -135,7 +140,7 @@ class StatePublisher:
         """Whether a gap envelope would be queued behind the events that caused the gap."""
         return self._troubled or bool(self._refused)
 
-    def _settle(self, number: int, answer: Answer) -> None:
+    def _settle(self, number: int, answer: PublishResult) -> None:
         if isinstance(answer, Refusal):
             if number in self._window:
                 self._refused[number] = answer
@@ -149,10 +154,10 @@ class StatePublisher:
             self._recover()
         self._wake.set()
 
-    async def _abandon_window(self, link: Link, late: bool) -> str:
+    async def _abandon_window(self, connection: NatsConnection, late: bool) -> str:
         """Wait for the window's answers, queue the rest again, and return why no message was acknowledged, if so."""
         loop = asyncio.get_running_loop()
-        while self._publisher.waiting and link.alive and not late:
+        while self._publisher.waiting and connection.alive and not late:
             self._wake.clear()
             await self._pause(loop.time())
             late = bool(self._publisher.late(loop.time()))

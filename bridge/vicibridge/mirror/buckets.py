@@ -1,8 +1,8 @@
-"""The key-value buckets of the mirror: made when missing, and kept as the mirror says.
+"""The key-value buckets of the mirror: creates missing ones and writes the values of the mirror to them.
 
-Values go straight to the stream of the bucket, a window of them at a time, each acknowledged; `Ledger` knows which are.
-What the buckets really hold is compared with it on every new link and whenever `compare` asks. A bucket that takes no
-writes holds up no other, and is looked at again from time to time.
+Values are published directly to the stream of the bucket, at most a window of them unacknowledged; `Ledger` records
+which are acknowledged. The contents of the buckets are compared with it on every new connection and after `compare`. A
+bucket that rejects writes does not block the others, and is checked again at increasing intervals.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 
 from nats.errors import Error as NatsError
 
-from ..bus.acked_publisher import AckedPublisher, Answer, Meaning, Refusal
+from ..bus.acked_publisher import AckedPublisher, Meaning, PublishResult, Refusal
 from ..bus.bucket_reader import BucketReader, Entry
 from ..bus.conditions import Target
-from ..bus.connection import Link, TooLarge, reason_of
+from ..bus.connection import NatsConnection, TooLarge, reason_of
 from ..bus.streams import MARKER, Unsuitable, bucket_stream, ensure, info_of
-from ..bus.supervisor import Bus
+from ..bus.supervisor import ConnectionSupervisor
 from ..config.model import Provision
 from ..contract.bucket_values import CONN, HEARTBEATS, NODE, SA
-from .ledger import Ledger, Source
-from .model import Key
+from .ledger import Ledger, ValueSource
+from .model import BucketKey
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +54,9 @@ class Buckets:
 
     WINDOW = 256  # values on their way
 
-    def __init__(self, bus: Bus, source: Source, node: str, heartbeat: float, provision: Provision) -> None:
+    def __init__(
+        self, bus: ConnectionSupervisor, source: ValueSource, node: str, heartbeat: float, provision: Provision
+    ) -> None:
         self.ready = asyncio.Event()
         """Set once what earlier starts have left is taken over; of SAs and connections nothing is written before."""
         self.written = 0
@@ -68,7 +70,7 @@ class Buckets:
         self._ledger = Ledger(source)
         self._publisher = AckedPublisher(self.WINDOW, _ACK_TIMEOUT, self._settle)
         self._buckets = {name: _Bucket(name, _RETRY, restored=name == NODE) for name in (NODE, CONN, SA)}
-        self._deleted: dict[Key, tuple[float, int]] = {}  # when, and the revision of the mark
+        self._deleted: dict[BucketKey, tuple[float, int]] = {}  # when, and the revision of the mark
         self._announced = False  # whether the mirror is complete
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
@@ -118,31 +120,31 @@ class Buckets:
             await self._settled.wait()
 
     async def run(self) -> None:
-        """Write until cancelled, over as many links as it takes."""
+        """Write until cancelled, over as many connections as it takes."""
         await self._bus.serve(self._serve)
 
-    async def _serve(self, link: Link) -> None:
-        await self._publisher.open(link)
-        link.on_lost(self._wake.set)
+    async def _serve(self, connection: NatsConnection) -> None:
+        await self._publisher.open(connection)
+        connection.on_lost(self._wake.set)
         self.compare()
         try:
-            async with BucketReader(link) as reader:
-                while link.alive:
-                    await self._step(link, reader)
+            async with BucketReader(connection) as reader:
+                while connection.alive:
+                    await self._step(connection, reader)
         finally:
             self._publisher.forget()
             self._ledger.recall()
 
-    async def _step(self, link: Link, reader: BucketReader) -> None:
+    async def _step(self, connection: NatsConnection, reader: BucketReader) -> None:
         """Do what is due, and wait for more."""
         self._wake.clear()
         self._give_up_late()
         for bucket in self._buckets.values():
             if self._now() >= bucket.look_at:
-                await self._look(link, reader, bucket)
+                await self._look(connection, reader, bucket)
         self._open()
-        await self._send(link)
-        await self._sweep(link)
+        await self._send(connection)
+        await self._sweep(connection)
         self._announce()
         await self._pause()
 
@@ -161,19 +163,19 @@ class Buckets:
             async with asyncio.timeout(None if wait == math.inf else wait):
                 await self._wake.wait()
 
-    async def _look(self, link: Link, reader: BucketReader, bucket: _Bucket) -> None:
+    async def _look(self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket) -> None:
         """See that a bucket is there, and hold it against what it acknowledged."""
         bucket.look_at = math.inf
         wanted, unsuitable = bucket_stream(bucket.name), ""
         try:
             try:
-                config = await ensure(link, wanted, self._provision)
+                config = await ensure(connection, wanted, self._provision)
             except Unsuitable as error:  # it can be read all the same
                 unsuitable = reason_of(error)
-                config, _ = await info_of(link, Target(wanted))
+                config, _ = await info_of(connection, Target(wanted))
             bucket.expires = bool(config.allow_msg_ttl)
             if bucket.name != NODE:
-                await self._compare(link, reader, bucket, history=config.max_msgs_per_subject != 1)
+                await self._compare(connection, reader, bucket, history=config.max_msgs_per_subject != 1)
         except (NatsError, TimeoutError) as error:
             self._shut(bucket, reason_of(error))
         else:
@@ -181,7 +183,9 @@ class Buckets:
             if unsuitable:
                 self._shut(bucket, unsuitable)
 
-    async def _compare(self, link: Link, reader: BucketReader, bucket: _Bucket, *, history: bool) -> None:
+    async def _compare(
+        self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket, *, history: bool
+    ) -> None:
         """Restore what an earlier start left; later, write again what is not as it was acknowledged."""
         comparison = self._ledger.compare(bucket.name, restore=not bucket.restored)
 
@@ -193,7 +197,7 @@ class Buckets:
                 comparison.entry(key, entry.revision, entry.value)
                 if not count % _BATCH:
                     await asyncio.sleep(0)
-            await self._send(link)
+            await self._send(connection)
 
         await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
         differences = comparison.finish()
@@ -222,25 +226,27 @@ class Buckets:
             bucket.logged.add(reason)
             _logger.warning("JetStream: the bucket %s cannot be written: %s; trying again", bucket.name, reason)
 
-    def _note_deleted(self, bucket: _Bucket, key: Key, revision: int) -> None:
+    def _note_deleted(self, bucket: _Bucket, key: BucketKey, revision: int) -> None:
         if not bucket.expires:
             self._deleted[key] = (self._now(), revision)
 
-    async def _sweep(self, link: Link) -> None:
+    async def _sweep(self, connection: NatsConnection) -> None:
         """Remove old marks of deleted keys from servers that do not do so themselves."""
         now = self._now()
         due = [key for key, (when, _) in self._deleted.items() if now - when > MARKER]
         for key in due[:_BATCH]:
             _, revision = self._deleted.pop(key)
-            purge = link.jetstream.purge_stream(f"KV_{key[0]}", subject=f"$KV.{key[0]}.{key[1]}", seq=revision + 1)
+            purge = connection.jetstream.purge_stream(
+                f"KV_{key[0]}", subject=f"$KV.{key[0]}.{key[1]}", seq=revision + 1
+            )
             try:
-                await link.unless_lost(purge)
+                await connection.unless_lost(purge)
             except NatsError as error:
                 self._deleted[key] = (now, revision)
                 _logger.warning("JetStream: cannot remove marks of deleted keys from %s: %s", key[0], reason_of(error))
                 return
 
-    async def _send(self, link: Link) -> None:
+    async def _send(self, connection: NatsConnection) -> None:
         """Send what has changed, as far as the window is open."""
         for count, write in enumerate(self._ledger.writes(self._now(), self._publisher.room), 1):
             bucket = self._buckets[write.key[0]]
@@ -262,7 +268,7 @@ class Buckets:
             headers["Nats-TTL"] = f"{max(1.0, HEARTBEATS * self._heartbeat):.0f}s"
         return headers or None
 
-    def _settle(self, number: int, answer: Answer) -> None:
+    def _settle(self, number: int, answer: PublishResult) -> None:
         if isinstance(answer, Refusal):
             self._refuse(number, answer)
         else:

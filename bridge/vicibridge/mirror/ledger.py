@@ -15,25 +15,25 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple, Protocol
 
-from .model import Key
+from .model import BucketKey
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds until a refused key is tried again
 _WAITING = 1000  # keys that may wait before those are looked for that came and went meanwhile
 
 
-class Source(Protocol):
+class ValueSource(Protocol):
     """Knows what the keys of a node hold."""
 
     @property
-    def changed(self) -> dict[Key, None]:
+    def changed(self) -> dict[BucketKey, None]:
         """The keys that may have to be written; what is sent is taken out."""
 
-    def keys(self) -> list[Key]: ...
+    def keys(self) -> list[BucketKey]: ...
 
-    def value(self, key: Key) -> bytes | None:
+    def value(self, key: BucketKey) -> bytes | None:
         """Return what has to be at `key`; None when there must be nothing."""
 
-    def restore(self, key: Key, data: bytes) -> bool:
+    def restore(self, key: BucketKey, data: bytes) -> bool:
         """Take over what an earlier start left at `key`; False when it has to be written or deleted."""
 
 
@@ -41,7 +41,7 @@ class Write(NamedTuple):
     """A value to write, or a key to delete; `number` identifies the attempt."""
 
     number: int
-    key: Key
+    key: BucketKey
     value: bytes | None
 
 
@@ -54,19 +54,21 @@ class _Refused:
 class Ledger:
     """The keys of a node: `writes` gives what to send, and each of them ends in `stored`, `refused` or `put_back`."""
 
-    def __init__(self, source: Source) -> None:
-        self.revisions: dict[Key, int] = {}
+    def __init__(self, source: ValueSource) -> None:
+        self.revisions: dict[BucketKey, int] = {}
         """What the buckets have acknowledged, by key."""
         self.open: set[str] = set()
         """The buckets that take writes; the keys of others wait."""
         self._source = source
-        self._sent: dict[int, tuple[Key, bool]] = {}  # by number; whether it deletes
-        self._on_their_way: set[Key] = set()
-        self._again: set[Key] = set()  # changed while on their way
-        self._aside: defaultdict[str, dict[Key, None]] = defaultdict(dict)  # of buckets that are not open
-        self._present: set[Key] = set()  # that a bucket has, or may have, with a value that it has not acknowledged
-        self._refused: defaultdict[str, dict[Key, _Refused]] = defaultdict(dict)
-        self._due: list[tuple[float, Key]] = []  # a heap of the refused keys that wait
+        self._sent: dict[int, tuple[BucketKey, bool]] = {}  # by number; whether it deletes
+        self._on_their_way: set[BucketKey] = set()
+        self._again: set[BucketKey] = set()  # changed while on their way
+        self._aside: defaultdict[str, dict[BucketKey, None]] = defaultdict(dict)  # of buckets that are not open
+        self._present: set[BucketKey] = (
+            set()
+        )  # that a bucket has, or may have, with a value that it has not acknowledged
+        self._refused: defaultdict[str, dict[BucketKey, _Refused]] = defaultdict(dict)
+        self._due: list[tuple[float, BucketKey]] = []  # a heap of the refused keys that wait
         self._number = 0
         self._many = _WAITING
         self._comparison: Comparison | None = None
@@ -105,7 +107,7 @@ class Ledger:
                     room -= 1
                     yield write
 
-    def _next(self, key: Key, now: float) -> Write | None:
+    def _next(self, key: BucketKey, now: float) -> Write | None:
         if key in self._on_their_way:
             self._again.add(key)
             return None
@@ -128,7 +130,7 @@ class Ledger:
             self._comparison.touched.add(key)
         return Write(self._number, key, value)
 
-    def stored(self, number: int, revision: int) -> tuple[Key, bool]:
+    def stored(self, number: int, revision: int) -> tuple[BucketKey, bool]:
         """Note an acknowledgement; return the key, and whether it was deleted."""
         key, deletes = self._settle(number)
         self._refused[key[0]].pop(key, None)
@@ -143,7 +145,7 @@ class Ledger:
         """Note that a write may have arrived, though nothing acknowledged it."""
         self._present.add(self._sent[number][0])
 
-    def refused(self, number: int, now: float) -> Key:
+    def refused(self, number: int, now: float) -> BucketKey:
         """Note that JetStream did not take a write; the key is due again after a while."""
         key, _ = self._settle(number)
         self._source.changed.pop(key, None)
@@ -154,13 +156,13 @@ class Ledger:
         heapq.heappush(self._due, (due, key))
         return key
 
-    def put_back(self, number: int) -> Key:
+    def put_back(self, number: int) -> BucketKey:
         """Note that a write went nowhere: the key has changed as before."""
         key, _ = self._settle(number)
         self._source.changed[key] = None
         return key
 
-    def key(self, number: int) -> Key:
+    def key(self, number: int) -> BucketKey:
         """Return the key of a write that has not ended."""
         return self._sent[number][0]
 
@@ -195,7 +197,7 @@ class Ledger:
         self._comparison = Comparison(self, self._source, bucket, restore, set(self._on_their_way))
         return self._comparison
 
-    def differs(self, key: Key, revision: int | None) -> bool:
+    def differs(self, key: BucketKey, revision: int | None) -> bool:
         """Write `key` again unless it was written as `revision` (None: it is absent); return whether that is new."""
         if revision is None:
             self.revisions.pop(key, None)
@@ -215,7 +217,7 @@ class Ledger:
         if self._comparison is comparison:
             self._comparison = None
 
-    def _settle(self, number: int) -> tuple[Key, bool]:
+    def _settle(self, number: int) -> tuple[BucketKey, bool]:
         key, deletes = self._sent.pop(number)
         self._on_their_way.discard(key)
         if key in self._again:
@@ -227,17 +229,19 @@ class Ledger:
 class Comparison:
     """One look at a bucket, entry by entry as it is read; writing may go on meanwhile."""
 
-    def __init__(self, ledger: Ledger, source: Source, bucket: str, restore: bool, touched: set[Key]) -> None:
+    def __init__(
+        self, ledger: Ledger, source: ValueSource, bucket: str, restore: bool, touched: set[BucketKey]
+    ) -> None:
         self.touched = touched
         """Keys that were on their way meanwhile: what is read of them may be older or newer than what is known."""
         self._ledger = ledger
         self._source = source
         self._bucket = bucket
         self._restore = restore
-        self._listed: set[Key] = set()
+        self._listed: set[BucketKey] = set()
         self._differences = 0
 
-    def entry(self, key: Key, revision: int, value: bytes | None) -> None:
+    def entry(self, key: BucketKey, revision: int, value: bytes | None) -> None:
         """Take what is at `key`; None is the mark of a deletion."""
         if value is None:
             self._listed.discard(key)

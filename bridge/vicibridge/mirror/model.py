@@ -37,7 +37,7 @@ from .counters import (
     whole,
 )
 
-Key: TypeAlias = tuple[str, str]
+BucketKey: TypeAlias = tuple[str, str]
 """A bucket, and a key in it."""
 
 _TASKS = ("tasks-queued", "tasks-active", "tasks-passive")
@@ -56,7 +56,7 @@ _ADDRESS = ("local-host", "local-port", "remote-host", "remote-port")
 class Ike:
     """An established IKE_SA."""
 
-    key: Key
+    key: BucketKey
     conn: Conn
     uniqueid: str
     sa: Section
@@ -119,7 +119,7 @@ class Child:
 class Conn:
     """A connection; `children` and `live` are the CHILD_SAs that are up and that it counts, and their traffic."""
 
-    key: Key
+    key: BucketKey
     name: str
     since: int
     updated: int
@@ -189,13 +189,13 @@ class Mirror:
     """What `node` has; `changed` are the keys that differ from what was taken from there last."""
 
     def __init__(self, subjects: Subjects, node: str, boot: str) -> None:
-        self.changed: dict[Key, None] = {}
+        self.changed: dict[BucketKey, None] = {}
         self.ikes: dict[str, Ike] = {}
         self.conns: dict[str, Conn] = {}
         self.window: Window | None = None
         self.doubtful = False
         """Whether events reported something that only a snapshot can complete."""
-        self.stale: list[tuple[Key, SaValue]] = []
+        self.stale: list[tuple[BucketKey, SaValue]] = []
         """SAs of a former run of charon, found closed before a snapshot."""
         self.counted: dict[tuple[str, str], Counted] = {}
         """Recently closed CHILD_SAs, so that later reports add only the difference."""
@@ -205,14 +205,16 @@ class Mirror:
         self._node = node
         self._boot = boot
         self._restoring = False
-        self._rows: dict[Key, Ike | Conn] = {}
+        self._rows: dict[BucketKey, Ike | Conn] = {}
         self._children: dict[str, Child] = {}  # by uniqueid
         self._named: dict[str, dict[str, Child]] = {}  # the same by name and uniqueid
         self._claims: dict[str, dict[str, Conn]] = {}  # by the name of a child: the connections that configure one
         self._reclaimed: set[str] = set()  # names whose claims have changed since `assign`
         self._unclaimed: set[str] = set()  # names of children that no connection configured at the last snapshot
         self._touched: dict[Conn, None] = {}  # since `settle`
-        self._restored: dict[Key, Mapping[str, object]] = {}  # of values: what other keys than their own decide, too
+        self._restored: dict[
+            BucketKey, Mapping[str, object]
+        ] = {}  # of values: what other keys than their own decide, too
         self._handlers: dict[str, Callable[[int, str, Section, Message], None]] = {
             "ike-updown": self._ike_updown,
             "ike-rekey": self._ike_rekey,
@@ -224,16 +226,16 @@ class Mirror:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[BucketKey]:
         """Return every key that has a value."""
         return list(self._rows)
 
-    def value(self, key: Key) -> bytes | None:
+    def value(self, key: BucketKey) -> bytes | None:
         """Return the value for `key`; None if the key must not exist."""
         row = self.row_value(key)
         return None if row is None else bucket_values.dump(row)
 
-    def row_value(self, key: Key) -> SaValue | ConnValue | None:
+    def row_value(self, key: BucketKey) -> SaValue | ConnValue | None:
         """Return the value for `key` before encoding as JSON."""
         row = self._rows.get(key)
         if row is None:
@@ -557,7 +559,7 @@ class Mirror:
             if isinstance(row, Conn):
                 self._touched[row] = None
 
-    def restore(self, key: Key, data: bytes, time_ns: int) -> bool:
+    def restore(self, key: BucketKey, data: bytes, time_ns: int) -> bool:
         """Take over the value that an earlier start of the bridge left at `key`; return whether it is unchanged.
 
         What events reported since is newer; only the traffic is added up. What no bridge has written is to be deleted:
@@ -575,7 +577,7 @@ class Mirror:
             if key not in self._rows:
                 self.changed[key] = None
 
-    def _restore_sa(self, key: Key, value: SaValue, time_ns: int) -> bool:
+    def _restore_sa(self, key: BucketKey, value: SaValue, time_ns: int) -> bool:
         name, uniqueid = value["ike"], value["uniqueid"]
         if key != (bucket_values.SA, self._subjects.key(name, uniqueid)):
             raise ValueError("the value of another key")
@@ -598,7 +600,7 @@ class Mirror:
             ike.updated = updated
         return not known
 
-    def _restore_conn(self, key: Key, value: ConnValue, time_ns: int) -> bool:
+    def _restore_conn(self, key: BucketKey, value: ConnValue, time_ns: int) -> bool:
         name = value["conn"]
         if key != (bucket_values.CONN, self._subjects.key(name)):
             raise ValueError("the value of another key")

@@ -19,12 +19,12 @@ from vicifast._wire import Raw, Reader
 from vicifast.aio import AsyncSession
 from vicifast.errors import UnknownCommand, ViciError
 
-from ..bus.supervisor import Bus
+from ..bus.supervisor import ConnectionSupervisor
 from ..config.model import Config, GatewayConfig, MirrorConfig
 from ..contract import bucket_values
 from ..contract.subjects import Subjects
 from .buckets import Buckets
-from .model import Key, Mirror
+from .model import BucketKey, Mirror
 from .reconcile import Difference, Reconciliation
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class MirrorWorker:
         subjects: Subjects,
         gateway: GatewayConfig,
         boot: str,
-        bus: Bus,
+        bus: ConnectionSupervisor,
         report: Callable[[str, Mapping[str, object]], None],
     ) -> None:
         self.mirror = Mirror(subjects, gateway.node, boot)
@@ -55,7 +55,7 @@ class MirrorWorker:
         self._gateway = gateway
         self._boot = boot
         self._report = report
-        self._key: Key = (bucket_values.NODE, subjects.key())
+        self._key: BucketKey = (bucket_values.NODE, subjects.key())
         self._started = time.time_ns()
         self._session: AsyncSession | None = None
         self._charon_version: str | None = None
@@ -65,16 +65,16 @@ class MirrorWorker:
         self._stopping = False
 
     @property
-    def changed(self) -> dict[Key, None]:
+    def changed(self) -> dict[BucketKey, None]:
         return self.mirror.changed
 
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[BucketKey]:
         return [self._key, *self.mirror.keys()]
 
-    def value(self, key: Key) -> bytes | None:
+    def value(self, key: BucketKey) -> bytes | None:
         return self._presence() if key == self._key else self.mirror.value(key)
 
-    def restore(self, key: Key, data: bytes) -> bool:
+    def restore(self, key: BucketKey, data: bytes) -> bool:
         return self.mirror.restore(key, data, time.time_ns())
 
     def reload(self, settings: MirrorConfig) -> None:

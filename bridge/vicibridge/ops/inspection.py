@@ -13,9 +13,9 @@ from vicifast.commands import EVENTS, NO_IKEV1, release
 from vicifast.errors import ViciError
 
 from ..bus.conditions import CAPTURED, Problem, Target, problems, uncovered
-from ..bus.connection import Link, reason_of
+from ..bus.connection import NatsConnection, reason_of
 from ..bus.streams import bucket_stream, info_of, missing, overlapping, state_stream, streams_over
-from ..bus.supervisor import Bus, Refused
+from ..bus.supervisor import ConnectionSupervisor, Refused
 from ..config.model import Config
 from ..contract.bucket_values import CONN, NODE, SA
 from ..contract.nats_settings import hide
@@ -48,7 +48,7 @@ async def _inspect_charon(node: str, address: str) -> list[Problem]:
 
 async def inspect(settings: Config) -> list[Problem]:
     """Connect to NATS; return every problem of JetStream that breaks a guarantee of the bridge."""
-    bus = Bus(settings.nats.settings(), "vicibridge check")
+    bus = ConnectionSupervisor(settings.nats.settings(), "vicibridge check")
     try:
         await bus.connect(1)
     except Refused as refused:
@@ -61,9 +61,9 @@ async def inspect(settings: Config) -> list[Problem]:
         await bus.close(_CLOSE)
 
 
-async def _inspect(link: Link, settings: Config) -> list[Problem]:
+async def _inspect(connection: NatsConnection, settings: Config) -> list[Problem]:
     try:
-        account = await link.api("INFO")
+        account = await connection.api("INFO")
     except TimeoutError:
         account = None
     except NatsError as error:
@@ -76,39 +76,39 @@ async def _inspect(link: Link, settings: Config) -> list[Problem]:
     absent = []
     for target in targets:
         try:
-            present, state = await info_of(link, target)
+            present, state = await info_of(connection, target)
         except NotFoundError:
             absent.append(target)
             if nats.provision == "bind":
                 found.append(Problem("error", missing(target)))
-            found += await _others(link, target, target.subjects)
+            found += await _others(connection, target, target.subjects)
         except TimeoutError:
             found.append(_unasked(f"STREAM.INFO.{target.name}", str(target)))
         else:
             found += problems(present, target)
             found += _read(target, state, _limits_of(account)["limits"]["max_consumers"]) if account else []
-            found += await _others(link, target, uncovered(present, target))
-    found += await _capturing(link, targets[0])
+            found += await _others(connection, target, uncovered(present, target))
+    found += await _capturing(connection, targets[0])
     if account and nats.provision != "bind":
         found += _creating(_limits_of(account), absent)
     return found + (_filling(_limits_of(account)) if account else [])
 
 
-async def _others(link: Link, target: Target, subjects: Sequence[str]) -> list[Problem]:
+async def _others(connection: NatsConnection, target: Target, subjects: Sequence[str]) -> list[Problem]:
     """Return problems of other streams that have subjects of `target`."""
     try:
-        others = [name for name in await streams_over(link, subjects) if name != target.name]
+        others = [name for name in await streams_over(connection, subjects) if name != target.name]
     except TimeoutError:
         return [_unasked("STREAM.NAMES", f"streams that take the subjects of {target}")]
     text = f"{target} cannot take its subjects: {overlapping(target, subjects, others)}"
     return [Problem("error", text)] if others else []
 
 
-async def _capturing(link: Link, target: Target) -> list[Problem]:
+async def _capturing(connection: NatsConnection, target: Target) -> list[Problem]:
     """Return problems of other streams that capture requests."""
     commands = f"{target.prefix}.*.cmd.*"
     try:
-        others = [name for name in await streams_over(link, [commands]) if name != target.name]
+        others = [name for name in await streams_over(connection, [commands]) if name != target.name]
     except TimeoutError:
         return [_unasked("STREAM.NAMES", "streams that capture requests")]
     text = "the stream {} captures requests ({}): {}; remove these subjects from it"

@@ -167,16 +167,16 @@ def test_certificates_that_end(make_nats_server: Callable[..., NatsServer], tmp_
             async with at.flowing():
                 for _ in range(3):
                     pki.renew()
-                    link = await at.bridge.bus.link()
+                    connection = await at.bridge.bus.connection()
                     at.bridge.reload(at.bridge.settings)
-                    await link.lost()
-                    await at.bridge.bus.link()
+                    await connection.lost()
+                    await at.bridge.bus.connection()
                 pki.renew(-60)
                 await asyncio.to_thread(server.stop)
                 await server.up()
                 await until(lambda: "certificate" in at.bridge.bus.reason)
                 pki.renew()
-                await at.bridge.bus.link()
+                await at.bridge.bus.connection()
             await at.settled()
         await verify_whole(server.url, at.traffic.sent, **as_admin)
 
