@@ -17,12 +17,33 @@ from identities import Operator, Pki
 from test_operation import fetch
 from vicibridge.bus.connection import NatsConnection
 from vicibridge.bus.credentials import CredentialsError, read_credentials
+from vicibridge.bus.nats_server import free_port
 from vicibridge.client import Fleet, Unavailable
+from vicibridge.config.file import adopt
+from vicibridge.config.model import Config, NatsConfig
 from vicibridge.contract.nats_settings import NatsSettings
 
 from vicifast.testing import FakeCharon
 
 Make = Callable[..., NatsServer]
+
+
+class Log:
+    """The log of a bridge in this process, which replaces the handlers of pytest on a reload."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        self._text = ""
+
+    @property
+    def text(self) -> str:
+        self._text += self._capfd.readouterr().err
+        return self._text
+
+
+@pytest.fixture
+def log(capfd: pytest.CaptureFixture[str]) -> Log:
+    return Log(capfd)
 
 
 def refusal(key: str, path: Path, **more: Path) -> str:
@@ -247,15 +268,13 @@ def test_expired_certificate_is_replaced_from_its_file(
 
 
 def test_sighup_loads_new_certificates_and_keeps_working_ones(
-    make_nats_server: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_nats_server: Make, tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VICIBRIDGE_HTTP__LISTEN", "127.0.0.1:0")
     pki = Pki(tmp_path)
-    log: list[str] = []
 
     def logged(text: str, times: int = 1) -> bool:
-        log.append(capfd.readouterr().err)
-        return "".join(log).count(text) == times
+        return log.text.count(text) == times
 
     async def test() -> None:
         server = await mutual(make_nats_server, pki)
@@ -268,12 +287,11 @@ def test_sighup_loads_new_certificates_and_keeps_working_ones(
 
             pki.cert.write_text("half")
             bridge.reload(bridge.settings)
-            await until(
-                lambda: logged("keeping the connection with its old credentials, because the new ones fail: tls_cert")
-            )
+            kept = "keeping the connection, because servers and credentials now configured fail: "
+            await until(lambda: logged(f"{kept}tls_cert"))
             pki.renew(-60)
             bridge.reload(bridge.settings)
-            await until(lambda: logged("keeping the connection with its old credentials", 2))
+            await until(lambda: logged(kept, 2))
             assert await bridge.bus.connection() is first and bridge.bus.connects == 1
 
             pki.renew(7200)
@@ -309,6 +327,87 @@ def test_sighup_applies_a_new_password(make_nats_server: Make) -> None:
             assert (await bridge.bus.connection()).credentials.options["user"] == "b"
 
     run(test())
+
+
+def with_password(server: NatsServer, password: str) -> str:
+    """Return the server's address with a user and password in it."""
+    return server.url.replace("//", f"//a:{password}@")
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_sighup_applies_a_new_password_in_a_server_address(make_nats_server: Make, log: Log, connected: bool) -> None:
+    """Before or after the server has closed the connection because its password changed."""
+    server = make_nats_server("authorization { user: a, password: one }")
+
+    async def test() -> None:
+        await server.up()
+        async with service(settings(with_password(server, "one"))) as bridge:
+            first = await bridge.bus.connection()
+            server.configure("authorization { user: a, password: two }")
+            if not connected:
+                server.reload()
+                await until(lambda: "Authorization Violation" in bridge.bus.reason)
+            bridge.reload(settings(with_password(server, "two")))
+            if connected:
+                await until(lambda: "keeping the connection" in log.text)
+                assert await bridge.bus.connection() is first
+                server.reload()
+            await first.lost()
+            second = await bridge.bus.connection()
+            await second.fence(5)
+            assert second.credentials.options["password"] == "two"
+            bridge.reload(bridge.settings)
+            await until(lambda: "credentials reloaded, unchanged" in log.text)
+            assert await bridge.bus.connection() is second
+
+    run(test())
+    assert "applied: nats.servers" in log.text and "needs a restart" not in log.text
+    assert "a:one" not in log.text and "a:two" not in log.text
+
+
+def test_sighup_applies_other_servers(make_nats_server: Make, log: Log) -> None:
+    """The bridge keeps a server that is still listed; otherwise it connects to the first one listed that accepts."""
+    users = "authorization { users: [ { user: a, password: one }, { user: b, password: two } ] }"
+    one, two = make_nats_server(users), make_nats_server(users)
+
+    async def test() -> None:
+        await one.up()
+        async with service(settings(with_password(one, "one"))) as bridge:
+            first = await bridge.bus.connection()
+            bridge.reload(settings(with_password(two, "one")))  # which is not running
+            await until(lambda: "keeping the connection" in log.text)
+            assert await bridge.bus.connection() is first
+
+            await two.up()
+            both = [with_password(two, "one"), with_password(one, "one")]
+            bridge.reload(settings("", nats={"servers": both}))
+            await until(lambda: "credentials reloaded, unchanged" in log.text)
+            assert await bridge.bus.connection() is first
+
+            away = f"nats://a:one@127.0.0.1:{free_port()}"
+            bridge.reload(settings("", nats={"servers": [away, with_password(two, "one")]}))
+            await first.lost()
+            second = await bridge.bus.connection()
+            assert second.url == with_password(two, "one")
+            two.kill()
+            await second.lost()
+            await until(lambda: bridge.bus.reason and not bridge.bus.connected)
+            bridge.reload(settings(with_password(one, "one")))  # while not connected
+            assert (await bridge.bus.connection()).url == with_password(one, "one")
+
+    run(test())
+
+
+def test_change_between_own_and_embedded_server_needs_a_restart(tmp_path: Path) -> None:
+    """Nothing of `[nats]` is applied: the credentials are for the other server."""
+    operator = Operator()
+    operator.write_credentials(tmp_path / "x.creds")
+    embedded, own = Config(nats=NatsConfig()), settings("nats://a:b@h:1", nats={"creds": tmp_path / "x.creds"})
+    for old, new in ((embedded, own), (own, embedded)):
+        adopted, live, restart = adopt(old, new)
+        assert adopted.nats == old.nats
+        assert not [key for key in live if key.startswith("nats.")]
+        assert {"nats.servers", "nats.creds"} <= set(restart)
 
 
 def test_renewing_credentials_loses_no_event(make_nats_server: Make, tmp_path: Path) -> None:

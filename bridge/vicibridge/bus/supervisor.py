@@ -110,10 +110,12 @@ class ConnectionSupervisor:
                 delay = min(delay * 2, _LONGEST_DELAY)
 
     def reload(self, settings: NatsSettings, *, reconnect: bool) -> None:
-        """Apply new credentials; with `reconnect`, if any have changed, a new connection replaces the current one.
+        """Apply new servers and credentials; with `reconnect`, if they require it, a new connection replaces this one.
 
         The embedded server needs no `reconnect`: it closes connections itself when its credentials change.
         """
+        if settings.servers != self._settings.servers:
+            self._servers = list(settings.servers)
         self._settings = settings
         if reconnect:
             self._reread.set()
@@ -251,22 +253,39 @@ class ConnectionSupervisor:
             lost.cancel()
 
     async def _renew(self) -> None:
-        """Replace the connection by one with the current credentials; keep it if they do not work."""
+        """Replace the connection by one with the current servers and credentials; keep it if they do not work."""
         old = self._connection
         assert old is not None
         self._reread.clear()
         try:
-            if read_credentials(self._settings, old.url).digest == old.credentials.digest:
+            urls = self._current(old.url)
+            if read_credentials(self._settings, urls[0]).digest == old.credentials.digest:
                 _logger.info("NATS: credentials reloaded, unchanged")
                 return
-            new = await self._open(old.url)
+            new = await self._first(urls)
         except (CredentialsError, Refused) as error:
-            _logger.error("NATS: keeping the connection with its old credentials, because the new ones fail: %s", error)
+            _logger.error(
+                "NATS: keeping the connection, because servers and credentials now configured fail: %s", error
+            )
             return
-        _logger.info("NATS: credentials reloaded and changed: connected with the new ones")
+        _logger.info("NATS: servers or credentials have changed: replacing the connection")
         self._use(new)
         old.lose("the credentials were renewed")
         await old.discard()
+
+    def _current(self, url: str) -> list[str]:
+        """Return the address that the server at `url` has now, or all addresses if it is no longer one of them."""
+        if url in self._servers:
+            return [url]
+        same = [server for server in self._servers if _host(urlsplit(server).netloc) == _host(urlsplit(url).netloc)]
+        return same[:1] or list(self._servers)
+
+    async def _first(self, urls: list[str]) -> NatsConnection:
+        """Return a connection to the first server that accepts; raise Refused with the last reason if none does."""
+        for url in urls[:-1]:
+            with contextlib.suppress(Refused):
+                return await self._open(url)
+        return await self._open(urls[-1])
 
     def _note(self, connection: NatsConnection, error: Exception) -> None:
         """Count and log an error of the current connection."""

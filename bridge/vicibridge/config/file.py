@@ -44,7 +44,10 @@ def load(path: Path | None) -> Config:
 
 
 def adopt(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
-    """Return `old` with the live keys of `new`, the live keys that changed, and those that need a restart."""
+    """Return `old` with the live keys of `new`, the live keys that changed, and those that need a restart.
+
+    A change between configured servers and the embedded one needs a restart, with all of `[nats]`.
+    """
     live: list[str] = []
     restart: list[str] = []
     sections = {}
@@ -53,6 +56,8 @@ def adopt(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
         if isinstance(before, BaseModel):
             keys = [key for key in type(before).model_fields if getattr(before, key) != getattr(after, key)]
             changed = [key for key in keys if LIVE in type(before).model_fields[key].metadata]
+            if section == "nats" and (old.nats.servers is None) != (new.nats.servers is None):
+                changed = []  # the credentials of one server are of no use to the other
             live += [f"{section}.{key}" for key in changed]
             restart += [f"{section}.{key}" for key in keys if key not in changed]
             sections[section] = before.model_copy(update={key: getattr(after, key) for key in changed})

@@ -141,11 +141,14 @@ class NatsConfig(_Table):
     (reconcile).
 
     A server's address may contain a user and password, or a token, for that server, with special characters
-    percent-encoded. Credentials files are read again for each connection, and on SIGHUP. `tls_first` is for servers
-    with `handshake_first`.
+    percent-encoded. Credentials files are read again for each connection, and on SIGHUP. If SIGHUP removes the server
+    in use from `servers`, the bridge changes to another one in the list. `tls_first` is for servers with
+    `handshake_first`.
     """
 
-    servers: Annotated[list[Annotated[str, AfterValidator(check_server)]], Field(min_length=1)] | None = None
+    servers: Annotated[
+        Annotated[list[Annotated[str, AfterValidator(check_server)]], Field(min_length=1)] | None, LIVE
+    ] = None
     embedded: EmbeddedServerConfig = Field(default_factory=EmbeddedServerConfig)
     leaf: LeafConfig = LeafConfig()
     prefix: Annotated[str, AfterValidator(_prefix)] = NatsSettings.prefix
