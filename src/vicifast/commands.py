@@ -62,7 +62,8 @@ class CommandSpec(NamedTuple):
 
     `keys` are the keys of the request; a `named` request is instead a single section with a name that the caller
     chooses. `reply` names the content of the reply; with `result` the reply also has `success`, and `errmsg` when that
-    is no. `since` is the first strongSwan release with the command, `quirk` describes unexpected behaviour.
+    is no. `since` is the first strongSwan release with the command, `quirk` describes unexpected behaviour. Where
+    arguments are shown, all those of a `secret` command are hidden, whatever its group.
     """
 
     name: str
@@ -76,6 +77,7 @@ class CommandSpec(NamedTuple):
     result: bool = True
     since: str = "5.2.0"
     quirk: str = ""
+    secret: bool = False
 
 
 class Trigger(StrEnum):
@@ -264,6 +266,7 @@ _CREDENTIALS = (
         blob=frozenset({"data"}),
         reply=("id",),
         quirk="Unencrypted PEM, or DER.",
+        secret=True,
     ),
     CommandSpec("unload-key", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
     CommandSpec("get-keys", Danger.READ, reply=("keys",), result=False, since="5.5.2"),
@@ -273,6 +276,7 @@ _CREDENTIALS = (
         (Key("handle", required=True), *_texts("slot", "module", "pin")),
         reply=("id",),
         since="5.5.2",
+        secret=True,
     ),
     CommandSpec(
         "load-shared",
@@ -280,6 +284,7 @@ _CREDENTIALS = (
         (Key("id"), Key("type", required=True), _DATA, Key("owners", Kind.LIST)),
         blob=frozenset({"data"}),
         quirk="Without owners the secret applies to every peer; without id it cannot be unloaded individually.",
+        secret=True,
     ),
     CommandSpec("unload-shared", Danger.CONFIGURE, (Key("id", required=True),), since="5.5.2"),
     CommandSpec(

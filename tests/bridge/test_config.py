@@ -13,6 +13,8 @@ from vicibridge.cli import cli
 from vicibridge.config.file import SettingsProblem, load, render
 from vicibridge.config.model import Config, hide
 
+from vicifast.commands import Danger
+
 EXAMPLE = Path(__file__).parents[2] / "bridge" / "bridge.example.toml"
 
 
@@ -106,7 +108,7 @@ def test_environment_overrides_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ('[[gateway]]\nvici = ""', "gateway.0.vici: invalid VICI address: ''"),
         (
             '[commands]\nallow = ["@all"]',
-            "commands.allow.0: unknown group '@all': use @read, @operate, @configure, @secrets",
+            f"commands.allow.0: unknown group '@all': use {', '.join(f'@{group}' for group in Danger)}",
         ),
         ('[commands]\naudit = "none"', "commands.audit: Input should be 'all', 'changes' or 'denied'"),
         ("[log]\nlinger_ms = -1", "log.linger_ms: Input should be greater than or equal to 0"),

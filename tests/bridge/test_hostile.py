@@ -19,7 +19,7 @@ from vicibridge.ops.metrics import registry
 from vicibridge.service import Service
 
 from vicifast import encode
-from vicifast.commands import COMMANDS, Danger
+from vicifast.commands import COMMANDS
 from vicifast.testing import FakeCharon
 
 ODD_REQUESTS = [
@@ -241,7 +241,7 @@ def _carriers(command: str) -> list[dict[str, Any]]:
     """Return requests for a command with the secret in each place for secrets."""
     known = COMMANDS[command]
     names = sorted(known.blob | {"pin", "PIN"} | {name.capitalize() for name in known.blob})
-    if known.danger is Danger.SECRETS:
+    if known.secret:
         names += [*(key.name for key in known.keys), "no-such-key", "\u00fcmlaut"]
     flat: list[dict[str, Any]] = [{name: SECRET} for name in names]
     flat += [{name: [SECRET, "x"]} for name in names] + [{name: SECRET.encode() + b"\xff\xfe"} for name in names]

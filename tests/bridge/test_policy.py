@@ -13,7 +13,7 @@ from vicibridge.config.model import CommandsConfig
 from vicifast.commands import COMMANDS, Danger
 
 GROUPS = [f"@{danger}" for danger in Danger]
-EVERY_SET_OF_GROUPS = [list(some) for size in range(5) for some in itertools.combinations(GROUPS, size)]
+EVERY_SET_OF_GROUPS = [list(some) for size in range(len(GROUPS) + 1) for some in itertools.combinations(GROUPS, size)]
 
 
 def refusal(policy: Policy, command: str, arguments: dict[str, Any] | None = None) -> RequestError:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from vicifast.commands import COMMANDS, Danger
+from vicifast.commands import COMMANDS
 
 from ..contract.names import DENIED
 
@@ -94,7 +94,7 @@ class Audit:
 def is_secret(command: str) -> bool:
     """Whether to hide every argument: the command carries secrets or is unknown."""
     known = COMMANDS.get(command)
-    return known is None or known.danger is Danger.SECRETS
+    return known is None or known.secret
 
 
 def show(command: str, arguments: Mapping[str, object]) -> dict[str, object]:

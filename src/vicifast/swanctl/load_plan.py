@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from .._wire import Message
-from ..commands import COMMANDS, NO_IKEV1, Danger, release
+from ..commands import COMMANDS, NO_IKEV1, release
 from ..errors import CommandError, EncodeError, UnknownCommand, ViciError
 
 T = TypeVar("T")
@@ -259,6 +259,6 @@ def _send(step: Step, report: Report, doing: str) -> _Asking[_Reply | None]:
 def _reason(error: ViciError, step: Step) -> str:
     if isinstance(error, CommandError):
         return error.errmsg or "the daemon gave no reason"
-    if isinstance(error, EncodeError) and COMMANDS[step.command].danger is Danger.SECRETS:
+    if isinstance(error, EncodeError) and COMMANDS[step.command].secret:
         return "it contains text that is not printable ASCII, or is over 65535 bytes"  # the error may quote it
     return str(error)
