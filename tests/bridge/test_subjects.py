@@ -11,7 +11,15 @@ import pytest
 from harness import NatsServer, run
 from hypothesis import given
 from hypothesis import strategies as st
-from vicibridge.contract.subjects import Subjects, covered, escape, overlap, stream_subjects, unescape
+from vicibridge.contract.subjects import (
+    Subjects,
+    covered,
+    escape,
+    is_unestablished,
+    overlap,
+    stream_subjects,
+    unescape,
+)
 
 import vicifast
 
@@ -89,6 +97,24 @@ CHILD_REKEY = {"ike": {**SA, "child-sas": {"net": {"old": {"name": "net"}, "new"
 def test_subject_of_every_event(event: str, message: dict[str, object], subject: str) -> None:
     raw = vicifast.encode(message)
     assert Subjects("vici", "gw.1").event(event, raw) == f"vici.gw=2E1.{subject}"
+
+
+@pytest.mark.parametrize(
+    ("message", "unestablished"),
+    [
+        ({"ike": UNESTABLISHED}, True),
+        ({"ike": {"state": "CREATED"}}, True),
+        ({"ike": SA}, False),
+        ({"ike": {"old": SA, "new": UNESTABLISHED}}, False),  # ike-rekey
+        ({"ike": {"old": UNESTABLISHED, "new": UNESTABLISHED}}, False),
+        (CHILD_REKEY, False),
+        ({"local-host": "192.0.2.1", "ike": UNESTABLISHED}, True),  # ike-update
+        ({"state": "CONNECTING"}, False),
+        ({}, False),
+    ],
+)
+def test_never_established(message: dict[str, object], unestablished: bool) -> None:
+    assert is_unestablished(vicifast._wire.Message(vicifast.encode(message))) is unestablished
 
 
 def test_ike_sa_named_up() -> None:

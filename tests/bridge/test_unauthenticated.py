@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from harness import NatsServer, envelopes, run, service, settings, stored, until, up
 from vicibridge.client import Completeness, unpack
+from vicibridge.contract.subjects import Subjects, kind_of
 from vicibridge.events import reader
 from vicibridge.events.ratelimit import BURST, TokenBucket, UnauthenticatedLimit, unauthenticated
 from vicibridge.service import Service
@@ -63,6 +64,19 @@ def alert(type: str, sa: dict[str, str] | None = None, name: str = "gw") -> tupl
 def test_classification_of_events(event: tuple[str, dict[str, Any]], kind: str | None) -> None:
     name, message = event
     assert unauthenticated(name, encode(message)) == kind
+
+
+@pytest.mark.parametrize("event", ["ike-updown", "child-updown"])
+def test_no_event_of_kind_up_or_down_is_limited(event: str) -> None:
+    """The mirror and readers rely on these; the limit must take the event for what its subject says."""
+    sections = [CONNECTING, ESTABLISHED, DELETING, {"state": ["CONNECTING"]}, {}, {**CONNECTING, "child-sas": {}}]
+    messages = [{**up, "gw": section} for up in ({}, {"up": "yes"}, {"up": "no"}) for section in sections]
+    kinds: Counter[str] = Counter()
+    for raw in map(encode, [*messages, {}, {"up": "yes"}, {"up": CONNECTING}]):
+        kind = kind_of(event, Subjects("vici", "gw1").event(event, raw))
+        kinds[kind] += 1
+        assert (unauthenticated(event, raw) is None) == (kind in ("up", "down"))
+    assert kinds["up"] and kinds["down"]
 
 
 def test_limit_of_a_type() -> None:

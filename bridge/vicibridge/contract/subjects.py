@@ -69,7 +69,10 @@ def _direction(message: _wire.Message) -> str:
 
 
 def is_unestablished(message: _wire.Message) -> bool:
-    """Whether a message is about an IKE_SA that was never established."""
+    """Whether a message is about an IKE_SA that was never established, by the state at the root of its one section.
+
+    False for ike-rekey, whose section has the states of two IKE_SAs instead: charon rekeys only what was established.
+    """
     section = section_of(message)[1]
     state = section.get("state") if section is not None else None
     return isinstance(state, str) and state in UNESTABLISHED

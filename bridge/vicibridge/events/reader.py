@@ -223,13 +223,12 @@ class EventReader:
                 if not isinstance(raw, bytes):
                     raise DecodeError("no message", 0)
                 subject = self._subjects.event(event, raw)
-                kind = kind_of(event, subject)
-                within_limit = kind in ("up", "down") or self._limit.allows(time_ns, event, raw)
+                within_limit = self._limit.allows(time_ns, event, raw)
                 envelope = self._events.wrap(time_ns, event, raw) if within_limit else b""
             except DecodeError:
                 self._backlog.lost("malformed message from charon", *self._events.skip(1))
                 continue
-            self.events[event, kind] += 1
+            self.events[event, kind_of(event, subject)] += 1
             if not within_limit:
                 self._drop()
                 continue
