@@ -233,7 +233,14 @@ def test_nats_unreachable(nats_server: NatsServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "reported"),
     [
-        ("5.9.8", ["note: gw1: strongSwan 5.9.8 has no alerts; they need 6.0.3"]),
+        ("5.9.8", ["note: gw1: strongSwan 5.9.8 has no event alert; it needs 6.0.3"]),
+        (
+            "5.9.1",
+            [
+                "note: gw1: strongSwan 5.9.1 has no event ike-update; it needs 5.9.2",
+                "note: gw1: strongSwan 5.9.1 has no event alert; it needs 6.0.3",
+            ],
+        ),
         ("6.0.7", []),
         (
             "6.1.0",

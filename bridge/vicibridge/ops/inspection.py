@@ -37,13 +37,16 @@ async def _inspect_charon(node: str, address: str) -> list[Problem]:
             listed = [item async for message in session.stream("list-conns") for item in message.items()]
     except ViciError as error:
         return [Problem("error", f"{node}: {error}")]
-    if release(version) < release(EVENTS["alert"].since):
-        return [Problem("note", f"{node}: strongSwan {version} has no alerts; they need {EVENTS['alert'].since}")]
+    found = [
+        Problem("note", f"{node}: strongSwan {version} has no event {event.name}; it needs {event.since}")
+        for event in EVENTS.values()
+        if event.standalone and release(version) < release(event.since)
+    ]
     old = [name for name, conn in listed if isinstance(conn, dict) and conn.get("version") == "IKEv1"]
-    if release(version) < NO_IKEV1 or not old:
-        return []
-    text = f"strongSwan {version} has no IKEv1 unless it was built with it, which these connections need"
-    return [Problem("warning", f"{node}: {text}: {', '.join(old)}")]
+    if old and release(version) >= NO_IKEV1:
+        text = f"strongSwan {version} has no IKEv1 unless it was built with it, which these connections need"
+        found.append(Problem("warning", f"{node}: {text}: {', '.join(old)}"))
+    return found
 
 
 async def inspect(settings: Config) -> list[Problem]:
