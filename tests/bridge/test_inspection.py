@@ -103,13 +103,13 @@ def test_blocking_problems_are_errors(nats_server: NatsServer, tmp_path: Path) -
     status, lines = check(tmp_path, nats_server, 'stream = "OTHER"\nprovision = "bind"')
     assert status == 1
     hint = 'create it, or set provision = "create" in [nats] to let the bridge create it'
-    assert lines[0] == f"error: there is no stream OTHER for vici.*.event.>, vici.*.bridge.>: {hint}"
+    assert lines[0] == f"error: the stream OTHER for vici.*.event.>, vici.*.bridge.> does not exist: {hint}"
     assert lines[1] == (
         "error: the stream OTHER cannot take its subjects: the stream VICI has vici.*.event.> or vici.*.bridge.>: "
         'set stream = "VICI" in [nats], or remove these subjects from it'
     )
     assert lines[2:] == [
-        f"error: there is no bucket {bucket} for $KV.{bucket}.>: {hint}" for bucket in BUCKETS
+        f"error: the bucket {bucket} for $KV.{bucket}.> does not exist: {hint}" for bucket in BUCKETS
     ]  # fmt: skip
 
 

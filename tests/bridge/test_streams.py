@@ -618,9 +618,8 @@ def test_bind_creates_nothing_and_reports_missing_streams(nats_server: NatsServe
                                  (BUCKET, "bucket VICI_NODE for $KV.VICI_NODE.>")):  # fmt: skip
                 with pytest.raises(Unprovisioned) as caught:
                     await ensure(connection, wanted, "bind")
-                assert str(caught.value) == (
-                    f'there is no {what}: create it, or set provision = "create" in [nats] to let the bridge create it'
-                )
+                hint = 'create it, or set provision = "create" in [nats] to let the bridge create it'
+                assert str(caught.value) == f"the {what} does not exist: {hint}"
             assert (await admin.api("STREAM.NAMES"))["streams"] is None
 
     run(test())

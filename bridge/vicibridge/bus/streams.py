@@ -119,7 +119,7 @@ async def info_of(connection: NatsConnection, target: Target) -> tuple[StreamCon
 def missing(target: Target) -> str:
     """Return a sentence about a missing stream that the bridge may not create."""
     hint = 'create it, or set provision = "create" in [nats] to let the bridge create it'
-    return f"there is no {str(target).removeprefix('the ')} for {', '.join(target.subjects)}: {hint}"
+    return f"{target} for {', '.join(target.subjects)} does not exist: {hint}"
 
 
 async def _create(connection: NatsConnection, target: Target, provision: Provision) -> dict[str, Any]:

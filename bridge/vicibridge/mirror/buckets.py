@@ -30,35 +30,35 @@ from .model import BucketKey
 _logger = logging.getLogger(__name__)
 
 _ACK_TIMEOUT = 5.0
-_RETRY, _LONGEST_RETRY = 1.0, 30.0  # seconds until a bucket that takes no writes is looked at again
-_BATCH = 64  # keys between two looks at what else is to do
+_RETRY, _LONGEST_RETRY = 1.0, 30.0  # seconds until a bucket that rejects writes is checked again
+_BATCH = 64  # keys between two turns of the event loop
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """What is known of one bucket."""
+    """The state of one bucket."""
 
     name: str
-    delay: float  # seconds from the next look that finds it unfit to the one after it
-    restored: bool  # what earlier starts have left is taken over
-    expires: bool = False  # whether the server removes keys whose time is over
-    trouble: str = "JetStream has not answered yet"  # why it takes no writes
-    seen: bool = False  # whether the last look found it fit to be written
-    refusal: str = ""  # why it refused a key last
-    look_at: float = 0.0  # when to see whether it is there, and what it holds
-    logged: set[str] = field(default_factory=set)  # what the log has of its present troubles
+    delay: float  # seconds from the next failed check to the one after it
+    restored: bool  # the values of earlier runs have been read
+    expires: bool = False  # whether the server removes expired keys
+    trouble: str = "JetStream has not answered yet"  # why it rejects writes
+    seen: bool = False  # whether the last check found it writable
+    refusal: str = ""  # why it last refused a key
+    check_at: float = 0.0  # when to check that it exists, and its content
+    logged: set[str] = field(default_factory=set)  # the present problems that were logged
 
 
 class Buckets:
-    """Keeps the keys of one node as `source` says; `wake` after something has changed there."""
+    """Writes the values of `source` to the keys of one node; call `wake` after a change of `source`."""
 
-    WINDOW = 256  # values on their way
+    WINDOW = 256  # unacknowledged values
 
     def __init__(
         self, bus: ConnectionSupervisor, source: ValueSource, node: str, heartbeat: float, provision: Provision
     ) -> None:
         self.ready = asyncio.Event()
-        """Set once what earlier starts have left is taken over; of SAs and connections nothing is written before."""
+        """Set once the values of earlier runs have been read; SAs and connections are written only after that."""
         self.written = 0
         self.refusals: Counter[str] = Counter()
         """Writes that JetStream refused or did not acknowledge, by bucket."""
@@ -70,31 +70,31 @@ class Buckets:
         self._ledger = Ledger(source)
         self._publisher = AckedPublisher(self.WINDOW, _ACK_TIMEOUT, self._settle)
         self._buckets = {name: _Bucket(name, _RETRY, restored=name == NODE) for name in (NODE, CONN, SA)}
-        self._deleted: dict[BucketKey, tuple[float, int]] = {}  # when, and the revision of the mark
-        self._announced = False  # whether the mirror is complete
+        self._deleted: dict[BucketKey, tuple[float, int]] = {}  # the time, and the revision of the marker
+        self._announced = False  # the last published state: whether the mirror is complete
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
 
     @property
     def expires(self) -> bool:
-        """Whether the server removes the key of a bridge that is gone."""
+        """Whether the server removes the key of a bridge that no longer runs."""
         return self._buckets[NODE].expires
 
     @property
     def complete(self) -> bool:
-        """Whether the buckets take every key."""
+        """Whether the buckets accept every key."""
         return self._ledger.complete and not any(bucket.trouble for bucket in self._buckets.values())
 
     def keys(self) -> Counter[str]:
-        """Return how many keys the buckets have acknowledged, by bucket."""
+        """Return the number of acknowledged keys, by bucket."""
         return Counter(bucket for bucket, _ in self._ledger.revisions)
 
     def unwritten(self) -> dict[str, int]:
-        """Return how many keys the buckets do not take at present, by bucket."""
+        """Return the number of keys that are refused or wait for their bucket, by bucket."""
         return {name: self._ledger.unwritten(name) for name in self._buckets}
 
     def troubles(self) -> list[str]:
-        """Return why the mirror is incomplete, a sentence for each bucket; nothing when it is not."""
+        """Return why the mirror is incomplete, one sentence per bucket; empty if it is complete."""
         troubles = []
         for bucket in self._buckets.values():
             if bucket.trouble:
@@ -108,19 +108,19 @@ class Buckets:
         self._ledger.forget_gone()
 
     def compare(self) -> None:
-        """Ask for a comparison with what the buckets really hold."""
+        """Request a comparison with the content of the buckets."""
         for bucket in self._buckets.values():
-            bucket.look_at = 0.0
+            bucket.check_at = 0.0
         self._wake.set()
 
     async def settled(self) -> None:
-        """Wait until everything that changed is acknowledged, but for what the buckets do not take."""
+        """Wait until every change is acknowledged, except those that the buckets reject."""
         while not self._ledger.settled:
             self._settled.clear()
             await self._settled.wait()
 
     async def run(self) -> None:
-        """Write until cancelled, over as many connections as it takes."""
+        """Write until cancelled, on successive connections."""
         await self._bus.serve(self._serve)
 
     async def _serve(self, connection: NatsConnection) -> None:
@@ -136,12 +136,12 @@ class Buckets:
             self._ledger.recall()
 
     async def _step(self, connection: NatsConnection, reader: BucketReader) -> None:
-        """Do what is due, and wait for more."""
+        """Do the work that is due, then wait for more."""
         self._wake.clear()
         self._give_up_late()
         for bucket in self._buckets.values():
-            if self._now() >= bucket.look_at:
-                await self._look(connection, reader, bucket)
+            if self._now() >= bucket.check_at:
+                await self._check(connection, reader, bucket)
         self._open()
         await self._send(connection)
         await self._sweep(connection)
@@ -152,25 +152,25 @@ class Buckets:
         return asyncio.get_running_loop().time()
 
     async def _pause(self) -> None:
-        """Wait until something has changed, or is due."""
+        """Wait for a change or the next due time."""
         now = self._now()
         if self._ledger.settled:
             self._settled.set()
-        waits = [bucket.look_at - now for bucket in self._buckets.values()]
+        waits = [bucket.check_at - now for bucket in self._buckets.values()]
         waits += [wait for wait in (self._publisher.wait(now), self._ledger.retry_in(now)) if wait is not None]
         wait = min(waits)
         with suppress(TimeoutError):
             async with asyncio.timeout(None if wait == math.inf else wait):
                 await self._wake.wait()
 
-    async def _look(self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket) -> None:
-        """See that a bucket is there, and hold it against what it acknowledged."""
-        bucket.look_at = math.inf
+    async def _check(self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket) -> None:
+        """Check that a bucket exists, and compare its content with the acknowledged writes."""
+        bucket.check_at = math.inf
         wanted, unsuitable = bucket_stream(bucket.name), ""
         try:
             try:
                 config = await ensure(connection, wanted, self._provision)
-            except Unsuitable as error:  # it can be read all the same
+            except Unsuitable as error:  # it can still be read
                 unsuitable = reason_of(error)
                 config, _ = await info_of(connection, Target(wanted))
             bucket.expires = bool(config.allow_msg_ttl)
@@ -186,7 +186,7 @@ class Buckets:
     async def _compare(
         self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket, *, history: bool
     ) -> None:
-        """Restore what an earlier start left; later, write again what is not as it was acknowledged."""
+        """Restore the values of an earlier run; in later calls, rewrite keys that differ from acknowledged writes."""
         comparison = self._ledger.compare(bucket.name, restore=not bucket.restored)
 
         async def take(page: list[Entry]) -> None:
@@ -202,36 +202,36 @@ class Buckets:
         await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
         differences = comparison.finish()
         if differences and bucket.restored:
-            _logger.info("%s: %d keys were not as written; writing them again", bucket.name, differences)
+            _logger.info("%s: %d keys differed from what was written; rewriting them", bucket.name, differences)
         bucket.restored = True
 
     def _open(self) -> None:
-        """Let the buckets that were seen take writes."""
+        """Open the buckets that a check found writable."""
         if all(bucket.restored for bucket in self._buckets.values()):
             self.ready.set()
         for bucket in self._buckets.values():
             if not bucket.seen or bucket.name in self._ledger.open:
                 continue
             if (bucket.name == NODE or self.ready.is_set()) and not self._ledger.reopen(bucket.name):
-                bucket.trouble = ""  # otherwise the first acknowledgement ends it
+                bucket.trouble = ""  # otherwise the first acknowledgement clears it
 
     def _shut(self, bucket: _Bucket, reason: str) -> None:
-        """Let a bucket take no writes until it was looked at again."""
+        """Stop writing to a bucket until it has been checked again."""
         bucket.seen = False
         bucket.trouble = reason
-        bucket.look_at = self._now() + bucket.delay
+        bucket.check_at = self._now() + bucket.delay
         bucket.delay = min(bucket.delay * 2, _LONGEST_RETRY)
         self._ledger.open.discard(bucket.name)
         if reason not in bucket.logged:
             bucket.logged.add(reason)
-            _logger.warning("JetStream: the bucket %s cannot be written: %s; trying again", bucket.name, reason)
+            _logger.warning("JetStream: the bucket %s is not writable: %s; retrying", bucket.name, reason)
 
     def _note_deleted(self, bucket: _Bucket, key: BucketKey, revision: int) -> None:
         if not bucket.expires:
             self._deleted[key] = (self._now(), revision)
 
     async def _sweep(self, connection: NatsConnection) -> None:
-        """Remove old marks of deleted keys from servers that do not do so themselves."""
+        """Remove old markers of deleted keys on servers that do not do so themselves."""
         now = self._now()
         due = [key for key, (when, _) in self._deleted.items() if now - when > MARKER]
         for key in due[:_BATCH]:
@@ -243,11 +243,13 @@ class Buckets:
                 await connection.unless_lost(purge)
             except NatsError as error:
                 self._deleted[key] = (now, revision)
-                _logger.warning("JetStream: cannot remove marks of deleted keys from %s: %s", key[0], reason_of(error))
+                _logger.warning(
+                    "JetStream: cannot remove markers of deleted keys from %s: %s", key[0], reason_of(error)
+                )
                 return
 
     async def _send(self, connection: NatsConnection) -> None:
-        """Send what has changed, as far as the window is open."""
+        """Send changed keys, as far as the window allows."""
         for count, write in enumerate(self._ledger.writes(self._now(), self._publisher.room), 1):
             bucket = self._buckets[write.key[0]]
             headers = self._headers(bucket, write.value is None)
@@ -296,26 +298,26 @@ class Buckets:
         _, key = self._ledger.refused(number, self._now())
         bucket.refusal = refusal.sentence
         if bucket.name in self._ledger.open:
-            bucket.trouble = ""  # it is this key only
+            bucket.trouble = ""  # only this key is refused
         if refusal.meaning.name not in bucket.logged:
             bucket.logged.add(refusal.meaning.name)
-            _logger.warning("JetStream: %s: %s is refused: %s; trying again", bucket.name, key, refusal.sentence)
+            _logger.warning("JetStream: %s: %s was refused: %s; retrying", bucket.name, key, refusal.sentence)
 
     def _give_up_late(self) -> None:
-        """Retry later what was not acknowledged in time, and look at its bucket now."""
+        """Schedule writes that were not acknowledged in time for a retry, and check their buckets at once."""
         silence = Refusal(0, 0, Meaning.OTHER, f"no acknowledgement within {_ACK_TIMEOUT:g} seconds")
         for number in self._publisher.late(self._now()):
             bucket = self._buckets[self._ledger.key(number)[0]]
-            bucket.look_at = min(bucket.look_at, self._now())
+            bucket.check_at = min(bucket.check_at, self._now())
             self._ledger.unsure(number)
             self._refuse(number, silence)
 
     def _announce(self) -> None:
-        """Log, and write to the key of the node, whether the mirror is complete, when that has changed."""
+        """If the mirror has become complete or incomplete, log that and write it to the key of the node."""
         for bucket in self._buckets.values():
             if bucket.logged and not bucket.trouble and not self._ledger.unwritten(bucket.name):
                 bucket.logged.clear()
-                _logger.info("JetStream: the bucket %s takes everything again", bucket.name)
+                _logger.info("JetStream: the bucket %s accepts all writes again", bucket.name)
         if self.complete != self._announced:
             self._announced = self.complete
             self._source.changed[NODE, self._node] = None

@@ -53,7 +53,7 @@ def whole(value: object) -> int:
 
 
 def plus(one: Traffic, other: Traffic) -> Traffic:
-    """Return the sum, limited to 64 bits, the maximum of msgpack."""
+    """Return the sum, capped at 64 bits, the maximum of msgpack."""
     return Traffic(
         bytes_in=min(_MOST, one["bytes_in"] + other["bytes_in"]),
         packets_in=min(_MOST, one["packets_in"] + other["packets_in"]),

@@ -1,8 +1,8 @@
-"""What the buckets have of the keys of one node, and what has to be written there: a model without I/O.
+"""Records which keys of one node the buckets have acknowledged, and which must be written: a model without I/O.
 
-Only what JetStream has acknowledged counts as written. A key that it refused is tried again after a while, longer each
-time, and holds up no other. Only keys wait, never values: what a key has to hold is asked when it is sent, so the last
-value wins, and memory is bounded by the number of keys.
+Only acknowledged writes count as written. A refused key is retried with increasing delay, and does not block other
+keys. Only keys are queued, never values: the value is read when the key is sent, so the last value wins, and memory is
+bounded by the number of keys.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import NamedTuple, Protocol
 
 from .model import BucketKey
 
-_FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds until a refused key is tried again
-_WAITING = 1000  # keys that may wait before those are looked for that came and went meanwhile
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # seconds until a refused key is retried
+_WAITING = 1000  # queued keys above which those that have disappeared again are removed
 
 
 class ValueSource(Protocol):
-    """Knows what the keys of a node hold."""
+    """The values of the keys of a node."""
 
     @property
     def changed(self) -> dict[BucketKey, None]:
-        """The keys that may have to be written; what is sent is taken out."""
+        """The keys that may have to be written; the ledger removes those that it sends."""
 
     def keys(self) -> list[BucketKey]: ...
 
     def value(self, key: BucketKey) -> bytes | None:
-        """Return what has to be at `key`; None when there must be nothing."""
+        """Return the value of `key`; None if the key must not exist."""
 
     def restore(self, key: BucketKey, data: bytes) -> bool:
-        """Take over what an earlier start left at `key`; False when it has to be written or deleted."""
+        """Restore the value that an earlier run wrote to `key`; return False if the key must be written or deleted."""
 
 
 class Write(NamedTuple):
@@ -52,47 +52,45 @@ class _Refused:
 
 
 class Ledger:
-    """The keys of a node: `writes` gives what to send, and each of them ends in `stored`, `refused` or `put_back`."""
+    """The keys of a node: `writes` yields what to send, and each write ends with `stored`, `refused` or `put_back`."""
 
     def __init__(self, source: ValueSource) -> None:
         self.revisions: dict[BucketKey, int] = {}
-        """What the buckets have acknowledged, by key."""
+        """The acknowledged revision of each key."""
         self.open: set[str] = set()
-        """The buckets that take writes; the keys of others wait."""
+        """The buckets that accept writes; the keys of others wait."""
         self._source = source
-        self._sent: dict[int, tuple[BucketKey, bool]] = {}  # by number; whether it deletes
-        self._on_their_way: set[BucketKey] = set()
-        self._again: set[BucketKey] = set()  # changed while on their way
-        self._aside: defaultdict[str, dict[BucketKey, None]] = defaultdict(dict)  # of buckets that are not open
-        self._present: set[BucketKey] = (
-            set()
-        )  # that a bucket has, or may have, with a value that it has not acknowledged
+        self._sent: dict[int, tuple[BucketKey, bool]] = {}  # by number; True for a deletion
+        self._in_flight: set[BucketKey] = set()
+        self._again: set[BucketKey] = set()  # changed while in flight
+        self._waiting: defaultdict[str, dict[BucketKey, None]] = defaultdict(dict)  # by bucket that is not open
+        self._present: set[BucketKey] = set()  # may be in a bucket with a value that was not acknowledged
         self._refused: defaultdict[str, dict[BucketKey, _Refused]] = defaultdict(dict)
-        self._due: list[tuple[float, BucketKey]] = []  # a heap of the refused keys that wait
+        self._due: list[tuple[float, BucketKey]] = []  # a heap of the refused keys
         self._number = 0
         self._many = _WAITING
         self._comparison: Comparison | None = None
 
     @property
     def settled(self) -> bool:
-        """Whether everything that changed is acknowledged, but for what cannot be written at present."""
+        """Whether every change is acknowledged, except those that cannot be written at present."""
         return not (self._source.changed or self._sent)
 
     @property
     def complete(self) -> bool:
-        """Whether every key is written, but for what changed just now."""
-        return not any((*self._refused.values(), *self._aside.values()))
+        """Whether no key is refused or waits for its bucket."""
+        return not any((*self._refused.values(), *self._waiting.values()))
 
     def unwritten(self, bucket: str) -> int:
-        """Return how many keys of `bucket` are refused, or wait until it takes writes."""
-        return len(self._refused[bucket]) + len(self._aside[bucket])
+        """Return the number of keys of `bucket` that are refused or wait for it."""
+        return len(self._refused[bucket]) + len(self._waiting[bucket])
 
     def retry_in(self, now: float) -> float | None:
-        """Return the seconds until a refused key is tried again; None when none waits."""
+        """Return the seconds until the next retry of a refused key; None if no key was refused."""
         return max(0.0, self._due[0][0] - now) if self._due else None
 
     def writes(self, now: float, room: int) -> Iterator[Write]:
-        """Give up to `room` writes; between two of them anything may happen to the ledger."""
+        """Yield up to `room` writes; the ledger may change between two of them."""
         changed = self._source.changed
         while self._due and self._due[0][0] <= now:
             key = heapq.heappop(self._due)[1]
@@ -108,12 +106,12 @@ class Ledger:
                     yield write
 
     def _next(self, key: BucketKey, now: float) -> Write | None:
-        if key in self._on_their_way:
+        if key in self._in_flight:
             self._again.add(key)
             return None
         refusals = self._refused[key[0]]
         if key[0] not in self.open:
-            self._aside[key[0]][key] = None
+            self._waiting[key[0]][key] = None
             refusals.pop(key, None)
             return None
         refused = refusals.get(key)
@@ -121,17 +119,17 @@ class Ledger:
             return None  # the heap has it
         value = self._source.value(key)
         if value is None and refused is not None and key not in self.revisions and key not in self._present:
-            del refusals[key]  # it is gone, and never was there
+            del refusals[key]  # it has disappeared, and was never in the bucket
             return None
         self._number += 1
         self._sent[self._number] = key, value is None
-        self._on_their_way.add(key)
+        self._in_flight.add(key)
         if self._comparison is not None:
             self._comparison.touched.add(key)
         return Write(self._number, key, value)
 
     def stored(self, number: int, revision: int) -> tuple[BucketKey, bool]:
-        """Note an acknowledgement; return the key, and whether it was deleted."""
+        """Record an acknowledgement; return the key, and whether it was deleted."""
         key, deletes = self._settle(number)
         self._refused[key[0]].pop(key, None)
         self._present.discard(key)
@@ -142,11 +140,11 @@ class Ledger:
         return key, deletes
 
     def unsure(self, number: int) -> None:
-        """Note that a write may have arrived, though nothing acknowledged it."""
+        """Record that a write may have arrived although it was not acknowledged."""
         self._present.add(self._sent[number][0])
 
     def refused(self, number: int, now: float) -> BucketKey:
-        """Note that JetStream did not take a write; the key is due again after a while."""
+        """Record a refused write and schedule a retry; return the key."""
         key, _ = self._settle(number)
         self._source.changed.pop(key, None)
         known = self._refused[key[0]].get(key)
@@ -157,48 +155,48 @@ class Ledger:
         return key
 
     def put_back(self, number: int) -> BucketKey:
-        """Note that a write went nowhere: the key has changed as before."""
+        """Queue the key of a write that JetStream did not receive again, and return it."""
         key, _ = self._settle(number)
         self._source.changed[key] = None
         return key
 
     def key(self, number: int) -> BucketKey:
-        """Return the key of a write that has not ended."""
+        """Return the key of a write in flight."""
         return self._sent[number][0]
 
     def recall(self) -> None:
-        """Everything on its way may have arrived or not: it has changed once more."""
+        """Queue all keys in flight and all waiting keys again: it is unknown which writes arrived."""
         self._comparison = None
         for number in list(self._sent):
             self.put_back(number)
-        for waiting in self._aside.values():
+        for waiting in self._waiting.values():
             self._source.changed.update(waiting)
             waiting.clear()
 
     def reopen(self, bucket: str) -> bool:
-        """Let `bucket` take writes; return whether any wait for it."""
+        """Open `bucket` for writes; return whether any keys wait for it."""
         self.open.add(bucket)
-        self._source.changed.update(self._aside.pop(bucket, {}))
+        self._source.changed.update(self._waiting.pop(bucket, {}))
         return any(key[0] == bucket for key in self._source.changed)
 
     def forget_gone(self) -> None:
-        """Where many keys wait, forget those that came and went meanwhile: no bucket has them."""
-        waiting = [self._source.changed, *self._aside.values()]
+        """If many keys wait, remove those that appeared and disappeared in the meantime: no bucket has them."""
+        waiting = [self._source.changed, *self._waiting.values()]
         if sum(map(len, waiting)) <= self._many:
             return
-        kept = self.revisions.keys() | self._present | self._on_their_way | set(self._source.keys())
+        kept = self.revisions.keys() | self._present | self._in_flight | set(self._source.keys())
         for keys in waiting:
             for key in keys.keys() - kept:
                 del keys[key]
         self._many = max(_WAITING, 2 * sum(map(len, waiting)))
 
     def compare(self, bucket: str, *, restore: bool) -> Comparison:
-        """Begin to compare with what is really in `bucket`; to `restore` is to take over what an earlier start left."""
-        self._comparison = Comparison(self, self._source, bucket, restore, set(self._on_their_way))
+        """Begin a comparison with the content of `bucket`; with `restore`, values of an earlier run are restored."""
+        self._comparison = Comparison(self, self._source, bucket, restore, set(self._in_flight))
         return self._comparison
 
     def differs(self, key: BucketKey, revision: int | None) -> bool:
-        """Write `key` again unless it was written as `revision` (None: it is absent); return whether that is new."""
+        """Queue `key` unless its acknowledged revision is `revision` (None: absent); return whether it was added."""
         if revision is None:
             self.revisions.pop(key, None)
             self._present.discard(key)
@@ -207,19 +205,19 @@ class Ledger:
         else:
             self._present.add(key)
         changed = self._source.changed
-        if key in changed or key in self._refused[key[0]] or key in self._aside[key[0]]:
+        if key in changed or key in self._refused[key[0]] or key in self._waiting[key[0]]:
             return False
         changed[key] = None
         return True
 
     def end(self, comparison: Comparison) -> None:
-        """Note no more keys for a comparison that has come to its end."""
+        """Stop recording keys for a comparison that has ended."""
         if self._comparison is comparison:
             self._comparison = None
 
     def _settle(self, number: int) -> tuple[BucketKey, bool]:
         key, deletes = self._sent.pop(number)
-        self._on_their_way.discard(key)
+        self._in_flight.discard(key)
         if key in self._again:
             self._again.remove(key)
             self._source.changed[key] = None
@@ -227,13 +225,13 @@ class Ledger:
 
 
 class Comparison:
-    """One look at a bucket, entry by entry as it is read; writing may go on meanwhile."""
+    """One comparison with a bucket, entry by entry as it is read; writes may continue meanwhile."""
 
     def __init__(
         self, ledger: Ledger, source: ValueSource, bucket: str, restore: bool, touched: set[BucketKey]
     ) -> None:
         self.touched = touched
-        """Keys that were on their way meanwhile: what is read of them may be older or newer than what is known."""
+        """Keys that were in flight meanwhile: their entries may be older or newer than the acknowledged revisions."""
         self._ledger = ledger
         self._source = source
         self._bucket = bucket
@@ -242,7 +240,7 @@ class Comparison:
         self._differences = 0
 
     def entry(self, key: BucketKey, revision: int, value: bytes | None) -> None:
-        """Take what is at `key`; None is the mark of a deletion."""
+        """Process the entry of `key`; a value of None is a deletion marker."""
         if value is None:
             self._listed.discard(key)
             return
@@ -253,7 +251,7 @@ class Comparison:
             self._differences += self._ledger.differs(key, revision)
 
     def finish(self) -> int:
-        """Write again what is missing; return how many keys were not as they were written."""
+        """Queue the missing keys; return the number of keys that differed from what was written."""
         due = {key for key in (*self._ledger.revisions, *self._source.keys()) if key[0] == self._bucket}
         for key in due - self._listed - self.touched:
             self._differences += self._ledger.differs(key, None)

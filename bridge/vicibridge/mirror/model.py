@@ -1,13 +1,13 @@
 """The SAs and connections of one gateway from its events and snapshots: a model without I/O.
 
-`Mirror` applies events and lists in `changed` the keys of the buckets to write or delete; `reconcile.Reconciliation`
-repairs it from what charon lists. It has the SAs whose end events report: established IKE_SAs, and CHILD_SAs until they
-are replaced or closed, though charon lists those for a while longer.
+`Mirror` applies events and collects in `changed` the keys of the buckets to write or delete; `Reconciliation` corrects
+it from charon's lists. It contains the SAs whose end is reported by an event: established IKE_SAs, and CHILD_SAs until
+they are replaced or closed, although charon still lists those for a while.
 
 With `charon.reuse_ikesa`, the default, a CHILD_SA of one connection is created in the IKE_SA of another to the same
-peer. So each CHILD_SA is counted by the connection that configures a child of its name: see `_counting`.
+peer. So each CHILD_SA counts for the connection that configures a child of its name: see `_counting`.
 
-A uniqueid means the same SA only within one run of charon, so an SA is known by it and by its SPIs.
+A uniqueid identifies an SA only within one run of charon, so an SA is identified by it and by its SPIs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .counters import (
 )
 
 BucketKey: TypeAlias = tuple[str, str]
-"""A bucket, and a key in it."""
+"""A bucket and a key in it."""
 
 _TASKS = ("tasks-queued", "tasks-active", "tasks-passive")
 _COUNTED = 50_000  # closed CHILD_SAs whose counters are remembered
@@ -67,7 +67,7 @@ class Ike:
 
     @property
     def counted(self) -> dict[str, CountedValue]:
-        """Its children that another connection counts, or counted for a time, by uniqueid."""
+        """By uniqueid: its children that count, or counted for a time, for another connection."""
         return {
             uniqueid: CountedValue(conn=child.conn.name, before=child.before)
             for uniqueid, child in self.children.items()
@@ -102,13 +102,13 @@ class Child:
     section: Section
     ike: Ike
     conn: Conn
-    """The connection that counts it."""
+    """The connection that it counts for."""
     before: Traffic
-    """The part of its traffic that is in the `closed` of connections already."""
+    """The part of its traffic that is already in `closed` of connections."""
     part: Traffic
-    """The other part, that `conn` counts as live."""
+    """The other part, which is in `live` of `conn`."""
     ambiguous: str | None = None
-    """Its name, if charon does not report which connection it is of."""
+    """Its name, if charon does not report which connection it belongs to."""
 
     @property
     def name(self) -> str:
@@ -117,7 +117,7 @@ class Child:
 
 @dataclass(slots=True, eq=False)
 class Conn:
-    """A connection; `children` and `live` are the CHILD_SAs that are up and that it counts, and their traffic."""
+    """A connection; `children` is the number of CHILD_SAs up that count for it, by name, and `live` their traffic."""
 
     key: BucketKey
     name: str
@@ -140,7 +140,7 @@ class Conn:
 
     @property
     def has_sas(self) -> bool:
-        """Whether an IKE_SA of it, or a CHILD_SA that it counts, is up; `up` is that as of the last `settle`."""
+        """Whether one of its IKE_SAs, or a CHILD_SA that counts for it, is up; `settle` copies this to `up`."""
         return bool(self.ikes or self.children)
 
     def value(self, node: str, boot: str, ambiguous: Mapping[str, int]) -> ConnValue:
@@ -165,7 +165,7 @@ class Conn:
 
 
 class Counted(NamedTuple):
-    """What was counted of a CHILD_SA that is closed, and the name of the connection that counts it."""
+    """The counted traffic of a closed CHILD_SA, and the name of the connection that it counts for."""
 
     conn: str | None
     traffic: Traffic
@@ -173,20 +173,20 @@ class Counted(NamedTuple):
 
 @dataclass(slots=True)
 class Window:
-    """What events reported during a snapshot: newer than its rows."""
+    """The objects that events reported during a snapshot, which are newer than its rows."""
 
     fresh: set[str] = field(default_factory=set)
     """IKE_SAs that came up or were reported."""
     gone: set[str] = field(default_factory=set)
     replaced: dict[str, str] = field(default_factory=dict)
-    """Rekeyed IKE_SAs, and the replacement of each."""
+    """The replacement of each rekeyed IKE_SA."""
     children: set[str] = field(default_factory=set)
     conns: set[str] = field(default_factory=set)
     """Connections that were unknown before."""
 
 
 class Mirror:
-    """What `node` has; `changed` are the keys that differ from what was taken from there last."""
+    """The SAs and connections of `node`; `changed` holds the keys whose values have to be written."""
 
     def __init__(self, subjects: Subjects, node: str, boot: str) -> None:
         self.changed: dict[BucketKey, None] = {}
@@ -194,13 +194,13 @@ class Mirror:
         self.conns: dict[str, Conn] = {}
         self.window: Window | None = None
         self.doubtful = False
-        """Whether events reported something that only a snapshot can complete."""
+        """Whether an event reported an object that only a snapshot can complete."""
         self.stale: list[tuple[BucketKey, SaValue]] = []
-        """SAs of a former run of charon, found closed before a snapshot."""
+        """SAs of an earlier run of charon that an event showed to be gone."""
         self.counted: dict[tuple[str, str], Counted] = {}
         """Recently closed CHILD_SAs, so that later reports add only the difference."""
         self.ambiguous: dict[str, int] = {}
-        """By name: the CHILD_SAs of which charon does not report the connection."""
+        """By name: the number of CHILD_SAs whose connection charon does not report."""
         self._subjects = subjects
         self._node = node
         self._boot = boot
@@ -208,13 +208,11 @@ class Mirror:
         self._rows: dict[BucketKey, Ike | Conn] = {}
         self._children: dict[str, Child] = {}  # by uniqueid
         self._named: dict[str, dict[str, Child]] = {}  # the same by name and uniqueid
-        self._claims: dict[str, dict[str, Conn]] = {}  # by the name of a child: the connections that configure one
+        self._claims: dict[str, dict[str, Conn]] = {}  # by the name of a child: the connections that configure it
         self._reclaimed: set[str] = set()  # names whose claims have changed since `assign`
         self._unclaimed: set[str] = set()  # names of children that no connection configured at the last snapshot
         self._touched: dict[Conn, None] = {}  # since `settle`
-        self._restored: dict[
-            BucketKey, Mapping[str, object]
-        ] = {}  # of values: what other keys than their own decide, too
+        self._restored: dict[BucketKey, Mapping[str, object]] = {}  # the parts of values that depend on other keys
         self._handlers: dict[str, Callable[[int, str, Section, Message], None]] = {
             "ike-updown": self._ike_updown,
             "ike-rekey": self._ike_rekey,
@@ -343,7 +341,7 @@ class Mirror:
         return self.put_ike(time_ns, name, section)
 
     def put_ike(self, time_ns: int, name: str, section: Section) -> Ike:
-        """Add an IKE_SA, or let the one with its uniqueid have the values in `section`; its children stay."""
+        """Add an IKE_SA, or update the one with its uniqueid from `section`; its children stay."""
         uniqueid, sa = uniqueid_of(section), without_tasks(section)
         ike = self.ikes.get(uniqueid)
         if ike is None:
@@ -359,7 +357,7 @@ class Mirror:
         return ike
 
     def conn(self, time_ns: int, name: str) -> Conn:
-        """Return the connection, which is added if need be."""
+        """Return the connection, adding it if necessary."""
         conn = self.conns.get(name)
         if conn is None:
             key = (bucket_values.CONN, self._subjects.key(name))
@@ -368,7 +366,7 @@ class Mirror:
         return conn
 
     def configure(self, time_ns: int, conn: Conn, configured: bool | None, config: Section) -> None:
-        """Take over what charon lists of a connection; `assign` then moves the children that this concerns."""
+        """Update the configuration of a connection; `assign` then moves the children affected."""
         former = set(conn.configures)
         conn.configured, conn.config = configured, config
         names = set(conn.configures)
@@ -382,7 +380,7 @@ class Mirror:
         self.mark(conn, time_ns)
 
     def assign(self, time_ns: int) -> None:
-        """Let the connections count the CHILD_SAs that are theirs by all that is configured now."""
+        """Assign each CHILD_SA to the connection that it counts for by the present configuration."""
         self._assign(time_ns)
         self._unclaimed = self._named.keys() - self._claims.keys()
 
@@ -394,7 +392,7 @@ class Mirror:
         self._reclaimed.clear()
 
     def check_restored(self, time_ns: int) -> None:
-        """Mark what is not as it was restored: a bridge may have ended before all that belongs together was written."""
+        """Mark values that differ from the restored ones: an earlier run may have ended between related writes."""
         for key, restored in self._restored.items():
             row = self._rows.get(key)
             if row is not None and restored != self._depends(row):
@@ -402,14 +400,14 @@ class Mirror:
         self._restored.clear()
 
     def _depends(self, row: Ike | Conn) -> Mapping[str, object]:
-        """Return the part of a value that other keys than its own decide, too."""
+        """Return the part of a value that depends on other keys as well."""
         if isinstance(row, Ike):
             return {"counted": row.counted}
         value = self.conn_value(row)
         return {key: value[key] for key in _DEPENDENT}
 
     def settle(self, time_ns: int, conns: Iterable[Conn] | None = None) -> None:
-        """Note which of the connections, by default those that were touched, have come up or gone down."""
+        """Record which of the connections, by default those that were touched, have come up or gone down."""
         for conn in self._touched if conns is None else conns:
             if conn.up != conn.has_sas:
                 conn.up, conn.changed = conn.has_sas, time_ns
@@ -417,14 +415,14 @@ class Mirror:
         self._touched.clear()
 
     def inherit(self, time_ns: int, new: Ike, old: Ike) -> None:
-        """Let an IKE_SA have the children, the traffic and the age of the one it replaces."""
+        """Transfer the children, the traffic and the age of an IKE_SA to its replacement."""
         new.since = min(new.since, old.since)
         add_all(new.closed, old.closed)
         for child in list(old.children.values()):
             self._update(time_ns, child, new, child.section)
 
     def drop_ike(self, time_ns: int, uniqueid: str, *, tidy: bool = True) -> None:
-        """Remove an IKE_SA, if it is there, and close its children with the counters last known."""
+        """Remove an IKE_SA, if present, and close its children with their last known counters."""
         ike = self.ikes.get(uniqueid)
         if ike is None:
             return
@@ -442,9 +440,9 @@ class Mirror:
         self.changed[conn.key] = None
 
     def put_child(self, time_ns: int, ike: Ike, section: Section, before: Traffic | None = None) -> None:
-        """Add a CHILD_SA to `ike`, or let it have these values; from another IKE_SA it is taken.
+        """Add a CHILD_SA to `ike` or update it; one in another IKE_SA is moved.
 
-        `before` is what connections have counted of it as closed.
+        `before` is the part of its traffic that connections have already counted as closed.
         """
         if not (uniqueid := uniqueid_of(section)):
             return
@@ -461,9 +459,9 @@ class Mirror:
         self._count(time_ns, child, *self._counting(child.name, ike.conn))
 
     def close_child(self, time_ns: int, conn: Conn | None, section: Section, ike: Ike | None = None) -> None:
-        """Remove a CHILD_SA, if it is there, and add up its last counters.
+        """Remove a CHILD_SA, if present, and add its last counters to the sums.
 
-        `conn` and `ike` are those of the IKE_SA that it was in, if they are known and up.
+        `conn` and `ike` are the connection and the IKE_SA that it was in, if known and up.
         """
         key, last, name = child_key(section), traffic_of(section), name_of(section)
         child = self._children.get(uniqueid_of(section))
@@ -487,10 +485,10 @@ class Mirror:
                 self.mark(row, time_ns)
 
     def _counting(self, name: str, own: Conn) -> tuple[Conn, bool]:
-        """Return the connection that counts CHILD_SAs of this name in an IKE_SA of `own`, and whether it is ambiguous.
+        """Return the connection that CHILD_SAs `name` in an IKE_SA of `own` count for, and whether it is ambiguous.
 
-        It is `own` when that configures such a child, else the only one that does. Where several do, charon does not
-        report which it was.
+        It is `own` if that configures such a child, otherwise the only connection that does. If several do, charon
+        does not report which it is, and `own` counts.
         """
         claims = self._claims.get(name, {})
         if own.name in claims or not claims:
@@ -498,12 +496,12 @@ class Mirror:
         return (next(iter(claims.values())), False) if len(claims) == 1 else (own, True)
 
     def _update(self, time_ns: int, child: Child, ike: Ike, section: Section) -> None:
-        """Let a CHILD_SA have these values and be in `ike`; what another connection counted stays counted there."""
+        """Update a CHILD_SA and move it to `ike`; traffic that another connection has counted stays there."""
         name, former, part = child.name, child.conn, child.part
         self._uncount(time_ns, child)
         child.section, child.ike = section, ike
         conn, ambiguous = self._counting(child.name, ike.conn)
-        # What is restored was written already, by the right connection.
+        # Restored traffic is already counted, by the right connection.
         if (conn, child.name) != (former, name) and any(part.values()) and not self._restoring:
             add(former.closed, name, part)
             child.before = plus(child.before, part)
@@ -533,7 +531,7 @@ class Mirror:
         self.mark(conn, time_ns)
 
     def _doubt(self, time_ns: int, child: Child, ambiguous: str | None) -> None:
-        """Note whether charon reports which connection a CHILD_SA is of; those that it may be of say so."""
+        """Record whether a CHILD_SA is ambiguous, and mark the connections that it may belong to."""
         former, child.ambiguous = child.ambiguous, ambiguous
         if former == ambiguous:
             return
@@ -552,7 +550,7 @@ class Mirror:
         return self._children.get(uniqueid)
 
     def mark(self, row: Ike | Conn, time_ns: int) -> None:
-        """Note that the value of `row` has changed."""
+        """Record that the value of `row` has changed."""
         row.updated = time_ns
         if row.key in self._rows and not self._restoring:
             self.changed[row.key] = None
@@ -560,10 +558,10 @@ class Mirror:
                 self._touched[row] = None
 
     def restore(self, key: BucketKey, data: bytes, time_ns: int) -> bool:
-        """Take over the value that an earlier start of the bridge left at `key`; return whether it is unchanged.
+        """Restore the value that an earlier run of the bridge wrote to `key`; return whether it is unchanged.
 
-        What events reported since is newer; only the traffic is added up. What no bridge has written is to be deleted:
-        others may write to a bucket too, and nothing there may be of a kind that cannot be reported or written again.
+        Events since then are newer: only the traffic is added. A value that no bridge wrote is invalid, and its key is
+        deleted: other clients may write to a bucket, and a value that VICI cannot carry could not be reported.
         """
         self._restoring = True
         try:
@@ -580,7 +578,7 @@ class Mirror:
     def _restore_sa(self, key: BucketKey, value: SaValue, time_ns: int) -> bool:
         name, uniqueid = value["ike"], value["uniqueid"]
         if key != (bucket_values.SA, self._subjects.key(name, uniqueid)):
-            raise ValueError("the value of another key")
+            raise ValueError("the value belongs to another key")
         sa = _section({**value["sa"], "uniqueid": uniqueid})
         children = [_section(child) for child in value["children"].values()]
         before = {uniqueid: counters(child["before"]) for uniqueid, child in value["counted"].items()}
@@ -603,9 +601,9 @@ class Mirror:
     def _restore_conn(self, key: BucketKey, value: ConnValue, time_ns: int) -> bool:
         name = value["conn"]
         if key != (bucket_values.CONN, self._subjects.key(name)):
-            raise ValueError("the value of another key")
+            raise ValueError("the value belongs to another key")
         if (configured := value["configured"]) not in (True, False, None):
-            raise ValueError("no state of a configuration")
+            raise ValueError("configured is not true, false or null")
         config = _section(value["config"])
         closed, since, updated = checked(value["closed"]), whole(value["since"]), whole(value["updated"])
         up, changed = bool(value["up"]), whole(value["changed"])
@@ -625,18 +623,18 @@ class Mirror:
 
 
 def _section(value: Section) -> Section:
-    """Return `value` as charon could have sent it; ValueError when it could not."""
+    """Return `value` as charon would have sent it; raise ValueError if VICI cannot carry it."""
     return _wire.decode(_wire.encode(value))
 
 
 def uniqueid_of(section: Section) -> str:
-    """Return the uniqueid in a section, empty when it has none."""
+    """Return the uniqueid in a section, or an empty string."""
     uniqueid = section.get("uniqueid")
     return uniqueid if isinstance(uniqueid, str) else ""
 
 
 def state_of(section: Section) -> str:
-    """Return the state in a section, empty when it has none."""
+    """Return the state in a section, or an empty string."""
     state = section.get("state")
     return state if isinstance(state, str) else ""
 
@@ -646,7 +644,7 @@ def name_of(child: Section) -> str:
 
 
 def child_key(child: Section) -> tuple[str, str]:
-    """Return what distinguishes a CHILD_SA from all others, including those of former runs of charon."""
+    """Return the identity of a CHILD_SA, which is unique even across runs of charon."""
     return uniqueid_of(child), str(child.get("spi-in", ""))
 
 
@@ -655,17 +653,17 @@ def same_child(one: Section, other: Section) -> bool:
 
 
 def same_sa(one: Section, other: Section) -> bool:
-    """Return whether two sections with the same uniqueid are of one IKE_SA."""
+    """Return whether two sections with the same uniqueid describe the same IKE_SA."""
     return all(one.get(key) == other.get(key) for key in ("initiator-spi", "responder-spi"))
 
 
 def is_ike(ike: Ike, name: str, section: Section) -> bool:
-    """Return whether a section with the uniqueid of `ike` is about it."""
+    """Return whether a section with the uniqueid of `ike` describes the same IKE_SA."""
     return ike.conn.name == name and same_sa(ike.sa, section)
 
 
 def without_tasks(section: Section) -> Section:
-    """Return the section without children and tasks; tasks end at once, and no event reports that."""
+    """Return the section without children and tasks; tasks are brief, and no event reports their end."""
     return {key: value for key, value in section.items() if key not in _TASKS and key != "child-sas"}
 
 

@@ -1,8 +1,8 @@
-"""Compares what charon lists with the mirror; repairs and reports each difference.
+"""Compares charon's lists with the mirror; corrects and reports each difference.
 
-Events continue while charon lists. What an event reports between begin and finish is newer than the rows, which are
-ignored for it. The caller begins before it sends the request, and finishes when every event that charon raised before
-its last row has been applied.
+Events continue while charon lists. An object that an event reports between the start and `finish` is newer than its
+row, which is ignored. The caller starts before it sends the request, and calls `finish` when every event that charon
+raised before its last row has been applied.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .model import Conn, Ike, Mirror, Window, child_key, is_ike, same_child, sta
 
 _RUNNING = {"established", "rekey-time", "reauth-time", "life-time", "install-time", "use-in", "use-out"}
 # No event reports these, so a difference does not mean that an event was lost.
-_UNTOLD = _RUNNING | {"state", "bytes-in", "packets-in", "bytes-out", "packets-out"}
+_UNREPORTED = _RUNNING | {"state", "bytes-in", "packets-in", "bytes-out", "packets-out"}
 # Listed, but not established yet, or replaced or closed already.
 _IKE_ABSENT = UNESTABLISHED | {"REKEYED", "DESTROYING"}
 _CHILD_ABSENT = {"CREATED", "ROUTED", "INSTALLING", "RETRYING", "REKEYED", "DELETED", "DESTROYING"}
-_ON_ITS_WAY = "DELETING"  # before the event or after it: the state does not show which
+_CLOSING = "DELETING"  # before or after its event: the state does not show which
 
 
 class Difference(NamedTuple):
@@ -52,11 +52,11 @@ class Reconciliation:
         self._differences: list[Difference] = []
 
     def abandon(self) -> None:
-        """Stop; what was repaired so far remains."""
+        """Stop; corrections made so far remain."""
         self._mirror.window = None
 
     def sa(self, time_ns: int, raw: bytes) -> None:
-        """Compare one message of list-sas; those of list-conns come first, as they say whose the CHILD_SAs are."""
+        """Compare one message of list-sas; call this after `conn`, which determines what the CHILD_SAs count for."""
         name, message = section_of(Message(raw))
         section: Section = message.to_dict() if message is not None else {}
         listed = uniqueid = uniqueid_of(section)
@@ -66,7 +66,7 @@ class Reconciliation:
         if uniqueid == listed:
             ike = self._ike(time_ns, name, section, ike)
         elif state_of(section) in _IKE_ABSENT:
-            return  # its children have gone over
+            return  # its children have moved to the replacement
         if ike is not None:
             self._children(time_ns, ike, section, whole=uniqueid == listed)
         self._mirror.settle(time_ns)
@@ -76,7 +76,7 @@ class Reconciliation:
         uniqueid, state = uniqueid_of(section), state_of(section)
         if not uniqueid or uniqueid in self._window.gone or state in _IKE_ABSENT:
             return None
-        if state == _ON_ITS_WAY:
+        if state == _CLOSING:
             if ike is None:
                 return None
             self.unsettled = True
@@ -92,7 +92,7 @@ class Reconciliation:
 
     def _appeared(self, time_ns: int, name: str, section: Section) -> Ike:
         ike = self._mirror.put_ike(time_ns, name, section)
-        # Events of a rekeying were missed when its children are those of another one.
+        # If its children are those of another IKE_SA, the events of a rekeying were missed.
         for child in _listed_children(section):
             known = self._mirror.child(uniqueid_of(child))
             if known is not None and known.ike is not ike and same_child(known.section, child):
@@ -104,7 +104,7 @@ class Reconciliation:
         return ike
 
     def _exchanged(self, time_ns: int, name: str, section: Section, former: Ike) -> Ike:
-        """Handle another run of charon that has given the uniqueid to another SA."""
+        """Replace an SA whose uniqueid another run of charon has given to a different SA."""
         if former.conn.name != name:
             self._vanished(time_ns, former)
             return self._appeared(time_ns, name, section)
@@ -122,19 +122,19 @@ class Reconciliation:
 
     def _compare_ike(self, time_ns: int, section: Section, ike: Ike) -> None:
         new = without_tasks(section)
-        if _differ(ike.sa, new, _UNTOLD):
+        if _differ(ike.sa, new, _UNREPORTED):
             self._changed(ike)
         if _differ(ike.sa, new, _RUNNING):
             ike.sa = new
             self._mirror.mark(ike, time_ns)
 
     def _changed(self, ike: Ike) -> None:
-        """Note, once, that `ike` is about to be repaired; what it is then is filled in at the end."""
+        """Record, once, that `ike` is about to be corrected; `finish` fills in the new value."""
         if not self._differences or self._differences[-1].key != ike.key[1]:
             self._differences.append(Difference("changed", *ike.key, self._mirror.sa_value(ike), None))
 
     def _children(self, time_ns: int, ike: Ike, section: Section, *, whole: bool) -> None:
-        """Compare the CHILD_SAs of an IKE_SA; what is not among them has gone if it is the `whole` of them."""
+        """Compare the CHILD_SAs of an IKE_SA; if the section lists the `whole` set, the others are closed."""
         listed: set[str] = set()
         for child in _listed_children(section):
             uniqueid, state = uniqueid_of(child), state_of(child)
@@ -142,8 +142,8 @@ class Reconciliation:
                 self._lingers(time_ns, ike, child)
             elif uniqueid in self._window.children:
                 listed.add(uniqueid)
-            elif state != _ON_ITS_WAY or uniqueid in ike.children:
-                self.unsettled |= state == _ON_ITS_WAY
+            elif state != _CLOSING or uniqueid in ike.children:
+                self.unsettled |= state == _CLOSING
                 listed.add(uniqueid)
                 self._compare_child(time_ns, ike, child)
         missing = [u for u in ike.children if u not in listed and u not in self._window.children]
@@ -152,7 +152,7 @@ class Reconciliation:
             self._mirror.close_child(time_ns, ike.conn, ike.children[uniqueid].section, ike)
 
     def _lingers(self, time_ns: int, ike: Ike, child: Section) -> None:
-        """A CHILD_SA that is closed or replaced may still be listed, with counters that are newer."""
+        """Take the counters of a closed or replaced CHILD_SA that is still listed, as they may be newer."""
         key, mine = child_key(child), ike.children.get(uniqueid_of(child))
         self._lingering.add(key)
         if mine is not None and same_child(mine.section, child) and uniqueid_of(child) not in self._window.children:
@@ -163,7 +163,7 @@ class Reconciliation:
 
     def _compare_child(self, time_ns: int, ike: Ike, child: Section) -> None:
         mine = ike.children.get(uniqueid_of(child))
-        if mine is None or _differ(mine.section, child, _UNTOLD):
+        if mine is None or _differ(mine.section, child, _UNREPORTED):
             self._changed(ike)
         if mine is None or _differ(mine.section, child, _RUNNING):
             self._mirror.put_child(time_ns, ike, child)
@@ -190,7 +190,7 @@ class Reconciliation:
         self._report_conn(before, conn)
 
     def finish(self, time_ns: int) -> list[Difference]:
-        """Remove what charon did not list, and return every difference."""
+        """Remove everything that charon did not list, and return every difference."""
         mirror = self._mirror
         for ike in [i for u, i in mirror.ikes.items() if u not in self._seen and u not in self._window.fresh]:
             self._vanished(time_ns, ike)
@@ -220,7 +220,7 @@ class Reconciliation:
             former.append((conn, conn.configured, mirror.conn_value(conn) if conn.name in self._known_conns else None))
             if conn.configured is not False:
                 mirror.configure(time_ns, conn, False, conn.config)
-        mirror.assign(time_ns)  # before those without SAs go, as some may count children in the IKE_SAs of others
+        mirror.assign(time_ns)  # before dropping connections without SAs: children in other IKE_SAs may count for them
         for conn, configured, before in former:
             if not conn.ikes:
                 mirror.drop_conn(conn)

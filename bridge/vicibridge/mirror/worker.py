@@ -36,7 +36,7 @@ _BATCH = 64  # rows between two turns of the event loop
 
 
 class MirrorWorker:
-    """Keeps the buckets equal to one charon; `report` gets each difference that a snapshot repaired."""
+    """Keeps the buckets equal to one charon; `report` gets each difference that a snapshot corrected."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class MirrorWorker:
         self._session: AsyncSession | None = None
         self._charon_version: str | None = None
         self._wanted = asyncio.Event()
-        self._questions: set[asyncio.Task[str | None]] = set()
+        self._requests: set[asyncio.Task[str | None]] = set()
         self._troubled = False
         self._stopping = False
 
@@ -205,31 +205,31 @@ class MirrorWorker:
 
     async def _caught_up(self, session: AsyncSession) -> None:
         """Wait until every event that charon has raised so far has been read from the event connection."""
-        # charon answers in order with its events. The question must not time out or be cancelled, which would close the
-        # connection, so it runs in a separate task.
-        if self._questions:
-            raise TimeoutError("charon has not answered on the connection of the events yet")
-        question = asyncio.create_task(_version(session))
-        self._questions.add(question)
-        question.add_done_callback(self._answered)
-        await asyncio.wait([question], timeout=_TIMEOUT)
-        if not question.done():
+        # charon sends the reply in order with its events. The request must not time out or be cancelled, which would
+        # close the connection, so it runs in a separate task.
+        if self._requests:
+            raise TimeoutError("charon has not answered on the event connection yet")
+        request = asyncio.create_task(_version(session))
+        self._requests.add(request)
+        request.add_done_callback(self._answered)
+        await asyncio.wait([request], timeout=_TIMEOUT)
+        if not request.done():
             raise TimeoutError(f"charon has not answered for {_TIMEOUT:g} seconds")
-        known, self._charon_version = self._charon_version, question.result()
+        known, self._charon_version = self._charon_version, request.result()
         if self._charon_version != known:
             self._beat()
         await self._others(session)
 
-    def _answered(self, question: asyncio.Task[str | None]) -> None:
-        self._questions.discard(question)
-        if not question.cancelled():
-            question.exception()  # the waiter may have timed out
+    def _answered(self, request: asyncio.Task[str | None]) -> None:
+        self._requests.discard(request)
+        if not request.cancelled():
+            request.exception()  # the waiter may have timed out
 
     async def _others(self, session: AsyncSession) -> None:
         """Let the event loop run."""
         await asyncio.sleep(0)
         if self._session is not session:
-            raise TimeoutError("charon went away meanwhile")
+            raise TimeoutError("the connection to charon was lost meanwhile")
 
     async def _report_all(self, differences: list[Difference]) -> None:
         self.differences += len(differences)
@@ -244,7 +244,7 @@ class MirrorWorker:
     def _trouble(self, error: Exception) -> None:
         if not self._troubled:
             self._troubled = True
-            _logger.warning("%s: charon does not list its SAs: %s; retrying", self._gateway.node, error)
+            _logger.warning("%s: cannot list the SAs of charon: %s; retrying", self._gateway.node, error)
 
 
 async def _raw(stream: AsyncIterable[object]) -> list[bytes]:
