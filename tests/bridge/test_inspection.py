@@ -145,7 +145,7 @@ REACHED = {
     "{max_streams: 3}": "error: max_streams = 3 of the account, of which 1 are in use, leaves no room for VICI, "
     "KV_VICI_NODE, KV_VICI_CONN, KV_VICI_SA: raise it to 5 or more",
     "{max_bytes_required: true}": "error: the account requires max_bytes (max_bytes_required): create VICI, "
-    "KV_VICI_NODE, KV_VICI_CONN, KV_VICI_SA by hand with it",
+    "KV_VICI_NODE, KV_VICI_CONN, KV_VICI_SA manually with it",
     "{max_file: 1000}": "warning: 1000 of 1000 bytes of the account's storage are in use: when all are, JetStream "
     "refuses events and changes of the mirror; raise its max_file",
 }

@@ -102,7 +102,7 @@ class BucketReader:
                 raise APIError(code=int(status), description=end.get("Description"))
             entries = [_entry(bucket, message) for message in self._replies[:-1]]
         except (KeyError, ValueError):
-            raise NatsError("unexpected reply to a direct get: something besides JetStream answers") from None
+            raise NatsError("unexpected reply to a direct get: a client other than JetStream answered") from None
         return entries, bool(entries) and end.get("Nats-Num-Pending") != "0"
 
     async def _on_reply(self, message: Msg) -> None:

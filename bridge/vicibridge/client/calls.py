@@ -100,7 +100,7 @@ class Calls:
         no_replies = f'subscription to "{self._inbox}.*"'.lower() in error
         reason = f"this user may not subscribe to its reply inbox {self._inbox}.*; set inbox_prefix to another one"
         failed = [each for each in self._open.values() if no_replies or f'publish to "{each.subject}"'.lower() in error]
-        if no_replies:  # the next request tries again with a new inbox
+        if no_replies:  # the next request uses a new inbox
             self._inbox, self._subscribing = "", None
         for request in failed:
             text = reason if no_replies else f"this user may not publish to {request.subject}"

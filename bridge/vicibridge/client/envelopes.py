@@ -149,7 +149,7 @@ class Completeness:
         return track
 
     def gaps(self) -> list[MissingEvents]:
-        """Return what is missing at the moment, and what the bridge said why."""
+        """Return the events missing at the moment, with the cause that the bridge reported."""
         return [
             MissingEvents(*key, first, last, self._cause(key, first, last))
             for key, track in self._tracks.items()

@@ -195,7 +195,7 @@ class Events(Source):
             self._append(message)
 
     async def _take_unless_here(self, message: Msg) -> None:
-        # JetStream redelivers what was not acknowledged in time, even if it is still unread here.
+        # JetStream redelivers messages that were not acknowledged in time, even if they are still unread here.
         number = stream_number(message)
         if not any(stream_number(m) == number for m in (*self._messages, *self._taken)):
             self._append(message)
@@ -255,7 +255,7 @@ class Events(Source):
         self._envelopes.extend(unpack(message))
 
     async def aclose(self) -> None:
-        """Unsubscribe. A durable consumer remains, and redelivers what was not acknowledged."""
+        """Unsubscribe. A durable consumer remains, and redelivers unacknowledged messages."""
         reads = self._reading is not None
         await super().aclose()
         if reads and self._kept is not None and self._kept.durable is not None:

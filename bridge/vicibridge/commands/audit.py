@@ -70,7 +70,7 @@ class Audit:
             await asyncio.sleep(self._changes.wait())
 
     def record(self, command: str, code: int, entry: Mapping[str, object], *, changes: bool) -> None:
-        """ReportEvent a finished request; `changes` if `room` was awaited for it."""
+        """Report a finished request; `changes` if `room` was awaited for it."""
         if self.scope != "all" and code != DENIED and not (changes and self.scope == "changes"):
             return
         if changes or self._others.take():
@@ -82,7 +82,7 @@ class Audit:
         self._sums[command, code] += 1
 
     def flush(self) -> None:
-        """ReportEvent the sums."""
+        """Report the sums."""
         if self._timer is not None:
             self._timer.cancel()
         if self._sums:

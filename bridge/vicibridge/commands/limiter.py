@@ -29,7 +29,7 @@ class Limiter:
             self.running += 1
             return
         if len(self._queue) >= self.limit * _QUEUE:
-            raise RequestError(BUSY, "too many requests are waiting; try again later")
+            raise RequestError(BUSY, "too many requests are queued; retry later")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
@@ -37,7 +37,7 @@ class Limiter:
                 await turn
         except TimeoutError:
             self._give_up(turn)
-            raise RequestError(BUSY, "the requests before this one took too long; try again later") from None
+            raise RequestError(BUSY, "earlier requests took too long; retry later") from None
         except asyncio.CancelledError:
             self._give_up(turn)
             raise

@@ -132,7 +132,7 @@ _OPTIONS = [
         envvar="NATS_URL",
         show_envvar=True,
         metavar="URL",
-        help="NATS server; repeatable, or a list with commas.",
+        help="NATS server; repeatable, or a comma-separated list.",
     ),
     click.option(
         "--context",

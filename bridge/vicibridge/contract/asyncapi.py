@@ -1,7 +1,7 @@
 """The AsyncAPI document: the bridge's subjects, the messages on them, and whether the bridge sends or receives them.
 
-`send` operations are what the bridge publishes, `receive` operations the commands that it accepts. Buckets are channels
-too: the subjects under which NATS keeps their keys.
+`send` operations are messages that the bridge publishes, `receive` operations commands that it accepts. Buckets are
+channels too: the subjects under which NATS keeps their keys.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Envelopes:
 
 
 def _check_added(time_ns: int, message: object) -> None:
-    """The batcher has added the messages while it read them; what remains are errors."""
+    """The batcher has added the messages while it read them; only errors remain."""
     if isinstance(message, DecodeError):
         raise message
 

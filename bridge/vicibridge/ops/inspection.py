@@ -132,7 +132,7 @@ def _creating(account: Mapping[str, Any], absent: Sequence[Target]) -> list[Prob
         use = f"max_streams = {limits['max_streams']} of the account, of which {account['streams']} are in use"
         texts.append(f"{use}, leaves no room for {names}: raise it to {account['streams'] + len(absent)} or more")
     if absent and limits["max_bytes_required"]:
-        texts.append(f"the account requires max_bytes (max_bytes_required): create {names} by hand with it")
+        texts.append(f"the account requires max_bytes (max_bytes_required): create {names} manually with it")
     if absent and limits["max_storage"] == 0:
         texts.append(f"the account has no storage for {names}: raise its max_file")
     return [Problem("error", text) for text in texts]

@@ -1,4 +1,4 @@
-"""What metrics and HTTP read of the service, so that they need not import it."""
+"""The attributes of the service that metrics and HTTP read, so that they need not import it."""
 
 from __future__ import annotations
 
