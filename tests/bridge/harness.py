@@ -68,7 +68,7 @@ def envelopes(payload: bytes, headers: Mapping[str, str] | None = None) -> list[
     return list(msgpack.Unpacker(io.BytesIO(payload)))
 
 
-class Witness:
+class Observer:
     """A client that records every message, in order."""
 
     def __init__(self, client: Client) -> None:
@@ -119,13 +119,13 @@ class Witness:
 
 
 @asynccontextmanager
-async def witness(url: str, subject: str = "vici.>", **options: Any) -> AsyncIterator[Witness]:
+async def observing(url: str, subject: str = "vici.>", **options: Any) -> AsyncIterator[Observer]:
     """Record the messages on `subject`; `options` are passed to nats-py, such as credentials."""
     client = await nats.connect(url, reconnect_time_wait=0.05, max_reconnect_attempts=-1, error_cb=_ignore, **options)
     try:
-        someone = Witness(client)
-        await someone.watch(subject)
-        yield someone
+        observer = Observer(client)
+        await observer.watch(subject)
+        yield observer
     finally:
         await client.close()
 

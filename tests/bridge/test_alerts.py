@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NatsServer, bridge_process, envelopes, run, service, settings, stored, until, witness
+from harness import NatsServer, bridge_process, envelopes, observing, run, service, settings, stored, until
 from lab import Lab, alerts
 from test_on_charon import heard
 from test_schema import check
@@ -40,12 +40,12 @@ def test_recorded_alerts(nats_server: NatsServer, side: str) -> None:
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url, "vici.*.event.>") as someone:
+        async with FakeCharon() as charon, observing(nats_server.url, "vici.*.event.>") as observer:
             charon.on("version", {"daemon": "charon", "version": "6.1.0"})
             async with service(settings(nats_server.url, charon.address, side)):
                 await charon.registered("alert")
                 await charon.replay(recording)
-                seen = await someone.sees(".alert.", len(raised))
+                seen = await observer.sees(".alert.", len(raised))
             assert_published(side, raised, seen)
 
     run(test())
@@ -73,7 +73,7 @@ def test_shapes_of_recorded_alerts() -> None:
 @pytest.mark.lab(nats=True, since="6.0.3")
 def test_every_alert_of_two_charons() -> None:
     async def test(lab: Lab) -> None:
-        async with witness(lab.nats.url, "vici.*.event.alert.>") as someone, AsyncExitStack() as stack:
+        async with observing(lab.nats.url, "vici.*.event.alert.>") as observer, AsyncExitStack() as stack:
             raised = {
                 side: await stack.enter_async_context(heard(getattr(lab, side).address, "alert")) for side in SIDES
             }
@@ -86,14 +86,14 @@ def test_every_alert_of_two_charons() -> None:
                 await alerts.raise_all(lab)
                 await raised["left"].complete()
                 await raised["right"].ended  # it was stopped
-                await until(lambda: len(someone.seen()) >= sum(map(len, raised.values())))
+                await until(lambda: len(observer.seen()) >= sum(map(len, raised.values())))
             assert {alert["type"] for side in SIDES for _, alert in raised[side]} >= TYPES
             kept = [
                 (m.subject, e) for m in await stored(lab.nats.url) for e in envelopes(m.data) if "alert" in m.subject
             ]
             for side in SIDES:
                 messages = [alert for _, alert in raised[side]]
-                assert_published(side, messages, someone.seen())
+                assert_published(side, messages, observer.seen())
                 assert_published(side, messages, kept)
 
     with Lab(nats=True, settings=alerts.SETTINGS) as lab:

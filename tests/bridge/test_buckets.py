@@ -13,7 +13,7 @@ from typing import Any
 
 import nats.js.errors
 import pytest
-from harness import NatsServer, Witness, bucket, run, service, settings, until, witness
+from harness import NatsServer, Observer, bucket, observing, run, service, settings, until
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
@@ -57,10 +57,10 @@ async def change(jetstream: JetStreamContext, name: str, **config: Any) -> None:
     await jetstream.update_stream(present.evolve(**config))
 
 
-async def equal(someone: Witness, name: str, keys: set[str]) -> None:
+async def equal(observer: Observer, name: str, keys: set[str]) -> None:
     """Wait until a bucket has these keys and no others."""
     async with asyncio.timeout(20):
-        while (await bucket(someone.client, name)).keys() != keys:
+        while (await bucket(observer.client, name)).keys() != keys:
             await asyncio.sleep(0.05)
 
 
@@ -80,22 +80,22 @@ def sas(*numbers: int, padding: int = 0) -> list[tuple[str, dict[str, Any]]]:
 
 @asynccontextmanager
 async def mirror(
-    server: NatsServer, charon: FakeCharon, someone: Witness, **more: Any
+    server: NatsServer, charon: FakeCharon, observer: Observer, **more: Any
 ) -> AsyncIterator[tuple[Service, JetStreamContext]]:
     """A bridge whose mirror was written as far as it goes."""
     async with service(mirrored(server.url, charon, **more)) as bridge:
         await settled(bridge)
-        yield bridge, someone.client.jetstream()
+        yield bridge, observer.client.jetstream()
 
 
-async def whole(bridge: Service, someone: Witness, keys: set[str]) -> None:
+async def whole(bridge: Service, observer: Observer, keys: set[str]) -> None:
     """Wait until nothing is refused any more, and what is in the bucket is what there has to be."""
     await until(lambda: not troubles(bridge))
-    await equal(someone, "VICI_SA", keys)
+    await equal(observer, "VICI_SA", keys)
     assert metric(bridge, "mirror_keys") == len(keys)
     assert (metric(bridge, "mirror_unwritten"), metric(bridge, "mirror_complete")) == (0, 1)
     async with asyncio.timeout(10):
-        while (await bucket(someone.client, "VICI_NODE"))["gw1"]["mirror"] != "complete":
+        while (await bucket(observer.client, "VICI_NODE"))["gw1"]["mirror"] != "complete":
             await asyncio.sleep(0.05)
 
 
@@ -117,12 +117,12 @@ def test_a_bucket_at_its_limit(
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
-            await someone.client.jetstream().add_stream(made("VICI_SA", **config))
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
+            await observer.client.jetstream().add_stream(made("VICI_SA", **config))
             listed(charon, [*sas(1, 2, 3, 4, padding=1500), *sas(5, padding=5000)])
-            async with mirror(nats_server, charon, someone) as (bridge, jetstream):
+            async with mirror(nats_server, charon, observer) as (bridge, jetstream):
                 await until(lambda: metric(bridge, "mirror_refused_total") > 5)  # again and again
-                present = set(await bucket(someone.client, "VICI_SA"))
+                present = set(await bucket(observer.client, "VICI_SA"))
                 assert 0 < len(present) < 5
                 assert metric(bridge, "mirror_keys") == len(present)
                 assert metric(bridge, "mirror_unwritten") == 5 - len(present) and not metric(bridge, "mirror_complete")
@@ -132,7 +132,7 @@ def test_a_bucket_at_its_limit(
                 [trouble] = answer["reasons"]
                 assert trouble.startswith(f"gw1: mirror: VICI_SA: keys refused: {5 - len(present)}: {refusal}")
                 async with asyncio.timeout(10):
-                    while (await bucket(someone.client, "VICI_NODE"))["gw1"]["mirror"] != "incomplete":
+                    while (await bucket(observer.client, "VICI_NODE"))["gw1"]["mirror"] != "incomplete":
                         await asyncio.sleep(0.05)
                 _, out, _ = await outcome(nats_server, "nodes", "--json")
                 assert json.loads(out)["mirror"] == "incomplete"
@@ -141,12 +141,12 @@ def test_a_bucket_at_its_limit(
                 charon.emit("ike-updown", {"gw": sa(gone, spi=gone)})
                 charon.emit("ike-update", {"remote-host": "192.0.2.9", "gw": sa(moved, spi=moved)})
                 async with asyncio.timeout(10):
-                    while f"gw1.gw.{gone}" in (values := await bucket(someone.client, "VICI_SA")) or (
+                    while f"gw1.gw.{gone}" in (values := await bucket(observer.client, "VICI_SA")) or (
                         values[f"gw1.gw.{moved}"]["sa"].get("remote-host") != "192.0.2.9"
                     ):
                         await asyncio.sleep(0.05)
                 await change(jetstream, "VICI_SA", **ROOMY)
-                await whole(bridge, someone, {f"gw1.gw.{n}" for n in range(1, 6)} - {f"gw1.gw.{gone}"})
+                await whole(bridge, observer, {f"gw1.gw.{n}" for n in range(1, 6)} - {f"gw1.gw.{gone}"})
 
     run(test())
     assert caplog.text.count(" was refused: ") == caplog.text.count("VICI_SA accepts all writes again") == 1
@@ -159,17 +159,17 @@ def test_an_account_at_its_limit(make_nats_server: Callable[..., NatsServer]) ->
 
     async def test() -> None:
         await server.up()
-        async with FakeCharon() as charon, witness(server.url) as someone:
-            jetstream = someone.client.jetstream()
+        async with FakeCharon() as charon, observing(server.url) as observer:
+            jetstream = observer.client.jetstream()
             await jetstream.add_stream(name="OTHER", subjects=["other"])
             for _ in range(80):
                 await jetstream.publish("other", b"x" * 1000)
             listed(charon, sas(*range(1, 8), padding=2000))
-            async with mirror(server, charon, someone) as (bridge, _):
+            async with mirror(server, charon, observer) as (bridge, _):
                 await until(lambda: metric(bridge, "mirror_unwritten"))
                 assert "resource limits exceeded for account" in str(troubles(bridge))
                 await jetstream.delete_stream("OTHER")
-                await whole(bridge, someone, {f"gw1.gw.{number}" for number in range(1, 8)})
+                await whole(bridge, observer, {f"gw1.gw.{number}" for number in range(1, 8)})
 
     run(test())
 
@@ -179,15 +179,15 @@ def test_a_value_that_is_too_large_for_nats(make_nats_server: Callable[..., Nats
 
     async def test() -> None:
         await server.up()
-        async with FakeCharon() as charon, witness(server.url) as someone:
+        async with FakeCharon() as charon, observing(server.url) as observer:
             listed(charon, [*sas(1, 3), *sas(2, padding=5000)])
-            async with mirror(server, charon, someone) as (bridge, _):
-                await equal(someone, "VICI_SA", {"gw1.gw.1", "gw1.gw.3"})
+            async with mirror(server, charon, observer) as (bridge, _):
+                await equal(observer, "VICI_SA", {"gw1.gw.1", "gw1.gw.3"})
                 [trouble] = troubles(bridge)
                 assert trouble.startswith("gw1: mirror: VICI_SA: keys refused: 1: too large for NATS: ")
                 listed(charon, sas(1, 2, 3))  # the last value wins: what is tried again is what there is now
                 bridge.mirrorings[0].lost()
-                await whole(bridge, someone, {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"})
+                await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"})
 
     run(test())
 
@@ -195,31 +195,31 @@ def test_a_value_that_is_too_large_for_nats(make_nats_server: Callable[..., Nats
 def test_what_vanishes_or_is_overwritten_comes_back_without_a_new_connection(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, sas(1, 2, 3))
-            async with mirror(nats_server, charon, someone, interval=0.3) as (bridge, jetstream):
+            async with mirror(nats_server, charon, observer, interval=0.3) as (bridge, jetstream):
                 keys = {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"}
-                await equal(someone, "VICI_SA", keys)
-                told = len(someone.seen(".bridge.resync"))
+                await equal(observer, "VICI_SA", keys)
+                told = len(observer.seen(".bridge.resync"))
                 kv = await jetstream.key_value("VICI_SA")
                 await jetstream.purge_stream("KV_VICI_SA")
-                await equal(someone, "VICI_SA", keys)
+                await equal(observer, "VICI_SA", keys)
                 await kv.delete("gw1.gw.1")
                 await kv.purge("gw1.gw.2")
                 await kv.put("gw1.gw.4", b'{"odd": true}')
                 await kv.put("gw1.gw.3", b'{"odd": true}')
                 async with asyncio.timeout(20):
-                    while (values := await bucket(someone.client, "VICI_SA")).keys() != keys or any(
+                    while (values := await bucket(observer.client, "VICI_SA")).keys() != keys or any(
                         "odd" in value for value in values.values()
                     ):
                         await asyncio.sleep(0.05)
                 await jetstream.purge_stream("KV_VICI_CONN")
-                await equal(someone, "VICI_CONN", {"gw1.gw"})
+                await equal(observer, "VICI_CONN", {"gw1.gw"})
                 await jetstream.purge_stream("KV_VICI_NODE")
-                await equal(someone, "VICI_NODE", {"gw1"})
+                await equal(observer, "VICI_NODE", {"gw1"})
                 await jetstream.delete_stream("KV_VICI_SA")
-                await equal(someone, "VICI_SA", keys)
-                assert bridge.bus.connects == 1 and len(someone.seen(".bridge.resync")) == told
+                await equal(observer, "VICI_SA", keys)
+                assert bridge.bus.connects == 1 and len(observer.seen(".bridge.resync")) == told
 
     run(test())
 
@@ -227,17 +227,17 @@ def test_what_vanishes_or_is_overwritten_comes_back_without_a_new_connection(nat
 def test_values_that_an_administrator_lets_expire_come_back(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
-            await someone.client.jetstream().add_stream(made("VICI_SA", max_age=1))
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
+            await observer.client.jetstream().add_stream(made("VICI_SA", max_age=1))
             listed(charon, sas(1, 2))
-            async with mirror(nats_server, charon, someone, interval=0.3):
+            async with mirror(nats_server, charon, observer, interval=0.3):
                 expired = 0
                 async with asyncio.timeout(15):
                     while expired < 2:
-                        while await bucket(someone.client, "VICI_SA"):
+                        while await bucket(observer.client, "VICI_SA"):
                             await asyncio.sleep(0.02)
                         expired += 1
-                        await equal(someone, "VICI_SA", {"gw1.gw.1", "gw1.gw.2"})
+                        await equal(observer, "VICI_SA", {"gw1.gw.1", "gw1.gw.2"})
 
     run(test())
 
@@ -247,9 +247,9 @@ def test_a_comparison_while_writing_writes_nothing_twice(nats_server: NatsServer
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, sas(*range(1, 1200)))
-            async with mirror(nats_server, charon, someone, heartbeat=60) as (bridge, _):
+            async with mirror(nats_server, charon, observer, heartbeat=60) as (bridge, _):
                 buckets = bridge.mirrorings[0].buckets
                 written = buckets.written
                 for round in range(10):
@@ -265,7 +265,7 @@ def test_a_comparison_while_writing_writes_nothing_twice(nats_server: NatsServer
                 await asyncio.wait_for(buckets.settled(), 20)
                 # Each SA, and its connection as often as events came apart.
                 assert 1199 <= buckets.written - written <= 2 * 1199
-                assert len(await bucket(someone.client, "VICI_SA")) == 1199
+                assert len(await bucket(observer.client, "VICI_SA")) == 1199
 
     run(test())
 
@@ -273,18 +273,18 @@ def test_a_comparison_while_writing_writes_nothing_twice(nats_server: NatsServer
 def test_a_bucket_that_never_acknowledges(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url, "$KV.VICI_SA.>") as someone:
-            await someone.client.jetstream().add_stream(made("VICI_SA", no_ack=True))
+        async with FakeCharon() as charon, observing(nats_server.url, "$KV.VICI_SA.>") as observer:
+            await observer.client.jetstream().add_stream(made("VICI_SA", no_ack=True))
             listed(charon, sas(1, 2))
-            async with mirror(nats_server, charon, someone) as (bridge, jetstream):
-                await equal(someone, "VICI_CONN", {"gw1.gw"})
+            async with mirror(nats_server, charon, observer) as (bridge, jetstream):
+                await equal(observer, "VICI_CONN", {"gw1.gw"})
                 [trouble] = troubles(bridge)
                 assert trouble.startswith(
                     "gw1: mirror: VICI_SA: the bucket VICI_SA has no_ack: JetStream acknowledges nothing"
                 )
-                assert not someone.messages and metric(bridge, "mirror_keys") == 0
+                assert not observer.messages and metric(bridge, "mirror_keys") == 0
                 await change(jetstream, "VICI_SA", no_ack=False)
-                await whole(bridge, someone, {"gw1.gw.1", "gw1.gw.2"})
+                await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2"})
 
     run(test())
     assert caplog.text.count("VICI_SA is not writable") == 1
@@ -295,14 +295,14 @@ def test_acknowledgements_that_end_while_running(nats_server: NatsServer, monkey
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, sas(1))
-            async with mirror(nats_server, charon, someone) as (bridge, jetstream):
+            async with mirror(nats_server, charon, observer) as (bridge, jetstream):
                 await change(jetstream, "VICI_SA", no_ack=True)
                 charon.emit("ike-updown", {"up": "yes", "gw": sa("2", spi="2")})
                 await until(lambda: "no_ack" in str(troubles(bridge)))
                 await change(jetstream, "VICI_SA", no_ack=False)
-                await whole(bridge, someone, {"gw1.gw.1", "gw1.gw.2"})
+                await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2"})
 
     run(test())
 
@@ -310,9 +310,9 @@ def test_acknowledgements_that_end_while_running(nats_server: NatsServer, monkey
 def test_a_sealed_bucket(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, sas(1))
-            async with mirror(nats_server, charon, someone) as (bridge, jetstream):
+            async with mirror(nats_server, charon, observer) as (bridge, jetstream):
                 await change(jetstream, "VICI_SA", sealed=True)
                 charon.emit("ike-updown", {"up": "yes", "gw": sa("2", spi="2")})
                 await until(lambda: "invalid operation on sealed stream" in str(troubles(bridge)))
@@ -320,7 +320,7 @@ def test_a_sealed_bucket(nats_server: NatsServer) -> None:
                 await until(lambda: "the bucket VICI_SA is sealed" in str(troubles(bridge)))
                 assert metric(bridge, "mirror_keys") == 1
                 await jetstream.delete_stream("KV_VICI_SA")
-                await whole(bridge, someone, {"gw1.gw.1", "gw1.gw.2"})
+                await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2"})
 
     run(test())
 
@@ -328,8 +328,8 @@ def test_a_sealed_bucket(nats_server: NatsServer) -> None:
 def test_one_bucket_that_is_missing_holds_up_no_other(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
-            jetstream = someone.client.jetstream()
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
+            jetstream = observer.client.jetstream()
             await jetstream.add_stream(name="VICI", subjects=["vici.*.event.>", "vici.*.bridge.>"])
             for name in ("VICI_SA", "VICI_CONN", "VICI_NODE"):
                 await jetstream.add_stream(made(name))
@@ -339,14 +339,14 @@ def test_one_bucket_that_is_missing_holds_up_no_other(nats_server: NatsServer) -
             )
             async with service(config) as bridge:
                 await settled(bridge)
-                await equal(someone, "VICI_SA", {"gw1.gw.1"})
+                await equal(observer, "VICI_SA", {"gw1.gw.1"})
                 await jetstream.delete_stream("KV_VICI_SA")
                 await until(lambda: "the bucket VICI_SA for $KV.VICI_SA.> does not exist" in str(troubles(bridge)))
                 listed(charon, [*sas(1), ("new", sa("2", spi="2"))])
                 charon.emit("ike-updown", {"up": "yes", "new": sa("2", spi="2")})
-                await equal(someone, "VICI_CONN", {"gw1.gw", "gw1.new"})
+                await equal(observer, "VICI_CONN", {"gw1.gw", "gw1.new"})
                 await jetstream.add_stream(made("VICI_SA"))
-                await whole(bridge, someone, {"gw1.gw.1", "gw1.new.2"})
+                await whole(bridge, observer, {"gw1.gw.1", "gw1.new.2"})
 
     run(test())
 
@@ -367,9 +367,9 @@ def test_starts_and_reconnects_leave_no_consumers(make_nats_server: Callable[...
 
     async def test() -> None:
         await server.up()
-        async with FakeCharon() as charon, witness(server.url) as someone:
+        async with FakeCharon() as charon, observing(server.url) as observer:
             listed(charon, sas(1, 2))
-            jetstream = someone.client.jetstream()
+            jetstream = observer.client.jetstream()
             for _ in range(4):
                 one, other = (
                     settings(server.url, charon.address, node=node, mirror={"heartbeat": 60}) for node in ("gw1", "gw2")
@@ -385,7 +385,7 @@ def test_starts_and_reconnects_leave_no_consumers(make_nats_server: Callable[...
                             await until(lambda bridge=bridge: not bridge.mirrorings[0].buckets.troubles())
                         assert await consumers(jetstream) == 0
             keys = {f"{node}.gw.{number}" for node in ("gw1", "gw2") for number in (1, 2)}
-            await equal(someone, "VICI_SA", keys)
+            await equal(observer, "VICI_SA", keys)
 
     run(test(), 60)
 
@@ -404,13 +404,13 @@ def test_where_direct_gets_in_batches_are_not_to_be_had(
 
     async def test() -> None:
         await server.up()
-        async with FakeCharon() as charon, witness(server.url) as someone:
-            jetstream = someone.client.jetstream()
+        async with FakeCharon() as charon, observing(server.url) as observer:
+            jetstream = observer.client.jetstream()
             for name in ("VICI_SA", "VICI_CONN"):
                 await jetstream.add_stream(made(name, **config))
             listed(charon, sas(*range(1, 600)))
             for _ in range(5):
-                async with mirror(server, charon, someone, interval=0.2) as (bridge, _):
+                async with mirror(server, charon, observer, interval=0.2) as (bridge, _):
                     await until(lambda: metric(bridge, "mirror_keys") == 599)
                     kv = await jetstream.key_value("VICI_SA")
                     await kv.put("gw1.gw.1", b'{"odd": true}')
@@ -420,7 +420,7 @@ def test_where_direct_gets_in_batches_are_not_to_be_had(
                         while await kept(kv, "gw1.gw.1", "gw1.gw.2", "gw1.gw.odd") != [True, True, False]:
                             await asyncio.sleep(0.05)
                 assert await consumers(jetstream) <= 2  # of a comparison that the end interrupted
-            assert {e["data"]["kind"] for _, e in someone.seen(".bridge.resync")} == {"appeared"}
+            assert {e["data"]["kind"] for _, e in observer.seen(".bridge.resync")} == {"appeared"}
 
     run(test(), 60)
 
@@ -431,21 +431,21 @@ def test_another_replies_to_a_direct_get(nats_server: NatsServer, replies: list[
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
-            jetstream = someone.client.jetstream()
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
+            jetstream = observer.client.jetstream()
             for name in ("VICI_SA", "VICI_CONN"):
                 await jetstream.add_stream(made(name, allow_direct=False))
 
             async def reply(request: Msg) -> None:
                 for headers in replies:
-                    await someone.client.publish(request.reply, b"", headers=headers)
+                    await observer.client.publish(request.reply, b"", headers=headers)
 
-            rogue = await someone.client.subscribe("$JS.API.DIRECT.GET.KV_VICI_SA", cb=reply)
+            rogue = await observer.client.subscribe("$JS.API.DIRECT.GET.KV_VICI_SA", cb=reply)
             listed(charon, sas(1))
             async with service(mirrored(nats_server.url, charon)) as bridge:
                 await until(lambda: "unexpected reply to a direct get" in str(troubles(bridge)))
                 await rogue.unsubscribe()
-                await whole(bridge, someone, {"gw1.gw.1"})
+                await whole(bridge, observer, {"gw1.gw.1"})
 
     run(test())
 

@@ -10,7 +10,7 @@ from typing import Any
 import nats
 import nats.errors
 import pytest
-from harness import NatsServer, run, running, service, settings, until, up, witness
+from harness import NatsServer, observing, run, running, service, settings, until, up
 from nats.aio.msg import Msg
 from nats.js import errors
 from vicibridge.bus.connection import NatsConnection, TooLarge, reason_of
@@ -24,15 +24,15 @@ LONG = "x" * 5000  # alone longer than the line of a protocol message may be
 def test_overlong_subjects_are_reported_and_block_nothing(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await up(bridge)
                 for kind in (LONG, "ok"):
                     charon.emit("alert", {"type": kind})
                     charon.emit("log", {"group": kind, "level": "1", "msg": "x"})
-                await someone.sees("event.alert.ok")
-                await someone.sees("log.ok.1")
-                gaps = [envelope["data"] for _, envelope in await someone.sees("bridge.gap", 2)]
+                await observer.sees("event.alert.ok")
+                await observer.sees("log.ok.1")
+                gaps = [envelope["data"] for _, envelope in await observer.sees("bridge.gap", 2)]
                 assert {(gap["class"], gap["cause"], gap["count"]) for gap in gaps} == {
                     ("state", "larger than the server accepts", 1),
                     ("log", "larger than the server accepts", 1),
@@ -49,13 +49,13 @@ def test_subject_and_reply_count_together(nats_server: NatsServer) -> None:
         await nats_server.up()
         bus = ConnectionSupervisor(settings(nats_server.url).nats)
         running = asyncio.create_task(bus.run())
-        async with witness(nats_server.url) as someone:
+        async with observing(nats_server.url) as observer:
             connection = await bus.connection()
             with pytest.raises(TooLarge):
                 await connection.publish("vici." + "x" * 3400, b"", "r" * 100)
             await connection.publish("vici." + "x" * 3400, b"", "r" * 95)
             await connection.fence(5)
-            await until(lambda: someone.messages)
+            await until(lambda: observer.messages)
             assert connection.alive
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -78,7 +78,7 @@ def test_calls_on_a_draining_connection_raise_disconnected(nats_server: NatsServ
             async def subscribe(connection: NatsConnection) -> None:
                 await connection.subscribe("other", answer)
 
-            async with witness(nats_server.url, "answer") as someone:
+            async with observing(nats_server.url, "answer") as observer:
                 await connection.subscribe("question", answer)
                 await connection.publish("question", b"")
                 await arrived.wait()
@@ -89,7 +89,7 @@ def test_calls_on_a_draining_connection_raise_disconnected(nats_server: NatsServ
                     await asyncio.wait_for(asyncio.shield(serving), 0.3)
                 go_on.set()
                 await closing
-                await until(lambda: someone.messages)
+                await until(lambda: observer.messages)
                 serving.cancel()
 
     run(test())

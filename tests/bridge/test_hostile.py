@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, Witness, bucket, run, service, settings, until, up, witness
+from harness import NatsServer, Observer, bucket, observing, run, service, settings, until, up
 from prometheus_client import generate_latest
 from test_service_commands import EVERYTHING, bridged, code, discover, ended, text
 from vicibridge.contract.subjects import unescape
@@ -51,12 +51,12 @@ ODD_REQUESTS = [
 @pytest.mark.parametrize("allow", [[], *[[group] for group in EVERYTHING], EVERYTHING], ids=" ".join)
 def test_denied_means_denied(nats_server: NatsServer, allow: list[str]) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=allow) as (charon, someone, _):
+        async with bridged(nats_server, allow=allow) as (charon, observer, _):
             charon.requests.clear()
             for command, known in COMMANDS.items():
                 charon.on(command, {"success": "yes"})
                 for payload in (b"", b"{}", b"\x80", b'{"a": 1, "a": 2}', b"{"):
-                    [reply] = await someone.ask(f"vici.gw1.cmd.{command}", payload)
+                    [reply] = await observer.ask(f"vici.gw1.cmd.{command}", payload)
                     if f"@{known.danger}" not in allow:
                         assert code(reply) == "403" and f'"{command}" or "@{known.danger}"' in text(reply)
                     else:
@@ -69,13 +69,13 @@ def test_denied_means_denied(nats_server: NatsServer, allow: list[str]) -> None:
 
 def test_invalid_requests_are_refused_and_block_nothing(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=EVERYTHING) as (charon, someone, _):
+        async with bridged(nats_server, allow=EVERYTHING) as (charon, observer, _):
             charon.requests.clear()
             for payload in ODD_REQUESTS:
                 for command in ("load-conn", "list-sas", "initiate", "load-shared"):
-                    [reply] = await someone.ask(f"vici.gw1.cmd.{command}", payload)
+                    [reply] = await observer.ask(f"vici.gw1.cmd.{command}", payload)
                     assert (code(reply), reply.data) == ("400", b""), payload[:20]
-            [reply] = await someone.ask("vici.gw1.cmd.version")
+            [reply] = await observer.ask("vici.gw1.cmd.version")
             assert code(reply) == "200"
             assert {command for command, _ in charon.requests} <= {"version", "stats"}
 
@@ -88,9 +88,9 @@ def test_invalid_requests_are_refused_and_block_nothing(nats_server: NatsServer)
 )
 def test_unusual_subject_tokens(nats_server: NatsServer, token: str) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=EVERYTHING) as (charon, someone, bridge):
+        async with bridged(nats_server, allow=EVERYTHING) as (charon, observer, bridge):
             charon.requests.clear()
-            [reply] = await someone.ask(f"vici.gw1.cmd.{token}")
+            [reply] = await observer.ask(f"vici.gw1.cmd.{token}")
             assert code(reply) == "404" and charon.requests == []
             assert set(bridge.gateways[0].commands.stats) == {""}  # hostile names take no memory
 
@@ -121,28 +121,28 @@ FORBIDDEN_REPLIES = [
 
 def test_requester_cannot_make_the_bridge_publish_elsewhere(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, ">", allow=EVERYTHING) as (charon, someone, bridge):
-            await someone.ask("vici.gw1.cmd.version")
-            state_inbox = next(m.reply for m in someone.messages if ".bridge.status" in m.subject)
+        async with bridged(nats_server, ">", allow=EVERYTHING) as (charon, observer, bridge):
+            await observer.ask("vici.gw1.cmd.version")
+            state_inbox = next(m.reply for m in observer.messages if ".bridge.status" in m.subject)
             charon.requests.clear()
             asked = [*FORBIDDEN_REPLIES, state_inbox]
             for reply in asked:
-                await someone.client.publish("vici.gw1.cmd.version", b"{}", reply=reply)
-                await someone.client.publish("vici.gw1.cmd.no-such-command", b"{}", reply=reply)
+                await observer.client.publish("vici.gw1.cmd.version", b"{}", reply=reply)
+                await observer.client.publish("vici.gw1.cmd.no-such-command", b"{}", reply=reply)
                 for verb in ("PING", "INFO", "STATS.vicibridge"):
-                    await someone.client.publish(f"$SRV.{verb}", reply=reply)
-            await someone.client.publish("vici.gw1.cmd.version")  # without a reply subject
+                    await observer.client.publish(f"$SRV.{verb}", reply=reply)
+            await observer.client.publish("vici.gw1.cmd.version")  # without a reply subject
             await until(lambda: ended(bridge, "version")[403] == len(asked) + 1)
-            [_] = await discover(someone, "PING")  # so those before have been handled
+            [_] = await discover(observer, "PING")  # so those before have been handled
             assert charon.requests == [] or charon.requests == [("version", {})]  # the latter of the discovery
             assert not [
                 m.subject
-                for m in someone.messages
+                for m in observer.messages
                 if m.headers and "Vici-Node" in m.headers and "INBOX" not in m.subject
             ]
-            said = [m for m in someone.messages if b'"io.nats.micro' in m.data]
+            said = [m for m in observer.messages if b'"io.nats.micro' in m.data]
             assert {m.subject.partition(".")[0] for m in said} == {"_INBOX"} and len(said) == 1
-            entries = [e["data"] for _, e in someone.seen("bridge.audit") if e["data"].get("code") == 403]
+            entries = [e["data"] for _, e in observer.seen("bridge.audit") if e["data"].get("code") == 403]
             assert entries and {entry["command"] for entry in entries} == {"version", "no-such-command"}
 
     run(test())
@@ -151,11 +151,11 @@ def test_requester_cannot_make_the_bridge_publish_elsewhere(nats_server: NatsSer
 @pytest.mark.parametrize("reply", ["_INBOX.x.y", "_INBOX_ann.x"])
 def test_replies_to_all_kinds_of_inboxes(nats_server: NatsServer, reply: str) -> None:
     async def test() -> None:
-        async with bridged(nats_server, reply) as (_, someone, _bridge):
-            await someone.ask("vici.gw1.cmd.version")
-            await someone.client.publish("vici.gw1.cmd.version", b"{}", reply=reply)
-            await until(lambda: someone.messages)
-            assert json.loads(someone.messages[0].data)["daemon"] == "charon" and someone.messages[0].subject == reply
+        async with bridged(nats_server, reply) as (_, observer, _bridge):
+            await observer.ask("vici.gw1.cmd.version")
+            await observer.client.publish("vici.gw1.cmd.version", b"{}", reply=reply)
+            await until(lambda: observer.messages)
+            assert json.loads(observer.messages[0].data)["daemon"] == "charon" and observer.messages[0].subject == reply
 
     run(test())
 
@@ -187,7 +187,7 @@ def test_malformed_protocol_bytes(nats_server: NatsServer) -> None:
     """Invalid subjects and headers that nats-server passes on."""
 
     async def test() -> None:
-        async with bridged(nats_server, "nothing", allow=EVERYTHING) as (_, someone, bridge):
+        async with bridged(nats_server, "nothing", allow=EVERYTHING) as (_, observer, bridge):
             host, _, port = nats_server.url.removeprefix("nats://").rpartition(":")
             for packet in RAW:
                 reader, writer = await asyncio.open_connection(host, int(port))
@@ -197,7 +197,7 @@ def test_malformed_protocol_bytes(nats_server: NatsServer) -> None:
                 lines = [await reader.readline() for _ in range(2)]
                 assert lines[1] == b"PONG\r\n", packet[:60]  # so the server has passed it on
                 writer.close()
-                [reply] = await someone.ask("vici.gw1.cmd.version")
+                [reply] = await observer.ask("vici.gw1.cmd.version")
                 assert code(reply) == "200"
             assert bridge.bus.connects == 1 and bridge.bus.errors > 0
 
@@ -206,25 +206,25 @@ def test_malformed_protocol_bytes(nats_server: NatsServer) -> None:
 
 def test_flood_delays_neither_events_nor_other_requests(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=EVERYTHING, timeout=1, concurrency=2) as (charon, someone, bridge):
+        async with bridged(nats_server, allow=EVERYTHING, timeout=1, concurrency=2) as (charon, observer, bridge):
             charon.on("get-conns", {})
             charon.mute("get-conns")
-            async with witness(nats_server.url, "nothing") as other:
+            async with observing(nats_server.url, "nothing") as other:
                 await other.ask("vici.gw1.cmd.version")
                 for number in range(3000):
                     command = ("get-conns", "load-shared", "no-such")[number % 3]
-                    await someone.client.publish(
+                    await observer.client.publish(
                         f"vici.gw1.cmd.{command}", b"{" * 1000, reply="_INBOX.without.subscriber"
                     )
-                    await someone.client.publish("vici.gw1.cmd.get-conns", reply="_INBOX.without.subscriber")
+                    await observer.client.publish("vici.gw1.cmd.get-conns", reply="_INBOX.without.subscriber")
                 charon.emit("ike-updown", {"gw": {"uniqueid": "1"}})
-                await someone.sees(".event.ike-updown.")
+                await observer.sees(".event.ike-updown.")
                 [reply] = await other.ask("vici.gw1.cmd.install")
                 assert code(reply) in ("404", "429")
             await until(lambda: not bridge.gateways[0].commands._tasks)
             codes = ended(bridge, "get-conns")
             assert codes[504] >= 2 and codes[429] > 2900 and codes[400] == 1000
-            [reply] = await someone.ask("vici.gw1.cmd.version")
+            [reply] = await observer.ask("vici.gw1.cmd.version")
             assert code(reply) == "200"
 
     run(test())
@@ -268,10 +268,10 @@ def _encoded(request: dict[str, Any]) -> list[bytes]:
         return [msgpack.packb(request)]
 
 
-async def _send_everywhere(someone: Witness) -> None:
+async def _send_everywhere(observer: Observer) -> None:
     for command in COMMANDS:
         for payload in _payloads(command):
-            await someone.client.publish(f"vici.gw1.cmd.{command}", payload, reply=f"_INBOX.secrets.{command}")
+            await observer.client.publish(f"vici.gw1.cmd.{command}", payload, reply=f"_INBOX.secrets.{command}")
 
 
 @pytest.mark.parametrize("allow", [[], EVERYTHING], ids=["denied", "allowed"])
@@ -285,7 +285,7 @@ def test_secrets_are_never_exposed(nats_server: NatsServer, caplog: pytest.LogCa
     async def test() -> None:
         await nats_server.up()
         limits = {"timeout": 5, "concurrency": 64, "blocking": 64}
-        async with FakeCharon() as charon, witness(nats_server.url, ">") as someone:
+        async with FakeCharon() as charon, observing(nats_server.url, ">") as observer:
             for command in COMMANDS:
                 charon.on(command, _repeats)
             config = settings(nats_server.url, charon.address, commands={"allow": allow, **limits})
@@ -293,18 +293,18 @@ def test_secrets_are_never_exposed(nats_server: NatsServer, caplog: pytest.LogCa
                 await up(bridge)
                 audit = bridge.gateways[0].commands._audit
                 audit._changes._rate = audit._others._rate = 1e6  # each shall have its own envelope
-                await someone.ask("vici.gw1.cmd.no-such-command")
-                await _send_everywhere(someone)
+                await observer.ask("vici.gw1.cmd.no-such-command")
+                await _send_everywhere(observer)
                 await all_ended(bridge, 1)
                 await charon.stop()
-                await _send_everywhere(someone)
+                await _send_everywhere(observer)
                 await all_ended(bridge, 2)
-                out = [json.dumps(await discover(someone, what)) for what in ("INFO", "STATS")]
+                out = [json.dumps(await discover(observer, what)) for what in ("INFO", "STATS")]
                 out += [generate_latest(registry(bridge)).decode(), repr(bridge.gateways[0].commands.stats)]
-        mine = [m for m in someone.messages if ".cmd." not in m.subject]
+        mine = [m for m in observer.messages if ".cmd." not in m.subject]
         out += [f"{m.subject} {m.reply} {m.headers} {m.data!r}" for m in mine]
         out += [record.getMessage() + str(record.exc_info) for record in caplog.records]
-        audits = [e["data"] for _, e in someone.seen("bridge.audit")]
+        audits = [e["data"] for _, e in observer.seen("bridge.audit")]
         assert len(audits) > 1000 and len(mine) > 2000
         assert ("**********" in str(audits)) is bool(allow) or not allow
         assert [text for text in out if SECRET[:12] in text] == []
@@ -350,7 +350,7 @@ def test_names_with_any_byte_stay_in_their_token(nats_server: NatsServer) -> Non
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url, ">") as someone:
+        async with FakeCharon() as charon, observing(nats_server.url, ">") as observer:
             charon.on("list-sas", {})
             charon.on("list-conns", {})
             config = settings(
@@ -368,12 +368,12 @@ def test_names_with_any_byte_stay_in_their_token(nats_server: NatsServer) -> Non
                 printable = [name for name in names if all(0x20 <= byte < 0x7F for byte in name)]
                 causes = bridge.gateways[0].backlog.counts.causes
                 await until(lambda: sum(causes.values()) == 2 * (len(names) - len(printable)))
-                await someone.sees(".event.alert.", len(names))
-                await someone.sees(".log.", len(names))
+                await observer.sees(".event.alert.", len(names))
+                await observer.sees(".log.", len(names))
                 await asyncio.wait_for(mirroring.buckets.settled(), 15)
-                sas, conns = [await bucket(someone.client, name) for name in ("VICI_SA", "VICI_CONN")]
+                sas, conns = [await bucket(observer.client, name) for name in ("VICI_SA", "VICI_CONN")]
             assert set(causes) == {"malformed message from charon"} and bridge.bus.connects == 1
-        seen = {place: [_names_in(subject) for subject, _ in someone.seen(f".{place}.")] for place in ("event", "log")}
+        seen = {place: [_names_in(subject) for subject, _ in observer.seen(f".{place}.")] for place in ("event", "log")}
         wanted = [[b"alert", name] for name in names]
         wanted += [[b"ike-updown", name, b"up"] for name in printable]
         wanted += [[b"child-updown", name, name, b"up"] for name in printable]

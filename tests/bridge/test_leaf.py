@@ -12,7 +12,7 @@ from typing import Any
 
 import nats
 import pytest
-from harness import NatsServer, envelopes, run, service, until, up, witness
+from harness import NatsServer, envelopes, observing, run, service, until, up
 from identities import Pki
 from nats.js import JetStreamContext
 from test_mirror_worker import child, listed, sa, settled
@@ -145,12 +145,12 @@ def test_renewed_certificate_for_the_hub(make_nats_server: Callable[..., NatsSer
 
     async def test() -> None:
         await hub.up()
-        async with service(config) as bridge, witness(hub.url, "hello") as someone:
+        async with service(config) as bridge, observing(hub.url, "hello") as observer:
             connection = await bridge.bus.connection()
             await until(lambda: "TLS leafnode handshake error" in hub.log.read_text())
             assert bridge.expires()["leaf.tls_cert"] < time.time()
             pki.renew()
-            while not someone.messages:
+            while not observer.messages:
                 await connection.publish("hello", b"")
                 await asyncio.sleep(0.05)
             assert bridge.expires()["leaf.tls_cert"] > time.time()

@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from harness import NatsServer, run, settings, until, witness
+from harness import NatsServer, observing, run, settings, until
 from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.log_publisher import LogPublisher
 from vicibridge.events.losses import Loss
@@ -52,12 +52,12 @@ async def feeding(url: str, linger: float = 0.02, max_bytes: int = 64 * MIB) -> 
 def test_batches_per_subject(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with feeding(nats_server.url) as feed, witness(nats_server.url) as someone:
+        async with feeding(nats_server.url) as feed, observing(nats_server.url) as observer:
             feed.put(3, "vici.gw1.log.IKE.1")
             feed.put(2, "vici.gw1.log.CFG.0")
             feed.put(1, "vici.gw1.log.IKE.1")
-            await until(lambda: len(someone.messages) == 2)
-            assert [(m.subject, [int(n) for n in m.data.split()]) for m in someone.messages] == [
+            await until(lambda: len(observer.messages) == 2)
+            assert [(m.subject, [int(n) for n in m.data.split()]) for m in observer.messages] == [
                 ("vici.gw1.log.IKE.1", [1, 2, 3, 6]),
                 ("vici.gw1.log.CFG.0", [4, 5]),
             ]
@@ -68,13 +68,13 @@ def test_batches_per_subject(nats_server: NatsServer) -> None:
 def test_full_batches_and_flush_do_not_linger(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with feeding(nats_server.url, linger=3600) as feed, witness(nats_server.url) as someone:
+        async with feeding(nats_server.url, linger=3600) as feed, observing(nats_server.url) as observer:
             feed.put(250, size=1000)
-            await until(lambda: len(someone.messages) == 3)
-            assert all(60_000 < len(message.data) <= 65536 for message in someone.messages)
+            await until(lambda: len(observer.messages) == 3)
+            assert all(60_000 < len(message.data) <= 65536 for message in observer.messages)
             await feed.flush()
-            await until(lambda: len(someone.messages) == 4)
-            data = b"".join(message.data for message in someone.messages)
+            await until(lambda: len(observer.messages) == 4)
+            data = b"".join(message.data for message in observer.messages)
             assert [int(n) for n in data.split()] == list(range(1, 251))
 
     run(test())
@@ -88,14 +88,14 @@ def test_overflow_drops_the_oldest_and_reports_them(nats_server: NatsServer) -> 
             assert 1900 < dropped < 2100
             assert feed.pipeline.in_flight == 3000 - dropped
             await nats_server.up()
-            async with witness(nats_server.url) as someone:
+            async with observing(nats_server.url) as observer:
                 feed.put(1)
                 await feed.flush()
                 await until(lambda: feed.losses)
                 assert feed.losses == [Loss("the memory for log events is full", dropped, 1, dropped)]
-                await until(lambda: someone.messages and int(someone.messages[-1].data.split()[-1]) == 3001)
-                # the witness may have come after the first of them
-                data = b"".join(message.data for message in someone.messages)
+                await until(lambda: observer.messages and int(observer.messages[-1].data.split()[-1]) == 3001)
+                # the observer may have subscribed after the first of them
+                data = b"".join(message.data for message in observer.messages)
                 seen = [int(n) for n in data.split()]
                 assert seen == list(range(3002 - len(seen), 3002))
 
@@ -134,7 +134,7 @@ def test_too_large_event_is_reported(make_nats_server: Callable[..., NatsServer]
 
     async def test() -> None:
         await server.up()
-        async with feeding(server.url) as feed, witness(server.url) as someone:
+        async with feeding(server.url) as feed, observing(server.url) as observer:
             feed.put(1, "vici.a")
             await feed.flush()
             feed.put(1, "vici.b", size=20_000)
@@ -142,7 +142,7 @@ def test_too_large_event_is_reported(make_nats_server: Callable[..., NatsServer]
             await feed.flush()
             await until(lambda: feed.losses)
             assert feed.losses == [Loss("larger than the server accepts", 1, 2, 2)]
-            await until(lambda: sum(len(m.data.split()) for m in someone.messages) == 31)
+            await until(lambda: sum(len(m.data.split()) for m in observer.messages) == 31)
 
     run(test())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Witness, bridge_process, bucket, run, witness
+from harness import Observer, bridge_process, bucket, observing, run
 from lab import Lab, sas
 from lab.daemons import Charon
 from nats.aio.client import Client
@@ -105,19 +105,19 @@ async def equal(lab: Lab, client: Client, *, counters: bool = False) -> None:
             raise AssertionError(await difference(client, getattr(lab, node), counters=counters)) from None
 
 
-def resyncs(someone: Witness, since: int) -> Counter[tuple[str, str, str]]:
+def resyncs(observer: Observer, since: int) -> Counter[tuple[str, str, str]]:
     """What was told, by kind and bucket; of what changed also where."""
     told: Counter[tuple[str, str, str]] = Counter()
-    for _, envelope in someone.seen(".bridge.resync")[since:]:
+    for _, envelope in observer.seen(".bridge.resync")[since:]:
         data = envelope["data"]
         where = "" if data["kind"] != "changed" else " ".join(sorted(_changed(data["before"], data["after"])))
         told[data["kind"], data["bucket"], where] += 1
     return told
 
 
-def only_closed(someone: Witness, since: int) -> bool:
+def only_closed(observer: Observer, since: int) -> bool:
     """Whether nothing was repaired but what charon had closed without an event, as it does when both sides rekey."""
-    repaired = resyncs(someone, since)
+    repaired = resyncs(observer, since)
     return all(kind == "vanished" or ("children." in where or "_sas" in where) for kind, _, where in repaired)
 
 
@@ -132,20 +132,20 @@ def _changed(before: Section, after: Section, path: str = "") -> list[str]:
     return paths
 
 
-async def live(lab: Lab, someone: Witness) -> None:
+async def live(lab: Lab, observer: Observer) -> None:
     """SAs come, carry traffic, are rekeyed, move, and go; nothing of it is a difference."""
-    client = someone.client
+    client = observer.client
     names = await sas.load(lab, COUNT)
     await equal(lab, client)
-    told = len(someone.seen(".bridge.resync"))
-    assert resyncs(someone, 0) == {("appeared", "VICI_CONN", ""): 2 * COUNT}
+    told = len(observer.seen(".bridge.resync"))
+    assert resyncs(observer, 0) == {("appeared", "VICI_CONN", ""): 2 * COUNT}
     await sas.initiate(lab, names)
     await equal(lab, client)
     await sas.send(lab, names)
     await equal(lab, client, counters=True)
     await sas.reauthenticate(lab, names[:REAUTHENTICATED])
     await equal(lab, client)
-    assert only_closed(someone, told), resyncs(someone, told)
+    assert only_closed(observer, told), resyncs(observer, told)
     await sas.rekey_child(lab, names)
     await equal(lab, client)
     await sas.rekey_ike(lab, names)
@@ -155,7 +155,7 @@ async def live(lab: Lab, someone: Witness) -> None:
     totals = [value["totals"][f"{value['ike']}-lan"] for value in kept]
     sent = {"bytes_in": 60, "packets_in": 1, "bytes_out": 40, "packets_out": 1}
     assert totals == [sent] * (COUNT - REAUTHENTICATED)
-    assert only_closed(someone, told)
+    assert only_closed(observer, told)
     await sas.update(lab, names)
     await equal(lab, client)
     await sas.terminate(lab, names[: COUNT // 2])
@@ -163,35 +163,35 @@ async def live(lab: Lab, someone: Witness) -> None:
     _, conn_values = await mirrored(client, "right")
     assert {value["totals"][f"{value['conn']}-lan"]["bytes_in"] for value in conn_values.values()} == {60}
     # Moving makes both sides rekey at once: of the two new CHILD_SAs one is closed, and no event tells that.
-    assert only_closed(someone, told), resyncs(someone, told)
+    assert only_closed(observer, told), resyncs(observer, told)
 
 
-async def lose_charon(lab: Lab, someone: Witness) -> None:
-    told = len(someone.seen(".bridge.resync"))
+async def lose_charon(lab: Lab, observer: Observer) -> None:
+    told = len(observer.seen(".bridge.resync"))
     lab.right.kill()
     lab.right.start()
-    await equal(lab, someone.client)
+    await equal(lab, observer.client)
     names = await sas.load(lab, COUNT)
     await sas.initiate(lab, names[:5])
-    await equal(lab, someone.client)
-    assert resyncs(someone, told)["vanished", "VICI_SA", ""] == COUNT // 2
+    await equal(lab, observer.client)
+    assert resyncs(observer, told)["vanished", "VICI_SA", ""] == COUNT // 2
 
 
-async def lose_nats(lab: Lab, someone: Witness, names: list[str]) -> None:
+async def lose_nats(lab: Lab, observer: Observer, names: list[str]) -> None:
     lab.nats.kill()
     await sas.rekey_child(lab, names)
     await sas.rekey_ike(lab, names)
     await sas.terminate(lab, names[:2])
     lab.nats.start()
-    await equal(lab, someone.client)
+    await equal(lab, observer.client)
 
 
 def test_the_buckets_equal_both_charons(lab: Lab) -> None:
     async def test() -> None:
-        async with witness(lab.nats.url, "vici.*.bridge.>") as someone, bridges(lab):
-            await live(lab, someone)
-            await lose_charon(lab, someone)
-            await lose_nats(lab, someone, [f"site-{number:03}" for number in range(1, 6)])
-            assert (await bucket(someone.client, "VICI_NODE")).keys() == set(NODES)
+        async with observing(lab.nats.url, "vici.*.bridge.>") as observer, bridges(lab):
+            await live(lab, observer)
+            await lose_charon(lab, observer)
+            await lose_nats(lab, observer, [f"site-{number:03}" for number in range(1, 6)])
+            assert (await bucket(observer.client, "VICI_NODE")).keys() == set(NODES)
 
     run(test(), 120)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NatsServer, Witness, bucket, run, service, settings, until, witness
+from harness import NatsServer, Observer, bucket, observing, run, service, settings, until
 from vicibridge.config.model import Config, EventsConfig
 from vicibridge.contract.subjects import Subjects
 from vicibridge.events.envelopes import EventCodec
@@ -62,25 +62,25 @@ async def settled(bridge: Service, snapshots: int = 1) -> None:
     await asyncio.wait_for(mirroring.buckets.settled(), 10)
 
 
-def resyncs(someone: Witness) -> list[tuple[str, str]]:
-    return [(e["data"]["kind"], e["data"]["key"]) for _, e in someone.seen(".bridge.resync")]
+def resyncs(observer: Observer) -> list[tuple[str, str]]:
+    return [(e["data"]["kind"], e["data"]["key"]) for _, e in observer.seen(".bridge.resync")]
 
 
 def test_a_life(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1", child("1", 10)))])
             async with service(mirrored(nats_server.url, charon)) as bridge:
                 await settled(bridge)
-                [(key, value)] = (await bucket(someone.client, "VICI_SA")).items()
+                [(key, value)] = (await bucket(observer.client, "VICI_SA")).items()
                 assert key == "gw1.gw.1" and value["children"] == {"1": child("1", 10)}
                 assert value["sa"] == {k: v for k, v in sa("1").items() if k != "child-sas"}
                 assert (value["node"], value["ike"], value["state"]) == ("gw1", "gw", "ESTABLISHED")
                 assert value["since"] < value["updated"] - 6_900_000_000
                 assert value["totals"]["net"] == dict.fromkeys(value["totals"]["net"], 10) and not value["closed"]
-                await someone.sees(".bridge.resync", 2)
-                assert sorted(resyncs(someone)) == [("appeared", "gw1.gw"), ("appeared", "gw1.gw.1")]
+                await observer.sees(".bridge.resync", 2)
+                assert sorted(resyncs(observer)) == [("appeared", "gw1.gw"), ("appeared", "gw1.gw.1")]
 
                 pair = {"old": child("1", 25, state="REKEYED"), "new": child("2")}
                 charon.emit("child-rekey", {"gw": {**sa("1"), "child-sas": {"net": pair}}})
@@ -88,28 +88,28 @@ def test_a_life(nats_server: NatsServer) -> None:
                 del old["child-sas"], new["child-sas"]
                 charon.emit("ike-rekey", {"gw": {"old": old, "new": new}})
                 charon.emit("ike-update", {"remote-host": "192.0.2.9", "remote-port": "4500", "gw": new})
-                await someone.sees(".event.ike-update")
+                await observer.sees(".event.ike-update")
                 await settled(bridge)
-                [(key, value)] = (await bucket(someone.client, "VICI_SA")).items()
+                [(key, value)] = (await bucket(observer.client, "VICI_SA")).items()
                 assert key == "gw1.gw.2" and list(value["children"]) == ["2"]
                 assert value["sa"]["remote-host"] == "192.0.2.9" and value["closed"]["net"]["bytes_in"] == 25
-                [(key, value)] = (await bucket(someone.client, "VICI_CONN")).items()
+                [(key, value)] = (await bucket(observer.client, "VICI_CONN")).items()
                 assert (key, value["configured"], value["config"]) == ("gw1.gw", True, CONFIG)
                 assert (value["ike_sas"], value["child_sas"]) == (1, {"net": 1})
 
                 charon.emit("ike-updown", {"gw": new})
                 charon.emit("child-updown", {"gw": {**new, "child-sas": {"net-2": child("2", 7)}}})
-                await someone.sees(".event.child-updown")
+                await observer.sees(".event.child-updown")
                 await settled(bridge)
-                assert await bucket(someone.client, "VICI_SA") == {}
-                value = (await bucket(someone.client, "VICI_CONN"))["gw1.gw"]
+                assert await bucket(observer.client, "VICI_SA") == {}
+                value = (await bucket(observer.client, "VICI_CONN"))["gw1.gw"]
                 assert (value["ike_sas"], value["child_sas"], value["totals"]["net"]["bytes_in"]) == (0, {"net": 0}, 32)
 
-                node = (await bucket(someone.client, "VICI_NODE"))["gw1"]
+                node = (await bucket(observer.client, "VICI_NODE"))["gw1"]
                 assert (node["charon"], node["charon_version"], node["heartbeat"]) == ("up", "6.0.6", 0.4)
                 assert node["expires"] and node["boot"] == value["boot"]
-            assert await bucket(someone.client, "VICI_NODE") == {}  # it has said goodbye
-            assert len(resyncs(someone)) == 2
+            assert await bucket(observer.client, "VICI_NODE") == {}  # it has said goodbye
+            assert len(resyncs(observer)) == 2
 
     run(test())
 
@@ -117,18 +117,18 @@ def test_a_life(nats_server: NatsServer) -> None:
 def test_presence_ends_with_the_bridge(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [])
             config = mirrored(nats_server.url, charon)
             bridge = Service(config)
             running = asyncio.create_task(bridge.run(asyncio.Event()))
             await settled(bridge)
             await until(lambda: bridge.mirrorings[0].buckets.written > 4)  # refreshed
-            assert list(await bucket(someone.client, "VICI_NODE")) == ["gw1"]
+            assert list(await bucket(observer.client, "VICI_NODE")) == ["gw1"]
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             async with asyncio.timeout(10):
-                while await bucket(someone.client, "VICI_NODE"):
+                while await bucket(observer.client, "VICI_NODE"):
                     await asyncio.sleep(0.1)
 
     run(test())
@@ -137,25 +137,25 @@ def test_presence_ends_with_the_bridge(nats_server: NatsServer) -> None:
 def test_a_snapshot_repairs_and_tells(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1", child("1"))), ("gw", sa("2", spi="b")), ("gw", sa("3", spi="c"))])
             async with service(mirrored(nats_server.url, charon, interval=0.2)) as bridge:
                 await settled(bridge, 3)
-                written, told = bridge.mirrorings[0].buckets.written, len(resyncs(someone))
+                written, told = bridge.mirrorings[0].buckets.written, len(resyncs(observer))
                 assert told == 4
                 rows = [("gw", sa("1", child("1", 99))), ("gw", sa("2", spi="b", **{"remote-host": "192.0.2.7"}))]
                 listed(charon, [*rows, ("gw", sa("4", spi="d"))])
-                await someone.sees(".bridge.resync", told + 3)
+                await observer.sees(".bridge.resync", told + 3)
                 await settled(bridge, bridge.mirrorings[0].snapshots + 2)
-                assert sorted(resyncs(someone)[told:]) == [
+                assert sorted(resyncs(observer)[told:]) == [
                     ("appeared", "gw1.gw.4"),
                     ("changed", "gw1.gw.2"),
                     ("vanished", "gw1.gw.3"),
                 ]
-                [(_, changed)] = [x for x in someone.seen("resync")[told:] if x[1]["data"]["kind"] == "changed"]
+                [(_, changed)] = [x for x in observer.seen("resync")[told:] if x[1]["data"]["kind"] == "changed"]
                 data = changed["data"]
                 assert "remote-host" not in data["before"]["sa"] and data["after"]["sa"]["remote-host"] == "192.0.2.7"
-                rows_ = await bucket(someone.client, "VICI_SA")
+                rows_ = await bucket(observer.client, "VICI_SA")
                 assert rows_.keys() == {"gw1.gw.1", "gw1.gw.2", "gw1.gw.4"}
                 assert rows_["gw1.gw.1"]["totals"]["net"]["bytes_out"] == 99
                 beats = 2 + bridge.mirrorings[0].snapshots
@@ -167,7 +167,7 @@ def test_a_snapshot_repairs_and_tells(nats_server: NatsServer) -> None:
 def test_events_during_a_snapshot_win(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1", child("1"))), ("gw", sa("2", spi="b"))])
 
             def meanwhile(request: object) -> dict[str, str]:
@@ -186,11 +186,11 @@ def test_events_during_a_snapshot_win(nats_server: NatsServer) -> None:
             async with service(mirrored(nats_server.url, charon)) as bridge:
                 await settled(bridge)
                 assert meanwhile_done
-                values = await bucket(someone.client, "VICI_SA")
+                values = await bucket(observer.client, "VICI_SA")
                 assert values.keys() == {"gw1.gw.1", "gw1.gw.3"} and not values["gw1.gw.1"]["children"]
-                await someone.sees(".bridge.resync", 2)
+                await observer.sees(".bridge.resync", 2)
                 # Of the connection the events told first, but not whether it is configured.
-                assert sorted(resyncs(someone)) == [("appeared", "gw1.gw.1"), ("changed", "gw1.gw")]
+                assert sorted(resyncs(observer)) == [("appeared", "gw1.gw.1"), ("changed", "gw1.gw")]
 
     run(test())
 
@@ -198,23 +198,23 @@ def test_events_during_a_snapshot_win(nats_server: NatsServer) -> None:
 def test_charon_goes_and_comes_back(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1", child("1", 10))), ("gw", sa("2"))])
             async with service(mirrored(nats_server.url, charon)) as bridge:
                 await settled(bridge)
                 await charon.stop()
                 async with asyncio.timeout(10):
-                    while (await bucket(someone.client, "VICI_NODE"))["gw1"]["charon"] != "down":
+                    while (await bucket(observer.client, "VICI_NODE"))["gw1"]["charon"] != "down":
                         await asyncio.sleep(0.05)
-                assert len(await bucket(someone.client, "VICI_SA")) == 2  # as far as anybody knows
-                told = len(resyncs(someone))
+                assert len(await bucket(observer.client, "VICI_SA")) == 2  # as far as anybody knows
+                told = len(resyncs(observer))
                 listed(charon, [("gw", sa("1", child("1", 3, **{"spi-in": "new"}), spi="new"))])
                 await charon.start()
                 await settled(bridge, 2)
-                await someone.sees(".bridge.resync", told + 2)
-                assert sorted(resyncs(someone)[told:]) == [("changed", "gw1.gw.1"), ("vanished", "gw1.gw.2")]
-                assert list(await bucket(someone.client, "VICI_SA")) == ["gw1.gw.1"]
-                value = (await bucket(someone.client, "VICI_CONN"))["gw1.gw"]
+                await observer.sees(".bridge.resync", told + 2)
+                assert sorted(resyncs(observer)[told:]) == [("changed", "gw1.gw.1"), ("vanished", "gw1.gw.2")]
+                assert list(await bucket(observer.client, "VICI_SA")) == ["gw1.gw.1"]
+                value = (await bucket(observer.client, "VICI_CONN"))["gw1.gw"]
                 assert value["totals"]["net"]["bytes_in"] == 13
 
     run(test())
@@ -224,12 +224,12 @@ def test_nats_goes_and_comes_back_without_its_store(make_nats_server: Callable[.
     async def test() -> None:
         server = make_nats_server()
         await server.up()
-        async with FakeCharon() as charon, witness(server.url) as someone:
+        async with FakeCharon() as charon, observing(server.url) as observer:
             listed(charon, [("gw", sa(str(number), spi=str(number))) for number in range(1, 400)])
             async with service(mirrored(server.url, charon)) as bridge:
                 await settled(bridge)
-                jetstream = someone.client.jetstream()
-                assert len(await bucket(someone.client, "VICI_SA")) == 399
+                jetstream = observer.client.jetstream()
+                assert len(await bucket(observer.client, "VICI_SA")) == 399
                 await jetstream.delete_key_value("VICI_SA")
                 server.kill()
                 charon.emit("ike-updown", {"gw": sa("7", spi="7")})
@@ -237,7 +237,9 @@ def test_nats_goes_and_comes_back_without_its_store(make_nats_server: Callable[.
                 await until(lambda: not bridge.bus.connected)
                 await server.up()
                 async with asyncio.timeout(15):
-                    while "gw1.gw.1000" not in (values := await bucket(someone.client, "VICI_SA")) or len(values) < 399:
+                    while (
+                        "gw1.gw.1000" not in (values := await bucket(observer.client, "VICI_SA")) or len(values) < 399
+                    ):
                         await asyncio.sleep(0.05)
                 assert "gw1.gw.7" not in values and len(values) == 399
 
@@ -247,21 +249,21 @@ def test_nats_goes_and_comes_back_without_its_store(make_nats_server: Callable[.
 def test_what_an_earlier_start_left(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1", child("1", 10))), ("gw", sa("2", spi="b"))])
             config = mirrored(nats_server.url, charon)
             async with service(config) as bridge:
                 await settled(bridge)
-            kv = await someone.client.jetstream().key_value("VICI_SA")
+            kv = await observer.client.jetstream().key_value("VICI_SA")
             await kv.put("gw1.odd", b"no value")
             await kv.put("gw2.gw.1", b"of another node")
             revision = (await kv.get("gw1.gw.1")).revision
-            told = len(resyncs(someone))
+            told = len(resyncs(observer))
             listed(charon, [("gw", sa("1", child("2", 5, **{"spi-in": "new"}))), ("gw", sa("3", spi="c"))])
             async with service(config) as bridge:
                 await settled(bridge)
-                await someone.sees(".bridge.resync", told + 3)
-                assert sorted(resyncs(someone)[told:]) == [
+                await observer.sees(".bridge.resync", told + 3)
+                assert sorted(resyncs(observer)[told:]) == [
                     ("appeared", "gw1.gw.3"),
                     ("changed", "gw1.gw.1"),
                     ("vanished", "gw1.gw.2"),
@@ -272,7 +274,7 @@ def test_what_an_earlier_start_left(nats_server: NatsServer) -> None:
             async with service(config) as bridge:
                 await settled(bridge)
                 assert (await kv.get("gw1.gw.1")).revision == revision
-            assert len(resyncs(someone)) == told + 3
+            assert len(resyncs(observer)) == told + 3
 
     run(test())
 
@@ -282,23 +284,23 @@ def test_marks_of_deleted_keys_take_no_memory(nats_server: NatsServer) -> None:
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1"))])
             async with service(mirrored(nats_server.url, charon)) as bridge:
                 await settled(bridge)
                 purge = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
                 for number in range(marks):
-                    await someone.client.publish(f"$KV.VICI_SA.gw1.gone.{number}", b"", headers=purge)
-                await someone.client.publish("$KV.VICI_SA.gw1.gw.1", b"{}")  # after them, and not ours
-                await someone.client.flush()
-                jetstream = someone.client.jetstream()
+                    await observer.client.publish(f"$KV.VICI_SA.gw1.gone.{number}", b"", headers=purge)
+                await observer.client.publish("$KV.VICI_SA.gw1.gw.1", b"{}")  # after them, and not ours
+                await observer.client.flush()
+                jetstream = observer.client.jetstream()
                 while (await jetstream.stream_info("KV_VICI_SA")).state.messages < marks + 1:
                     await asyncio.sleep(0.05)
                 tracemalloc.start()
                 try:
                     (await bridge.bus.connection()).lose("a test")
                     async with asyncio.timeout(30):
-                        while (await bucket(someone.client, "VICI_SA", "gw1.gw.1"))["gw1.gw.1"] == {}:
+                        while (await bucket(observer.client, "VICI_SA", "gw1.gw.1"))["gw1.gw.1"] == {}:
                             await asyncio.sleep(0.05)
                     peak = tracemalloc.get_traced_memory()[1]
                 finally:
@@ -318,16 +320,16 @@ def test_without_jetstream_and_without_lists(
     async def test() -> None:
         server = make_nats_server()
         await server.up()
-        async with FakeCharon() as charon, witness(server.url) as someone:
+        async with FakeCharon() as charon, observing(server.url) as observer:
             charon.on("version", {"version": "5.9.8"})
             async with service(mirrored(server.url, charon)) as bridge:
                 await until(lambda: "cannot list the SAs" in caplog.text)
-                await someone.client.jetstream().delete_stream("KV_VICI_NODE")
+                await observer.client.jetstream().delete_stream("KV_VICI_NODE")
                 await until(lambda: "the bucket VICI_NODE is not writable" in caplog.text)
                 await until(lambda: "the bucket VICI_NODE accepts all writes again" in caplog.text)
                 listed(charon, [("gw", sa("1"))])
                 await settled(bridge)
-                assert list(await bucket(someone.client, "VICI_SA")) == ["gw1.gw.1"]
+                assert list(await bucket(observer.client, "VICI_SA")) == ["gw1.gw.1"]
         assert caplog.text.count("cannot list the SAs") == caplog.text.count("is not writable") == 1
 
     run(test())
@@ -343,24 +345,24 @@ def test_a_server_without_expiring_keys(tmp_path: Path, monkeypatch: pytest.Monk
 
     async def test() -> None:
         await server.up()
-        async with FakeCharon() as charon, witness(server.url) as someone:
+        async with FakeCharon() as charon, observing(server.url) as observer:
             listed(charon, [("gw", sa("1", child("1"))), ("gw", sa("2", spi="b"))])
             config = mirrored(server.url, charon)
             async with service(config) as bridge:
                 await settled(bridge)
                 charon.emit("ike-updown", {"gw": sa("1")})
-                await someone.sees(".event.ike-updown")
+                await observer.sees(".event.ike-updown")
                 await settled(bridge)
-                assert list(await bucket(someone.client, "VICI_SA")) == ["gw1.gw.2"]
-                node = (await bucket(someone.client, "VICI_NODE"))["gw1"]
+                assert list(await bucket(observer.client, "VICI_SA")) == ["gw1.gw.2"]
+                node = (await bucket(observer.client, "VICI_NODE"))["gw1"]
                 assert not node["expires"] and node["heartbeat"] == 0.4
-                jetstream = someone.client.jetstream()
+                jetstream = observer.client.jetstream()
                 async with asyncio.timeout(10):  # the mark of the deleted key goes, too
                     while (await jetstream.stream_info("KV_VICI_SA")).state.messages > 1:
                         await asyncio.sleep(0.05)
             async with service(config) as bridge:
                 await settled(bridge)
-                assert set(await bucket(someone.client, "VICI_SA")) == {"gw1.gw.1", "gw1.gw.2"}
+                assert set(await bucket(observer.client, "VICI_SA")) == {"gw1.gw.1", "gw1.gw.2"}
 
     try:
         run(test())
@@ -375,7 +377,7 @@ def test_numbers_that_are_none(nats_server: NatsServer, number: str) -> None:
     async def test() -> None:
         await nats_server.up()
         odd = {way: number for way in ("bytes-in", "packets-in", "bytes-out", "packets-out")}
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1", child("1", **odd), established=number))])
             async with service(mirrored(nats_server.url, charon)) as bridge:
                 await settled(bridge)
@@ -384,10 +386,10 @@ def test_numbers_that_are_none(nats_server: NatsServer, number: str) -> None:
                 )
                 charon.emit("child-updown", {"gw": sa("2", child("2", **odd), spi="b", established=number)})
                 charon.emit("alert", {"type": "end"})
-                await someone.sees("alert.end")
+                await observer.sees("alert.end")
                 bridge.mirrorings[0].lost()
                 await settled(bridge, 2)
-                assert set(await bucket(someone.client, "VICI_SA")) == {"gw1.gw.1"}
+                assert set(await bucket(observer.client, "VICI_SA")) == {"gw1.gw.1"}
 
     run(test())
 
@@ -519,7 +521,7 @@ def test_a_connection_that_is_new_is_looked_for(nats_server: NatsServer, monkeyp
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1"))])
             async with service(mirrored(nats_server.url, charon, interval=3600)) as bridge:
                 await settled(bridge)
@@ -527,7 +529,7 @@ def test_a_connection_that_is_new_is_looked_for(nats_server: NatsServer, monkeyp
                 listed(charon, [("gw", sa("1", two))], {"gw": CONFIG, "b": SHARED["b"]})
                 charon.emit("child-updown", {"up": "yes", "gw": sa("1", two)})
                 await settled(bridge, 2)
-                values = await bucket(someone.client, "VICI_CONN")
+                values = await bucket(observer.client, "VICI_CONN")
                 assert (values["gw1.b"]["up"], values["gw1.b"]["child_sas"]) == (True, {"two": 1, "both": 0})
                 assert values["gw1.gw"]["child_sas"] == {"net": 0}
                 # One of which a snapshot has found that nobody configures it does not make a difference.
@@ -535,7 +537,7 @@ def test_a_connection_that_is_new_is_looked_for(nats_server: NatsServer, monkeyp
                     odd = child(str(number), name="odd")
                     listed(charon, [("gw", sa("1", two, odd))], {"gw": CONFIG, "b": SHARED["b"]})
                     charon.emit("child-updown", {"up": "yes", "gw": sa("1", odd)})
-                    await someone.sees("child-updown", number)
+                    await observer.sees("child-updown", number)
                     await settled(bridge, snapshots)
                     await settled(bridge, snapshots)
                 assert not bridge.mirrorings[0].mirror.doubtful and bridge.mirrorings[0].snapshots == 3
@@ -565,7 +567,7 @@ def test_charon_is_not_asked_again_before_it_has_answered(
 def test_what_comes_and_goes_while_nats_is_away_takes_no_memory(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url, "nothing") as someone:
+        async with FakeCharon() as charon, observing(nats_server.url, "nothing") as observer:
             listed(charon, [("gw", sa("1")), ("gw", sa("2"))])
             async with service(mirrored(nats_server.url, charon)) as bridge:
                 await settled(bridge)
@@ -585,7 +587,7 @@ def test_what_comes_and_goes_while_nats_is_away_takes_no_memory(nats_server: Nat
                 await until(lambda: bridge.bus.connected)
                 await settled(bridge)
                 async with asyncio.timeout(20):
-                    while list(await bucket(someone.client, "VICI_SA")) != ["gw1.gw.1"]:
+                    while list(await bucket(observer.client, "VICI_SA")) != ["gw1.gw.1"]:
                         await asyncio.sleep(0.05)
 
     run(test())
@@ -639,20 +641,20 @@ def test_whatever_others_wrote_to_the_buckets(nats_server: NatsServer, codec: Ev
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             listed(charon, [("gw", sa("1"))])
             config = mirrored(nats_server.url, charon).model_copy(update={"events": EventsConfig(codec=codec)})
             async with service(config) as bridge:
                 await settled(bridge)
-            kv = await someone.client.jetstream().key_value("VICI_SA")
-            conns = await someone.client.jetstream().key_value("VICI_CONN")
+            kv = await observer.client.jetstream().key_value("VICI_SA")
+            conns = await observer.client.jetstream().key_value("VICI_CONN")
             for key, value in sas.items():
                 await kv.put(key, value)
             await conns.put("gw1.old", json.dumps(conn).encode())
             async with service(config) as bridge:
                 await settled(bridge)
                 for name, key in (("VICI_SA", "gw1.gw.1"), ("VICI_CONN", "gw1.gw")):
-                    assert list(await bucket(someone.client, name)) == [key]
+                    assert list(await bucket(observer.client, name)) == [key]
                 await until(lambda: not bridge.gateways[0].backlog.waiting)
                 assert not bridge.gateways[0].backlog.counts.dropped
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 import nats
 import pytest
-from harness import bridge_process, envelopes, processed, run, stored, until, witness
+from harness import bridge_process, envelopes, observing, processed, run, stored, until
 from lab import Lab, sas
 from nats.aio.client import Client
 from nats.errors import NoRespondersError
@@ -227,10 +227,10 @@ def test_every_event_that_charon_raises(lab: Lab, codec: str) -> None:
     nodes = ("left", "right")
 
     async def test() -> None:
-        async with witness(lab.nats.url, "nothing") as someone, AsyncExitStack() as stack:
-            state = await watch(someone.client, "vici.*.event.>")
-            bridges_own = await watch(someone.client, "vici.*.bridge.>")
-            log = await watch(someone.client, "vici.*.log.>")
+        async with observing(lab.nats.url, "nothing") as observer, AsyncExitStack() as stack:
+            state = await watch(observer.client, "vici.*.event.>")
+            bridges_own = await watch(observer.client, "vici.*.bridge.>")
+            log = await watch(observer.client, "vici.*.log.>")
             events: dict[str, Heard] = {}
             logged: dict[str, Heard] = {}
             for node in nodes:
@@ -246,7 +246,7 @@ def test_every_event_that_charon_raises(lab: Lab, codec: str) -> None:
                 late = {node: len(logged[node]) for node in nodes}
                 await until(lambda: len(state) >= sum(map(len, events.values())), 60)
                 await until(lambda: not any(unseen(logged[n], early[n], late[n], of(n, log)) for n in nodes), 60)
-            await someone.client.flush()
+            await observer.client.flush()
             stream = await kept(lab.nats.url)
             for node in nodes:
                 assert Counter(event for event, _ in events[node]) >= AT_LEAST
@@ -338,12 +338,12 @@ def test_list_sas_says_what_swanctl_says(lab: Lab) -> None:
     async def test() -> None:
         names = await sas.up(lab, COUNT)
         await sas.send(lab, names[::2])
-        async with witness(lab.nats.url, "nothing") as someone, bridge(lab, ["right"]):
-            assert (await served(someone.client, "right"))["daemon"] == "charon"
+        async with observing(lab.nats.url, "nothing") as observer, bridge(lab, ["right"]):
+            assert (await served(observer.client, "right"))["daemon"] == "charon"
             subject = "vici.right.cmd.list-sas"
-            [whole] = await someone.ask(subject, b"\x80", {"Vici-Collect": "true"})
+            [whole] = await observer.ask(subject, b"\x80", {"Vici-Collect": "true"})
             done = await asyncio.to_thread(subprocess.run, swanctl, capture_output=True, text=True, timeout=10)
-            *parts, end = await someone.ask(subject, b"{}", parts=COUNT + 1)
+            *parts, end = await observer.ask(subject, b"{}", parts=COUNT + 1)
         assert done.returncode == 0, done.stderr
         told = by_id(parse_raw(done.stdout))
         assert {name for message in told for name in message} == set(names)

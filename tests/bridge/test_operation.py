@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness import NatsServer, run, service, settings, start_bridge, until, up, witness
+from harness import NatsServer, observing, run, service, settings, start_bridge, until, up
 from prometheus_client.parser import text_string_to_metric_families
 from vicibridge.config.file import load
 from vicibridge.config.model import HttpConfig
@@ -65,7 +65,7 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
         await nats_server.up()
         async with (
             FakeCharon() as charon,
-            witness(nats_server.url) as someone,
+            observing(nats_server.url) as observer,
             service(settings(nats_server.url, charon.address)) as bridge,
         ):
             [gateway] = bridge.gateways
@@ -77,7 +77,7 @@ def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
                 charon.emit("log", LOG)
             charon.on("version", {"daemon": "charon"})
             for command in ("version", "terminate", "no-such"):
-                await someone.ask(f"vici.gw1.cmd.{command}", b"{}")
+                await observer.ask(f"vici.gw1.cmd.{command}", b"{}")
             await until(
                 lambda: (
                     gateway.log.counts.published == 10
@@ -384,7 +384,7 @@ def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path
 
         async with (
             FakeCharon() as charon,
-            witness(nats_server.url) as someone,
+            observing(nats_server.url) as observer,
             systemd(tmp_path / "notify") as hear,
         ):
             text = (
@@ -398,7 +398,7 @@ def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path
                 await hear("WATCHDOG=1")
                 await hear("STATUS=NATS connected, charon up at 1 of 1")
                 charon.on("terminate", {"success": "yes"})
-                [refused] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
+                [refused] = await observer.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
                 assert refused.headers and refused.headers["Nats-Service-Error-Code"] == "403"
 
                 emitting = asyncio.create_task(emit(charon, 2000))
@@ -408,17 +408,17 @@ def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path
                 await hear("READY=1")
                 assert "applied: log.linger_ms, commands.allow" in await line_with(bridge, "configuration")
                 assert "needs a restart: log.codec" in await line_with(bridge, "configuration")
-                [done] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
+                [done] = await observer.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
                 assert done.headers and done.headers["Status"] == "200"
                 await emitting
-                lines = await someone.sees(".log.", 2000)
+                lines = await observer.sees(".log.", 2000)
                 assert [envelope["seq"] for _, envelope in lines] == list(range(1, 2001))
 
                 config.write_text("[nats\nhunter2")
                 bridge.send_signal(signal.SIGHUP)
                 assert "not applied" in (problem := await line_with(bridge, "configuration"))
                 assert "invalid TOML" in problem and "hunter2" not in problem
-                [done] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
+                [done] = await observer.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
                 assert done.headers and done.headers["Status"] == "200"
 
                 bridge.send_signal(signal.SIGTERM)

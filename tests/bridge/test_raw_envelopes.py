@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from harness import NatsServer, envelopes, run, service, settings, stored, until, witness
+from harness import NatsServer, envelopes, observing, run, service, settings, stored, until
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from vicibridge.client import Completeness, Envelope, Fleet, unpack
@@ -151,7 +151,7 @@ def raw(url: str, address: str, **sections: Any) -> Config:
 def test_from_charon_to_the_client(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, Fleet(nats_server.url) as fleet, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, Fleet(nats_server.url) as fleet, observing(nats_server.url) as observer:
             config = raw(nats_server.url, charon.address, mirror={"enabled": True})
             charon.on("list-sas", {}, stream=[("list-sa", {"other": {**SA, "uniqueid": "9"}})])
             charon.on("list-conns", {})
@@ -163,7 +163,7 @@ def test_from_charon_to_the_client(nats_server: NatsServer) -> None:
                 for number in range(300):
                     charon.emit("log", {**LINE, "msg": str(number)})
                 charon.emit("log", b"\x03")
-                await someone.ask("vici.gw1.cmd.version")
+                await observer.ask("vici.gw1.cmd.version")
                 seen: list[Envelope] = []
                 check = Completeness(from_start=True)
                 lines = resyncs = 0
@@ -192,7 +192,7 @@ def test_from_charon_to_the_client(nats_server: NatsServer) -> None:
             assert resync["before"] is None and resync["after"]["since"] > 10**18
             assert next(e.data["code"] for e in seen if e.event == "audit") in (200, 404)
             assert check.gaps() == [] and check.duplicates == check.disordered == 0
-        alone = [m for m in someone.messages if ".log." in m.subject]
+        alone = [m for m in observer.messages if ".log." in m.subject]
         assert len(alone) == 300
         assert alone[0].data == encode({**LINE, "msg": "0"})
 
@@ -234,12 +234,12 @@ def test_spool_keeps_headers_across_a_restart(nats_server: NatsServer) -> None:
 def test_bridge_event_too_large_for_vici_is_lost(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             async with service(raw(nats_server.url, charon.address)) as bridge:
                 await charon.registered("log")
                 gateway: Gateway = bridge.gateways[0]
                 gateway.report("resync", {"before": {f"a{n}": "x" * 60_000 for n in range(10)}})
-                [(_, gap)] = await someone.sees(".gap")
+                [(_, gap)] = await observer.sees(".gap")
                 assert gap["data"]["cause"] == "larger than VICI allows"
                 backlog: Backlog = gateway.backlog
                 assert backlog.counts.causes == {"larger than VICI allows": 1}

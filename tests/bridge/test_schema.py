@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from harness import NatsServer, bucket, envelopes, run, service, settings, witness
+from harness import NatsServer, bucket, envelopes, observing, run, service, settings
 from test_raw_envelopes import BRIDGE_EVENT_DATA
 from vicibridge.cli import cli
 from vicibridge.contract import asyncapi
@@ -194,22 +194,22 @@ def test_messages_of_a_running_bridge_are_valid(nats_server: NatsServer) -> None
             charon.on("version", {"daemon": "charon-systemd", "version": "5.9.8"})
             gateway = config.gateway[0].model_copy(update={"vici": charon.address})
             config = config.model_copy(update={"gateway": [gateway]})
-            async with witness(nats_server.url) as someone, service(config) as bridge:
+            async with observing(nats_server.url) as observer, service(config) as bridge:
                 await charon.registered("log")
-                await someone.sees(".resync")  # of the first snapshot
+                await observer.sees(".resync")  # of the first snapshot
                 await charon.replay(RECORDINGS["events"])
                 charon.emit("ike-updown", b"\x03")
-                replies = [("version", await someone.ask("vici.gw1.cmd.version", b"{}"))]
+                replies = [("version", await observer.ask("vici.gw1.cmd.version", b"{}"))]
                 for command, event in (("list-sas", "list-sa"), ("list-conns", "list-conn")):
-                    *parts, _ = await someone.ask(f"vici.gw1.cmd.{command}", b"{}", parts=5)
+                    *parts, _ = await observer.ask(f"vici.gw1.cmd.{command}", b"{}", parts=5)
                     replies.append((event, [part for part in parts if part.data]))
-                await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "gw"}')
-                await someone.sees(".gap")
-                await someone.sees(".audit", 4)
+                await observer.ask("vici.gw1.cmd.terminate", b'{"ike": "gw"}')
+                await observer.sees(".gap")
+                await observer.sees(".audit", 4)
                 await bridge.gateways[0].log.flush()
                 await bridge.gateways[0].backlog.flush()
                 for name in BUCKETS:
-                    values = await until_there(someone.client, name)
+                    values = await until_there(observer.client, name)
                     for value in values.values():
                         check(name, value)
             for name, messages in replies:
@@ -217,7 +217,7 @@ def test_messages_of_a_running_bridge_are_valid(nats_server: NatsServer) -> None
                     check(f"{name}.data" if name in EVENTS else f"{name}.reply", json.loads(message.data))
             seen = set()
             channels = {name: channel["address"] for name, channel in DOCUMENT["channels"].items()}
-            for message in someone.messages:
+            for message in observer.messages:
                 if ".cmd." in message.subject:
                     continue
                 for envelope in envelopes(message.data):

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, Witness, envelopes, run, service, settings, start_bridge, stored, until, up, witness
+from harness import NatsServer, Observer, envelopes, observing, run, service, settings, start_bridge, stored, until, up
 from nats.aio.msg import Msg
 
 from vicifast import protocol
@@ -49,14 +49,14 @@ def text(message: Msg) -> str:
 def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             config = settings(nats_server.url, charon.address, events={"codec": codec}, log={"codec": codec})
             async with service(config) as bridge:
                 await up(bridge)
                 for event, message, _ in ONE_OF_EACH:
                     charon.emit(event, message)
-                state = await someone.sees(".event.", len(ONE_OF_EACH) - 1)
-                lines = await someone.sees(".log.")
+                state = await observer.sees(".event.", len(ONE_OF_EACH) - 1)
+                lines = await observer.sees(".log.")
         seen = {(s, e["event"], json.dumps(e["data"])) for s, e in state + lines}
         assert seen == {(f"vici.gw1.{s}", event, json.dumps(message)) for event, message, s in ONE_OF_EACH}
         expected = [f"vici.gw1.{subject}" for event, _, subject in ONE_OF_EACH if event != "log"]
@@ -73,7 +73,7 @@ def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None
 def test_commands(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             charon.on("version", {"daemon": "charon", "odd": b"\xff"})
             charon.on("list-sas", {}, stream=SAS)
             charon.on("list-certs", {}, stream=[("list-cert", {"type": "X509", "data": b"0\x82"})])
@@ -81,27 +81,27 @@ def test_commands(nats_server: NatsServer) -> None:
             config = settings(nats_server.url, charon.address)
             async with service(config) as bridge:
                 await until(lambda: bridge.bus.connected)
-                await someone.client.flush()
+                await observer.client.flush()
 
-                [reply] = await someone.ask("vici.gw1.cmd.version", b"\x80")
+                [reply] = await observer.ask("vici.gw1.cmd.version", b"\x80")
                 assert msgpack.unpackb(reply.data) == {"daemon": "charon", "odd": b"\xff"}
-                [reply] = await someone.ask("vici.all.cmd.version")
+                [reply] = await observer.ask("vici.all.cmd.version")
                 assert json.loads(reply.data) == {"daemon": "charon", "odd": {"$base64": "/w=="}}
                 assert reply.headers == {"Vici-Node": "gw1"}
-                [reply] = await someone.ask("vici.gw1.cmd.version", b"", {"Vici-Codec": "msgpack"})
+                [reply] = await observer.ask("vici.gw1.cmd.version", b"", {"Vici-Codec": "msgpack"})
                 assert msgpack.unpackb(reply.data)["daemon"] == "charon"
 
-                *parts, end = await someone.ask("vici.gw1.cmd.list-sas", b'{"noblock": true, "ike": "gw"}', parts=4)
+                *parts, end = await observer.ask("vici.gw1.cmd.list-sas", b'{"noblock": true, "ike": "gw"}', parts=4)
                 assert [json.loads(part.data) for part in parts] == [message for _, message in SAS]
                 assert end.data == b"" and end.headers
                 assert (end.headers["Status"], end.headers["Vici-Count"]) == ("200", "3")
                 assert charon.requests[-1] == ("list-sas", {"noblock": "yes", "ike": "gw"})
 
-                [whole] = await someone.ask("vici.gw1.cmd.list-sas", b"\x80", {"Vici-Collect": "true"})
+                [whole] = await observer.ask("vici.gw1.cmd.list-sas", b"\x80", {"Vici-Collect": "true"})
                 assert msgpack.unpackb(whole.data) == [message for _, message in SAS]
-                part, _ = await someone.ask("vici.gw1.cmd.list-certs", b"{}", parts=2)
+                part, _ = await observer.ask("vici.gw1.cmd.list-certs", b"{}", parts=2)
                 assert json.loads(part.data) == {"type": "X509", "data": {"$base64": "MII="}}
-                part, _ = await someone.ask("vici.gw1.cmd.list-certs", b"\x80", parts=2)
+                part, _ = await observer.ask("vici.gw1.cmd.list-certs", b"\x80", parts=2)
                 assert msgpack.unpackb(part.data)["data"] == b"0\x82"
 
                 asked = len(charon.requests)
@@ -115,15 +115,15 @@ def test_commands(nats_server: NatsServer) -> None:
                     ("version", b'{"a": "\xc3\xbc"}', "400"),
                     ("version", b"\x81", "400"),
                 ]:
-                    [reply] = await someone.ask(f"vici.gw1.cmd.{command}", payload)
+                    [reply] = await observer.ask(f"vici.gw1.cmd.{command}", payload)
                     assert (code(reply), reply.data) == (expected, b""), command
                 assert len(charon.requests) == asked  # none of them reached charon
-                [reply] = await someone.ask("vici.gw1.cmd.terminate", b"{}")
+                [reply] = await observer.ask("vici.gw1.cmd.terminate", b"{}")
                 assert 'add "terminate" or "@operate" to allow in [commands]' in text(reply)
 
-                [reply] = await someone.ask("vici.gw1.cmd.get-pools")
+                [reply] = await observer.ask("vici.gw1.cmd.get-pools")
                 assert (code(reply), text(reply)) == ("409", "no such pool")
-                [reply] = await someone.ask("vici.gw1.cmd.get-keys")  # this charon does not have it
+                [reply] = await observer.ask("vici.gw1.cmd.get-keys")  # this charon does not have it
                 assert code(reply) == "404"
             await charon.connected(0)
 
@@ -133,7 +133,7 @@ def test_commands(nats_server: NatsServer) -> None:
 def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             charon.on("version", {"daemon": "charon"})
             charon.on("stats", {})
             charon.mute("stats")
@@ -146,25 +146,25 @@ def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -
             async with service(config) as bridge:
                 await until(lambda: bridge.bus.connected)
                 await up(bridge)
-                slow = [asyncio.create_task(someone.ask("vici.gw1.cmd.stats")) for _ in range(30)]
+                slow = [asyncio.create_task(observer.ask("vici.gw1.cmd.stats")) for _ in range(30)]
                 replies = [code((await task)[0]) for task in slow]
                 assert set(replies) == {"504", "429"}
                 assert 2 <= replies.count("504") <= 18
 
-                first, second, cut = await someone.ask("vici.gw1.cmd.list-sas", parts=3)
+                first, second, cut = await observer.ask("vici.gw1.cmd.list-sas", parts=3)
                 assert (code(first), code(second), code(cut)) == ("", "", "503")
                 assert cut.headers and cut.headers["Vici-Count"] == "2"
 
-                *parts, end = await someone.ask("vici.gw1.cmd.list-conns", parts=31)
+                *parts, end = await observer.ask("vici.gw1.cmd.list-conns", parts=31)
                 assert end.headers and end.headers["Vici-Count"] == "30"
-                [reply] = await someone.ask("vici.gw1.cmd.list-conns", b"", {"Vici-Collect": "true"})
+                [reply] = await observer.ask("vici.gw1.cmd.list-conns", b"", {"Vici-Collect": "true"})
                 assert code(reply) == "413"
 
                 await charon.stop()
-                [reply] = await someone.ask("vici.gw1.cmd.version")
+                [reply] = await observer.ask("vici.gw1.cmd.version")
                 assert (code(reply), text(reply)) == ("503", "charon is not reachable")
                 await charon.start()
-                [reply] = await someone.ask("vici.gw1.cmd.version")
+                [reply] = await observer.ask("vici.gw1.cmd.version")
                 assert json.loads(reply.data) == {"daemon": "charon"}
 
     run(test())
@@ -173,7 +173,7 @@ def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -
 def test_charon_that_accepts_no_connection(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon(backlog=0) as charon, witness(nats_server.url) as someone:
+        async with FakeCharon(backlog=0) as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address, commands={"timeout": 0.4})) as bridge:
                 await until(lambda: bridge.gateways[0].reader.up and bridge.bus.connected)
                 charon.pause_accepting()
@@ -183,7 +183,7 @@ def test_charon_that_accepts_no_connection(nats_server: NatsServer) -> None:
                         sock.setblocking(False)
                         with suppress(BlockingIOError):
                             sock.connect(charon.address.removeprefix("unix://"))
-                    [reply] = await someone.ask("vici.gw1.cmd.version")
+                    [reply] = await observer.ask("vici.gw1.cmd.version")
                     assert (code(reply), text(reply)) == ("503", "charon does not accept connections at present")
                 charon.resume_accepting()
 
@@ -193,16 +193,16 @@ def test_charon_that_accepts_no_connection(nats_server: NatsServer) -> None:
 def test_requests_run_side_by_side_and_a_stop_answers_them(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             charon.on("version", {"daemon": "charon"})
             charon.on("stats", {})
             charon.mute("stats")
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await until(lambda: bridge.bus.connected)
                 await up(bridge)
-                hanging = asyncio.create_task(someone.ask("vici.gw1.cmd.stats"))
+                hanging = asyncio.create_task(observer.ask("vici.gw1.cmd.stats"))
                 await charon.requested("stats")
-                [reply] = await someone.ask("vici.gw1.cmd.version")
+                [reply] = await observer.ask("vici.gw1.cmd.version")
                 assert json.loads(reply.data) == {"daemon": "charon"}
             [reply] = await hanging
             assert (code(reply), text(reply)) == ("503", "this bridge is stopping")
@@ -215,20 +215,20 @@ def test_charon_gone_and_back(nats_server: NatsServer, caplog: pytest.LogCapture
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await up(bridge)
                 charon.emit("ike-updown", {"up": "yes", "gw": SA})
-                await someone.sees(".event.", 1)
+                await observer.sees(".event.", 1)
                 for _ in range(2):
                     await charon.stop()
                     await asyncio.sleep(0.4)  # more than one attempt
                     await charon.start()
                     await up(bridge)
                 charon.emit("ike-updown", {"gw": SA})
-                await someone.sees(".event.", 2)
+                await observer.sees(".event.", 2)
                 assert charon.registrations("ike-updown") == 1
-                gaps = [e["data"] for _, e in await someone.sees("bridge.gap", 2)]
+                gaps = [e["data"] for _, e in await observer.sees("bridge.gap", 2)]
             statuses = [e["data"] for m in await stored(nats_server.url) if "status" in m.subject
                         for e in envelopes(m.data)]  # fmt: skip
         assert [(s["bridge"], s["charon"]) for s in statuses] == [
@@ -270,11 +270,11 @@ def test_charon_without_alert(nats_server: NatsServer, caplog: pytest.LogCapture
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon(events=set(EVENTS) - {"alert"}) as charon, witness(nats_server.url) as someone:
+        async with FakeCharon(events=set(EVENTS) - {"alert"}) as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await up(bridge)
                 charon.emit("ike-updown", {"gw": SA})
-                await someone.sees(".event.")
+                await observer.sees(".event.")
 
     run(test())
     assert "charon does not know the event 'alert'; continuing without" in caplog.text
@@ -316,7 +316,7 @@ def test_no_state_event_is_lost_when_nats_is_killed(nats_server: NatsServer) -> 
 def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await up(bridge)
                 gateway = bridge.gateways[0]
@@ -331,7 +331,7 @@ def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
                 assert gateway.log.counts.published < 20_000
                 nats_server.resume()
                 await until(lambda: gateway.log.counts.published == 20_000 and not gateway.backlog.waiting)
-                await someone.sees(".event.")
+                await observer.sees(".event.")
 
     run(test())
 
@@ -368,14 +368,14 @@ def test_log_overflow_is_reported_as_a_gap(nats_server: NatsServer) -> None:
 def test_malformed_messages_are_reported_and_do_no_harm(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await up(bridge)
                 charon.emit("ike-updown", b"\x03\x02u")
                 charon.emit("log", b"\x01")
                 charon.emit("ike-updown", {"gw": SA})
-                await someone.sees(".event.")
-                gaps = [e["data"] for _, e in await someone.sees("bridge.gap", 2)]
+                await observer.sees(".event.")
+                gaps = [e["data"] for _, e in await observer.sees("bridge.gap", 2)]
         assert {(g["class"], g["count"], g["cause"]) for g in gaps} == {
             ("state", 1, "malformed message from charon"),
             ("log", 1, "malformed message from charon"),
@@ -391,20 +391,20 @@ def test_falling_behind_loses_state_events_only_and_is_reported(
 
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 await up(bridge)
                 [gateway] = bridge.gateways
-                await someone.sees("bridge.status", 2)
+                await observer.sees("bridge.status", 2)
                 before = gateway.backlog.counts.received
                 for _ in range(50):
                     charon.emit("ike-updown", {"gw": SA})
-                [(_, first)] = await someone.sees("bridge.gap")
+                [(_, first)] = await observer.sees("bridge.gap")
                 assert gateway.log.counts.received == 0
                 assert (first["data"]["class"], first["data"]["cause"]) == ("state", "the bridge fell behind charon")
                 for _ in range(50):
                     charon.emit("log", {"group": "IKE", "level": "1", "msg": "x"})
-                await someone.sees(".log.IKE.1", 50)
+                await observer.sees(".log.IKE.1", 50)
                 assert gateway.log.counts.dropped == 0
                 gaps = 1  # are of the state class themselves
                 assert gateway.backlog.counts.received - before - gaps == 50
@@ -453,9 +453,9 @@ async def start_process(tmp_path: Path, url: str, address: str) -> asyncio.subpr
 def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, number: signal.Signals) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
-            await someone.sees("bridge.status", 2)
+            await observer.sees("bridge.status", 2)
             for _ in range(5000):
                 charon.emit("log", {"group": "IKE", "level": "1", "msg": "x"})
             for _ in range(500):
@@ -471,7 +471,7 @@ def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, numb
             kept = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
             assert kept[-1]["event"] == "status" and kept[-1]["data"]["bridge"] == "stopping"
             assert [e["seq"] for e in kept] == list(range(1, len(kept) + 1))
-            lines = [e["seq"] for _, e in someone.seen(".log.")]
+            lines = [e["seq"] for _, e in observer.seen(".log.")]
             assert sorted(lines) == list(range(1, len(lines) + 1))
 
     run(test())
@@ -480,7 +480,7 @@ def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, numb
 def test_lines_that_arrive_while_it_unregisters_are_published(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address)) as bridge:
                 [gateway] = bridge.gateways
                 await up(bridge)
@@ -491,7 +491,7 @@ def test_lines_that_arrive_while_it_unregisters_are_published(nats_server: NatsS
                     await asyncio.sleep(0)
                 charon.resume_reading()
                 await stopping
-            seen = await someone.sees(".log.IKE.1", 30)
+            seen = await observer.sees(".log.IKE.1", 30)
         assert [e["data"]["msg"] for _, e in seen] == [str(number) for number in range(30)]
 
     run(test())
@@ -502,7 +502,7 @@ def test_unpublished_lines_of_one_start_are_reported_by_the_next(nats_server: Na
         log = tmp_path / "state" / "gw1.spool-wal"  # the bridge keeps the database to itself
         return log.exists() and b'"seq": 2, "clean": false' in log.read_bytes()
 
-    def of_log(client: Witness) -> list[dict[str, Any]]:
+    def of_log(client: Observer) -> list[dict[str, Any]]:
         return [e["data"] for _, e in client.seen(".bridge.gap") if e["data"]["class"] == "log"]
 
     async def life(charon: FakeCharon, end: signal.Signals) -> None:
@@ -519,7 +519,7 @@ def test_unpublished_lines_of_one_start_are_reported_by_the_next(nats_server: Na
             await life(charon, signal.SIGTERM)
             await life(charon, signal.SIGKILL)
             await nats_server.up()
-            async with witness(nats_server.url) as client:
+            async with observing(nats_server.url) as client:
                 bridge = await start_process(tmp_path, nats_server.url, charon.address)
                 await client.sees("bridge.status", 7)
                 await until(lambda: len(of_log(client)) == 2)
@@ -547,9 +547,9 @@ def test_stop_without_nats_keeps_events_for_the_next_start(nats_server: NatsServ
             assert "gw1: 3 events are in the spool for the next start" in stderr.decode()
             assert "lost" not in stderr.decode()
             await nats_server.up()
-            async with witness(nats_server.url) as someone:
+            async with observing(nats_server.url) as observer:
                 bridge = await start_process(tmp_path, nats_server.url, charon.address)
-                await someone.sees("bridge.status", 5)
+                await observer.sees("bridge.status", 5)
             bridge.send_signal(signal.SIGTERM)
             await asyncio.wait_for(bridge.communicate(), 10)
         statuses = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
@@ -562,9 +562,9 @@ def test_stop_without_nats_keeps_events_for_the_next_start(nats_server: NatsServ
 def test_second_signal_ends_at_once(nats_server: NatsServer, tmp_path: Path) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
-            await someone.sees("bridge.status", 2)
+            await observer.sees("bridge.status", 2)
             charon.pause_reading()  # so that the end of the registrations is never confirmed
             bridge.send_signal(signal.SIGTERM)
             assert bridge.stderr
@@ -590,17 +590,17 @@ def test_log_filters_hold_and_can_be_reloaded(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         log = {"groups": ["IKE"], "levels": [1], "pattern": "peer"}
-        async with FakeCharon() as charon, witness(nats_server.url) as someone:
+        async with FakeCharon() as charon, observing(nats_server.url) as observer:
             async with service(settings(nats_server.url, charon.address, log=log)) as bridge:
                 await up(bridge)
                 lines(charon)
-                [(subject, envelope)] = await someone.sees(".log.")
+                [(subject, envelope)] = await observer.sees(".log.")
                 assert subject == "vici.gw1.log.IKE.1" and envelope["data"]["msg"] == "peer gone"
                 [gateway] = bridge.gateways
                 await until(lambda: gateway.reader.left_out == 3)
                 bridge.reload(settings(nats_server.url, charon.address, log={"groups": ["NET"]}))
                 lines(charon)
-                _, (subject, envelope) = await someone.sees(".log.", 2)
+                _, (subject, envelope) = await observer.sees(".log.", 2)
                 assert (subject, envelope["seq"]) == ("vici.gw1.log.NET.1", 2)
 
     run(test())

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, Witness, run, service, settings, until, up, witness
+from harness import NatsServer, Observer, observing, run, service, settings, until, up
 from nats.aio.msg import Msg
 from nats.micro.service import SEMVER_REGEX, ServiceInfo, ServicePing, ServiceStats
 from vicibridge.bus.connection import Disconnected
@@ -37,32 +37,32 @@ def text(message: Msg) -> str:
 @asynccontextmanager
 async def bridged(
     server: NatsServer, watch: str = "vici.>", **commands: Any
-) -> AsyncIterator[tuple[FakeCharon, Witness, Service]]:
+) -> AsyncIterator[tuple[FakeCharon, Observer, Service]]:
     """A charon that answers `version`, `stats` and `list-sas`, the bridge beside it, and somebody on the bus."""
     await server.up()
-    async with FakeCharon() as charon, witness(server.url, watch) as someone:
+    async with FakeCharon() as charon, observing(server.url, watch) as observer:
         charon.on("version", {"daemon": "charon", "version": "6.0.6"})
         charon.on("stats", {"workers": {"total": "8"}})
         charon.on("list-sas", {}, stream=SAS)
         async with service(settings(server.url, charon.address, commands=commands)) as bridge:
             await up(bridge)
-            yield charon, someone, bridge
+            yield charon, observer, bridge
 
 
-async def audits(someone: Witness, count: int) -> list[dict[str, Any]]:
-    """Return what the audit says, without the questions of `Witness.ask` whether a bridge is there."""
+async def audits(observer: Observer, count: int) -> list[dict[str, Any]]:
+    """Return what the audit says, without the questions of `Observer.ask` whether a bridge is there."""
 
     def seen() -> list[dict[str, Any]]:
-        return [e["data"] for _, e in someone.seen("bridge.audit") if e["data"].get("command") != "no-such-command"]
+        return [e["data"] for _, e in observer.seen("bridge.audit") if e["data"].get("command") != "no-such-command"]
 
     await until(lambda: len(seen()) >= count)
     return seen()
 
 
-async def discover(someone: Witness, what: str) -> list[dict[str, Any]]:
-    inbox = someone.client.new_inbox()
-    answers = await someone.client.subscribe(inbox)
-    await someone.client.publish(f"$SRV.{what}", reply=inbox)
+async def discover(observer: Observer, what: str) -> list[dict[str, Any]]:
+    inbox = observer.client.new_inbox()
+    answers = await observer.client.subscribe(inbox)
+    await observer.client.publish(f"$SRV.{what}", reply=inbox)
     found = [json.loads((await answers.next_msg(timeout=5)).data)]
     while answers.pending_msgs:
         found.append(json.loads((await answers.next_msg()).data))
@@ -71,19 +71,19 @@ async def discover(someone: Witness, what: str) -> list[dict[str, Any]]:
 
 def test_service_discovery(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=["@read", "terminate", "patched in"]) as (charon, someone, bridge):
-            await someone.ask("vici.gw1.cmd.version")
-            [reply] = await someone.ask("vici.gw1.cmd.terminate", b'{"timeout": "x"}')
+        async with bridged(nats_server, allow=["@read", "terminate", "patched in"]) as (charon, observer, bridge):
+            await observer.ask("vici.gw1.cmd.version")
+            [reply] = await observer.ask("vici.gw1.cmd.terminate", b'{"timeout": "x"}')
             assert code(reply) == "400"
-            [ping] = await discover(someone, "PING")
+            [ping] = await discover(observer, "PING")
             assert ping["type"] == "io.nats.micro.v1.ping_response" and ping["name"] == "vicibridge"
             assert SEMVER_REGEX.match(ping["version"])
             assert ping["metadata"] == {"node": "gw1", "charon": "6.0.6", "bridge": ping["version"]}
             assert ServicePing.from_dict(ping).id == ping["id"]
             for verb in ("PING", "PING.vicibridge", f"PING.vicibridge.{ping['id']}"):
-                assert await discover(someone, verb) == [ping]
+                assert await discover(observer, verb) == [ping]
 
-            [info] = await discover(someone, f"INFO.vicibridge.{ping['id']}")
+            [info] = await discover(observer, f"INFO.vicibridge.{ping['id']}")
             assert info["type"] == "io.nats.micro.v1.info_response" and info["description"]
             endpoints = {endpoint.name: endpoint for endpoint in ServiceInfo.from_dict(info).endpoints}
             reads = {name for name, known in COMMANDS.items() if known.danger is Danger.READ}
@@ -95,7 +95,7 @@ def test_service_discovery(nats_server: NatsServer) -> None:
             assert "ike-id (number)" in listed.metadata["keys"]
             assert {type(said) for e in info["endpoints"] for said in e["metadata"].values()} == {str}
 
-            [told] = await discover(someone, "STATS")
+            [told] = await discover(observer, "STATS")
             assert told["type"] == "io.nats.micro.v1.stats_response"
             stats = {endpoint.name: endpoint for endpoint in ServiceStats.from_dict(told).endpoints}
             assert (stats["version"].num_requests, stats["version"].num_errors) == (1, 0)
@@ -107,7 +107,7 @@ def test_service_discovery(nats_server: NatsServer) -> None:
 
             await charon.stop()
             bridge.gateways[0].commands._charon._asked.clear()
-            [ping] = await discover(someone, "PING")
+            [ping] = await discover(observer, "PING")
             assert ping["metadata"]["charon"] == ""
 
     run(test())
@@ -117,34 +117,34 @@ def test_connections_are_kept_a_while_and_none_after_an_error(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
-        async with bridged(nats_server, timeout=0.4) as (charon, someone, bridge):
+        async with bridged(nats_server, timeout=0.4) as (charon, observer, bridge):
             connections = bridge.gateways[0].commands._charon
             for payload in (b"", b"{}", b'{"noblock": true}'):
-                *_, end = await someone.ask("vici.gw1.cmd.list-sas", payload, parts=4)
-                [reply] = await someone.ask("vici.gw1.cmd.version", payload)
+                *_, end = await observer.ask("vici.gw1.cmd.list-sas", payload, parts=4)
+                [reply] = await observer.ask("vici.gw1.cmd.version", payload)
                 assert (code(end), code(reply)) == ("200", "200")
             assert connections.connects == 1
-            [reply] = await someone.ask("vici.gw1.cmd.version", b"\x80")
+            [reply] = await observer.ask("vici.gw1.cmd.version", b"\x80")
             assert msgpack.unpackb(reply.data)["daemon"] == "charon" and connections.connects == 2
 
             charon.on("get-conns", {"success": "no", "errmsg": "no"})
-            [reply] = await someone.ask("vici.gw1.cmd.get-conns")
+            [reply] = await observer.ask("vici.gw1.cmd.get-conns")
             assert code(reply) == "409"
-            await someone.ask("vici.gw1.cmd.version")
+            await observer.ask("vici.gw1.cmd.version")
             assert connections.connects == 2  # an error of the command is none of the connection
             charon.mute("get-conns")
-            [reply] = await someone.ask("vici.gw1.cmd.get-conns")
+            [reply] = await observer.ask("vici.gw1.cmd.get-conns")
             assert code(reply) == "504"
             await charon.connected(2)  # the one for events and the one for msgpack
-            await someone.ask("vici.gw1.cmd.version")
+            await observer.ask("vici.gw1.cmd.version")
             assert connections.connects == 3
 
             await charon.stop()
             await charon.start()
-            [reply] = await someone.ask("vici.gw1.cmd.version")
+            [reply] = await observer.ask("vici.gw1.cmd.version")
             assert code(reply) == "200" and connections.connects == 4
             monkeypatch.setattr("vicibridge.commands.session_pool._IDLE", 0.05)
-            await someone.ask("vici.gw1.cmd.version")
+            await observer.ask("vici.gw1.cmd.version")
             await charon.connected(1)
 
     run(test())
@@ -173,25 +173,25 @@ def test_what_blocks_has_a_share_of_charons_threads_until_charon_is_done(nats_se
     async def test() -> None:
         async with bridged(nats_server, allow=["@read", "@operate"], timeout=0.5, concurrency=4) as (
             charon,
-            someone,
+            observer,
             bridge,
         ):
             held = Held(charon, "initiate")
             commands = bridge.gateways[0].commands
-            asked = [asyncio.create_task(someone.ask("vici.gw1.cmd.initiate", b'{"child": "x"}')) for _ in range(30)]
+            asked = [asyncio.create_task(observer.ask("vici.gw1.cmd.initiate", b'{"child": "x"}')) for _ in range(30)]
             await until(lambda: held.running == 2)  # of 8 threads
-            [reply] = await someone.ask("vici.gw1.cmd.version")
+            [reply] = await observer.ask("vici.gw1.cmd.version")
             assert code(reply) == "200"  # what only reads does not wait for them
             codes = Counter([code((await task)[0]) for task in asked])
             assert codes == {"200": 2, "429": 28}  # the first message of those that ran is a line of the log
             assert commands.blocking.waiting == 0
             # The two are given up on the bus, but charon has not done with them.
             await until(lambda: commands.stats["initiate"].codes == {429: 28, 504: 2})
-            [reply] = await someone.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
+            [reply] = await observer.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
             assert code(reply) == "429" and held.running == 2 and commands.blocking.running == 2
             held.go()
             await until(lambda: commands.blocking.running == 0)
-            *_, end = await someone.ask("vici.gw1.cmd.initiate", b'{"child": "x"}', parts=2)
+            *_, end = await observer.ask("vici.gw1.cmd.initiate", b'{"child": "x"}', parts=2)
             assert code(end) == "200" and held.most == 2
             # -1 makes charon answer at once, so it holds nothing
             [request] = [r for c, r in charon.requests[-1:] if c == "initiate"]
@@ -202,9 +202,9 @@ def test_what_blocks_has_a_share_of_charons_threads_until_charon_is_done(nats_se
 
 def test_what_blocks_is_answered_in_its_time_when_charon_does_not_tell_its_threads(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=["@operate"], timeout=1) as (charon, someone, _):
+        async with bridged(nats_server, allow=["@operate"], timeout=1) as (charon, observer, _):
             charon.mute("stats")
-            asked = [asyncio.create_task(someone.ask("vici.gw1.cmd.terminate")) for _ in range(8)]
+            asked = [asyncio.create_task(observer.ask("vici.gw1.cmd.terminate")) for _ in range(8)]
             async with asyncio.timeout(5):
                 codes = [code((await task)[0]) for task in asked]
             assert set(codes) <= {"503", "504"}
@@ -225,9 +225,9 @@ def test_what_blocks_holds_its_share_when_its_answer_fails_after_its_time(
     monkeypatch.setattr(Reply, "part", part)
 
     async def test() -> None:
-        async with bridged(nats_server, allow=["@operate"], timeout=0.3) as (charon, someone, bridge):
+        async with bridged(nats_server, allow=["@operate"], timeout=0.3) as (charon, observer, bridge):
             held = Held(charon, "initiate")
-            [reply] = await someone.ask("vici.gw1.cmd.initiate")
+            [reply] = await observer.ask("vici.gw1.cmd.initiate")
             assert code(reply) == "504" and failing.is_set()
             fail.set()
             await asyncio.sleep(0.1)
@@ -241,13 +241,13 @@ def test_what_blocks_holds_its_share_when_its_answer_fails_after_its_time(
 
 def test_a_number_instead_of_the_share_and_no_share_for_what_does_not_wait(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=["@operate"], blocking=1, timeout=5) as (charon, someone, bridge):
+        async with bridged(nats_server, allow=["@operate"], blocking=1, timeout=5) as (charon, observer, bridge):
             held = Held(charon, "terminate")
-            asked = [asyncio.create_task(someone.ask("vici.gw1.cmd.terminate", parts=2)) for _ in range(3)]
+            asked = [asyncio.create_task(observer.ask("vici.gw1.cmd.terminate", parts=2)) for _ in range(3)]
             await until(lambda: bridge.gateways[0].commands.blocking.waiting == 2)
             assert held.running == 1
             charon.on("initiate", {"success": "yes"})
-            [end] = await someone.ask("vici.gw1.cmd.initiate", b'{"child": "x", "timeout": -1}')
+            [end] = await observer.ask("vici.gw1.cmd.initiate", b'{"child": "x", "timeout": -1}')
             assert code(end) == "200"
             held.go()
             assert [code((await task)[1]) for task in asked] == ["200"] * 3
@@ -258,17 +258,17 @@ def test_a_number_instead_of_the_share_and_no_share_for_what_does_not_wait(nats_
 
 def test_the_request_says_how_long(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=EVERYTHING, timeout=20) as (charon, someone, _):
+        async with bridged(nats_server, allow=EVERYTHING, timeout=20) as (charon, observer, _):
             charon.on("get-conns", {})
             charon.mute("get-conns")
-            [reply] = await someone.ask("vici.gw1.cmd.get-conns", b"", {"Vici-Timeout": "0.2"})
+            [reply] = await observer.ask("vici.gw1.cmd.get-conns", b"", {"Vici-Timeout": "0.2"})
             assert (code(reply), text(reply)) == ("504", "no reply within 0.2 seconds")
             charon.on("initiate", {"success": "yes"})
-            await someone.ask("vici.gw1.cmd.initiate", b"", {"Vici-Timeout": "2"})
-            await someone.ask("vici.gw1.cmd.initiate", b"", {"Vici-Timeout": "2000"})
+            await observer.ask("vici.gw1.cmd.initiate", b"", {"Vici-Timeout": "2"})
+            await observer.ask("vici.gw1.cmd.initiate", b"", {"Vici-Timeout": "2000"})
             sent = [request["timeout"] for command, request in charon.requests if command == "initiate"]
             assert sent == ["1800", "18000"]
-            [reply] = await someone.ask("vici.gw1.cmd.version", b"", {"Vici-Timeout": "for ever"})
+            [reply] = await observer.ask("vici.gw1.cmd.version", b"", {"Vici-Timeout": "for ever"})
             assert code(reply) == "400" and "Vici-Timeout" in text(reply)
 
     run(test())
@@ -278,12 +278,12 @@ def test_the_request_says_how_long(nats_server: NatsServer) -> None:
 @pytest.mark.parametrize("collect", ["true", "false"])
 def test_replies_have_an_end(nats_server: NatsServer, caps: dict[str, int], collect: str) -> None:
     async def test() -> None:
-        async with bridged(nats_server, **caps) as (charon, someone, _):
+        async with bridged(nats_server, **caps) as (charon, observer, _):
             charon.on("list-conns", {}, stream=[("list-conn", {"x": {"y": "z" * 60_000}})] * 30)
             sent = 0 if collect == "true" else caps.get("max_parts", 17)
-            *_, end = await someone.ask("vici.gw1.cmd.list-conns", b"", {"Vici-Collect": collect}, parts=sent + 1)
+            *_, end = await observer.ask("vici.gw1.cmd.list-conns", b"", {"Vici-Collect": collect}, parts=sent + 1)
             assert code(end) == "413" and "Vici-Count" in (end.headers or {})
-            [reply] = await someone.ask("vici.gw1.cmd.version")
+            [reply] = await observer.ask("vici.gw1.cmd.version")
             assert code(reply) == "200"
 
     run(test())
@@ -291,17 +291,17 @@ def test_replies_have_an_end(nats_server: NatsServer, caps: dict[str, int], coll
 
 def test_every_request_leaves_an_envelope(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=["@read", "terminate", "load-conn"]) as (charon, someone, _):
+        async with bridged(nats_server, allow=["@read", "terminate", "load-conn"]) as (charon, observer, _):
             charon.on("terminate", {"success": "no", "errmsg": "no such\nSA"}, stream=[("control-log", {"msg": "x"})])
             charon.on("load-conn", {"success": "yes"})
             who = {"Vici-User": "ann\u00e9", "Vici-Request-Id": "r-7", "Nats-Request-Info": '{"acc":"A"}'}
-            await someone.ask("vici.gw1.cmd.list-sas", b'{"ike": "gw0"}', who, parts=4)
-            await someone.ask("vici.all.cmd.terminate", b'{"ike": "gw"}', parts=2)
-            await someone.ask("vici.gw1.cmd.rekey", b'{"ike": "gw"}')
-            await someone.ask("vici.gw1.cmd.rekey", b'{"ike": "' + b"x" * 5000 + b'"}')
-            await someone.ask("vici.gw1.cmd.version", b"{")
-            await someone.ask("vici.gw1.cmd.load-conn", json.dumps({"gw": {"local": {"certs": ["PEM"]}}}).encode())
-            seen = await audits(someone, 6)
+            await observer.ask("vici.gw1.cmd.list-sas", b'{"ike": "gw0"}', who, parts=4)
+            await observer.ask("vici.all.cmd.terminate", b'{"ike": "gw"}', parts=2)
+            await observer.ask("vici.gw1.cmd.rekey", b'{"ike": "gw"}')
+            await observer.ask("vici.gw1.cmd.rekey", b'{"ike": "' + b"x" * 5000 + b'"}')
+            await observer.ask("vici.gw1.cmd.version", b"{")
+            await observer.ask("vici.gw1.cmd.load-conn", json.dumps({"gw": {"local": {"certs": ["PEM"]}}}).encode())
+            seen = await audits(observer, 6)
         listed, ended, denied, longer, bad, loaded = seen
         assert listed["reply"].startswith("_INBOX.") and listed["nanoseconds"] > 0 and listed["bytes"] > 0
         assert {
@@ -330,31 +330,35 @@ def test_every_request_leaves_an_envelope(nats_server: NatsServer) -> None:
 @pytest.mark.parametrize(("audit", "told"), [("changes", ["rekey", "install"]), ("denied", ["install"])])
 def test_what_the_audit_leaves_out(nats_server: NatsServer, audit: str, told: list[str]) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=["@read", "rekey"], audit=audit) as (charon, someone, _):
+        async with bridged(nats_server, allow=["@read", "rekey"], audit=audit) as (charon, observer, _):
             charon.on("rekey", {"success": "yes"})
             for command in ("version", "rekey", "no-such", "install"):
-                await someone.ask(f"vici.gw1.cmd.{command}")
-            assert [entry["command"] for entry in await audits(someone, len(told))] == told
+                await observer.ask(f"vici.gw1.cmd.{command}")
+            assert [entry["command"] for entry in await audits(observer, len(told))] == told
 
     run(test())
 
 
 def test_a_flood_is_reported_in_sums_and_changes_one_by_one(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=["@read", "reset-counters"], concurrency=64) as (charon, someone, bridge):
+        async with bridged(nats_server, allow=["@read", "reset-counters"], concurrency=64) as (
+            charon,
+            observer,
+            bridge,
+        ):
             charon.on("reset-counters", {"success": "yes"})
-            inbox = someone.client.new_inbox()
-            await someone.ask("vici.gw1.cmd.version")
+            inbox = observer.client.new_inbox()
+            await observer.ask("vici.gw1.cmd.version")
             for _ in range(1000):
-                await someone.client.publish("vici.gw1.cmd.rekey", reply=inbox)
+                await observer.client.publish("vici.gw1.cmd.rekey", reply=inbox)
             await until(lambda: ended(bridge, "rekey") == {403: 1000})
             for _ in range(300):
-                await someone.client.publish("vici.gw1.cmd.reset-counters", reply=inbox)
+                await observer.client.publish("vici.gw1.cmd.reset-counters", reply=inbox)
             await until(lambda: ended(bridge, "reset-counters") == {200: 300})
-            await until(lambda: sum(told_of(someone, "rekey")) == 1000)
-            await until(lambda: sum(told_of(someone, "reset-counters")) == 300)
-            assert told_of(someone, "reset-counters") == [1] * 300
-            assert len(told_of(someone, "rekey")) < 300
+            await until(lambda: sum(told_of(observer, "rekey")) == 1000)
+            await until(lambda: sum(told_of(observer, "reset-counters")) == 300)
+            assert told_of(observer, "reset-counters") == [1] * 300
+            assert len(told_of(observer, "rekey")) < 300
 
     run(test())
 
@@ -364,23 +368,23 @@ def ended(bridge: Service, command: str) -> Mapping[int, int]:
     return bridge.gateways[0].commands.stats.get(command, Tally()).codes
 
 
-def told_of(someone: Witness, command: str) -> list[int]:
+def told_of(observer: Observer, command: str) -> list[int]:
     """Return of how many requests for a command each envelope of the audit tells."""
-    entries = [envelope["data"] for _, envelope in someone.seen("bridge.audit")]
+    entries = [envelope["data"] for _, envelope in observer.seen("bridge.audit")]
     sums = [part["count"] for entry in entries for part in entry.get("sums", ()) if part["command"] == command]
     return sums + [1 for entry in entries if entry.get("command") == command]
 
 
 def test_changes_wait_until_the_audit_has_room(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with bridged(nats_server, allow=["@operate"], timeout=0.3) as (charon, someone, bridge):
+        async with bridged(nats_server, allow=["@operate"], timeout=0.3) as (charon, observer, bridge):
             charon.on("rekey", {"success": "yes"})
             room = bridge.gateways[0].commands._audit._changes
             room._left, room._rate = 0.0, 0.001
-            [reply] = await someone.ask("vici.gw1.cmd.rekey")
+            [reply] = await observer.ask("vici.gw1.cmd.rekey")
             assert code(reply) == "504" and "rekey" not in [command for command, _ in charon.requests]
             room._rate = 100.0
-            [reply] = await someone.ask("vici.gw1.cmd.rekey")
+            [reply] = await observer.ask("vici.gw1.cmd.rekey")
             assert code(reply) == "200"
 
     run(test())

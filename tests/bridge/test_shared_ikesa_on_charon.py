@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from harness import bridge_process, bucket, run, witness
+from harness import bridge_process, bucket, observing, run
 from lab import Lab, sas
 from nats.aio.client import Client
 from prometheus_client.parser import text_string_to_metric_families
@@ -138,23 +138,23 @@ def test_each_connection_has_its_children(lab: Lab, monkeypatch: pytest.MonkeyPa
 
     async def test() -> None:
         ports = await sas.load_sharing(lab, CONNS)
-        async with AsyncSession(lab.left.address) as session, witness(lab.nats.url, "vici.*.bridge.>") as someone:
-            left = Left(session, someone.client, port)
+        async with AsyncSession(lab.left.address) as session, observing(lab.nats.url, "vici.*.bridge.>") as observer:
+            left = Left(session, observer.client, port)
             async with bridge(lab):
                 await children_are_counted_where_they_are_configured(lab, left, ports)
                 await rekeying_changes_nothing(lab, left, ports)
                 await what_charon_does_not_report(left)
                 before = await left.conns(lambda values: bool(values))
-            started = len(someone.seen(".bridge.status"))
+            started = len(observer.seen(".bridge.status"))
             async with bridge(lab):
-                await someone.sees(".bridge.status", started + 2)  # starting, running
+                await observer.sees(".bridge.status", started + 2)  # starting, running
                 values = await left.conns(lambda values: values == before)
                 assert up(values) == {"a", "b", "c"} and bytes_out(values["b"]) == {"two": 120}
                 await session.call("terminate", {"ike": "a", "timeout": 10_000})
                 values = await left.conns(lambda values: not up(values))
                 assert all(values[name]["changed"] > before[name]["changed"] for name in values)
                 assert bytes_out(values["b"]) == {"two": 120} and not bytes_out(values["a"])
-            repaired = [e["data"] for _, e in someone.seen(".bridge.resync")]
+            repaired = [e["data"] for _, e in observer.seen(".bridge.resync")]
             told = {(data["kind"], data["key"]) for data in repaired}
             assert told == {("appeared", f"left.{conn}") for conn in CONNS} | {("vanished", "left.d")}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nats
 import pytest
-from harness import NatsServer, run, settings, stored, until, witness
+from harness import NatsServer, observing, run, settings, stored, until
 from vicibridge.bus.streams import StateStream
 from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.backlog import Backlog
@@ -297,8 +297,8 @@ def test_stream_that_never_acknowledges(
 
     async def test() -> None:
         await nats_server.up()
-        async with witness(nats_server.url, "vici.gw1.event.x") as someone:
-            jetstream = someone.client.jetstream()
+        async with observing(nats_server.url, "vici.gw1.event.x") as observer:
+            jetstream = observer.client.jetstream()
             made = (await jetstream.add_stream(name="VICI", subjects=STREAM.subjects, no_ack=not while_running)).config
             async with feeding(nats_server.url, ack_timeout=0.3) as feed:
                 if while_running:
@@ -307,10 +307,10 @@ def test_stream_that_never_acknowledges(
                     await jetstream.update_stream(made.evolve(no_ack=True))
                 feed.put(10)
                 await until(lambda: feed.pipeline.trouble == NO_ACK)
-                sent = len(someone.messages)
+                sent = len(observer.messages)
                 assert sent == (13 if while_running else 0)
                 await asyncio.sleep(1.2)  # four times as long as an acknowledgement may take
-                assert len(someone.messages) == sent and feed.backlog.waiting == 10
+                assert len(observer.messages) == sent and feed.backlog.waiting == 10
                 feed.check()
                 assert caplog.text.count("JetStream: rejects events") == 1
                 await jetstream.update_stream(made.evolve(no_ack=False))

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from harness import NatsServer, run, running, settings, until, witness
+from harness import NatsServer, observing, run, running, settings, until
 from vicibridge.bus.connection import Disconnected, TooLarge
 from vicibridge.bus.nats_server import free_port
 
@@ -131,7 +131,7 @@ def test_hung_server_resumes(nats_server: NatsServer) -> None:
 def test_headers_count_as_payload(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
-        async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
+        async with running(settings(nats_server.url)) as bus, observing(nats_server.url) as observer:
             connection = await bus.connection()
             frame = len("NATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n")
             fits = b"x" * (connection.max_payload - frame)
@@ -140,8 +140,8 @@ def test_headers_count_as_payload(nats_server: NatsServer) -> None:
             await connection.publish("vici.x", fits, headers={"Nats-Msg-Id": "1"})
             await connection.fence(5)
             assert connection.alive
-            await until(lambda: someone.messages)
-            assert someone.messages[0].data == fits
+            await until(lambda: observer.messages)
+            assert observer.messages[0].data == fits
 
     run(test())
 
@@ -151,15 +151,15 @@ def test_fence_means_processed(nats_server: NatsServer) -> None:
 
     async def test() -> None:
         await nats_server.up()
-        async with running(settings(nats_server.url)) as bus, witness(nats_server.url) as someone:
+        async with running(settings(nats_server.url)) as bus, observing(nats_server.url) as observer:
             connection = await bus.connection()
             for number in range(300):
                 for _ in range(10):
                     await connection.publish("vici.x", b"x" * 5000)
                 await connection.fence(5)
                 # the server has routed all to the other client; one round trip of its own brings them
-                await someone.client.flush()
-                assert len(someone.messages) == 10 * (number + 1)
+                await observer.client.flush()
+                assert len(observer.messages) == 10 * (number + 1)
 
     run(test())
 

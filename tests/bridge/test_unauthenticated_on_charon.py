@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from harness import Witness, run, until, witness
+from harness import Observer, observing, run, until
 from lab import Lab, sas, stranger
 from test_mirror_on_charon import bridges, equal
 from vicibridge.client import Completeness, unpack
@@ -58,9 +58,9 @@ async def initiate(lab: Lab) -> bool:
     return True
 
 
-async def listening(someone: Witness) -> None:
+async def listening(observer: Observer) -> None:
     """Wait until both bridges have registered their events."""
-    await until(lambda: len([e for _, e in someone.seen(".status") if e["data"]["charon"] == "up"]) == 2)
+    await until(lambda: len([e for _, e in observer.seen(".status") if e["data"]["charon"] == "up"]) == 2)
 
 
 async def terminate(lab: Lab) -> None:
@@ -68,19 +68,19 @@ async def terminate(lab: Lab) -> None:
         await session.call("terminate", {"ike": "gw", "timeout": 10_000})
 
 
-async def new(someone: Witness, before: int, *ends: str) -> int:
+async def new(observer: Observer, before: int, *ends: str) -> int:
     """Wait for events with these subjects, in any order, and none else; return how many there are by now."""
     expected = sorted(f"vici.{end}" for end in ends)
-    await someone.sees("-updown.", before + len(ends))
-    assert sorted(subject for subject, _ in someone.seen("-updown.")[before:]) == expected
+    await observer.sees("-updown.", before + len(ends))
+    assert sorted(subject for subject, _ in observer.seen("-updown.")[before:]) == expected
     return before + len(ends)
 
 
 def test_failed_negotiations() -> None:
     async def test(lab: Lab) -> None:
-        async with witness(lab.nats.url) as someone, bridges(lab):
-            await someone.watch("$KV.>")
-            await listening(someone)
+        async with observing(lab.nats.url) as observer, bridges(lab):
+            await observer.watch("$KV.>")
+            await listening(observer)
             seen = 0
             for conn, secret, there in (
                 (LEFT, b"wrong", "right.event.ike-updown.hq.failed"),
@@ -89,30 +89,30 @@ def test_failed_negotiations() -> None:
             ):
                 await load(lab, conn, secret=secret)
                 assert not await initiate(lab)
-                seen = await new(someone, seen, "left.event.ike-updown.gw.failed", there)
+                seen = await new(observer, seen, "left.event.ike-updown.gw.failed", there)
             await load(lab, LEFT)
             assert await initiate(lab)
             ikes = [f"{node}.event.ike-updown.{conn}" for node, conn in NAMES]
             both = ikes + [f"{node}.event.child-updown.{conn}.{conn}-lan" for node, conn in NAMES]
-            seen = await new(someone, seen, *[f"{end}.up" for end in both])
+            seen = await new(observer, seen, *[f"{end}.up" for end in both])
             # Another negotiation that fails does not touch the SA that is up.
             await stranger.fail(lab, 1, port=PORT)
-            seen = await new(someone, seen, UNNAMED)
+            seen = await new(observer, seen, UNNAMED)
             await terminate(lab)
-            seen = await new(someone, seen, *[f"{end}.down" for end in both])
+            seen = await new(observer, seen, *[f"{end}.down" for end in both])
             # A child that fails raises neither up nor down, while its IKE_SA is up.
             elsewhere = {**CHILD, "local_ts": HERE, "remote_ts": ["10.77.0.0/24"]}
             await load(lab, {**LEFT, "children": {"gw-lan": elsewhere}})
             assert not await initiate(lab)
-            seen = await new(someone, seen, *[f"{end}.up" for end in ikes])
+            seen = await new(observer, seen, *[f"{end}.up" for end in ikes])
             await terminate(lab)
-            await new(someone, seen, *[f"{end}.down" for end in ikes])
+            await new(observer, seen, *[f"{end}.down" for end in ikes])
             # Going from port 500 to 4500 is an ike-update of an IKE_SA that is not established, and has no name.
-            assert someone.seen("right.event.ike-update.=28unnamed=29")
-            keys = {m.subject for m in someone.messages if m.subject.startswith("$KV.")}
+            assert observer.seen("right.event.ike-update.=28unnamed=29")
+            keys = {m.subject for m in observer.messages if m.subject.startswith("$KV.")}
             assert {key.rpartition(".")[2] for key in keys if ".VICI_CONN." in key} == {"gw", "hq"}
             assert {key.rsplit(".", 2)[1] for key in keys if ".VICI_SA." in key} == {"gw", "hq"}
-            assert not [e for _, e in someone.seen(".resync") if "unnamed" in e["data"]["key"]]
+            assert not [e for _, e in observer.seen(".resync") if "unnamed" in e["data"]["key"]]
 
     with Lab(nats=True, settings=f"charon {{\n port = {PORT}\n port_nat_t = 4500\n}}") as lab:
         run(test(lab), timeout=60)
@@ -120,8 +120,8 @@ def test_failed_negotiations() -> None:
 
 def test_scanner(lab: Lab) -> None:
     async def test() -> None:
-        async with witness(lab.nats.url) as someone, bridges(lab):
-            await listening(someone)
+        async with observing(lab.nats.url) as observer, bridges(lab):
+            await listening(observer)
             names = await sas.load(lab, COUNT)
             scan = asyncio.create_task(stranger.fail(lab, PACKETS))
             await sas.initiate(lab, names)
@@ -134,11 +134,11 @@ def test_scanner(lab: Lab) -> None:
                 for end in (f"ike-updown.{name}", f"child-updown.{name}.{name}-lan")
                 for direction in ("up", "down")
             }
-            await until(lambda: {subject for subject, _ in someone.seen("-updown.site")} == expected)
+            await until(lambda: {subject for subject, _ in observer.seen("-updown.site")} == expected)
 
             def missing() -> tuple[int, int, set[str | None]]:
                 """Of the state class of `right`: how many numbers, how many events as reported, and why."""
-                state = [e for m in someone.messages for e in unpack(m) if (e.node, e.kind) == ("right", "state")]
+                state = [e for m in observer.messages for e in unpack(m) if (e.node, e.kind) == ("right", "state")]
                 whole = Completeness(from_start=True)
                 for envelope in state:
                     whole.add(envelope)
@@ -148,7 +148,7 @@ def test_scanner(lab: Lab) -> None:
 
             # A burst of 100, and one a second; the rest is reported.
             await until(lambda: missing()[0] == missing()[1] > PACKETS / 2 and missing()[2] == {CAUSE})
-            assert 100 <= len(someone.seen(UNNAMED)) < PACKETS / 2
-            await equal(lab, someone.client)
+            assert 100 <= len(observer.seen(UNNAMED)) < PACKETS / 2
+            await equal(lab, observer.client)
 
     run(test(), timeout=60)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NatsServer, bucket, run, service, settings, until, up, witness
+from harness import NatsServer, bucket, observing, run, service, settings, until, up
 from identities import Operator, Pki
 from lab import Lab, sas
 from test_mirror_on_charon import difference
@@ -192,7 +192,7 @@ def test_the_mirror_equals_charon(make_nats_server: Callable[..., NatsServer], t
             url, ours = at_server.server.url, {"creds": at_server.creds}
             mirror = {"enabled": True, "interval": 300}
             config = settings(url, lab.left.address, node="left", nats=ours, mirror=mirror)
-            async with witness(url, "nothing", **at_server.as_admin) as admin, service(config) as bridge:
+            async with observing(url, "nothing", **at_server.as_admin) as admin, service(config) as bridge:
                 await up(bridge)
                 names = await sas.load(lab, 20)
                 await sas.initiate(lab, names)

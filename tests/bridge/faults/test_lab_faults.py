@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import Witness, run, service, settings, stored, until, up, witness
+from harness import Observer, observing, run, service, settings, stored, until, up
 from lab import Lab, LabError, sas
 from nats.aio.msg import Msg
 from test_mirror_on_charon import difference
@@ -53,7 +53,7 @@ class Scene:
 
     lab: Lab
     bridge: Service
-    someone: Witness
+    observer: Observer
     log: Seen  # what the bridge has published of it
     events: Heard
     lines: Heard
@@ -81,22 +81,22 @@ async def scene(lab: Lab) -> AsyncIterator[Scene]:
     config = settings(
         url, address, node="left", mirror={"enabled": True, "interval": 0.5}, commands={"allow": LISTS, "timeout": 1}
     )
-    async with witness(url, "nothing") as someone, heard(address, *STATE) as events, heard(address, "log") as lines:
-        log = await watch(someone.client, "vici.left.log.>")
+    async with observing(url, "nothing") as observer, heard(address, *STATE) as events, heard(address, "log") as lines:
+        log = await watch(observer.client, "vici.left.log.>")
         async with service(config) as bridge:
             await up(bridge)
-            yield Scene(lab, bridge, someone, log, events, lines)
+            yield Scene(lab, bridge, observer, log, events, lines)
 
 
 async def mirror_is_right(at: Scene) -> None:
     async with asyncio.timeout(60):
-        while wrong := await difference(at.someone.client, at.lab.left):
+        while wrong := await difference(at.observer.client, at.lab.left):
             print(wrong)
             await asyncio.sleep(0.1)
 
 
 async def list_sas(at: Scene) -> Msg:
-    [reply] = await at.someone.ask("vici.left.cmd.list-sas", b"{}", {"Vici-Collect": "true"})
+    [reply] = await at.observer.ask("vici.left.cmd.list-sas", b"{}", {"Vici-Collect": "true"})
     return reply
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import nats
 import pytest
-from harness import NatsServer, Witness, bucket, run, service, until, witness
+from harness import NatsServer, Observer, bucket, observing, run, service, until
 from test_administrator import ANEW, BIG, SMALL
 from test_mirror_worker import child, listed, mirrored, sa
 from test_nats_faults import reload
@@ -73,9 +73,9 @@ class Tunnels:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def mirrored(self, someone: Witness) -> bool:
+    async def mirrored(self, observer: Observer) -> bool:
         """Whether the bucket has these tunnels, as they are, and no others."""
-        values = await bucket(someone.client, SA)
+        values = await bucket(observer.client, SA)
         if values.keys() != {f"gw1.gw.{number}" for number in self.up}:
             return False
         return all(
@@ -86,25 +86,27 @@ class Tunnels:
 
 
 @asynccontextmanager
-async def scene(server: NatsServer, make: Case | None = None) -> AsyncIterator[tuple[Service, Tunnels, Witness, Admin]]:
+async def scene(
+    server: NatsServer, make: Case | None = None
+) -> AsyncIterator[tuple[Service, Tunnels, Observer, Admin]]:
     """Tunnels, and a bridge that mirrors them; at the end the mirror is complete and equals charon."""
     await server.up()
-    async with FakeCharon() as charon, witness(server.url, "nothing") as someone:
-        admin = Admin(server, someone.client, f"KV_{SA}")
+    async with FakeCharon() as charon, observing(server.url, "nothing") as observer:
+        admin = Admin(server, observer.client, f"KV_{SA}")
         if make is not None:
             await made(admin, make)
         tunnels = Tunnels(charon, 1)
         tunnels.list()
         async with service(mirrored(server.url, charon, interval=0.5)) as bridge:
             async with tunnels.coming_and_going():
-                yield bridge, tunnels, someone, admin
+                yield bridge, tunnels, observer, admin
                 await asyncio.sleep(0.5)
             await charon.drain()
             balanced(bridge)
             async with asyncio.timeout(30):
-                while bridge.mirrorings[0].buckets.troubles() or not await tunnels.mirrored(someone):
+                while bridge.mirrorings[0].buckets.troubles() or not await tunnels.mirrored(observer):
                     await asyncio.sleep(0.2)
-                while (await bucket(someone.client, NODE))["gw1"]["mirror"] != "complete":
+                while (await bucket(observer.client, NODE))["gw1"]["mirror"] != "complete":
                     await asyncio.sleep(0.2)
 
 

@@ -266,9 +266,9 @@ async def scene(
 
     `reader` is the URL for the reader, where it is another, and `reader_options` what it has to say to nats-py.
     """
-    async with charon or FakeCharon() as charon, reading(reader or url, **reader_options) as (someone, subscription):
+    async with charon or FakeCharon() as charon, reading(reader or url, **reader_options) as (observer, subscription):
         async with service(settings(url, charon.address, **sections)) as bridge:
-            at = Scene(bridge, charon, Traffic(charon), someone, subscription)
+            at = Scene(bridge, charon, Traffic(charon), observer, subscription)
             await at.heard()
             await until(lambda: bridge.bus.connected)
             yield at
