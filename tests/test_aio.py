@@ -45,7 +45,7 @@ async def test_concurrent_calls_get_their_own_replies() -> None:
 
 
 @run
-async def test_reply_that_never_comes_is_not_taken_from_the_next_call() -> None:
+async def test_missing_reply_does_not_consume_the_next_one() -> None:
     async with session_and_charon() as (session, charon):
         charon.on("get-counters", {})
         charon.mute("get-counters")
@@ -60,7 +60,7 @@ async def test_reply_that_never_comes_is_not_taken_from_the_next_call() -> None:
 
 
 @run
-async def test_giving_up_a_call_that_waits_for_another() -> None:
+async def test_cancelling_a_call_that_waits_for_another() -> None:
     async with session_and_charon() as (session, charon):
         release = asyncio.Event()
 

@@ -73,7 +73,7 @@ def test_limit_splits_between_messages() -> None:
     assert [batch[2:] for batch in batches] == [(2, 1, 2), (2, 3, 4), (2, 5, 6), (2, 7, 8), (2, 9, 10)]
 
 
-def test_message_above_the_limit_stands_alone() -> None:
+def test_message_above_the_limit_is_a_batch() -> None:
     log = Log(limit=1000)
     log.read(line("IKE", 1, "a"), line("IKE", 1, "b" * 5000), line("IKE", 1, "c"))
     assert [[text[:1] for _, text in texts(batch)] for batch in log.batcher.take()] == [["a"], ["b"], ["c"]]
@@ -88,7 +88,7 @@ def test_malformed_message_leaves_the_others_whole() -> None:
     assert texts(batch) == [(1, "a"), (2, "c")]
 
 
-def test_topics_left_out_have_no_number() -> None:
+def test_excluded_topics_have_no_number() -> None:
     log = Log(unwanted=b"NET")
     assert log.read(line("NET", 1, "a")) == []
     log.read(line("IKE", 1, "b"), line("NET", 1, "c"))
@@ -131,7 +131,7 @@ def test_rate_of_less_than_one_a_second() -> None:
     assert log.batcher.dropped() == [("over the rate limit", 2, 2, 3)]
 
 
-def test_forget_asks_again_and_loses_nothing() -> None:
+def test_forget_calls_topic_again_and_loses_nothing() -> None:
     log = Log()
     log.read(line("IKE", 1, "a"))
     log.unwanted = b"IKE"
@@ -142,7 +142,7 @@ def test_forget_asks_again_and_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("begun", [[], ["0"]])
-def test_forget_while_wanted_is_asked(begun: list[str]) -> None:
+def test_forget_called_by_wanted(begun: list[str]) -> None:
     log = Log()
     log.read(*(line("IKE", 1, text) for text in begun))
 
@@ -185,7 +185,7 @@ def test_json_lines() -> None:
     assert batch[1].count(b"\n") == 2 and b'\\"a\\"' in batch[1]
 
 
-def test_a_topic_that_fails_is_an_error_of_the_read() -> None:
+def test_error_in_topic_is_raised_by_the_read() -> None:
     log = Log()
     log.unwanted = b"x"
     batcher = Batcher(log.envelope, "log", ("group", "level"), lambda group, level: 7)  # type: ignore[arg-type, return-value]
@@ -198,7 +198,7 @@ def test_a_topic_that_fails_is_an_error_of_the_read() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"event": 5}, {"keys": ("group",)}, {"text_key": 5}], ids=str)
-def test_a_gatherer_whose_init_failed_reads_nothing(wrong: dict[str, Any]) -> None:
+def test_batcher_whose_init_failed_reads_nothing(wrong: dict[str, Any]) -> None:
     log = Log()
     given: dict[str, Any] = {"event": "log", "keys": ("group", "level"), "topic": log.topic}
     batcher: Any = Batcher.__new__(Batcher)
@@ -214,7 +214,7 @@ def test_a_gatherer_whose_init_failed_reads_nothing(wrong: dict[str, Any]) -> No
 
 
 @only_where_c_code_is_interrupted
-def test_a_gatherer_that_is_taken_from_while_it_reads() -> None:
+def test_batches_taken_during_a_read() -> None:
     """The collector may run when a batch is made up, and when the error for a malformed message is."""
     log = Log(limit=1000)
     taken: list[Batch] = []

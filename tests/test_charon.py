@@ -175,7 +175,7 @@ def test_event_that_an_old_charon_does_not_have(lab: Lab) -> None:
     run(test())
 
 
-def test_what_replacing_looks_like(lab: Lab) -> None:
+def test_states_during_rekeying(lab: Lab) -> None:
     """As docs/explanation/vici.md says, which differs between versions."""
     since_6 = version() >= (6, 0)
     replacing = ("child-rekey", "ike-rekey")
@@ -248,7 +248,7 @@ def test_ikev1_is_accepted_and_missing(lab: Lab) -> None:
     run(test())
 
 
-def test_initiate_that_fails_tells_its_log(lab: Lab) -> None:
+def test_failed_initiate_returns_its_log(lab: Lab) -> None:
     async def test() -> None:
         async with AsyncSession(lab.left.address) as session:
             children = {"lan": {"local_ts": ["10.1.0.1/32"], "remote_ts": ["10.128.0.1/32"]}}

@@ -173,7 +173,7 @@ def test_output_that_cannot_be_written_is_one_line(command: list[str], unbuffere
     run(scenario)
 
 
-def test_a_pipe_that_its_reader_has_closed_is_no_word() -> None:
+def test_closed_pipe_is_silent() -> None:
     async def scenario() -> None:
         async with daemon() as charon, vicifast("log", "--uri", charon.address) as program:
             await charon.registered("log")
@@ -388,7 +388,7 @@ def test_replay_of_a_bad_file(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_a_socket_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_existing_socket_is_left_alone(tmp_path: Path) -> None:
     async def scenario() -> None:
         there = tmp_path / "vici"
         with socket.socket(socket.AF_UNIX) as taken:
@@ -606,7 +606,7 @@ def test_wrong_use_sends_nothing(args: list[str], says: str) -> None:
     run(scenario)
 
 
-def test_long_work_tells_its_log_and_then_the_reply() -> None:
+def test_long_commands_print_their_log_and_then_the_reply() -> None:
     async def scenario() -> None:
         said = [("control-log", {"group": "IKE", "level": "1", "ikesa-name": "gw", "ikesa-uniqueid": "1", "msg": "hi"})]
         async with FakeCharon() as charon:
@@ -696,7 +696,7 @@ def test_rekey_waits_until_it_has_happened(
     run(scenario)
 
 
-def test_failed_initiate_tells_its_log_and_why() -> None:
+def test_failed_initiate_prints_its_log_and_the_reason() -> None:
     async def scenario() -> None:
         said = [("control-log", {"group": "CFG", "msg": "one\ntwo"})]
         async with FakeCharon() as charon:
@@ -966,7 +966,7 @@ def test_the_shell_completes_commands_and_charons_commands() -> None:
     assert [item.value for item in complete.get_completions([], "term")] == ["terminate"]
 
 
-def test_help_tells_exit_codes_and_completion() -> None:
+def test_help_describes_exit_codes_and_completion() -> None:
     text = CliRunner().invoke(main, ["--help"]).stdout
     assert "3  no connection" in text
     assert "_VICIFAST_COMPLETE=bash_source vicifast" in text

@@ -111,7 +111,7 @@ def test_every_key_is_sent_as_charon_spells_it(command: CommandSpec) -> None:
 
 
 @every_command
-def test_what_is_not_given_is_not_sent(command: CommandSpec) -> None:
+def test_omitted_keys_are_not_sent(command: CommandSpec) -> None:
     if command.named:
         return
     required = {key.name: some_value(key.kind) for key in command.keys if key.required}
@@ -155,7 +155,7 @@ def test_the_session_s_timeout_is_sent_too() -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, -1.0, math.nan])
-def test_a_timeout_that_is_none(timeout: float) -> None:
+def test_invalid_timeouts(timeout: float) -> None:
     """strongSwan's module takes -1 for "do not wait"; here that is 0."""
     with pytest.raises(ValueError, match="must be 0 or more seconds"):
         Asked().initiate(child="net", timeout=timeout)

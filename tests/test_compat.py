@@ -506,7 +506,7 @@ def test_an_asyncio_wrapper(vici: Any, charon: Any) -> None:
 
 
 @either
-def test_what_stands_in_for_a_socket(vici: Any, charon: Any) -> None:
+def test_objects_in_place_of_a_socket(vici: Any, charon: Any) -> None:
     class Recording:
         def __init__(self, sock: socket.socket) -> None:
             self.sent, self.received, self.sock = b"", b"", sock
@@ -823,7 +823,7 @@ ENDLESS["again"] = ENDLESS
     ids=["None", "set", "iterator", "view", "dict in a list", "list in a list", "None in a list"]
     + ["long value", "no ASCII", "long name", "name that is no text", "endless"],
 )
-def test_difference_what_cannot_be_sent(charon: Any, value: Any) -> None:
+def test_difference_unencodable_messages(charon: Any, value: Any) -> None:
     with opened(compat, charon) as session:
         for call in (session.unload_conn, lambda message: next(session.list_sas(message))):
             with pytest.raises(vicifast.EncodeError):
@@ -882,7 +882,7 @@ def test_difference_a_timeout_closes(charon: Any) -> None:
         assert session.closed
 
 
-def test_difference_the_rest_of_a_packet_does_not_come(charon: Any) -> None:
+def test_difference_incomplete_packet(charon: Any) -> None:
     with scripted(compat, CONFIRM, logged("1"), logged("2")[:-1]) as (session, daemon):
         session.transport.socket.settimeout(0.05)
         events = session.listen(["log"])

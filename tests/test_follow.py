@@ -166,7 +166,7 @@ def test_a_charon_that_does_not_answer(kit: Kit) -> None:
         assert next(follower) == Up(())
 
 
-def test_the_iteration_ends_when_nothing_comes(kit: Kit) -> None:
+def test_iteration_ends_after_its_timeout(kit: Kit) -> None:
     with pair(kit, "log", timeout=0.05) as (follower, charon):
         assert list(follower) == [Up(())]
         assert list(follower) == []

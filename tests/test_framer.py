@@ -117,7 +117,7 @@ def test_reads_of_random_sizes(feed: Feed) -> None:
 
 
 @both_ways
-def test_pending_counts_what_is_no_packet_yet(feed: Feed) -> None:
+def test_pending_counts_bytes_of_an_incomplete_packet(feed: Feed) -> None:
     framer = Framer(Raw())
     data = packet(EVENT, "log", {"a": "b"})
     for count in range(len(data)):
@@ -373,7 +373,7 @@ def test_packets_behind_a_broken_rule_are_lost(violation: bytes) -> None:
     assert framer.error is not None
 
 
-def test_what_a_client_may_not_see_byte_by_byte() -> None:
+def test_client_packets_are_rejected_byte_by_byte() -> None:
     for violation in VIOLATIONS.values():
         framer = Framer(Raw())
         for at in range(len(violation)):

@@ -391,7 +391,7 @@ NO_MSGPACK: list[tuple[bytes, int]] = [  # invalid bytes and the lowest acceptab
 @pytest.mark.parametrize(
     ("data", "offset"), NO_MSGPACK, ids=lambda part: part[:12].hex() if isinstance(part, bytes) else ""
 )
-def test_what_is_no_message_in_msgpack(data: bytes, offset: int) -> None:
+def test_invalid_msgpack(data: bytes, offset: int) -> None:
     error = refused(from_msgpack, data)
     assert isinstance(error, DecodeError)
     assert error.offset == offset
@@ -497,7 +497,7 @@ UNCARRIED: list[tuple[Any, str]] = [  # and the path
 
 
 @pytest.mark.parametrize(("message", "path"), UNCARRIED, ids=lambda part: part if isinstance(part, str) else "")
-def test_what_vici_cannot_carry(message: Any, path: str) -> None:
+def test_content_that_vici_cannot_carry(message: Any, path: str) -> None:
     with pytest.raises(EncodeError) as expected:
         encode(message)
     for write, data in ((from_msgpack, msgpack.packb(message)), (from_json, json.dumps(message))):
@@ -545,7 +545,7 @@ NO_JSON: list[tuple[str, int]] = [
 
 
 @pytest.mark.parametrize(("text", "offset"), NO_JSON)
-def test_what_is_no_json(text: str, offset: int) -> None:
+def test_invalid_json(text: str, offset: int) -> None:
     for data in (text, text.encode()):
         error = refused(from_json, data)
         assert isinstance(error, DecodeError)
@@ -567,13 +567,13 @@ def test_what_is_no_json(text: str, offset: int) -> None:
         ('{"a":"b"}'.encode("utf-32"), 0),
     ],
 )
-def test_what_is_no_utf8(data: bytes, offset: int) -> None:
+def test_invalid_utf8(data: bytes, offset: int) -> None:
     error = refused(from_json, data)
     assert isinstance(error, DecodeError) and error.offset == offset and "UTF-8" in str(error)
 
 
 @pytest.mark.parametrize("number", ["1.5", "1.0", "-0.0", "1e3", "1E400", "NaN", "Infinity", "-Infinity"])
-def test_numbers_that_are_no_integers(number: str) -> None:
+def test_numbers_other_than_integers(number: str) -> None:
     for text, path in ((f'{{"a":{number}}}', "a"), (f'{{"a":{{"b":["x",{number}]}}}}', "a.b[1]")):
         error = refused(from_json, text)
         assert isinstance(error, EncodeError) and str(error).startswith(path + ":")
@@ -654,7 +654,7 @@ def test_malformed_base64(coded: str) -> None:
         assert "base64" in str(refused(from_json, json.dumps(message)))
 
 
-def test_what_is_like_base64_and_is_not() -> None:
+def test_sections_that_resemble_base64() -> None:
     message = {"s": {"$base64": "/w==", "x": "y"}, "$base64": "text", "t": {"$base6": "/w=="}}
     assert from_json(json.dumps(message)) == encode(message)
     assert from_json(to_json(encode(message))) == encode(message)

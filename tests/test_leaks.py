@@ -268,7 +268,7 @@ def allocate(count: int) -> int:
 LEAKS = {"leak-of-objects": leak_of_objects, "leak-of-memory": leak_of_memory}
 
 
-def test_leaks_are_seen() -> None:
+def test_leaks_are_detected() -> None:
     assert growth_of("leak-of-objects")[0] > MESSAGES // 4 > 4 * BLOCKS
     assert growth_of("leak-of-memory")[1] > BYTES
 

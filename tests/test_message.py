@@ -434,7 +434,7 @@ def test_without_a_message_it_is_empty() -> None:
     assert encode(message) == b""
 
 
-def test_nothing_is_seen_of_bytes_that_were_refused() -> None:
+def test_refused_bytes_are_not_exposed() -> None:
     message: Any = Message.__new__(Message)
     for hostile in (b"\x03\xff", b"\x03\x01a\x00\x01b\x01\x00", b"\x01\x00" * 65 + b"\x02" * 65):
         with pytest.raises(DecodeError):
@@ -639,7 +639,7 @@ def test_a_reader_made_without_init() -> None:
     assert message == {"a": "1"}
 
 
-def test_a_message_is_encoded_with_what_stands_twice() -> None:
+def test_message_is_encoded_with_its_duplicate_names() -> None:
     raw = b"\x03\x01a\x00\x01x\x03\x01a\x00\x01y\x01\x01s\x01\x01t\x02\x02"
     assert encode(Message(raw)) == raw
     assert encode({"q": Message(raw), "z": "1"}) == b"\x01\x01q" + raw + b"\x02" + encode({"z": "1"})

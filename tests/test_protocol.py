@@ -272,7 +272,7 @@ def test_a_peer_out_of_step_ends_everything(protocol: Protocol, asked: str | Non
         protocol.listen(["log"])
 
 
-def test_what_came_before_the_fault_counts(protocol: Protocol) -> None:
+def test_packets_before_the_fault_count(protocol: Protocol) -> None:
     first, second = protocol.call("version", None, None), protocol.call("stats", None, None)
     give(protocol, reply(n="1"), bytes(4), reply(n="2"))
     assert first.response == {"n": "1"} and isinstance(second.error, ProtocolError)

@@ -59,7 +59,7 @@ def test_the_plugin_loads_no_asyncio(tmp_path: Path) -> None:
     assert "1 passed" in told
 
 
-def test_waits_end(fake_charon: BlockingFakeCharon) -> None:
+def test_waits_time_out(fake_charon: BlockingFakeCharon) -> None:
     fake_charon.timeout = 0.05
     with pytest.raises(TimeoutError, match="waited 0.05 s for 1 registrations of log"):
         fake_charon.registered("log")
@@ -69,7 +69,7 @@ def test_waits_end(fake_charon: BlockingFakeCharon) -> None:
         fake_charon.connected(1)
 
 
-def test_functions_that_answer_may_use_it_but_not_wait(fake_charon: BlockingFakeCharon) -> None:
+def test_handlers_may_use_the_daemon_but_not_wait(fake_charon: BlockingFakeCharon) -> None:
     def answer(message: object) -> dict[str, object]:
         fake_charon.emit("log", {"msg": "meanwhile"})
         with pytest.raises(RuntimeError, match="cannot call methods that wait"):
@@ -82,7 +82,7 @@ def test_functions_that_answer_may_use_it_but_not_wait(fake_charon: BlockingFake
         assert next(listener) == ("log", {"msg": "meanwhile"})
 
 
-def test_everything_a_test_may_want(fake_charon: BlockingFakeCharon) -> None:
+def test_complete_interface(fake_charon: BlockingFakeCharon) -> None:
     fake_charon.on("list-sas", {}, stream=[("list-sa", {"gw": {}})] * 3)
     fake_charon.chunk, fake_charon.delay = 1, 0.001
     assert (fake_charon.chunk, fake_charon.delay) == (1, 0.001)

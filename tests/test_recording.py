@@ -45,7 +45,7 @@ def write(path: Path, *chunks: tuple[int, str, bytes]) -> Path:
     return path
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_recording_round_trip(tmp_path: Path) -> None:
     path = write(tmp_path / "a", (0, "client", b"ask"), (5, "server", b"ans"), (5, "server", b"wer"))
     recording = Recording.load(path)
     assert recording.metadata == METADATA

@@ -108,7 +108,7 @@ def test_old_charons_leave_things_out() -> None:
     assert IkeSa.from_message({"gw": {}}).children == ()
 
 
-def test_what_does_not_fit_is_kept() -> None:
+def test_unexpected_values_are_kept() -> None:
     section: dict[str, object] = {
         "uniqueid": "007",
         "version": ["2"],
@@ -226,7 +226,7 @@ def test_log_lines() -> None:
     assert line.to_message().to_dict() == message
 
 
-def test_what_has_no_typed_form() -> None:
+def test_messages_without_a_typed_form() -> None:
     with pytest.raises(
         ValueError, match="no class for the event 'child-state-installed'; there are classes for ike-updown, "
     ):

@@ -176,7 +176,7 @@ def test_events_between_the_messages_of_a_stream(kit: Kit) -> None:
         assert [next(listener)[1]["msg"] for _ in range(50)] == [str(i) for i in range(50)]
 
 
-def test_listener_ends_when_nothing_comes(kit: Kit) -> None:
+def test_listener_ends_after_its_timeout(kit: Kit) -> None:
     with kit.pair() as (session, charon):
         listener = session.listen("log", timeout=0.05)
         listener.ready()
@@ -341,7 +341,7 @@ def test_half_a_packet(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("garbage", [bytes(4), b"\xff" * 8, b"\x00\x00\x00\x01\x05", b"HTTP/1.1 400"])
-def test_a_peer_that_is_no_charon(kit: Kit, garbage: bytes) -> None:
+def test_peer_that_is_not_charon(kit: Kit, garbage: bytes) -> None:
     with kit.pair() as (session, charon):
         charon.mute("version")
         call = kit.begin(session.call, "version")

@@ -299,7 +299,7 @@ def test_errors_in_includes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("include", ["conf.d/*.conf", "conf.d/a.conf", "*/a.conf", "loop/*", "loop/a.conf", "gone/*"])
-def test_an_include_that_cannot_be_read_is_not_an_absence(include: str, tmp_path: Path) -> None:
+def test_unreadable_include_is_an_error(include: str, tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "a.conf").symlink_to("nothing")
     (tmp_path / "loop").symlink_to("loop")
@@ -355,7 +355,7 @@ def test_references_without_end(tmp_path: Path) -> None:
         Settings.read(written(tmp_path, "a {" * 100_000))
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     path = tmp_path / "t.conf"
     path.write_bytes(b"secrets { ike-1 { secret = \xff\xfe\n } }")
     [step] = read_config(path).credentials
@@ -611,7 +611,7 @@ def plan_of(names: str) -> Plan:
     return Plan(credentials, *(tuple(Step(f"{k} {n}", c, name=n) for n in names.split()) for k, c in kinds.items()))
 
 
-def test_what_has_gone_is_unloaded() -> None:
+def test_removed_items_are_unloaded() -> None:
     sent, report = carried_out(plan_of("one"), existing, clear=True)
     assert sent == [
         "clear-creds", "get-keys", "get-shared", "load-key", "load-shared one", "unload-key two", "unload-shared two",
@@ -651,7 +651,7 @@ def test_failures_are_reported_and_not_unloaded() -> None:
         ("load-pool", "connections: not loaded, because pools failed"),
     ],
 )
-def test_a_failure_stops_what_comes_later(command: str, rest: str) -> None:
+def test_failure_stops_later_steps(command: str, rest: str) -> None:
     sent, report = carried_out(plan_of("one"), refusing(command))
     assert report.failed == [f"{command.removeprefix('load-')} one: no mood", rest]
     assert sent[-1] == f"un{command} two"
@@ -672,7 +672,7 @@ UNREAD = {"problem": "unreadable", "skipped": "the file is empty"}
         ("load-conn", "connection", "connections"),
     ],
 )
-def test_what_could_not_be_read_is_no_reason_to_unload(command: str, what: str, field: Part, why: str) -> None:
+def test_unreadable_items_are_not_unloaded(command: str, what: str, field: Part, why: str) -> None:
     unread = Step("it", command, **{why: UNREAD[why]})
     sent, report = carried_out(Plan(**{field: (unread,)}, parts=frozenset([field])), existing, clear=True)
     assert report.kept[-2:] == [f"{what} {name}: not every {what} could be read" for name in ("one", "two")]
@@ -693,7 +693,7 @@ def test_an_unread_certificate_or_token_clears_nothing(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["load-key", "load-token"])
-def test_a_refused_key_is_no_reason_to_unload_keys(command: str) -> None:
+def test_refused_key_unloads_no_key(command: str) -> None:
     sent, report = carried_out(Plan((Step("it", command, {"data": b"?"}),)), refusing(command))
     assert report.kept == [f"private key {name}: not every private key could be read" for name in ("one", "two")]
     assert "unload-key one" not in sent and "unload-shared one" in sent
@@ -706,7 +706,7 @@ def test_a_secret_of_the_configuration_is_not_unloaded_when_it_is_refused() -> N
 
 
 @pytest.mark.parametrize("query", ["get-keys", "get-shared", "get-authorities", "get-pools", "get-conns"])
-def test_a_daemon_that_does_not_list_what_it_has_loses_nothing(query: str) -> None:
+def test_nothing_is_unloaded_when_the_daemon_cannot_list(query: str) -> None:
     def answer(step: Step) -> dict[str, Any]:
         if step.command == query:
             raise UnknownCommand(query)

@@ -295,7 +295,7 @@ def test_byte_by_byte() -> None:
     run(scenario)
 
 
-def test_delay_holds_up_commands() -> None:
+def test_delay_applies_to_commands() -> None:
     async def scenario() -> None:
         async with FakeCharon() as charon, AsyncSession(charon.address) as session:
             charon.on("version", VERSION)
@@ -325,7 +325,7 @@ def test_cut_in_the_middle_of_a_stream() -> None:
     run(scenario)
 
 
-def test_cut_at_a_byte_of_ones_own_choice() -> None:
+def test_cut_at_a_chosen_byte() -> None:
     async def scenario() -> None:
         async with FakeCharon() as charon, Wire(charon) as wire:
             await charon.connected(1)

@@ -241,7 +241,7 @@ def test_a_decoder_outlives_many_names_and_values() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 31, 63, 64, 65, 255])
 @pytest.mark.parametrize("values", [str, bytes])
-def test_a_decoder_tells_apart_what_differs_in_one_byte(size: int, values: type[str] | type[bytes]) -> None:
+def test_decoder_distinguishes_texts_that_differ_in_one_byte(size: int, values: type[str] | type[bytes]) -> None:
     decoder, usual = Decoder(values=values), b"n" * size
     for at in range(size):
         other = usual[:at] + b"m" + usual[at + 1 :]
@@ -305,7 +305,7 @@ def test_an_element_cut_short_is_refused(before: bytes, data: bytes, start: int)
     assert len(before) + start < caught.value.offset <= len(before) + len(data)
 
 
-def test_the_error_tells_reason_and_place() -> None:
+def test_error_has_reason_and_offset() -> None:
     with pytest.raises(DecodeError, match=r"at offset 3$") as caught:
         decode(b"\x01\x01s\x08")
     error = caught.value
@@ -551,7 +551,7 @@ def test_the_mapping_decides_the_order() -> None:
     [None, 1.0, {1, 2}, frozenset(), object(), 1j, range(2), iter("ab"), str, "\ud800", "x\udc7f", "\udfff"],
     ids=ascii,
 )
-def test_what_no_value_can_be(wrong: Any) -> None:
+def test_values_that_cannot_be_encoded(wrong: Any) -> None:
     for message, place in [
         ({"culprit": wrong}, "culprit"),
         ({"a": {"b": {"culprit": wrong}}}, "a.b.culprit"),
@@ -600,7 +600,7 @@ def test_numbers_beyond_any_value() -> None:
         encode({"k": 10**70000})
 
 
-def test_surrogates_that_stand_for_bytes_become_these_bytes() -> None:
+def test_surrogateescape_becomes_bytes() -> None:
     assert encode({"k": "\udcc3\udca4x"}) == encode({"k": "äx"})
 
 

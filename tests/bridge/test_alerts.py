@@ -51,7 +51,7 @@ def test_recorded_alerts(nats_server: NatsServer, side: str) -> None:
     run(test())
 
 
-def test_shapes_of_recorded_alerts() -> None:
+def test_structure_of_recorded_alerts() -> None:
     """What a reader of alerts may and may not count on."""
     found = [
         decode(packet.message or b"")
@@ -71,7 +71,7 @@ def test_shapes_of_recorded_alerts() -> None:
 
 
 @pytest.mark.lab(nats=True, since="6.0.3")
-def test_every_alert_of_two_charons() -> None:
+def test_two_charons_raise_every_alert() -> None:
     async def test(lab: Lab) -> None:
         async with observing(lab.nats.url, "vici.*.event.alert.>") as observer, AsyncExitStack() as stack:
             raised = {

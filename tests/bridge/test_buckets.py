@@ -109,7 +109,7 @@ async def whole(bridge: Service, observer: Observer, keys: set[str]) -> None:
         ),
     ],
 )
-def test_a_bucket_at_its_limit(
+def test_full_bucket(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture, config: dict[str, Any], refusal: str
 ) -> None:
     """What it refuses is not believed: it is counted, reported, tried again, and holds up nothing else."""
@@ -152,7 +152,7 @@ def test_a_bucket_at_its_limit(
     assert caplog.text.count(" was refused: ") == caplog.text.count("VICI_SA accepts all writes again") == 1
 
 
-def test_an_account_at_its_limit(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_full_account(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server(
         "accounts { A { jetstream: {max_store: 100000}, users: [{user: a, password: a}] } }\nno_auth_user: a"
     )
@@ -174,7 +174,7 @@ def test_an_account_at_its_limit(make_nats_server: Callable[..., NatsServer]) ->
     run(test())
 
 
-def test_a_value_that_is_too_large_for_nats(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_value_too_large_for_nats(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server("max_payload: 4000")
 
     async def test() -> None:
@@ -192,7 +192,7 @@ def test_a_value_that_is_too_large_for_nats(make_nats_server: Callable[..., Nats
     run(test())
 
 
-def test_what_vanishes_or_is_overwritten_comes_back_without_a_new_connection(nats_server: NatsServer) -> None:
+def test_deleted_and_overwritten_values_are_restored_without_reconnecting(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -224,7 +224,7 @@ def test_what_vanishes_or_is_overwritten_comes_back_without_a_new_connection(nat
     run(test())
 
 
-def test_values_that_an_administrator_lets_expire_come_back(nats_server: NatsServer) -> None:
+def test_values_expired_by_max_age_are_restored(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -242,7 +242,7 @@ def test_values_that_an_administrator_lets_expire_come_back(nats_server: NatsSer
     run(test())
 
 
-def test_a_comparison_while_writing_writes_nothing_twice(nats_server: NatsServer) -> None:
+def test_comparison_during_writes_repeats_none(nats_server: NatsServer) -> None:
     """What is on its way while the bucket is read is neither missing nor foreign."""
 
     async def test() -> None:
@@ -270,7 +270,7 @@ def test_a_comparison_while_writing_writes_nothing_twice(nats_server: NatsServer
     run(test())
 
 
-def test_a_bucket_that_never_acknowledges(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_bucket_with_no_ack(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url, "$KV.VICI_SA.>") as observer:
@@ -290,7 +290,7 @@ def test_a_bucket_that_never_acknowledges(nats_server: NatsServer, caplog: pytes
     assert caplog.text.count("VICI_SA is not writable") == 1
 
 
-def test_acknowledgements_that_end_while_running(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bucket_changed_to_no_ack_at_run_time(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vicibridge.mirror.buckets._ACK_TIMEOUT", 0.3)
 
     async def test() -> None:
@@ -307,7 +307,7 @@ def test_acknowledgements_that_end_while_running(nats_server: NatsServer, monkey
     run(test())
 
 
-def test_a_sealed_bucket(nats_server: NatsServer) -> None:
+def test_sealed_bucket(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -325,7 +325,7 @@ def test_a_sealed_bucket(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_one_bucket_that_is_missing_holds_up_no_other(nats_server: NatsServer) -> None:
+def test_missing_bucket_does_not_block_the_others(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -391,7 +391,7 @@ def test_starts_and_reconnects_leave_no_consumers(make_nats_server: Callable[...
 
 
 @pytest.mark.parametrize("kind", ["keeps a history", "old server"])
-def test_where_direct_gets_in_batches_are_not_to_be_had(
+def test_without_batched_direct_gets(
     make_nats_server: Callable[..., NatsServer], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """A consumer reads the bucket, and is deleted."""
@@ -426,7 +426,7 @@ def test_where_direct_gets_in_batches_are_not_to_be_had(
 
 
 @pytest.mark.parametrize("replies", [[{"Status": "odd"}], [{"Nats-Num-Pending": "1"}, {"Status": "204"}]])
-def test_another_replies_to_a_direct_get(nats_server: NatsServer, replies: list[dict[str, str]]) -> None:
+def test_foreign_reply_to_a_direct_get(nats_server: NatsServer, replies: list[dict[str, str]]) -> None:
     """The bridge reports that, and goes on when it ends."""
 
     async def test() -> None:

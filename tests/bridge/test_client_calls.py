@@ -168,7 +168,7 @@ def test_answers_of_a_stream_that_captures_requests_are_ignored(nats_server: Nat
     run(test())
 
 
-def test_charon_is_away(nats_server: NatsServer) -> None:
+def test_calls_while_charon_is_unreachable(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with service(settings(nats_server.url)), Fleet(nats_server.url) as fleet:
@@ -182,7 +182,7 @@ def test_charon_is_away(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_a_request_larger_than_the_server_accepts(make_nats_server: Any) -> None:
+def test_request_larger_than_the_server_accepts(make_nats_server: Any) -> None:
     server = make_nats_server("max_payload: 2048")
 
     async def test() -> None:
@@ -194,7 +194,7 @@ def test_a_request_larger_than_the_server_accepts(make_nats_server: Any) -> None
     run(test())
 
 
-def test_a_stream_can_be_left_at_any_point(nats_server: NatsServer) -> None:
+def test_stream_can_be_abandoned_at_any_point(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with a_fleet(nats_server, "gw1") as (fleet, _):
             node = fleet.node("gw1")
@@ -314,7 +314,7 @@ def test_subjects_denied_by_nats(make_nats_server: Any) -> None:
     run(test())
 
 
-def test_an_inbox_denied_by_nats(make_nats_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_reply_inbox_denied_by_nats(make_nats_server: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         me = await permitted(make_nats_server, '">"', '"_INBOX_me.>"')
         async with me() as fleet:

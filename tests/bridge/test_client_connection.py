@@ -119,7 +119,7 @@ def test_requests_resume_after_a_jwt_expires(make_nats_server: Callable[..., Nat
     run(test(), 60)
 
 
-def test_a_file_that_is_not_renewed_is_reported_until_it_is(
+def test_expired_file_is_reported_until_it_is_renewed(
     make_nats_server: Callable[..., NatsServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -149,7 +149,7 @@ def test_a_file_that_is_not_renewed_is_reported_until_it_is(
     run(test(), 60)
 
 
-def test_a_consumer_removed_from_jetstream_is_created_again(nats_server: NatsServer) -> None:
+def test_deleted_consumer_is_recreated(nats_server: NatsServer) -> None:
     """An administrator deletes it, or the bucket, while the connection stays open."""
 
     async def test() -> None:
@@ -174,9 +174,7 @@ def test_a_consumer_removed_from_jetstream_is_created_again(nats_server: NatsSer
     run(test(), 60)
 
 
-def test_a_recreated_stream_is_read_from_its_beginning(
-    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_recreated_stream_is_read_from_its_beginning(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:

@@ -121,13 +121,13 @@ def test_filters(arguments: dict[str, Any], expected: list[str]) -> None:
         ("log.1", "log.1: log has no kinds"),
     ],
 )
-def test_no_filter_for_a_kind_that_does_not_exist(event: str, problem: str) -> None:
+def test_filter_rejects_unknown_kinds(event: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         filters("vici", events=[event])
 
 
 @pytest.mark.parametrize("event", ["log", "alert", "alert.cert-expired", "gap"])
-def test_no_filter_for_a_connection(event: str) -> None:
+def test_filter_rejects_a_connection_for_events_without_one(event: str) -> None:
     with pytest.raises(ValueError, match=f"{event} cannot be selected by connection"):
         filters("vici", events=[event], ike="gw")
 
@@ -277,7 +277,7 @@ async def acknowledged(fleet: Fleet, seq: int) -> None:
     assert floor == seq
 
 
-def test_a_durable_consumer_resumes_after_the_last_acknowledgement(nats_server: NatsServer) -> None:
+def test_durable_consumer_resumes_after_the_last_acknowledgement(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
@@ -300,7 +300,7 @@ def test_a_durable_consumer_resumes_after_the_last_acknowledgement(nats_server: 
     run(test())
 
 
-def test_a_queue_shares_messages(nats_server: NatsServer) -> None:
+def test_queue_shares_messages(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
@@ -327,7 +327,7 @@ def test_a_queue_shares_messages(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_a_slow_consumer_is_reported(nats_server: NatsServer) -> None:
+def test_slow_consumer_is_reported(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet, fleet.subscribe(limit=100_000) as events:

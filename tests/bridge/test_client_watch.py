@@ -85,7 +85,7 @@ def test_watches_of_one_node_or_connection(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_no_mirror(nats_server: NatsServer) -> None:
+def test_watches_without_a_mirror(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
@@ -96,7 +96,7 @@ def test_no_mirror(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_which_nodes_are_alive() -> None:
+def test_nodes_alive() -> None:
     def node(answers: bool, **present: Any) -> Node:
         value: Any = {"heartbeat": 10.0, "expires": True, "updated": 0, "charon": "up", **present} if present else None
         return Node("gw1", answers, value)
@@ -110,7 +110,7 @@ def test_which_nodes_are_alive() -> None:
     assert node(False, charon="down").charon == "down" and node(True).charon is None
 
 
-def test_a_node_whose_key_expired_is_absent(nats_server: NatsServer) -> None:
+def test_node_with_an_expired_key_is_absent(nats_server: NatsServer) -> None:
     """The key of a killed bridge expires, and the marker of its expiry stays for an hour."""
 
     async def test() -> None:

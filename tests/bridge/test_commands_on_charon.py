@@ -84,7 +84,7 @@ def test_initiate_and_terminate(lab: Lab) -> None:
     run(test())
 
 
-def test_fifty_initiates_towards_nobody_never_freeze_charon(lab: Lab) -> None:
+def test_fifty_initiates_to_an_absent_peer_never_freeze_charon(lab: Lab) -> None:
     async def test() -> None:
         async with AsyncSession(lab.left.address) as session:
             await session.call("load-conn", {"nobody": conn()})

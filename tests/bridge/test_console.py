@@ -44,7 +44,7 @@ LINE = {"group": "IKE", "level": "1", "thread": "3", "msg": "retransmit"}
         ("failed", {"gw": {**SA, "state": "CONNECTING"}}, "33"),
     ],
 )
-def test_tail_tells_up_down_and_failed_apart(direction: str, message: dict[str, Any], colour: str) -> None:
+def test_tail_distinguishes_up_down_and_failed(direction: str, message: dict[str, Any], colour: str) -> None:
     envelope = Envelope("gw1", "b", 1, 1, "ike-updown", message, f"vici.gw1.event.ike-updown.gw.{direction}")
     lines = text_of(envelope)
     assert lines == [f"ike-updown {direction} gw #7 192.0.2.1[] === 192.0.2.2[]"]
@@ -174,7 +174,7 @@ def test_nodes_and_sas(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_console_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     """Nothing but what was asked for, whatever asyncio thinks of the end of a connection."""
     pki = Pki(tmp_path)
     server = make_nats_server(pki.server_options())
@@ -200,7 +200,9 @@ def test_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -
     run(test(), 60)
 
 
-def test_credentials_that_end(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_expired_credentials_are_reported_and_replaced(
+    make_nats_server: Callable[..., NatsServer], tmp_path: Path
+) -> None:
     """What follows the fleet says that it was cut off and why, and goes on when the file is fresh."""
     operator, creds = Operator(), tmp_path / "us.creds"
     server = make_nats_server(operator.server_options())
@@ -255,7 +257,7 @@ def test_credentials_that_end(make_nats_server: Callable[..., NatsServer], tmp_p
     run(test(), 60)
 
 
-def test_without_jetstream(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_console_without_jetstream(make_nats_server: Callable[..., NatsServer]) -> None:
     """Commands need none; what is kept needs it, and says so."""
     server = make_nats_server("jetstream: disabled")
     off = "JetStream does not respond: it is disabled in this server or for this account, or its cluster has no leader"
@@ -276,7 +278,7 @@ def test_without_jetstream(make_nats_server: Callable[..., NatsServer]) -> None:
     run(test(), 60)
 
 
-def test_watch_of_sas_without_a_terminal(nats_server: NatsServer) -> None:
+def test_sas_watch_without_a_terminal(nats_server: NatsServer) -> None:
     """`--watch` prints the table again after a change; with `--json`, a value of another writer does not end it."""
 
     async def text_until(process: asyncio.subprocess.Process, found: bytes) -> None:
@@ -312,7 +314,7 @@ def test_watch_of_sas_without_a_terminal(nats_server: NatsServer) -> None:
     run(test(), 60)
 
 
-def test_output_that_cannot_be_written(nats_server: NatsServer) -> None:
+def test_unwritable_output(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with a_fleet(nats_server, "gw1", sas=SITES, mirror={"enabled": True}) as (fleet, [charon]):
             charon.on("list-conns", {})
@@ -330,7 +332,7 @@ def test_output_that_cannot_be_written(nats_server: NatsServer) -> None:
     run(test(), 60)
 
 
-def test_no_nats(nats_server: NatsServer) -> None:
+def test_unreachable_nats(nats_server: NatsServer) -> None:
     async def test() -> None:
         code, _, err = await outcome(nats_server, "nodes")
         assert code == 3 and f"cannot connect to {nats_server.url}" in err and "Traceback" not in err
@@ -340,7 +342,7 @@ def test_no_nats(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_where_nats_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_of_the_nats_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     contexts = tmp_path / "nats" / "context"
     contexts.mkdir(parents=True)

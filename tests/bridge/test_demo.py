@@ -16,7 +16,7 @@ from vicibridge.cli import cli
 DATA = Path(__file__).parents[1] / "data"
 
 
-def test_a_directory_without_recordings(tmp_path: Path) -> None:
+def test_directory_without_recordings(tmp_path: Path) -> None:
     pytest.importorskip("rich", reason="the demo needs rich")
     result = CliRunner().invoke(cli, ["demo", "--recordings", str(tmp_path)])
     assert result.exit_code == 1

@@ -135,12 +135,12 @@ PROGRAMS = [block for block in blocks("python") if NATS in block.text]
 
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
 @each([block for block in PROGRAMS if "stdout" not in block.text])
-def test_program_on_a_page(block: Block, codec: str, nats_server: NatsServer, tmp_path: Path) -> None:
+def test_program_in_the_documentation(block: Block, codec: str, nats_server: NatsServer, tmp_path: Path) -> None:
     a_program(block, codec, nats_server, tmp_path)
 
 
 @each([block for block in PROGRAMS if "stdout" in block.text])
-def test_program_that_passes_lines_on(block: Block, nats_server: NatsServer, tmp_path: Path) -> None:
+def test_program_that_forwards_lines(block: Block, nats_server: NatsServer, tmp_path: Path) -> None:
     a_program(block, "json", nats_server, tmp_path)
 
 
@@ -164,12 +164,12 @@ def a_program(block: Block, codec: str, nats_server: NatsServer, tmp_path: Path)
     run(test())
 
 
-def test_no_example_is_forgotten() -> None:
+def test_every_example_has_a_test() -> None:
     tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     assert [path.name for path in EXAMPLES.glob("*.py") if not re.search(rf'"{path.stem}(\.py)?"', tests)] == []
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_without_arguments_an_example_says_how_it_is_called(path: Path) -> None:
+def test_example_without_arguments_prints_its_usage(path: Path) -> None:
     done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=20)
     assert done.returncode == 1 and f"python examples/{path.name} nats://" in done.stderr

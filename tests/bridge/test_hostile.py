@@ -49,7 +49,7 @@ ODD_REQUESTS = [
 
 
 @pytest.mark.parametrize("allow", [[], *[[group] for group in EVERYTHING], EVERYTHING], ids=" ".join)
-def test_denied_means_denied(nats_server: NatsServer, allow: list[str]) -> None:
+def test_denied_requests_never_reach_charon(nats_server: NatsServer, allow: list[str]) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=allow) as (charon, observer, _):
             charon.requests.clear()

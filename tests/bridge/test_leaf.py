@@ -108,7 +108,7 @@ async def answers_again(fleet: Fleet) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_leaf_loses_its_hub(hub: tuple[NatsServer, int]) -> None:
+def test_leaf_without_its_hub(hub: tuple[NatsServer, int]) -> None:
     server, leaves = hub
 
     async def test() -> None:

@@ -53,7 +53,7 @@ def one(made: Ledger, now: float = 0.0) -> Write:
     return write
 
 
-def test_what_is_acknowledged_is_written() -> None:
+def test_acknowledged_writes_count_as_written() -> None:
     source = Source(a=b"1", b=b"2")
     made = opened(source)
     first, second = made.writes(0, 100)
@@ -67,12 +67,12 @@ def test_what_is_acknowledged_is_written() -> None:
     assert made.revisions == {B: 8}
 
 
-def test_no_more_than_there_is_room_for() -> None:
+def test_writes_are_limited_by_room() -> None:
     made = opened(Source(**{f"k{number}": b"" for number in range(10)}))
     assert [len(sent(made, room=room)) for room in (3, 0, 4, 100, 100)] == [3, 0, 4, 3, 0]
 
 
-def test_what_changes_on_its_way_is_sent_again() -> None:
+def test_key_changed_in_flight_is_sent_again() -> None:
     source = Source(a=b"1")
     made = opened(source)
     write = one(made)
@@ -82,7 +82,7 @@ def test_what_changes_on_its_way_is_sent_again() -> None:
     assert not made.settled and sent(made) == [(A, b"2")]
 
 
-def test_a_refused_key_is_tried_again_later_and_later_with_its_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_key_is_retried_with_backoff_and_its_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger.random, "uniform", lambda low, high: 1.0)
     source = Source(a=b"1", b=b"2")
     made = opened(source)
@@ -108,7 +108,7 @@ def test_a_refused_key_is_tried_again_later_and_later_with_its_last_value(monkey
     assert made.retry_in(now + 60) == 1  # it begins anew
 
 
-def test_a_refused_key_that_is_gone_is_forgotten_unless_it_has_a_value_there() -> None:
+def test_refused_key_without_a_value_is_dropped_unless_the_bucket_has_one() -> None:
     source = Source(a=b"1", b=b"2")
     made = opened(source)
     first, second = made.writes(0, 100)
@@ -122,7 +122,7 @@ def test_a_refused_key_that_is_gone_is_forgotten_unless_it_has_a_value_there() -
     assert made.unwritten("VICI_SA") == 1
 
 
-def test_a_key_of_another_is_deleted_however_often_that_is_refused() -> None:
+def test_foreign_key_is_deleted_after_any_number_of_refusals() -> None:
     odd = ("VICI_SA", "gw1.odd")
     made = opened(Source())
     assert compared(made, (odd, 3, b"")) == 1
@@ -137,7 +137,7 @@ def test_a_key_of_another_is_deleted_however_often_that_is_refused() -> None:
 
 
 @pytest.mark.parametrize("looked_at", [False, True])
-def test_a_write_without_an_answer_may_have_arrived(looked_at: bool) -> None:
+def test_unanswered_write_may_have_arrived(looked_at: bool) -> None:
     source = Source(a=b"1")
     made = opened(source)
     write = one(made)
@@ -149,7 +149,7 @@ def test_a_write_without_an_answer_may_have_arrived(looked_at: bool) -> None:
     assert sent(made, 100.0) == [(A, None)]
 
 
-def test_a_comparison_that_has_ended_notes_nothing_more() -> None:
+def test_ended_comparison_records_nothing() -> None:
     source = Source()
     made = opened(source)
     comparison = made.compare("VICI_SA", restore=False)
@@ -160,7 +160,7 @@ def test_a_comparison_that_has_ended_notes_nothing_more() -> None:
     assert not comparison.touched
 
 
-def test_keys_of_a_bucket_that_is_not_open_wait_for_it() -> None:
+def test_keys_of_a_closed_bucket_wait() -> None:
     source = Source(a=b"1")
     source.set(CONN, b"3")
     made = Ledger(source)
@@ -174,7 +174,7 @@ def test_keys_of_a_bucket_that_is_not_open_wait_for_it() -> None:
     assert made.reopen("VICI_SA") and sent(made) == [(A, b"1")] and made.complete
 
 
-def test_a_refused_key_whose_bucket_closes_counts_once() -> None:
+def test_refused_key_of_a_closed_bucket_counts_once() -> None:
     made = opened(Source(a=b"1"))
     made.refused(one(made).number, 0.0)
     made.open.clear()
@@ -184,7 +184,7 @@ def test_a_refused_key_whose_bucket_closes_counts_once() -> None:
     assert made.complete
 
 
-def test_what_was_on_its_way_when_the_link_ended_is_sent_again() -> None:
+def test_writes_in_flight_at_a_disconnect_are_sent_again() -> None:
     source = Source(a=b"1", b=b"2")
     made = opened(source)
     first, _ = made.writes(0, 100)
@@ -204,7 +204,7 @@ def compared(made: Ledger, *entries: tuple[BucketKey, int, bytes | None], restor
     return comparison.finish()
 
 
-def test_what_is_not_as_it_was_acknowledged_is_written_again() -> None:
+def test_value_that_differs_from_the_acknowledged_one_is_rewritten() -> None:
     source = Source(a=b"1", b=b"2")
     made = opened(source)
     for number, write in enumerate(made.writes(0, 100), 1):
@@ -216,13 +216,13 @@ def test_what_is_not_as_it_was_acknowledged_is_written_again() -> None:
     assert {key: value for key, value in sent(made)} == {odd: None, A: b"1", B: b"2"}
 
 
-def test_a_key_that_another_deletes_while_the_bucket_is_read() -> None:
+def test_key_deleted_by_another_client_while_the_bucket_is_read() -> None:
     made = opened(Source(a=b"1"))
     made.stored(one(made).number, 1)
     assert compared(made, (A, 1, b"1"), (A, 2, None)) == 1 and sent(made) == [(A, b"1")]
 
 
-def test_what_is_on_its_way_while_the_bucket_is_read_is_neither_missing_nor_odd() -> None:
+def test_writes_in_flight_during_a_comparison_are_no_differences() -> None:
     source = Source(a=b"1", b=b"2")
     made = opened(source)
     first, second = made.writes(0, 100)
@@ -237,7 +237,7 @@ def test_what_is_on_its_way_while_the_bucket_is_read_is_neither_missing_nor_odd(
     assert comparison.finish() == 0 and made.settled and made.revisions == {A: 6, B: 5}
 
 
-def test_what_waits_anyway_is_no_difference() -> None:
+def test_waiting_key_is_not_a_difference() -> None:
     source = Source(a=b"1")
     made = opened(source)
     made.refused(one(made).number, 0.0)
@@ -246,7 +246,7 @@ def test_what_waits_anyway_is_no_difference() -> None:
     assert sent(made) == [(B, b"2")]
 
 
-def test_restoring_takes_over_what_there_is_once() -> None:
+def test_values_are_restored_once() -> None:
     source = Source()
     made = opened(source)
     assert compared(made, (A, 3, b"1"), (B, 4, b"bad"), restore=True) == 0
@@ -254,7 +254,7 @@ def test_restoring_takes_over_what_there_is_once() -> None:
     assert sent(made) == [(B, None)]
 
 
-def test_keys_that_came_and_went_while_they_could_not_be_written_are_forgotten() -> None:
+def test_waiting_keys_that_disappear_are_dropped() -> None:
     source = Source(a=b"1")
     made = opened(source)
     made.stored(one(made).number, 1)

@@ -158,7 +158,7 @@ def rekeyed(old: str, new: str) -> Step:
 @given(steps)
 @example([("begin",), rekeyed("1", "2"), rekeyed("2", "1"), ("sa", "a", {"uniqueid": "1"})])
 @example([("begin",), ("sa", "a", {"uniqueid": "1", "state": []})])
-def test_whatever_comes(steps: list[Step]) -> None:
+def test_arbitrary_events_lists_and_bucket_values(steps: list[Step]) -> None:
     run = Run()
     for step in steps:
         run.step(step)

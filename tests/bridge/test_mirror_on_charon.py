@@ -186,7 +186,7 @@ async def lose_nats(lab: Lab, observer: Observer, names: list[str]) -> None:
     await equal(lab, observer.client)
 
 
-def test_the_buckets_equal_both_charons(lab: Lab) -> None:
+def test_buckets_equal_both_charons(lab: Lab) -> None:
     async def test() -> None:
         async with observing(lab.nats.url, "vici.*.bridge.>") as observer, bridges(lab):
             await live(lab, observer)

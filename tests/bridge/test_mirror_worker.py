@@ -66,7 +66,7 @@ def resyncs(observer: Observer) -> list[tuple[str, str]]:
     return [(e["data"]["kind"], e["data"]["key"]) for _, e in observer.seen(".bridge.resync")]
 
 
-def test_a_life(nats_server: NatsServer) -> None:
+def test_life_of_a_mirror(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -134,7 +134,7 @@ def test_presence_ends_with_the_bridge(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_a_snapshot_repairs_and_tells(nats_server: NatsServer) -> None:
+def test_snapshot_corrects_and_reports_differences(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -164,7 +164,7 @@ def test_a_snapshot_repairs_and_tells(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_events_during_a_snapshot_win(nats_server: NatsServer) -> None:
+def test_events_during_a_snapshot_take_precedence(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -195,7 +195,7 @@ def test_events_during_a_snapshot_win(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_charon_goes_and_comes_back(nats_server: NatsServer) -> None:
+def test_charon_restart(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -220,7 +220,7 @@ def test_charon_goes_and_comes_back(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_nats_goes_and_comes_back_without_its_store(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_nats_restart_without_its_store(make_nats_server: Callable[..., NatsServer]) -> None:
     async def test() -> None:
         server = make_nats_server()
         await server.up()
@@ -246,7 +246,7 @@ def test_nats_goes_and_comes_back_without_its_store(make_nats_server: Callable[.
     run(test())
 
 
-def test_what_an_earlier_start_left(nats_server: NatsServer) -> None:
+def test_values_of_an_earlier_run(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -279,7 +279,7 @@ def test_what_an_earlier_start_left(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_marks_of_deleted_keys_take_no_memory(nats_server: NatsServer) -> None:
+def test_markers_of_deleted_keys_take_no_memory(nats_server: NatsServer) -> None:
     marks = 10_000
 
     async def test() -> None:
@@ -310,7 +310,7 @@ def test_marks_of_deleted_keys_take_no_memory(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_without_jetstream_and_without_lists(
+def test_without_jetstream_and_unable_to_list(
     make_nats_server: Callable[..., NatsServer], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -335,7 +335,7 @@ def test_without_jetstream_and_without_lists(
     run(test())
 
 
-def test_a_server_without_expiring_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_without_key_expiry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = os.environ.get(OLD_SERVER)
     if not old:
         pytest.skip(f"no nats-server before 2.11: {OLD_SERVER} may be the path of one")
@@ -371,7 +371,7 @@ def test_a_server_without_expiring_keys(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("number", ["9" * 20, "9" * 5000, "-1", "\u0663", "1.5", ""])
-def test_numbers_that_are_none(nats_server: NatsServer, number: str) -> None:
+def test_invalid_counters(nats_server: NatsServer, number: str) -> None:
     """From an event and from a list: the mirror and what it tells go on."""
 
     async def test() -> None:
@@ -394,7 +394,7 @@ def test_numbers_that_are_none(nats_server: NatsServer, number: str) -> None:
     run(test())
 
 
-def test_what_was_closed_takes_no_memory_without_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_sas_take_no_memory_without_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vicibridge.mirror.model._COUNTED", 100)
     mirror = Mirror(Subjects("vici", "gw1"), "gw1", "b")
     for number in range(1000):
@@ -445,7 +445,7 @@ class Shared:
         return {child: traffic["bytes_in"] for child, traffic in self.conn(name)["totals"].items()}
 
 
-def test_a_child_counts_where_it_is_configured() -> None:
+def test_child_counts_for_the_connection_that_configures_it() -> None:
     shared = Shared()
     assert [shared.conn(name)["up"] for name in SHARED] == [True, False, False, False]  # a has the IKE_SA
     since = shared.conn("b")["changed"]
@@ -462,7 +462,7 @@ def test_a_child_counts_where_it_is_configured() -> None:
     assert shared.conn("b")["changed"] > came
 
 
-def test_a_name_that_several_configure() -> None:
+def test_child_name_configured_by_several_connections() -> None:
     shared = Shared()
     shared.event("child-updown", {"both-1": child("1", name="both")}, up=True)
     shared.event("child-updown", {"same-2": child("2", name="same")}, up=True)
@@ -473,7 +473,7 @@ def test_a_name_that_several_configure() -> None:
     assert not shared.conn("c")["ambiguous"] and not shared.mirror.ambiguous and shared.traffic("a")["same"] == 3
 
 
-def test_traffic_is_counted_once_when_a_child_changes_hands() -> None:
+def test_traffic_of_a_reassigned_child_is_counted_once() -> None:
     shared = Shared()
     only_a = {"a": SHARED["a"]}
     shared.snapshot([], only_a)
@@ -494,7 +494,7 @@ def test_traffic_is_counted_once_when_a_child_changes_hands() -> None:
 
 
 @pytest.mark.parametrize("first", ["VICI_CONN", "VICI_SA"])
-def test_what_was_not_written_together_is_written_again(first: str) -> None:
+def test_inconsistent_values_are_rewritten(first: str) -> None:
     """A bridge that is killed, or a bucket that is purged, leaves values that contradict each other."""
     shared = Shared()
     shared.event("child-updown", {"two-1": child("1", name="two")}, up=True)
@@ -515,7 +515,9 @@ def test_what_was_not_written_together_is_written_again(first: str) -> None:
     assert (shared.conn("a")["up"], shared.conn("a")["ike_sas"], shared.conn("b")["up"]) == (True, 1, False)
 
 
-def test_a_connection_that_is_new_is_looked_for(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_of_an_unknown_connection_triggers_a_snapshot(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No event reports that it was loaded; a child of a name that nobody configures does."""
     monkeypatch.setattr("vicibridge.mirror.worker._SOON", 0.05)
 
@@ -545,9 +547,7 @@ def test_a_connection_that_is_new_is_looked_for(nats_server: NatsServer, monkeyp
     run(test())
 
 
-def test_charon_is_not_asked_again_before_it_has_answered(
-    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_request_at_a_time_to_a_busy_charon(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vicibridge.mirror.worker._SOON", 0.05)
     monkeypatch.setattr("vicibridge.mirror.worker._TIMEOUT", 0.2)
 
@@ -564,7 +564,7 @@ def test_charon_is_not_asked_again_before_it_has_answered(
     run(test())
 
 
-def test_what_comes_and_goes_while_nats_is_away_takes_no_memory(nats_server: NatsServer) -> None:
+def test_sas_during_a_nats_outage_take_no_memory(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url, "nothing") as observer:
@@ -632,7 +632,7 @@ def forged(uniqueid: str, changed: Section) -> bytes:
 
 
 @pytest.mark.parametrize("codec", ["msgpack", "json", "raw"])
-def test_whatever_others_wrote_to_the_buckets(nats_server: NatsServer, codec: EventCodec) -> None:
+def test_invalid_values_from_other_clients(nats_server: NatsServer, codec: EventCodec) -> None:
     """The bridge goes on, and puts it right."""
     sas = {f"gw1.gw.9{number}": forged(f"9{number}", changed) for number, changed in enumerate(FORGED)}
     sas |= {"gw1.gw.deep": b"[" * 100_000, "gw1.gw.none": b"null"}

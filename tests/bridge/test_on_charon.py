@@ -223,7 +223,7 @@ async def churn(lab: Lab, names: Sequence[str]) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("codec", ["msgpack", "json"])
-def test_every_event_that_charon_raises(lab: Lab, codec: str) -> None:
+def test_every_event_of_charon(lab: Lab, codec: str) -> None:
     nodes = ("left", "right")
 
     async def test() -> None:
@@ -329,7 +329,7 @@ def steady(message: Section) -> Section:
     }
 
 
-def test_list_sas_says_what_swanctl_says(lab: Lab) -> None:
+def test_list_sas_equals_swanctl(lab: Lab) -> None:
     swanctl = ["swanctl", "--list-sas", "--raw", "--uri", lab.right.address]
 
     def by_id(messages: Iterable[Section]) -> list[Section]:
@@ -356,7 +356,7 @@ def test_list_sas_says_what_swanctl_says(lab: Lab) -> None:
     run(test())
 
 
-def test_the_bridge_outlives_charon_and_nats(lab: Lab) -> None:
+def test_bridge_survives_restarts_of_charon_and_nats(lab: Lab) -> None:
     url = lab.nats.url
 
     async def come_late(log: Path) -> None:

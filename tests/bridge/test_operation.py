@@ -60,7 +60,7 @@ def value(values: Values, name: str, **labels: str) -> float:
     return values[name, frozenset(labels.items())]
 
 
-def test_metrics_tell_what_happened(nats_server: NatsServer) -> None:
+def test_metrics_after_known_traffic(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with (
@@ -162,13 +162,13 @@ def test_metrics_follow_the_conventions() -> None:
         assert metric.help.endswith(".")
 
 
-def test_alerts_ask_only_for_what_there_is() -> None:
+def test_alert_rules_use_existing_metrics() -> None:
     rules = (ROOT / "bridge" / "grafana" / "alerts.yml").read_text()
     names = set(re.findall(r"\bvicibridge_\w+", rules))
     assert names and names <= {metric.name for metric in METRICS}
 
 
-def test_the_image_is_configured_by_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_uses_existing_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     containerfile = (ROOT / "bridge" / "Containerfile").read_text()
     for name, value in re.findall(r"(\w+)=(/\S+|[\d.:]+)(?: \\)?$", containerfile, re.MULTILINE):
         monkeypatch.setenv(name, value)
@@ -177,7 +177,7 @@ def test_the_image_is_configured_by_what_there_is(monkeypatch: pytest.MonkeyPatc
     assert "EXPOSE 9273" in containerfile and "127.0.0.1:9273/healthz" in containerfile
 
 
-def test_dashboard_asks_only_for_what_there_is(nats_server: NatsServer) -> None:
+def test_dashboard_uses_existing_metrics(nats_server: NatsServer) -> None:
     dashboard = (ROOT / "bridge" / "grafana" / "vicibridge.json").read_text()
     labels = {metric.name: {*metric.labels, "instance"} for metric in METRICS}
 
@@ -198,7 +198,7 @@ def test_dashboard_asks_only_for_what_there_is(nats_server: NatsServer) -> None:
     assert names >= {name for name in labels if name.endswith("_total")}
 
 
-def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_health_distinguishes_process_nats_and_charon(nats_server: NatsServer, tmp_path: Path) -> None:
     async def test() -> None:
         charon = FakeCharon(tmp_path / "charon.vici")
         async with service(settings(nats_server.url, charon.address)) as bridge:
@@ -240,7 +240,7 @@ def test_health_tells_process_nats_and_charon_apart(nats_server: NatsServer, tmp
         ),
     ],
 )
-def test_ready_means_that_events_are_taken(
+def test_ready_means_that_jetstream_accepts_events(
     make_nats_server: Callable[..., NatsServer], tmp_path: Path, more: str, reason: str
 ) -> None:
     server = make_nats_server(more)
@@ -261,7 +261,7 @@ def test_ready_means_that_events_are_taken(
     run(test())
 
 
-def test_lag_is_the_age_of_the_oldest_that_waits() -> None:
+def test_lag_is_the_age_of_the_oldest_pending_event() -> None:
     counts = Counts()
     lag = Lag(counts)
     lag.sample(0.0)
@@ -324,9 +324,7 @@ def test_log_for_the_journal(capfd: pytest.CaptureFixture[str], monkeypatch: pyt
     assert lines[0] == "<3>it broke" and all(line.startswith("<3>") for line in lines)
 
 
-def test_log_never_repeats_a_line_at_the_rate_of_events(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_limits_repeated_lines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(logsetup.time, "monotonic", lambda: clock[0])
 
@@ -370,7 +368,7 @@ async def line_with(process: asyncio.subprocess.Process, text: str) -> str:
             return line
 
 
-def test_the_whole_process_below_systemd(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_process_under_systemd(nats_server: NatsServer, tmp_path: Path) -> None:
     """Ready, watched, reloaded, stopped; what SIGHUP may change is changed without losing an event."""
 
     async def test() -> None:
@@ -453,7 +451,7 @@ def test_watchdog_and_health_stop_with_the_event_loop(nats_server: NatsServer, t
     run(test())
 
 
-def test_nothing_is_told_without_systemd(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_notifications_without_systemd(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
         monkeypatch.delenv(variable, raising=False)
     assert Systemd().watchdog is None
@@ -467,7 +465,7 @@ def test_nothing_is_told_without_systemd(monkeypatch: pytest.MonkeyPatch, caplog
     assert Systemd().watchdog is None
 
 
-def test_address_in_use_is_told_before_anything_begins(tmp_path: Path) -> None:
+def test_address_in_use_is_reported_before_the_start(tmp_path: Path) -> None:
     async def test() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             listen = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -487,7 +485,7 @@ def test_address_in_use_is_told_before_anything_begins(tmp_path: Path) -> None:
     run(test())
 
 
-def test_client_that_reads_no_answer_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+def test_client_that_reads_no_response_does_not_delay_the_stop(tmp_path: Path) -> None:
     async def test() -> None:
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -506,7 +504,7 @@ def test_client_that_reads_no_answer_does_not_hold_up_the_stop(tmp_path: Path) -
     run(test())
 
 
-def test_log_that_nobody_takes_holds_up_nothing(tmp_path: Path) -> None:
+def test_unread_log_blocks_nothing(tmp_path: Path) -> None:
     """charon keeps what is not read, so the bridge reads also while its own log has no way out."""
     config = tmp_path / "bridge.toml"
 

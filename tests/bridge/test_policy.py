@@ -24,7 +24,7 @@ def refusal(policy: Policy, command: str, arguments: dict[str, Any] | None = Non
 
 
 @pytest.mark.parametrize("allow", EVERY_SET_OF_GROUPS, ids=" ".join)
-def test_every_command_on_every_set_of_groups(allow: list[str]) -> None:
+def test_every_command_with_every_set_of_groups(allow: list[str]) -> None:
     policy = Policy(CommandsConfig(allow=allow))
     for command, known in COMMANDS.items():
         if f"@{known.danger}" in allow:
@@ -37,21 +37,21 @@ def test_every_command_on_every_set_of_groups(allow: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_that_is_named_is_allowed_and_no_other(command: str) -> None:
+def test_named_command_is_the_only_one_allowed(command: str) -> None:
     policy = Policy(CommandsConfig(allow=[command]))
     policy.admit(command)
     assert policy.allowed == [command]
     assert {refusal(policy, other).code for other in COMMANDS if other != command} == {403}
 
 
-def test_by_default_only_what_reads() -> None:
+def test_only_read_commands_by_default() -> None:
     assert {COMMANDS[name].danger for name in Policy(CommandsConfig()).allowed} == {Danger.READ}
 
 
 @pytest.mark.parametrize(
     "command", ["", "no-such", "Version", "version ", "@read", "LIST-SAS", "vici.gw1", "\udcff", "*"]
 )
-def test_unknown_commands_only_by_name(command: str) -> None:
+def test_unknown_commands_must_be_named(command: str) -> None:
     denied = refusal(Policy(CommandsConfig(allow=GROUPS)), command)
     assert denied.code == 404 and "must be named in allow in [commands]" in denied.text
     if not command.startswith("@"):
@@ -87,7 +87,7 @@ def test_timeout_and_loglevel_are_capped(command: str, arguments: dict[str, Any]
         *[("loglevel", value) for value in ("-2", "", "high", {})],
     ],
 )
-def test_what_is_no_number_is_refused_by_name(key: str, value: object) -> None:
+def test_invalid_number_is_refused_and_named(key: str, value: object) -> None:
     denied = refusal(Policy(CommandsConfig(allow=["terminate"])), "terminate", {key: value})
     assert denied.code == 400 and denied.text.startswith(f"{key} must be ")
 
@@ -107,7 +107,7 @@ CONN = {"version": "2", "local": {"auth": "psk"}, "children": {"net": {"local_ts
         {"deep": {"er": {"and": {"deeper": {"updown": "x"}}}}},
     ],
 )
-def test_updown_scripts_need_their_own_switch(conn: dict[str, Any]) -> None:
+def test_updown_scripts_require_allow_updown(conn: dict[str, Any]) -> None:
     arguments = {"fine": CONN, "gw": {**CONN, **conn}}
     for switches in ({}, {"allow_files": True}):
         denied = refusal(Policy(CommandsConfig(allow=["@configure"], **switches)), "load-conn", arguments)
@@ -127,7 +127,7 @@ def test_updown_scripts_need_their_own_switch(conn: dict[str, Any]) -> None:
         {"local": {"certs": ["x"], "cert": {"file": ["/etc/shadow"]}}},
     ],
 )
-def test_files_of_connections_need_their_own_switch(conn: dict[str, Any]) -> None:
+def test_files_of_connections_require_allow_files(conn: dict[str, Any]) -> None:
     arguments = {"gw": {**CONN, **conn}}
     for switches in ({}, {"allow_updown": True}):
         denied = refusal(Policy(CommandsConfig(allow=["@configure"], **switches)), "load-conn", arguments)
@@ -145,19 +145,19 @@ def test_files_of_connections_need_their_own_switch(conn: dict[str, Any]) -> Non
         {"cacert": "x", "cert_uri_base": "file:///"},
     ],
 )
-def test_files_of_authorities_need_their_own_switch(authority: dict[str, Any]) -> None:
+def test_files_of_authorities_require_allow_files(authority: dict[str, Any]) -> None:
     arguments = {"ca": {"cacert": "PEM", "crl_uris": ["http://crl"]}, "other": authority}
     denied = refusal(Policy(CommandsConfig(allow=["load-authority"])), "load-authority", arguments)
     assert denied.code == 403 and "set allow_files = true in [commands]" in denied.text
     assert Policy(CommandsConfig(allow_files=True)).judge("load-authority", arguments, 10) == arguments
 
 
-def test_names_of_connections_and_children_are_free() -> None:
+def test_any_names_of_connections_and_children() -> None:
     arguments = {"updown": {**CONN, "children": {"updown": {}, "file": {}}}, "file": CONN, "handle": CONN}
     assert Policy(CommandsConfig()).judge("load-conn", arguments, 10) == arguments
 
 
-def test_a_token_is_what_load_token_is_for() -> None:
+def test_load_token_may_name_a_token() -> None:
     arguments = {"handle": "00", "slot": "1", "module": "hsm", "pin": "1234"}
     policy = Policy(CommandsConfig(allow=["@secrets"]))
     policy.admit("load-token")

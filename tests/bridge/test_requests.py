@@ -88,19 +88,19 @@ def test_bad_requests(payload: bytes, text: str) -> None:
         b"\x81\xa6secret\xa6s3crets3cret",
     ],
 )
-def test_a_refusal_shows_no_value(payload: bytes) -> None:
+def test_refusal_shows_no_value(payload: bytes) -> None:
     assert "s3cret" not in refusal(payload).text
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_a_request_or_refused(payload: bytes) -> None:
+def test_arbitrary_bytes_are_a_request_or_refused(payload: bytes) -> None:
     try:
         assert isinstance(decode_request(payload), dict)
     except RequestError as error:
         assert error.code == 400
 
 
-def test_headers_of_a_refusal_fit_into_headers() -> None:
+def test_headers_of_a_refusal_are_valid() -> None:
     headers = RequestError(409, "two\r\nlines ü " + "x" * 1000).headers()
     assert headers["Nats-Service-Error-Code"] == headers["Status"] == "409"
     assert headers["Nats-Service-Error"].startswith("two lines \\xfc xxx")
@@ -137,7 +137,7 @@ def test_headers_of_a_request(headers: dict[str, str], options: tuple[object, ..
         *[("Vici-Collect", text) for text in ("", "yes", "1")],
     ],
 )
-def test_headers_that_say_nothing_are_refused_by_name(header: str, value: str) -> None:
+def test_invalid_headers_are_refused_and_named(header: str, value: str) -> None:
     with pytest.raises(RequestError, match=header) as caught:
         read_options(b"{}", {header: value}, 30)
     assert caught.value.code == 400

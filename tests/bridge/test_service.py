@@ -130,7 +130,7 @@ def test_commands(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_commands_when_charon_is_away_slow_or_strange(nats_server: NatsServer) -> None:
+def test_commands_with_charon_unreachable_slow_or_malformed(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -190,7 +190,7 @@ def test_charon_that_accepts_no_connection(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_requests_run_side_by_side_and_a_stop_answers_them(nats_server: NatsServer) -> None:
+def test_requests_run_concurrently_and_are_answered_at_a_stop(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -247,7 +247,7 @@ def test_charon_gone_and_back(nats_server: NatsServer, caplog: pytest.LogCapture
     assert levels == ["INFO", "WARNING"] * 2 + ["INFO"]
 
 
-def test_started_before_either(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_bridge_starts_before_charon_and_nats(nats_server: NatsServer, tmp_path: Path) -> None:
     async def test() -> None:
         charon = FakeCharon(f"{tmp_path}/charon.vici")
         async with service(settings(nats_server.url, charon.address)) as bridge:
@@ -313,7 +313,7 @@ def test_no_state_event_is_lost_when_nats_is_killed(nats_server: NatsServer) -> 
     run(test())
 
 
-def test_hung_nats_does_not_stop_the_reading(nats_server: NatsServer) -> None:
+def test_hung_nats_does_not_block_reading(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
@@ -365,7 +365,7 @@ def test_log_overflow_is_reported_as_a_gap(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_malformed_messages_are_reported_and_do_no_harm(nats_server: NatsServer) -> None:
+def test_malformed_messages_are_reported_and_harmless(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:

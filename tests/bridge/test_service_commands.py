@@ -113,7 +113,7 @@ def test_service_discovery(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_connections_are_kept_a_while_and_none_after_an_error(
+def test_idle_connections_are_kept_except_after_an_error(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
@@ -169,7 +169,7 @@ class Held:
         self._go.set()
 
 
-def test_what_blocks_has_a_share_of_charons_threads_until_charon_is_done(nats_server: NatsServer) -> None:
+def test_blocking_commands_hold_their_share_of_threads_until_charon_is_done(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=["@read", "@operate"], timeout=0.5, concurrency=4) as (
             charon,
@@ -200,7 +200,7 @@ def test_what_blocks_has_a_share_of_charons_threads_until_charon_is_done(nats_se
     run(test())
 
 
-def test_what_blocks_is_answered_in_its_time_when_charon_does_not_tell_its_threads(nats_server: NatsServer) -> None:
+def test_blocking_command_is_answered_in_time_without_a_thread_count(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=["@operate"], timeout=1) as (charon, observer, _):
             charon.mute("stats")
@@ -212,7 +212,7 @@ def test_what_blocks_is_answered_in_its_time_when_charon_does_not_tell_its_threa
     run(test())
 
 
-def test_what_blocks_holds_its_share_when_its_answer_fails_after_its_time(
+def test_blocking_command_holds_its_share_when_its_late_reply_fails(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing, fail = asyncio.Event(), asyncio.Event()
@@ -239,7 +239,7 @@ def test_what_blocks_holds_its_share_when_its_answer_fails_after_its_time(
     run(test())
 
 
-def test_a_number_instead_of_the_share_and_no_share_for_what_does_not_wait(nats_server: NatsServer) -> None:
+def test_configured_blocking_limit_ignores_commands_that_do_not_wait(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=["@operate"], blocking=1, timeout=5) as (charon, observer, bridge):
             held = Held(charon, "terminate")
@@ -256,7 +256,7 @@ def test_a_number_instead_of_the_share_and_no_share_for_what_does_not_wait(nats_
     run(test())
 
 
-def test_the_request_says_how_long(nats_server: NatsServer) -> None:
+def test_timeout_header_of_a_request(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=EVERYTHING, timeout=20) as (charon, observer, _):
             charon.on("get-conns", {})
@@ -276,7 +276,7 @@ def test_the_request_says_how_long(nats_server: NatsServer) -> None:
 
 @pytest.mark.parametrize("caps", [{"max_parts": 2}, {"max_bytes": 1024 * 1024}])
 @pytest.mark.parametrize("collect", ["true", "false"])
-def test_replies_have_an_end(nats_server: NatsServer, caps: dict[str, int], collect: str) -> None:
+def test_replies_are_limited(nats_server: NatsServer, caps: dict[str, int], collect: str) -> None:
     async def test() -> None:
         async with bridged(nats_server, **caps) as (charon, observer, _):
             charon.on("list-conns", {}, stream=[("list-conn", {"x": {"y": "z" * 60_000}})] * 30)
@@ -289,7 +289,7 @@ def test_replies_have_an_end(nats_server: NatsServer, caps: dict[str, int], coll
     run(test())
 
 
-def test_every_request_leaves_an_envelope(nats_server: NatsServer) -> None:
+def test_every_request_is_audited(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=["@read", "terminate", "load-conn"]) as (charon, observer, _):
             charon.on("terminate", {"success": "no", "errmsg": "no such\nSA"}, stream=[("control-log", {"msg": "x"})])
@@ -328,7 +328,7 @@ def test_every_request_leaves_an_envelope(nats_server: NatsServer) -> None:
 
 
 @pytest.mark.parametrize(("audit", "told"), [("changes", ["rekey", "install"]), ("denied", ["install"])])
-def test_what_the_audit_leaves_out(nats_server: NatsServer, audit: str, told: list[str]) -> None:
+def test_scope_of_the_audit(nats_server: NatsServer, audit: str, told: list[str]) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=["@read", "rekey"], audit=audit) as (charon, observer, _):
             charon.on("rekey", {"success": "yes"})
@@ -339,7 +339,7 @@ def test_what_the_audit_leaves_out(nats_server: NatsServer, audit: str, told: li
     run(test())
 
 
-def test_a_flood_is_reported_in_sums_and_changes_one_by_one(nats_server: NatsServer) -> None:
+def test_flood_is_audited_in_sums_and_changes_individually(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=["@read", "reset-counters"], concurrency=64) as (
             charon,

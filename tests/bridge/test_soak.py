@@ -55,14 +55,14 @@ LOST = range(301, 351)
         ({"kind": "all", "since": 2.0, "until": 5.0}, {UNTOLD: 50}),  # they had numbers, so charon did not lose them
     ],
 )
-def test_numbered(gap: dict[str, Any], expected: dict[str, int]) -> None:
+def test_numbered_lines(gap: dict[str, Any], expected: dict[str, int]) -> None:
     seen = notes(10, LOST)
     assert causes(seen) == {UNTOLD: 50}
     seen.told.append(told(**gap))
     assert causes(seen) == expected
 
 
-def test_without_numbers() -> None:
+def test_unnumbered_lines() -> None:
     seen = notes(10, LOST, numbered=False)
     assert causes(seen) == {UNTOLD: 50}
     seen.told.append(told(count=50, first=301, last=350))
@@ -99,7 +99,7 @@ def test_bridge_ended(gap: dict[str, Any], expected: dict[str, int]) -> None:
     assert causes(seen) == expected
 
 
-def test_the_first_of_a_start_have_numbers() -> None:
+def test_first_events_of_a_run_have_numbers() -> None:
     seen = notes(10, LOST, later_boot=331)
     seen.told.append(told(cause=KILLED))
     assert causes(seen) == {WITH_BRIDGE: 30, UNTOLD: 20}

@@ -438,7 +438,7 @@ def test_existing_streams_are_reported_and_not_changed(
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_promise_breaks_until_it_is_mended(
+def test_guarantee_breaks_until_the_setting_is_fixed(
     nats_server: NatsServer, case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -561,7 +561,7 @@ def test_subjects_that_cannot_be_added_are_reported(nats_server: NatsServer, cap
     run(test())
 
 
-def test_a_bridge_of_several_gateways_logs_each_problem_once(
+def test_bridge_of_several_gateways_logs_each_problem_once(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = Case("", "stream", {"subjects": ["vici.>"]}, unacknowledged)

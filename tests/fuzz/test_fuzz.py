@@ -35,14 +35,14 @@ def test_regressions(path: Any) -> None:
         ("encode", lambda message: b"\x03\x01a\x00\x01c"),
     ],
 )
-def test_a_wrong_result_is_seen(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[..., object]) -> None:
+def test_wrong_result_is_detected(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[..., object]) -> None:
     checks.check(b"m\x03\x01a\x00\x01b")
     monkeypatch.setattr(checks, name, wrong)
     with pytest.raises(AssertionError):
         checks.check(b"m\x03\x01a\x00\x01b")
 
 
-def test_another_error_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(data: object, **options: object) -> object:
         raise OverflowError
 

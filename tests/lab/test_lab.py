@@ -101,7 +101,7 @@ def test_two_labs_side_by_side() -> None:
         assert asyncio.run(established(other.right.address)) == set()
 
 
-def test_what_does_not_start_says_why() -> None:
+def test_failed_start_is_explained() -> None:
     with Lab() as lab:
         lab.left.kill()
         (lab.directory / "left.conf").write_text("charon {")

@@ -82,14 +82,12 @@ def of_events(found: list[Envelope]) -> list[int]:
     return [int(section["uniqueid"]) for section in sections if section]
 
 
-def test_every_condition_is_tried() -> None:
+def test_every_condition_has_a_case() -> None:
     assert {case.property for case in STREAMS.values()} == HELD | LOST | {WORK}
 
 
 @pytest.mark.parametrize("name", [name for name, case in STREAMS.items() if case.property in HELD])
-def test_a_stream_of_others_is_mended_and_has_everything(
-    nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fixed_stream_has_every_event(nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture) -> None:
     case = STREAMS[name]
 
     async def test() -> None:
@@ -117,7 +115,7 @@ def test_a_stream_of_others_is_mended_and_has_everything(
 
 
 @pytest.mark.parametrize("name", [name for name, case in STREAMS.items() if case.property in LOST])
-def test_a_stream_of_others_that_loses_events_is_named_and_has_everything_once_it_is_mended(
+def test_lossy_stream_is_reported_and_complete_once_fixed(
     nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -141,7 +139,7 @@ def test_a_stream_of_others_that_loses_events_is_named_and_has_everything_once_i
     run(test(), 90)
 
 
-def test_a_work_queue_gives_each_event_to_one_worker(nats_server: NatsServer) -> None:
+def test_work_queue_gives_each_event_to_one_worker(nats_server: NatsServer) -> None:
     [case] = [case for case in STREAMS.values() if case.property == WORK]
 
     async def test() -> None:
@@ -174,7 +172,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_stream_changed_under_traffic_and_changed_back(
+def test_stream_changed_under_traffic_and_changed_back(
     nats_server: NatsServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
@@ -201,7 +199,7 @@ ACCOUNT = "jetstream: {{max_file: {}}}, users: [{{user: a, password: a}}]"
 BIG, SMALL = (f"accounts {{ A {{ {ACCOUNT.format(size)} }} }}\nno_auth_user: a" for size in (10**9, 60_000))
 
 
-def test_the_account_is_full_and_given_room(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_full_account_gets_more_room(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server(SMALL)
 
     async def test() -> None:
@@ -228,7 +226,7 @@ LIMITS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.lab(nats=True)
 @pytest.mark.parametrize("name", LIMITS)
-def test_the_mirror_of_a_real_charon_at_a_limit_that_is_raised(lab: Lab, name: str) -> None:
+def test_mirror_of_a_real_charon_with_a_full_bucket(lab: Lab, name: str) -> None:
     """SAs end and begin while the bucket refuses changes, or loses values."""
 
     async def test() -> None:

@@ -163,7 +163,7 @@ def test_malformed_messages_are_reported(nats_server: NatsServer) -> None:
 
 
 @pytest.mark.parametrize("noise", [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x01\x63", b"\0\0\0\x02\x07\x09"])
-def test_packets_that_are_none(nats_server: NatsServer, noise: bytes) -> None:
+def test_invalid_packets(nats_server: NatsServer, noise: bytes) -> None:
     """The stream cannot be trusted any more: it is given up, told, and begun again."""
 
     async def test() -> None:
@@ -220,7 +220,7 @@ def test_log_flood_during_a_snapshot_of_ten_thousand_sas(nats_server: NatsServer
     run(test(), 90)
 
 
-def test_charon_goes_in_the_middle_of_a_list(nats_server: NatsServer) -> None:
+def test_charon_ends_during_a_list(nats_server: NatsServer) -> None:
     """As at a restart or a reload of its plugins; the mirror asks again and has everything in the end."""
 
     async def test() -> None:
@@ -245,7 +245,7 @@ def test_charon_goes_in_the_middle_of_a_list(nats_server: NatsServer) -> None:
     run(test(), 90)
 
 
-def test_callers_gone_in_the_middle_of_a_stream(nats_server: NatsServer) -> None:
+def test_requesters_disconnect_during_a_stream(nats_server: NatsServer) -> None:
     """Nothing of them is left, and nobody else notices."""
 
     async def test() -> None:

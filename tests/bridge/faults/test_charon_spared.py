@@ -102,7 +102,7 @@ def config(lab: Lab) -> Path:
     return path
 
 
-def test_memory_of_charon_does_not_grow_while_nats_is_away(lab: Lab) -> None:
+def test_memory_of_charon_does_not_grow_during_a_nats_outage(lab: Lab) -> None:
     """Beside somebody who registers for the log and does not read, for whom it does."""
 
     async def test() -> None:
@@ -126,7 +126,7 @@ def test_memory_of_charon_does_not_grow_while_nats_is_away(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("kill", [False, True])
-def test_the_end_of_the_bridge_makes_no_burst_of_lines(lab: Lab, kill: bool) -> None:
+def test_stopping_the_bridge_causes_no_burst_of_lines(lab: Lab, kill: bool) -> None:
     """Of lines about events for a connection that is gone; after SIGKILL there is one, and it ends by itself."""
 
     path = config(lab)

@@ -121,7 +121,7 @@ async def guarded(make_nats_server: Callable[..., NatsServer], directory: Path) 
     yield Guarded(operator, server, directory / "ours.creds", {"user_credentials": str(directory / "admin.creds")})
 
 
-def test_jwts_that_end_and_are_renewed_in_time(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_jwts_renewed_before_they_expire(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     async def test() -> None:
         async with guarded(make_nats_server, tmp_path) as at_server, renewed(at_server):
             async with at_server.flowing() as (at, ordered, durable):
@@ -133,7 +133,7 @@ def test_jwts_that_end_and_are_renewed_in_time(make_nats_server: Callable[..., N
     run(test(), 120)
 
 
-def test_jwts_that_end_and_are_renewed_late(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_jwts_renewed_after_they_expire(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     async def test() -> None:
         async with guarded(make_nats_server, tmp_path) as at_server:
             at_server.renew()
@@ -151,7 +151,7 @@ def test_jwts_that_end_and_are_renewed_late(make_nats_server: Callable[..., Nats
     run(test(), 120)
 
 
-def test_certificates_that_end(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_expiring_certificates(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     """Renewed and taken over by SIGHUP; and expired while NATS restarts, and renewed after that."""
     pki = Pki(tmp_path)
     server = make_nats_server(pki.server_options(f', ca_file: "{pki.ca}", verify: true'))
@@ -184,7 +184,7 @@ def test_certificates_that_end(make_nats_server: Callable[..., NatsServer], tmp_
 
 
 @pytest.mark.lab(nats=True)
-def test_the_mirror_equals_charon(make_nats_server: Callable[..., NatsServer], tmp_path: Path, lab: Lab) -> None:
+def test_mirror_equals_charon(make_nats_server: Callable[..., NatsServer], tmp_path: Path, lab: Lab) -> None:
     """Real SAs come and go while JWTs end; afterwards the buckets say what charon says, and a client what they say."""
 
     async def test() -> None:

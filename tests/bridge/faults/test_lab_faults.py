@@ -212,7 +212,7 @@ async def kill(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("end", [kill, stop])
-def test_charon_ends_and_comes_back(lab: Lab, end: Callable[[Lab], object]) -> None:
+def test_charon_restarts(lab: Lab, end: Callable[[Lab], object]) -> None:
     """Three times, with a socket that is a new one; nothing is missing but around the ends, and these are told."""
     heard_of: list[Heard] = []
 

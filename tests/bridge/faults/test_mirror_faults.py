@@ -129,7 +129,7 @@ async def change(admin: Admin, **properties: Any) -> None:
 
 
 @pytest.mark.parametrize("case", BUCKETS, ids=str)
-def test_a_bucket_of_others_is_mended(nats_server: NatsServer, case: Case) -> None:
+def test_fixed_bucket_is_complete(nats_server: NatsServer, case: Case) -> None:
     async def test() -> None:
         async with scene(nats_server, case) as (_, _, _, admin):
             await asyncio.sleep(1.5)
@@ -222,7 +222,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_bucket_changed_under_traffic(nats_server: NatsServer, fault: Fault) -> None:
+def test_bucket_changed_under_traffic(nats_server: NatsServer, fault: Fault) -> None:
     async def test() -> None:
         async with scene(nats_server) as (bridge, _, _, admin):
             await until(lambda: bridge.mirrorings[0].buckets.keys()[SA] > 5)
@@ -231,7 +231,7 @@ def test_a_bucket_changed_under_traffic(nats_server: NatsServer, fault: Fault) -
     run(test(), 120)
 
 
-def test_the_account_is_full_and_given_room(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_full_account_gets_more_room(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server(SMALL)
 
     async def test() -> None:

@@ -108,7 +108,7 @@ class Wire:
                 await writer.drain()
 
 
-def test_black_hole_for_a_while(nats_server: NatsServer) -> None:
+def test_temporary_black_hole(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         wire = Wire(nats_server.port)
@@ -145,7 +145,7 @@ def test_black_hole_is_left_for_the_next_server_within_ten_seconds(nats_server: 
     run(test(), 90)
 
 
-def test_server_killed_and_the_next_one_used(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_killed_server_is_replaced_by_the_next_one(make_nats_server: Callable[..., NatsServer]) -> None:
     """Each has a stream of its own: the two together have everything, once but for what had not been acknowledged."""
 
     async def test() -> None:
@@ -187,7 +187,7 @@ def test_stream_deleted(nats_server: NatsServer) -> None:
     run(test(), 90)
 
 
-def test_stream_full_and_given_room(nats_server: NatsServer) -> None:
+def test_full_stream_gets_more_room(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         client = await nats.connect(nats_server.url)
@@ -304,7 +304,7 @@ def test_lame_duck(make_nats_server: Callable[..., NatsServer]) -> None:
     run(test(), 90)
 
 
-def test_the_connection_ends_again_and_again(nats_server: NatsServer) -> None:
+def test_connection_is_cut_repeatedly(nats_server: NatsServer) -> None:
     async def test() -> None:
         await nats_server.up()
         wire = Wire(nats_server.port)
@@ -321,7 +321,7 @@ def test_the_connection_ends_again_and_again(nats_server: NatsServer) -> None:
     run(test(), 90)
 
 
-def test_everything_ends_every_few_seconds_for_a_minute(nats_server: NatsServer) -> None:
+def test_all_connections_are_cut_for_a_minute(nats_server: NatsServer) -> None:
     """The connections to charon and to NATS; nothing of them is left over."""
 
     async def test() -> None:
