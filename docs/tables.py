@@ -25,7 +25,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from vicibridge.bus.conditions import CONDITIONS
 from vicibridge.config.model import ENV_PREFIX, LIVE, Config
-from vicibridge.contract import schema, subjects
+from vicibridge.contract import bucket_values, schema, subjects
 from vicibridge.ops.metrics import METRICS
 
 import vicifast.cli
@@ -261,7 +261,7 @@ def schemas() -> str:
     published = [name for name in schema.schemas() if f"{name}.data" in schema.schemas()]
     rows = [(_code(name), f"the envelope of `{name}`; its data is {_code(f'{name}.data')}") for name in published]
     rows += [(_code(f"{e.name}.data"), f"a part of the stream `{e.name}`") for e in EVENTS.values() if not e.standalone]
-    rows += [(_code(name), f"a value in the bucket `{name}`") for name in schema.BUCKETS]
+    rows += [(_code(name), f"a value in the bucket `{name}`") for name in bucket_values.BUCKETS]
     rows += [("`COMMAND.request`, `COMMAND.reply`", "the request and the reply of a command, such as `stats.reply`")]
     return _table(("name", "what it describes"), rows)
 

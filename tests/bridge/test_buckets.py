@@ -21,6 +21,7 @@ from nats.js.kv import KeyValue
 from test_console import outcome
 from test_mirror_worker import OLD_SERVER, child, listed, mirrored, sa, settled
 from test_operation import fetch
+from vicibridge.contract.bucket_values import BUCKETS
 from vicibridge.ops.metrics import METRICS
 from vicibridge.service import Service
 
@@ -331,7 +332,7 @@ def test_missing_bucket_does_not_block_the_others(nats_server: NatsServer) -> No
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
             jetstream = observer.client.jetstream()
             await jetstream.add_stream(name="VICI", subjects=["vici.*.event.>", "vici.*.bridge.>"])
-            for name in ("VICI_SA", "VICI_CONN", "VICI_NODE"):
+            for name in BUCKETS:
                 await jetstream.add_stream(made(name))
             listed(charon, sas(1))
             config = settings(
@@ -353,7 +354,7 @@ def test_missing_bucket_does_not_block_the_others(nats_server: NatsServer) -> No
 
 async def consumers(jetstream: JetStreamContext) -> int:
     total = 0
-    for name in ("VICI_SA", "VICI_CONN", "VICI_NODE"):
+    for name in BUCKETS:
         with suppress(nats.js.errors.NotFoundError):
             total += (await jetstream.stream_info(f"KV_{name}")).state.consumer_count
     return total

@@ -18,11 +18,9 @@ from harness import NatsServer, service, settings, until
 from vicibridge.bus.streams import bucket_stream, state_stream
 from vicibridge.cli import cli
 from vicibridge.client import Fleet, JetStreamError
-from vicibridge.contract.bucket_values import CONN, NODE, SA
+from vicibridge.contract.bucket_values import BUCKETS
 
 from vicifast.testing.blocking import FakeCharon
-
-BUCKETS = (NODE, CONN, SA)
 
 
 def check(tmp_path: Path, server: NatsServer, more: str = "") -> tuple[int, list[str]]:

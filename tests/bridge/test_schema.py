@@ -15,7 +15,8 @@ from harness import NatsServer, bucket, envelopes, observing, run, service, sett
 from test_raw_envelopes import BRIDGE_EVENT_DATA
 from vicibridge.cli import cli
 from vicibridge.contract import asyncapi
-from vicibridge.contract.schema import BUCKETS, document, schemas
+from vicibridge.contract.bucket_values import BUCKETS
+from vicibridge.contract.schema import document, schemas
 from vicibridge.contract.subjects import Subjects, patterns
 from vicibridge.events.envelopes import Envelopes
 

@@ -11,12 +11,15 @@ import pytest
 from harness import NatsServer, run
 from hypothesis import given
 from hypothesis import strategies as st
+from vicibridge.contract.bucket_values import BUCKETS
 from vicibridge.contract.subjects import (
+    WORDS,
     Subjects,
     covered,
     escape,
     is_unestablished,
     overlap,
+    patterns,
     stream_subjects,
     unescape,
 )
@@ -120,6 +123,11 @@ def test_never_established(message: dict[str, object], unestablished: bool) -> N
 def test_ike_sa_named_up() -> None:
     raw = vicifast.encode({"up": "yes"}) + vicifast.encode({"up": SA})
     assert Subjects("vici", "gw").event("ike-updown", raw) == "vici.gw.event.ike-updown.up.up"
+
+
+def test_words_explains_every_token() -> None:
+    tokens = {token for subject in patterns("vici").values() for token in re.findall(r"{(\w+)}", subject)}
+    assert WORDS.keys() == tokens | {word for bucket in BUCKETS.values() for word in bucket.words}
 
 
 def test_malformed_message_raises_decode_error() -> None:

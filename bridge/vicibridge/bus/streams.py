@@ -17,7 +17,7 @@ from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
 from ..config.model import NatsConfig, Provision
-from ..contract.bucket_values import CONN, NODE, SA
+from ..contract.bucket_values import BUCKETS
 from ..contract.subjects import stream_subjects
 from .conditions import CONDITIONS, Target, problems
 from .connection import NatsConnection, reason_of
@@ -32,12 +32,6 @@ MARKER = 3600.0
 _EXISTS = 10058  # JetStream's error if another client has just created the stream with other settings
 _OVERLAP = 10065
 
-_DESCRIPTIONS = {
-    SA: "IKE_SAs that are up, <node>.<ike>.<uniqueid>: JSON with state, since, sa, children, closed, totals",
-    CONN: "Connections, <node>.<conn>: JSON with configured, ike_sas and child_sas (how many are up), config, totals",
-    NODE: "Bridges that run, <node>: JSON with charon (up, down), versions, updated, heartbeat",
-}
-
 
 class Unprovisioned(NatsError):
     """A stream or bucket is missing and was not created; the text gives the reason and the fix."""
@@ -49,9 +43,10 @@ class Unsuitable(NatsError):
 
 def bucket_stream(bucket: str) -> StreamConfig:
     """Return the stream of a bucket of the mirror as the bridge creates it."""
+    keys = ".".join(f"<{word}>" for word in ("node", *BUCKETS[bucket].words))
     return StreamConfig(
         name=f"KV_{bucket}",
-        description=_DESCRIPTIONS[bucket],
+        description=f"{keys}: {BUCKETS[bucket].description}",
         subjects=[f"$KV.{bucket}.>"],
         storage=StorageType.FILE,
         max_msgs_per_subject=1,

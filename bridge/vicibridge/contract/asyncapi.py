@@ -18,9 +18,9 @@ from vicifast.commands import COMMANDS, CommandSpec
 
 from . import names
 from .bridge_events import BRIDGE_EVENTS
-from .bucket_values import CONN, NODE, SA
-from .schema import BUCKETS, REFERENCE, refer, schemas
-from .subjects import ALL_NODES, Subjects, command_subject, kinds, patterns
+from .bucket_values import BUCKETS, BucketSpec
+from .schema import REFERENCE, refer, schemas
+from .subjects import ALL_NODES, WORDS, Subjects, command_subject, kinds, patterns
 
 Part: TypeAlias = dict[str, Any]
 
@@ -32,19 +32,6 @@ empty name is written =. The schemas describe JSON; msgpack, the default, has th
 holds one or more envelopes in sequence: msgpack maps, or JSON objects with a newline after each. With codec raw the
 payload is the VICI message alone, and the rest of the envelope is in headers."""
 
-_WORDS = {
-    "node": "The gateway.",
-    "ike": "The connection, which is also the name of the IKE_SA.",
-    "child": "The name of a CHILD_SA.",
-    "uniqueid": "charon's unique number for an IKE_SA.",
-    "conn": "A connection.",
-    "group": "The log group of charon, such as IKE.",
-    "level": "The log level, 0 or 1.",
-    "type": "The alert type; newer versions of charon may add types.",
-    "direction": "Whether the SA came up, went down, or failed to establish.",
-}
-_KEYS = {SA: ("ike", "uniqueid"), CONN: ("conn",), NODE: ()}
-
 
 def document(prefix: str) -> Part:
     """Return the document for subjects that begin with `prefix`."""
@@ -54,8 +41,8 @@ def document(prefix: str) -> Part:
     for kind, form in BRIDGE_EVENTS.items():
         address = Subjects(prefix, "NODE").bridge(kind).replace("NODE", "{node}")
         api.event(kind, address, _about(form), kept=True)
-    for bucket, form in BUCKETS.items():
-        api.bucket(bucket, _about(form))
+    for bucket in BUCKETS.values():
+        api.bucket(bucket)
     for command in COMMANDS.values():
         api.command(command, prefix)
     return api.whole()
@@ -86,13 +73,14 @@ class _Document:
         self._channels[event] = _channel(address, [event], note, kinds(event))
         self._operations[f"publish-{event}"] = _operation("send", event, [event], summary)
 
-    def bucket(self, bucket: str, summary: str) -> None:
+    def bucket(self, bucket: BucketSpec) -> None:
         """Add a key-value bucket."""
-        own = "".join(f".{{{word}}}" for word in _KEYS[bucket])
-        self._messages[bucket] = _message(summary, bucket, None) | {"contentType": "application/json"}
-        note = f"The key-value bucket {bucket}; a key is what follows $KV.{bucket}, and is deleted with its object."
-        self._channels[bucket] = _channel(f"$KV.{bucket}.{{node}}{own}", [bucket], note)
-        self._operations[f"mirror-{bucket}"] = _operation("send", bucket, [bucket], summary)
+        name, summary = bucket.name, _about(bucket.value)
+        own = "".join(f".{{{word}}}" for word in bucket.words)
+        self._messages[name] = _message(summary, name, None) | {"contentType": "application/json"}
+        note = f"The key-value bucket {name}; a key is what follows $KV.{name}, and is deleted with its object."
+        self._channels[name] = _channel(f"$KV.{name}.{{node}}{own}", [name], note)
+        self._operations[f"mirror-{name}"] = _operation("send", name, [name], summary)
 
     def command(self, command: CommandSpec, prefix: str) -> None:
         """Add a command: its requests and replies."""
@@ -150,7 +138,7 @@ def _channel(address: str | None, messages: Iterable[str], description: str, kin
     words = [part[1:-1] for part in (address or "").split(".") if part.startswith("{")]
     channel: Part = {"address": address, "description": description, "messages": refs}
     if words:
-        channel["parameters"] = {word: {"description": _WORDS[word]} for word in words}
+        channel["parameters"] = {word: {"description": WORDS[word]} for word in words}
     if kinds:
         channel["parameters"][words[-1]]["enum" if words[-1] == "direction" else "examples"] = list(kinds)
     return channel

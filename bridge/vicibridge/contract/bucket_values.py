@@ -1,13 +1,9 @@
-"""The values in the buckets of the state mirror: JSON, one object per key.
+"""The buckets of the state mirror, and their values: JSON, one object per key.
 
-    VICI_SA    <node>.<ike>.<uniqueid>   `SaValue`: an established IKE_SA, its CHILD_SAs and their traffic
-    VICI_CONN  <node>.<conn>             `ConnValue`: a connection, whether it is up, the number of its SAs, the traffic
-    VICI_NODE  <node>                    `NodeValue`: the bridge itself; the key is removed when the bridge is gone
-
-Names in keys are escaped as in subjects. Sections of charon (`sa`, `children`, `config`) have charon's keys and
-strings; a string that is not valid UTF-8 is `{"$base64": ...}`. Times are nanoseconds since the epoch. Values that
-change with time alone (`established`, `rekey-time`, `use-in` and so on) are as of `updated`: such a change is not
-written.
+`BUCKETS` lists them. The key in `VICI_NODE`, of the bridge itself, is removed when the bridge is gone. Names in keys
+are escaped as in subjects. Sections of charon (`sa`, `children`, `config`) have charon's keys and strings; a string
+that is not valid UTF-8 is `{"$base64": ...}`. Times are nanoseconds since the epoch. Values that change with time alone
+(`established`, `rekey-time`, `use-in` and so on) are as of `updated`: such a change is not written.
 
 A key is absent if its last message has a header that `is_gone` recognizes, or no data; `Fleet.watch_nodes`,
 `watch_sas` and `watch_conns` check that. For an expired key, such as that of a bridge that is gone, `KeyValue.get` of
@@ -20,7 +16,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from typing_extensions import TypedDict
 
@@ -134,6 +131,32 @@ class NodeValue(TypedDict):
     """Incomplete while JetStream rejects some of the node's keys, whose values are then outdated or absent."""
 
 
+class BucketSpec(NamedTuple):
+    """One bucket: a key is the name of the node and a token for each of `words`; `value` is the type of its values."""
+
+    name: str
+    words: tuple[str, ...]
+    value: type
+    description: str
+
+
+_BUCKETS = (
+    BucketSpec(NODE, (), NodeValue, "Bridges that run: JSON with charon (up, down), versions, updated, heartbeat"),
+    BucketSpec(
+        CONN,
+        ("conn",),
+        ConnValue,
+        "Connections: JSON with configured, ike_sas and child_sas (how many are up), config, totals",
+    ),
+    BucketSpec(
+        SA,
+        ("ike", "uniqueid"),
+        SaValue,
+        "IKE_SAs that are up: JSON with state, since, sa, children, closed, totals",
+    ),
+)
+BUCKETS: Mapping[str, BucketSpec] = MappingProxyType({bucket.name: bucket for bucket in _BUCKETS})
+"""Every bucket, by name."""
 HEARTBEATS = 3
 """The number of missed heartbeats after which a bridge counts as gone."""
 

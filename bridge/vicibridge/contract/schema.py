@@ -28,12 +28,6 @@ Schema: TypeAlias = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 REFERENCE = "#/$defs/"
 
-BUCKETS: Mapping[str, Any] = {
-    bucket_values.SA: bucket_values.SaValue,
-    bucket_values.CONN: bucket_values.ConnValue,
-    bucket_values.NODE: bucket_values.NodeValue,
-}
-
 _NUMBER = {"type": "string", "pattern": "^-?[0-9]+$"}
 _TEXT = {
     "description": "A string; in base64 if it is not valid UTF-8.",
@@ -217,7 +211,8 @@ def _typed() -> dict[str, Schema]:
     for form in [*vars(bucket_values).values(), *vars(bridge_events).values()]:
         if is_typeddict(form):
             with_config(ConfigDict(use_attribute_docstrings=True))(form)
-    forms = {**{f"{kind}.data": form for kind, form in bridge_events.BRIDGE_EVENTS.items()}, **BUCKETS}
+    forms = {f"{kind}.data": form for kind, form in bridge_events.BRIDGE_EVENTS.items()}
+    forms |= {bucket.name: bucket.value for bucket in bucket_values.BUCKETS.values()}
     own, shared = TypeAdapter.json_schemas(
         [(name, "validation", TypeAdapter(form)) for name, form in forms.items()], ref_template=REFERENCE + "{model}"
     )

@@ -13,6 +13,21 @@ from vicifast.commands import ALERTS, UNESTABLISHED
 
 ALL_NODES = "all"  # the token that addresses every gateway; not allowed as the name of a node
 
+WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "node": "The gateway.",
+        "ike": "The connection, which is also the name of the IKE_SA.",
+        "child": "The name of a CHILD_SA.",
+        "uniqueid": "charon's unique number for an IKE_SA.",
+        "conn": "A connection.",
+        "group": "The log group of charon, such as IKE.",
+        "level": "The log level, 0 or 1.",
+        "type": "The alert type; newer versions of charon may add types.",
+        "direction": "Whether the SA came up, went down, or failed to establish.",
+    }
+)
+"""What each variable token of a subject, or of a key in a bucket, means."""
+
 _ODD = re.compile(rb"[^A-Za-z0-9_-]")
 _TOKEN = re.compile(r"=|(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 _ESCAPED = re.compile(rb"=([0-9A-F]{2})")

@@ -23,7 +23,7 @@ from ..bus.connection import NatsConnection, TooLarge, reason_of
 from ..bus.streams import MARKER, Unsuitable, bucket_stream, ensure, info_of
 from ..bus.supervisor import ConnectionSupervisor
 from ..config.model import Provision
-from ..contract.bucket_values import CONN, HEARTBEATS, NODE, SA
+from ..contract.bucket_values import BUCKETS, HEARTBEATS, NODE
 from .ledger import Ledger, ValueSource
 from .model import BucketKey
 
@@ -69,7 +69,7 @@ class Buckets:
         self._provision: Provision = provision
         self._ledger = Ledger(source)
         self._publisher = AckedPublisher(self.WINDOW, _ACK_TIMEOUT, self._settle)
-        self._buckets = {name: _Bucket(name, _RETRY, restored=name == NODE) for name in (NODE, CONN, SA)}
+        self._buckets = {name: _Bucket(name, _RETRY, restored=name == NODE) for name in BUCKETS}
         self._deleted: dict[BucketKey, tuple[float, int]] = {}  # the time, and the revision of the marker
         self._announced = False  # the last published state: whether the mirror is complete
         self._wake = asyncio.Event()

@@ -563,11 +563,10 @@ class Mirror:
         Events since then are newer: only the traffic is added. A value that no bridge wrote is invalid, and its key is
         deleted: other clients may write to a bucket, and a value that VICI cannot carry could not be reported.
         """
+        restored = {bucket_values.SA: self._restore_sa, bucket_values.CONN: self._restore_conn}[key[0]]
         self._restoring = True
         try:
-            value = bucket_values.load(data)
-            restored = self._restore_sa if key[0] == bucket_values.SA else self._restore_conn
-            return restored(key, value, time_ns)
+            return restored(key, bucket_values.load(data), time_ns)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
         finally:

@@ -17,7 +17,7 @@ from ..bus.connection import NatsConnection, reason_of
 from ..bus.streams import bucket_stream, info_of, missing, overlapping, state_stream, streams_over
 from ..bus.supervisor import ConnectionSupervisor, Refused
 from ..config.model import Config
-from ..contract.bucket_values import CONN, NODE, SA
+from ..contract.bucket_values import BUCKETS
 from ..contract.nats_settings import hide
 
 _TIMEOUT = 5.0  # seconds for each reply of charon
@@ -75,7 +75,7 @@ async def _inspect(connection: NatsConnection, settings: Config) -> list[Problem
     nats = settings.nats
     targets = [Target(state_stream(nats).config, nats.prefix)]
     if settings.mirror.enabled:
-        targets += [Target(bucket_stream(bucket)) for bucket in (NODE, CONN, SA)]
+        targets += [Target(bucket_stream(bucket)) for bucket in BUCKETS]
     absent = []
     for target in targets:
         try:

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ..contract.bucket_values import CONN, NODE, SA
+from ..contract.bucket_values import BUCKETS
 from ..events.losses import Counts
 from ..mirror.buckets import Buckets
 from ..mirror.model import Conn
@@ -98,7 +98,7 @@ def _mirror(value: Callable[[Buckets], Mapping[str, int]]) -> Callable[[ServiceV
         for gateway in service.gateways:
             if gateway.mirroring:
                 values = value(gateway.mirroring.buckets)
-                for bucket in (CONN, NODE, SA):
+                for bucket in BUCKETS:
                     yield (gateway.node, bucket), values[bucket]
 
     return read
