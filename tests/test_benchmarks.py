@@ -92,9 +92,9 @@ def test_a_real_charon_is_measured() -> None:
 
 @pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)} (the group bench)")
 def test_without_a_charon_it_says_so(tmp_path: Path) -> None:
-    report, told = run_charon("--charon", f"unix://{tmp_path}/none.vici")
+    report, output = run_charon("--charon", f"unix://{tmp_path}/none.vici")
     assert report["tables"][0]["rows"] == [] and not any(target["reached"] for target in report["targets"])
-    assert "not measured: cannot connect to" in told
+    assert "not measured: cannot connect to" in output
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed (group bench)")

@@ -1122,14 +1122,14 @@ def test_equal_losses_of_a_real_charon() -> None:
 @needs_theirs
 @pytest.mark.lab
 def test_equal_results_on_a_real_charon() -> None:
-    told, used = [], []
+    outcomes, used = [], []
     with Lab() as lab:
         asyncio.run(sas.load(lab, 1))
         files = key_and_certificate(lab.directory)
         for vici in (theirs, compat):
             used.append(set[str]())
-            told.append([steady(result) for result in everything(vici, lab.left.address, used[-1], *files)])
-    for expected, found in zip(*told, strict=True):
+            outcomes.append([steady(result) for result in everything(vici, lab.left.address, used[-1], *files)])
+    for expected, found in zip(*outcomes, strict=True):
         assert found == expected
     commands = {command.replace("-", "_") for command in COMMANDS}
     assert used == [commands | {"request", "listen"}] * 2

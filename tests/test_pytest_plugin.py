@@ -45,8 +45,8 @@ def run_pytest(directory: Path, tests: str, *options: str) -> str:
 def test_pytest_finds_the_fixture(tmp_path: Path) -> None:
     found = {point.value for point in entry_points(group="pytest11")}
     assert "vicifast.pytest_plugin" in found, "vicifast was installed before it had this; install it again"
-    told = run_pytest(tmp_path, USERS_TESTS)
-    assert "3 passed, 1 error" in told and "ZeroDivisionError" in told
+    output = run_pytest(tmp_path, USERS_TESTS)
+    assert "3 passed, 1 error" in output and "ZeroDivisionError" in output
 
 
 def test_documented_example(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_documented_example(tmp_path: Path) -> None:
 
 
 def test_the_plugin_loads_no_asyncio(tmp_path: Path) -> None:
-    told = run_pytest(tmp_path, "import sys\ndef test(): assert 'vicifast.testing' not in sys.modules")
-    assert "1 passed" in told
+    output = run_pytest(tmp_path, "import sys\ndef test(): assert 'vicifast.testing' not in sys.modules")
+    assert "1 passed" in output
 
 
 def test_waits_time_out(fake_charon: BlockingFakeCharon) -> None:

@@ -137,7 +137,7 @@ def test_full_bucket(
                         await asyncio.sleep(0.05)
                 _, out, _ = await outcome(nats_server, "nodes", "--json")
                 assert json.loads(out)["mirror"] == "incomplete"
-                # Other keys go on: a tunnel ends, another moves, and a connection is told of.
+                # Other keys go on: a tunnel ends, another moves, and a connection is reported.
                 gone, moved = (re.sub("^gw1.gw.", "", key) for key in sorted(present)[:2])
                 charon.emit("ike-updown", {"gw": sa(gone, spi=gone)})
                 charon.emit("ike-update", {"remote-host": "192.0.2.9", "gw": sa(moved, spi=moved)})
@@ -201,7 +201,7 @@ def test_deleted_and_overwritten_values_are_restored_without_reconnecting(nats_s
             async with mirror(nats_server, charon, observer, interval=0.3) as (bridge, jetstream):
                 keys = {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"}
                 await equal(observer, "VICI_SA", keys)
-                told = len(observer.seen(".bridge.resync"))
+                before = len(observer.seen(".bridge.resync"))
                 kv = await jetstream.key_value("VICI_SA")
                 await jetstream.purge_stream("KV_VICI_SA")
                 await equal(observer, "VICI_SA", keys)
@@ -220,7 +220,7 @@ def test_deleted_and_overwritten_values_are_restored_without_reconnecting(nats_s
                 await equal(observer, "VICI_NODE", {"gw1"})
                 await jetstream.delete_stream("KV_VICI_SA")
                 await equal(observer, "VICI_SA", keys)
-                assert bridge.bus.connects == 1 and len(observer.seen(".bridge.resync")) == told
+                assert bridge.bus.connects == 1 and len(observer.seen(".bridge.resync")) == before
 
     run(test())
 

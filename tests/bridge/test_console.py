@@ -108,8 +108,8 @@ def test_call(nats_server: NatsServer) -> None:
                 *("  on: gw1", "  on: gw2", "gw1:", "gw2:"),
             ]
             assert results[6][0] == 1
-            told = {answer["node"]: answer for answer in map(json.loads, results[6][1].splitlines())}
-            assert told["gw1"]["error"] == "get-pools: no such pool" and "does not know" in told["gw2"]["error"]
+            answers = {answer["node"]: answer for answer in map(json.loads, results[6][1].splitlines())}
+            assert answers["gw1"]["error"] == "get-pools: no such pool" and "does not know" in answers["gw2"]["error"]
             assert results[7][0] == 2 and "'nonsense' is not KEY=VALUE" in results[7][2]
 
     run(test())
@@ -123,7 +123,7 @@ def test_tail(nats_server: NatsServer) -> None:
                 program(nats_server, "tail", "--json", "--group", "ike", "--level", "1", "--pattern", "^03") as lines,
                 program(nats_server, "tail", "--ike", "gw") as of_one,
             ):
-                # Nobody says when the programs listen, so they are told until they have heard.
+                # It is unknown when the programs listen, so events are sent until they arrive.
                 out = asyncio.create_task(all_of_it.communicate())
                 first = asyncio.create_task(lines.stdout.readline())  # type: ignore[union-attr]
                 other = asyncio.create_task(of_one.stdout.readline())  # type: ignore[union-attr]
@@ -214,15 +214,15 @@ def test_expired_credentials_are_reported_and_replaced(
         while text not in (line := (await process.stderr.readline()).decode()):
             assert line, f"ended without {text!r}"
 
-    async def follow(command: list[str], told: bytes) -> None:
+    async def follow(command: list[str], expected: bytes) -> None:
         async with program(server, *command, "--creds", str(creds)) as process:
             assert process.stdout
-            await process.stdout.readuntil(told)
+            await process.stdout.readuntil(expected)
             before.append(command[0])
             await note(process, "NATS: not connected: 'Authorization Violation'; retrying")
             cut.append(command[0])
             await note(process, f"NATS: connected to {server.url}")
-            while told not in await process.stdout.readline():  # what it had when it was cut off
+            while expected not in await process.stdout.readline():  # what it had when it was cut off
                 pass
 
     async def publish(done: Callable[[], bool]) -> None:

@@ -52,8 +52,8 @@ def test_alarm_and_worker(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with a_fleet(nats_server, "gw1") as (_, [charon]):
             async with example("alarm", nats_server.url) as alarm, example("worker", nats_server.url) as worker:
-                told = await line(alarm, lambda: charon.emit("child-updown", {"site": SITE}))
-                assert told == "ALARM gw1: net of site is down\n"
+                output = await line(alarm, lambda: charon.emit("child-updown", {"site": SITE}))
+                assert output == "ALARM gw1: net of site is down\n"
                 assert (await line(worker, lambda: None)).startswith("gw1 ")
 
     run(test())
@@ -93,8 +93,8 @@ def test_inventory_and_reinitiate(nats_server: NatsServer) -> None:
             charons[0].on("list-sas", {}, stream=SITES)
             charons[1].on("list-sas", {})
             async with example("inventory", nats_server.url) as inventory:
-                told = (await inventory.communicate())[0].decode().splitlines()
-                assert sorted(told)[0] == "gw1: running 2 days, SAs 7" and sorted(told)[1].startswith(
+                output = (await inventory.communicate())[0].decode().splitlines()
+                assert sorted(output)[0] == "gw1: running 2 days, SAs 7" and sorted(output)[1].startswith(
                     "gw2: charon does"
                 )
             async with example("reinitiate", nats_server.url, "net", "gw1", "gw2") as renewing:
@@ -158,8 +158,8 @@ def a_program(block: Block, codec: str, nats_server: NatsServer, tmp_path: Path)
                 charon.emit("log", LINE)
 
             async with example(tmp_path / "program") as program:
-                told = await line(program, emit)
-                assert "gw1" in told or "2 days" in told
+                output = await line(program, emit)
+                assert "gw1" in output or "2 days" in output
 
     run(test())
 

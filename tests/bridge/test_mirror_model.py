@@ -171,7 +171,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.conns: dict[str, Conn] = {}
         self.last: dict[BucketKey, Section] = {}
         self.snapshot: Reconciliation | None = None
-        self.told_all = True  # no event was lost since the mirror last equalled charon
+        self.reported_all = True  # no event was lost since the mirror last equalled charon
         self.counted_all = True
         self.kept_all = True  # no connection went, with its totals
         self.written_all = True  # no bridge has ended before everything was written
@@ -325,7 +325,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.events.clear()
         if what != "the connection":
             self.charon = Charon(self.charon.conns if what == "charon" else {}, self.events)
-        self.told_all = self.counted_all = False
+        self.reported_all = self.counted_all = False
         if self.snapshot is not None:
             self.snapshot.abandon()
             self.snapshot = None
@@ -343,7 +343,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3))
     def events_are_lost(self, count: int) -> None:
         del self.events[:count]
-        self.told_all = self.counted_all = False
+        self.reported_all = self.counted_all = False
 
     @rule(count=st.integers(1, 5), arrives=st.booleans())
     def write(self, count: int, arrives: bool) -> None:
@@ -429,7 +429,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
     @rule()
     def bridge_restarts(self) -> None:
         self.events.clear()
-        self.told_all = self.counted_all = False
+        self.reported_all = self.counted_all = False
         if self.bucket != {key: self.mirror.value(key) for key in self.mirror.keys()}:
             self.written_all = False
             self.last.clear()
@@ -471,12 +471,12 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.compared = True
         self.consistent()
         self.snapshot = None
-        if self.told_all:
+        if self.reported_all:
             assert not [d for d in differences if d.bucket == "VICI_SA"]
 
     @rule()
     def quiet(self) -> None:
-        """After a quiet moment and a comparison the buckets equal charon, and each difference was told."""
+        """After a quiet moment and a comparison the buckets equal charon, and each difference was reported."""
         self.what_lingers_goes()
         while self.charon.children("DELETING"):
             self.close(*self.a_child(0, "DELETING"))
@@ -487,15 +487,15 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.compare_and_write()
         before = shown(self.bucket)
         stale = [("vanished", *key) for key, _ in self.mirror.stale]
-        told = self.whole_snapshot()
+        reported = self.whole_snapshot()
         expected = view(self.charon, self.subjects)
-        assert Counter((d.kind, d.bucket, d.key) for d in told) == Counter(stale + differences(before, expected))
+        assert Counter((d.kind, d.bucket, d.key) for d in reported) == Counter(stale + differences(before, expected))
         self.write_all()
         assert shown(self.bucket) == expected
         assert self.ledger.revisions == {key: self.jetstream.entries[key][0] for key in self.bucket}
         assert not self.whole_snapshot() and not self.mirror.changed
         self.counts()
-        self.told_all = True
+        self.reported_all = True
 
     def compare_and_write(self) -> None:
         self.write_all()  # of what is on its way a comparison says nothing
@@ -520,11 +520,11 @@ class MirrorAndCharon(RuleBasedStateMachine):
             snapshot.conn(self.time(), encode({conn: config}))
         for uid in self.charon.ikes:
             snapshot.sa(self.time(), self.charon.row(uid))
-        told = snapshot.finish(self.time())
+        reported = snapshot.finish(self.time())
         self.compared = True
         self.consistent()
         assert not snapshot.unsettled and self.mirror.window is None
-        return told
+        return reported
 
     def counts(self) -> None:
         """The connections count the SAs that are up, and all the traffic there was."""

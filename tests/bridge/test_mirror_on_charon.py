@@ -88,9 +88,9 @@ async def difference(client: Client, charon: Charon, *, counters: bool = False) 
             wrong.append((key, steady(value["sa"]), shown, steady(section), children))
     for key, config in conns.items():
         value, name = conn_values.get(key, {}), key.split(".")[1]
-        told = (value.get("configured"), value.get("config"), value.get("ike_sas"), value.get("child_sas"))
-        if told != (True, config, up[name], {f"{name}-lan": children_up[name]}):
-            wrong.append((key, told, up[name], children_up[name]))
+        shown = (value.get("configured"), value.get("config"), value.get("ike_sas"), value.get("child_sas"))
+        if shown != (True, config, up[name], {f"{name}-lan": children_up[name]}):
+            wrong.append((key, shown, up[name], children_up[name]))
     return wrong if len(wrong) > 1 or any(wrong[0][1:]) else None  # type: ignore[index]
 
 
@@ -106,13 +106,13 @@ async def equal(lab: Lab, client: Client, *, counters: bool = False) -> None:
 
 
 def resyncs(observer: Observer, since: int) -> Counter[tuple[str, str, str]]:
-    """What was told, by kind and bucket; of what changed also where."""
-    told: Counter[tuple[str, str, str]] = Counter()
+    """The number of reported differences by kind and bucket, with the changed part of a changed value."""
+    reported: Counter[tuple[str, str, str]] = Counter()
     for _, envelope in observer.seen(".bridge.resync")[since:]:
         data = envelope["data"]
         where = "" if data["kind"] != "changed" else " ".join(sorted(_changed(data["before"], data["after"])))
-        told[data["kind"], data["bucket"], where] += 1
-    return told
+        reported[data["kind"], data["bucket"], where] += 1
+    return reported
 
 
 def only_closed(observer: Observer, since: int) -> bool:
@@ -137,7 +137,7 @@ async def live(lab: Lab, observer: Observer) -> None:
     client = observer.client
     names = await sas.load(lab, COUNT)
     await equal(lab, client)
-    told = len(observer.seen(".bridge.resync"))
+    before = len(observer.seen(".bridge.resync"))
     assert resyncs(observer, 0) == {("appeared", "VICI_CONN", ""): 2 * COUNT}
     await sas.initiate(lab, names)
     await equal(lab, client)
@@ -145,7 +145,7 @@ async def live(lab: Lab, observer: Observer) -> None:
     await equal(lab, client, counters=True)
     await sas.reauthenticate(lab, names[:REAUTHENTICATED])
     await equal(lab, client)
-    assert only_closed(observer, told), resyncs(observer, told)
+    assert only_closed(observer, before), resyncs(observer, before)
     await sas.rekey_child(lab, names)
     await equal(lab, client)
     await sas.rekey_ike(lab, names)
@@ -155,7 +155,7 @@ async def live(lab: Lab, observer: Observer) -> None:
     totals = [value["totals"][f"{value['ike']}-lan"] for value in kept]
     sent = {"bytes_in": 60, "packets_in": 1, "bytes_out": 40, "packets_out": 1}
     assert totals == [sent] * (COUNT - REAUTHENTICATED)
-    assert only_closed(observer, told)
+    assert only_closed(observer, before)
     await sas.update(lab, names)
     await equal(lab, client)
     await sas.terminate(lab, names[: COUNT // 2])
@@ -163,18 +163,18 @@ async def live(lab: Lab, observer: Observer) -> None:
     _, conn_values = await mirrored(client, "right")
     assert {value["totals"][f"{value['conn']}-lan"]["bytes_in"] for value in conn_values.values()} == {60}
     # Moving makes both sides rekey at once: of the two new CHILD_SAs one is closed, and no event tells that.
-    assert only_closed(observer, told), resyncs(observer, told)
+    assert only_closed(observer, before), resyncs(observer, before)
 
 
 async def lose_charon(lab: Lab, observer: Observer) -> None:
-    told = len(observer.seen(".bridge.resync"))
+    before = len(observer.seen(".bridge.resync"))
     lab.right.kill()
     lab.right.start()
     await equal(lab, observer.client)
     names = await sas.load(lab, COUNT)
     await sas.initiate(lab, names[:5])
     await equal(lab, observer.client)
-    assert resyncs(observer, told)["vanished", "VICI_SA", ""] == COUNT // 2
+    assert resyncs(observer, before)["vanished", "VICI_SA", ""] == COUNT // 2
 
 
 async def lose_nats(lab: Lab, observer: Observer, names: list[str]) -> None:

@@ -141,18 +141,18 @@ def test_snapshot_corrects_and_reports_differences(nats_server: NatsServer) -> N
             listed(charon, [("gw", sa("1", child("1"))), ("gw", sa("2", spi="b")), ("gw", sa("3", spi="c"))])
             async with service(mirrored(nats_server.url, charon, interval=0.2)) as bridge:
                 await settled(bridge, 3)
-                written, told = bridge.mirrorings[0].buckets.written, len(resyncs(observer))
-                assert told == 4
+                written, before = bridge.mirrorings[0].buckets.written, len(resyncs(observer))
+                assert before == 4
                 rows = [("gw", sa("1", child("1", 99))), ("gw", sa("2", spi="b", **{"remote-host": "192.0.2.7"}))]
                 listed(charon, [*rows, ("gw", sa("4", spi="d"))])
-                await observer.sees(".bridge.resync", told + 3)
+                await observer.sees(".bridge.resync", before + 3)
                 await settled(bridge, bridge.mirrorings[0].snapshots + 2)
-                assert sorted(resyncs(observer)[told:]) == [
+                assert sorted(resyncs(observer)[before:]) == [
                     ("appeared", "gw1.gw.4"),
                     ("changed", "gw1.gw.2"),
                     ("vanished", "gw1.gw.3"),
                 ]
-                [(_, changed)] = [x for x in observer.seen("resync")[told:] if x[1]["data"]["kind"] == "changed"]
+                [(_, changed)] = [x for x in observer.seen("resync")[before:] if x[1]["data"]["kind"] == "changed"]
                 data = changed["data"]
                 assert "remote-host" not in data["before"]["sa"] and data["after"]["sa"]["remote-host"] == "192.0.2.7"
                 rows_ = await bucket(observer.client, "VICI_SA")
@@ -189,7 +189,7 @@ def test_events_during_a_snapshot_take_precedence(nats_server: NatsServer) -> No
                 values = await bucket(observer.client, "VICI_SA")
                 assert values.keys() == {"gw1.gw.1", "gw1.gw.3"} and not values["gw1.gw.1"]["children"]
                 await observer.sees(".bridge.resync", 2)
-                # Of the connection the events told first, but not whether it is configured.
+                # The events reported the connection first, but not whether it is configured.
                 assert sorted(resyncs(observer)) == [("appeared", "gw1.gw.1"), ("changed", "gw1.gw")]
 
     run(test())
@@ -207,12 +207,12 @@ def test_charon_restart(nats_server: NatsServer) -> None:
                     while (await bucket(observer.client, "VICI_NODE"))["gw1"]["charon"] != "down":
                         await asyncio.sleep(0.05)
                 assert len(await bucket(observer.client, "VICI_SA")) == 2  # as far as anybody knows
-                told = len(resyncs(observer))
+                before = len(resyncs(observer))
                 listed(charon, [("gw", sa("1", child("1", 3, **{"spi-in": "new"}), spi="new"))])
                 await charon.start()
                 await settled(bridge, 2)
-                await observer.sees(".bridge.resync", told + 2)
-                assert sorted(resyncs(observer)[told:]) == [("changed", "gw1.gw.1"), ("vanished", "gw1.gw.2")]
+                await observer.sees(".bridge.resync", before + 2)
+                assert sorted(resyncs(observer)[before:]) == [("changed", "gw1.gw.1"), ("vanished", "gw1.gw.2")]
                 assert list(await bucket(observer.client, "VICI_SA")) == ["gw1.gw.1"]
                 value = (await bucket(observer.client, "VICI_CONN"))["gw1.gw"]
                 assert value["totals"]["net"]["bytes_in"] == 13
@@ -258,12 +258,12 @@ def test_values_of_an_earlier_run(nats_server: NatsServer) -> None:
             await kv.put("gw1.odd", b"no value")
             await kv.put("gw2.gw.1", b"of another node")
             revision = (await kv.get("gw1.gw.1")).revision
-            told = len(resyncs(observer))
+            before = len(resyncs(observer))
             listed(charon, [("gw", sa("1", child("2", 5, **{"spi-in": "new"}))), ("gw", sa("3", spi="c"))])
             async with service(config) as bridge:
                 await settled(bridge)
-                await observer.sees(".bridge.resync", told + 3)
-                assert sorted(resyncs(observer)[told:]) == [
+                await observer.sees(".bridge.resync", before + 3)
+                assert sorted(resyncs(observer)[before:]) == [
                     ("appeared", "gw1.gw.3"),
                     ("changed", "gw1.gw.1"),
                     ("vanished", "gw1.gw.2"),
@@ -274,7 +274,7 @@ def test_values_of_an_earlier_run(nats_server: NatsServer) -> None:
             async with service(config) as bridge:
                 await settled(bridge)
                 assert (await kv.get("gw1.gw.1")).revision == revision
-            assert len(resyncs(observer)) == told + 3
+            assert len(resyncs(observer)) == before + 3
 
     run(test())
 

@@ -345,12 +345,12 @@ def test_list_sas_equals_swanctl(lab: Lab) -> None:
             done = await asyncio.to_thread(subprocess.run, swanctl, capture_output=True, text=True, timeout=10)
             *parts, end = await observer.ask(subject, b"{}", parts=COUNT + 1)
         assert done.returncode == 0, done.stderr
-        told = by_id(parse_raw(done.stdout))
-        assert {name for message in told for name in message} == set(names)
-        children = [child for message in told for ike in message.values() for child in ike["child-sas"].values()]
+        printed = by_id(parse_raw(done.stdout))
+        assert {name for message in printed for name in message} == set(names)
+        children = [child for message in printed for ike in message.values() for child in ike["child-sas"].values()]
         assert [child["bytes-in"] for child in children].count("60") == COUNT // 2
-        assert by_id(msgpack.unpackb(whole.data)) == told
-        assert by_id(json.loads(part.data) for part in parts) == told
+        assert by_id(msgpack.unpackb(whole.data)) == printed
+        assert by_id(json.loads(part.data) for part in parts) == printed
         assert end.headers and (end.headers["Status"], end.headers["Vici-Count"]) == ("200", str(COUNT))
 
     run(test())
@@ -390,10 +390,10 @@ def test_bridge_survives_restarts_of_charon_and_nats(lab: Lab) -> None:
                 os.kill(lab.nats.pid, signal.SIGSTOP)  # so that its end finds events on their way
                 hung = len(events)
                 await until(lambda: len(events) > hung + COUNT, 60)
-                told = log.read_text().count("NATS: not connected")
+                before = log.read_text().count("NATS: not connected")
                 lab.nats.kill()
                 killed = len(events)
-                await until(lambda: log.read_text().count("NATS: not connected") > told)
+                await until(lambda: log.read_text().count("NATS: not connected") > before)
                 await until(lambda: len(events) > killed + 4 * COUNT, 60)
                 lab.nats.start()
                 await until_kept(url, lambda seen: len(seen) > before + killed + 4 * COUNT)

@@ -255,8 +255,8 @@ def test_ready_means_that_jetstream_accepts_events(
             status, text = await fetch(bridge, "/readyz")
             answer = json.loads(text)
             assert (status, answer["nats"], answer["events"]) == (503, True, {"gw1": False})
-            [told] = answer["reasons"]
-            assert told.startswith(reason) and "None" not in told
+            [sentence] = answer["reasons"]
+            assert sentence.startswith(reason) and "None" not in sentence
 
     run(test())
 

@@ -95,9 +95,9 @@ def test_service_discovery(nats_server: NatsServer) -> None:
             assert "ike-id (number)" in listed.metadata["keys"]
             assert {type(said) for e in info["endpoints"] for said in e["metadata"].values()} == {str}
 
-            [told] = await discover(observer, "STATS")
-            assert told["type"] == "io.nats.micro.v1.stats_response"
-            stats = {endpoint.name: endpoint for endpoint in ServiceStats.from_dict(told).endpoints}
+            [response] = await discover(observer, "STATS")
+            assert response["type"] == "io.nats.micro.v1.stats_response"
+            stats = {endpoint.name: endpoint for endpoint in ServiceStats.from_dict(response).endpoints}
             assert (stats["version"].num_requests, stats["version"].num_errors) == (1, 0)
             assert 0 < stats["version"].average_processing_time <= stats["version"].processing_time < 5e9
             assert stats["terminate"].last_error == "400: timeout must be a whole number"
@@ -151,7 +151,7 @@ def test_idle_connections_are_kept_except_after_an_error(
 
 
 class Held:
-    """A command that charon is busy with until told to go on."""
+    """A command that charon is busy with until released."""
 
     def __init__(self, charon: FakeCharon, command: str) -> None:
         self.running = self.most = 0
@@ -327,14 +327,14 @@ def test_every_request_is_audited(nats_server: NatsServer) -> None:
     run(test())
 
 
-@pytest.mark.parametrize(("audit", "told"), [("changes", ["rekey", "install"]), ("denied", ["install"])])
-def test_scope_of_the_audit(nats_server: NatsServer, audit: str, told: list[str]) -> None:
+@pytest.mark.parametrize(("audit", "audited"), [("changes", ["rekey", "install"]), ("denied", ["install"])])
+def test_scope_of_the_audit(nats_server: NatsServer, audit: str, audited: list[str]) -> None:
     async def test() -> None:
         async with bridged(nats_server, allow=["@read", "rekey"], audit=audit) as (charon, observer, _):
             charon.on("rekey", {"success": "yes"})
             for command in ("version", "rekey", "no-such", "install"):
                 await observer.ask(f"vici.gw1.cmd.{command}")
-            assert [entry["command"] for entry in await audits(observer, len(told))] == told
+            assert [entry["command"] for entry in await audits(observer, len(audited))] == audited
 
     run(test())
 

@@ -155,7 +155,7 @@ def test_each_connection_has_its_children(lab: Lab, monkeypatch: pytest.MonkeyPa
                 assert all(values[name]["changed"] > before[name]["changed"] for name in values)
                 assert bytes_out(values["b"]) == {"two": 120} and not bytes_out(values["a"])
             repaired = [e["data"] for _, e in observer.seen(".bridge.resync")]
-            told = {(data["kind"], data["key"]) for data in repaired}
-            assert told == {("appeared", f"left.{conn}") for conn in CONNS} | {("vanished", "left.d")}
+            reported = {(data["kind"], data["key"]) for data in repaired}
+            assert reported == {("appeared", f"left.{conn}") for conn in CONNS} | {("vanished", "left.d")}
 
     run(test(), 90)

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # for `reference` and `generate`
 WORK = Path("build/fuzz")
 CORPUS, FINDINGS, LOG = WORK / "corpus", WORK / "findings", WORK / "log"
-TOLD = ("INITED", "pulse", "DONE", "stat::")  # what of libFuzzer's many lines is worth a terminal
+SHOWN = ("INITED", "pulse", "DONE", "stat::")  # what of libFuzzer's many lines is worth a terminal
 
 
 def main() -> int:
@@ -77,7 +77,7 @@ def run(command: list[str]) -> int:
     with LOG.open("w") as log, process:
         for line in process.stdout:
             log.write(line)
-            if any(word in line for word in TOLD):
+            if any(word in line for word in SHOWN):
                 print(line, end="", flush=True)
     return process.returncode
 

@@ -225,7 +225,7 @@ def check_gather(data: bytes) -> None:
         if isinstance(good, dict):
             assert not errors and b"".join(batch[1] for batch in batches).count(transcode(data)) >= 2
         else:
-            assert [told(error) for error in errors] == [good] * 2
+            assert [outcome(error) for error in errors] == [good] * 2
 
 
 def event_of(data: bytes) -> bytes:
@@ -315,7 +315,7 @@ def check_stream(data: bytes) -> None:
         for (*head, message), (*wanted, body) in zip(found, expected, strict=True):
             assert head == wanted
             reader = alone if body is None or head[1] != "log" else Raw()
-            same(told(message), None if body is None else attempt(read_by(reader), body))
+            same(outcome(message), None if body is None else attempt(read_by(reader), body))
 
 
 def framed(found: tuple[int, str | None, bytes | None]) -> int:
@@ -323,7 +323,7 @@ def framed(found: tuple[int, str | None, bytes | None]) -> int:
     return 5 + (0 if name is None else 1 + len(name)) + len(message or b"")
 
 
-def told(message: object) -> object:
+def outcome(message: object) -> object:
     return message.args if isinstance(message, DecodeError) else message
 
 

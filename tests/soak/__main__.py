@@ -1,8 +1,8 @@
 """`make soak`: mixed traffic for a given time with faults all around the bridge, and an account at the end.
 
-A scripted charon sends lines of log and numbered events; a bridge in a process of its own carries them to a real NATS
-server; what JetStream has there is held against what was sent. Every few seconds something breaks, at random. In the
-second half the bridge itself is left alone, so that its memory and its descriptors can be seen to stay what they are.
+A scripted charon sends log lines and numbered events; a bridge in a separate process publishes them to a real NATS
+server; the content of JetStream is compared with the events sent. Every few seconds a random fault occurs. In the
+second half the bridge itself keeps running, to verify that its memory and descriptors do not grow.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from rich.table import Table
 
 from vicifast.testing import FakeCharon
 
-from .account import AS_SPAN, BY_NUMBER, UNTOLD, WITH_BRIDGE, WITH_SERVER, Account
+from .account import AS_SPAN, BY_NUMBER, UNREPORTED, WITH_BRIDGE, WITH_SERVER, Account
 from .drawing import draw
 from .notes import Notes
 from .traffic import Soak
 
-_WARM = 90  # seconds of life from which on memory can be judged
+_WARM = 90  # seconds of life after which memory can be judged
 
 
 @dataclass
 class Result:
-    """What the run comes to."""
+    """The result of a run."""
 
     rows: list[tuple[str, ...]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -48,9 +48,9 @@ def judge(notes: Notes) -> Result:
     accounts = [Account(kind, ledger, notes).make() for kind, ledger in notes.ledgers.items()]
     ledgers = [account.ledger for account in accounts]
     rows.append(("sent with a listener", *(f"{ledger.heard:,}" for ledger in ledgers)))
-    rows.append(("sent while there was none", *(f"{ledger.unheard:,}" for ledger in ledgers)))
+    rows.append(("sent without a listener", *(f"{ledger.unheard:,}" for ledger in ledgers)))
     rows.append(("arrived", *(f"{ledger.arrived:,}" for ledger in ledgers)))
-    for cause in (BY_NUMBER, AS_SPAN, WITH_BRIDGE, WITH_SERVER, UNTOLD):
+    for cause in (BY_NUMBER, AS_SPAN, WITH_BRIDGE, WITH_SERVER, UNREPORTED):
         rows.append((cause, *(f"{account.causes[cause]:,}" for account in accounts)))
     state = notes.ledgers["state"]
     rows.append(("twice, out of order", f"{state.twice:,}, {state.disordered:,}", ""))
@@ -58,7 +58,7 @@ def judge(notes: Notes) -> Result:
         rows.append((f"lag, {name}", *(f"{percentile(lags.values, part):,.3f} s" for lags in notes.lags.values())))
     for account in accounts:
         ledger = account.ledger
-        result.problems += [f"{account.kind}: not told: {text}" for text in account.untold]
+        result.problems += [f"{account.kind}: not reported: {text}" for text in account.unreported]
         lost = ledger.heard - ledger.arrived
         result.must(sum(account.causes.values()) == lost, f"{account.kind}: {lost} lost, and {account.causes}")
     result.must(not state.twice and not state.disordered, "state: events arrived twice or out of order")

@@ -1,4 +1,4 @@
-"""The other side of NATS: a subscriber that looks at the clock, and one that counts what JetStream has taken."""
+"""The other side of NATS: subscriptions that measure delays, and consumers that count the stored messages."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 from vicibridge.client import Envelope, unpack
 
-from .ledger import told
+from .ledger import gap_report
 from .notes import REQUESTS, Notes
 
-# The second takes the log. A line may arrive there or at the subscription: that misses what comes while not connected,
-# and a server that stops ends its streams first, and passes messages on for a moment more.
+# The second stores the log. A line may arrive there or at the subscription: the subscription misses lines while it is
+# disconnected, and a server that stops ends its streams first, and forwards messages for a moment longer.
 STREAMS = ("VICI", "SOAK")
 _KEPT = 1024 * 1024 * 1024  # bytes
 
 
-class Someone:
-    """Who watches, asks, and reads the streams to their end."""
+class Observer:
+    """A client that subscribes, sends requests, and reads the streams to their end."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
@@ -51,7 +51,7 @@ class Someone:
         self._notes.lags[kind].add(now - self._notes.began, now - float(envelopes[0].data["sent"]))
 
     async def read(self, stream: str) -> None:
-        """Read a stream until cancelled, over as many connections as it takes."""
+        """Read a stream until cancelled, across reconnects."""
         while True:
             try:
                 await self._read(stream)
@@ -86,10 +86,10 @@ class Someone:
                 continue
             ledger.other(envelope)
             if envelope.event == "gap":
-                self._notes.told.append(told(envelope, self._notes.began))
+                self._notes.gaps.append(gap_report(envelope, self._notes.began))
 
     async def read_all(self) -> None:
-        """Wait until `read` has come to the end of the streams; nothing may be published meanwhile."""
+        """Wait until `read` has reached the end of the streams; nothing may be published meanwhile."""
         for stream in self._positions:
             last = (await self.client.jetstream().stream_info(stream)).state.last_seq
             async with asyncio.timeout(120):
@@ -105,6 +105,6 @@ class Someone:
                 reply = await self.client.request("vici.gw1.cmd.version", b"{}", timeout=2)
                 answers[(reply.headers or {}).get("Nats-Service-Error-Code", "200")] += 1
             except nats.errors.NoRespondersError:
-                answers["nobody there"] += 1
+                answers["no responders"] += 1
             except (nats.errors.Error, OSError, TimeoutError):
                 answers["none"] += 1

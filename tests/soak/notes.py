@@ -1,4 +1,4 @@
-"""What is seen during a run."""
+"""The observations of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from .ledger import Ledger, Told
+from .ledger import GapReport, Ledger
 
 LINES, EVENTS, REQUESTS = 10_000, 100, 10  # in a second
 TICK = 0.01
@@ -17,7 +17,7 @@ TICK = 0.01
 
 @dataclass
 class Fault:
-    """What was broken, and when, in seconds since the start."""
+    """A fault, its begin and its end, in seconds since the start."""
 
     kind: str
     begin: float
@@ -25,7 +25,7 @@ class Fault:
 
 
 class Lags:
-    """How long what came first in a message was under way, by when it came."""
+    """The delay of the first envelope of each message, by arrival time."""
 
     def __init__(self) -> None:
         self.times = array("d")
@@ -38,14 +38,14 @@ class Lags:
 
 @dataclass
 class Notes:
-    """All that is seen; times are seconds since the start."""
+    """All observations; times are seconds since the start."""
 
     began: float = field(default_factory=time.time)
     faults: list[Fault] = field(default_factory=list)
     ledgers: dict[str, Ledger] = field(
         default_factory=lambda: {"state": Ledger(round(EVENTS * TICK)), "log": Ledger(round(LINES * TICK))}
     )
-    told: list[Told] = field(default_factory=list)
+    gaps: list[GapReport] = field(default_factory=list)
     lags: dict[str, Lags] = field(default_factory=lambda: {"state": Lags(), "log": Lags()})
     answers: Counter[str] = field(default_factory=Counter)
     process: list[tuple[float, int, float, int]] = field(default_factory=list)  # time, pid, MB, descriptors

@@ -1,4 +1,4 @@
-"""Traffic through a bridge, and what is broken meanwhile."""
+"""Traffic through a bridge, and faults meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vicibridge.bus.nats_server import NatsServer
 
 from vicifast.testing import FakeCharon
 
-from .bus import STREAMS, Someone
+from .bus import STREAMS, Observer
 from .notes import EVENTS, LINES, TICK, Notes
 
 _CONFIG = """\
@@ -38,7 +38,7 @@ vici = "{address}"
 
 
 class Bridge:
-    """`vicibridge run`, to be ended in order or killed."""
+    """`vicibridge run`, which can be stopped or killed."""
 
     def __init__(self, config: Path, log: Path) -> None:
         self._config = config
@@ -60,7 +60,7 @@ class Bridge:
 
 
 class Soak:
-    """Everything that runs, and the faults that it may suffer."""
+    """All processes of a run, and their faults."""
 
     def __init__(self, directory: Path, charon: FakeCharon, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -73,7 +73,7 @@ class Soak:
         self.bridge = Bridge(config, self.log)
 
     async def traffic(self) -> None:
-        """Lines at once as they are due, and state events in pairs: an SA comes up and goes."""
+        """Send log lines in bursts, and state events in pairs: an SA comes up and goes down."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -103,7 +103,7 @@ class Soak:
             await asyncio.sleep(1)
 
     async def break_things(self, seconds: float) -> None:
-        """One fault after the other until the time is over; in the second half none of the bridge's own."""
+        """Cause faults, one at a time, until the time is over; in the second half none that ends the bridge."""
         others = [self.nats_killed, self.nats_stopped, self.nats_hangs, self.charon_gone, self.charon_cut, self.slow]
         bridge = [self.bridge_stopped, self.bridge_killed]
         end = time.time() + seconds
@@ -138,7 +138,7 @@ class Soak:
         self.charon.drop()
 
     async def slow(self) -> None:
-        """A subscriber that takes a tenth of the traffic, until the server has enough of it."""
+        """A subscriber that reads a tenth of the traffic, until the server disconnects it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port, limit=4096)
         writer.write(b'CONNECT {"verbose":false}\r\nSUB vici.> 1\r\n')
         end = time.time() + self.dice.uniform(2, 8)
@@ -157,14 +157,14 @@ class Soak:
 
     async def run(self, seconds: float) -> None:
         await asyncio.to_thread(self.server.start)
-        someone = Someone(self.notes)
-        await someone.connect(self.server.url)
+        observer = Observer(self.notes)
+        await observer.connect(self.server.url)
         await self.bridge.start()
         await self.charon.registered("log")
-        reading = [asyncio.create_task(someone.read(stream)) for stream in STREAMS]
+        reading = [asyncio.create_task(observer.read(stream)) for stream in STREAMS]
         traffic = asyncio.create_task(self.traffic())
         watching = asyncio.create_task(self.watch_process())
-        others = [traffic, asyncio.create_task(someone.ask()), watching, *reading]
+        others = [traffic, asyncio.create_task(observer.ask()), watching, *reading]
         try:
             breaking = asyncio.create_task(self.break_things(seconds))
             await asyncio.wait([breaking, *others], return_when=asyncio.FIRST_COMPLETED)
@@ -172,10 +172,10 @@ class Soak:
                 if task.done():
                     task.result()
             traffic.cancel()
-            await asyncio.sleep(10)  # what waits anywhere arrives
+            await asyncio.sleep(10)  # pending messages arrive
             watching.cancel()
             await self.bridge.end(kill=False)
-            await someone.read_all()
+            await observer.read_all()
         finally:
             while left := [task for task in others if not task.done()]:
                 for task in left:  # more than once, as asyncio's wait_for before Python 3.12 can lose a cancellation

@@ -1,4 +1,4 @@
-"""Streams and buckets that an administrator made or changed, while events flow; mended, nothing is missing untold.
+"""Streams and buckets that an administrator created or changed, while events flow; once fixed, every loss is reported.
 
 `make test-faults` runs these; the default run leaves them out.
 """
@@ -28,18 +28,18 @@ pytestmark = pytest.mark.faults
 
 OURS: dict[str, Any] = WANTED.as_dict()
 STREAMS = {str(case): case for case in CASES if case.of == "stream"}
-# Nothing is lost with these, or it is told.
+# These lose nothing, or the loss is reported.
 HELD = {
     "no_ack", "sealed", "mirror", "allow_msg_counter", "subjects", "subjects of requests", "discard_new_per_subject",
     "max_bytes, max_msgs, discard = new", "max_msg_size", "max_consumers", "duplicate_window",
 }  # fmt: skip
-# With these JetStream acknowledges what nobody finds later.
+# With these JetStream acknowledges events that are not found later.
 LOST = {
     "subject_transform", "retention = interest", "max_msgs_per_subject", "max_age", "storage = memory",
     "max_bytes, max_msgs, discard = old",
 }  # fmt: skip
 WORK = "retention = workqueue"
-ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory"}  # what no change mends
+ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory"}  # settings that cannot be changed
 
 
 @asynccontextmanager
@@ -56,7 +56,7 @@ async def _ignore(error: Exception) -> None:
 
 
 async def mend(admin: Admin, case: Case, wanted: dict[str, Any] = OURS) -> None:
-    """Do what is logged about the stream, which then is as `wanted`."""
+    """Apply the fix that is logged for the stream, which then equals `wanted`."""
     if case.property in ANEW:
         assert (await admin.api(f"STREAM.DELETE.{admin.name}"))["success"]
     else:
@@ -103,7 +103,7 @@ def test_fixed_stream_has_every_event(nats_server: NatsServer, name: str, caplog
                 await at.settled()
                 assert at.bridge.gateways[0].state.trouble == ""
             found = await envelopes(nats_server)
-            if case.property == "discard_new_per_subject":  # it refused some, and took others that came after them
+            if case.property == "discard_new_per_subject":  # it refused some events, and accepted later ones
                 found.sort(key=lambda envelope: envelope.seq)
             gaps = verify_numbers(found)
             assert {gap.cause for gap in gaps} <= {"refused by the server"}
@@ -183,7 +183,7 @@ def test_stream_changed_under_traffic_and_changed_back(
                     await until(lambda: at.bridge.gateways[0].backlog.counts.published > 100)
                     before = await admin.config()
                     await change(admin, **CHANGES[name])
-                    await asyncio.sleep(8)  # longer than an acknowledgement may take
+                    await asyncio.sleep(8)  # longer than the acknowledgement timeout
                     await change(admin, **{key: before.get(key) for key in CHANGES[name]})
                     await asyncio.sleep(0.5)
                 await at.settled()
@@ -227,7 +227,7 @@ LIMITS: dict[str, dict[str, Any]] = {
 @pytest.mark.lab(nats=True)
 @pytest.mark.parametrize("name", LIMITS)
 def test_mirror_of_a_real_charon_with_a_full_bucket(lab: Lab, name: str) -> None:
-    """SAs end and begin while the bucket refuses changes, or loses values."""
+    """SAs come and go while the bucket refuses changes, or loses values."""
 
     async def test() -> None:
         async with lab_scene(lab) as at:
@@ -240,7 +240,7 @@ def test_mirror_of_a_real_charon_with_a_full_bucket(lab: Lab, name: str) -> None
             await sas.terminate(lab, names[:COUNT])
             await sas.rekey_ike(lab, names[COUNT:])
             await sas.initiate(lab, names[: COUNT // 2])
-            if name != "expires":  # it is filled again, as often as it is compared
+            if name != "expires":  # each comparison fills it again
                 assert await difference(at.observer.client, lab.left)
                 await until(lambda: not at.bridge.mirrorings[0].buckets.complete, 30)
             await change(admin, **{key: before.get(key) for key in LIMITS[name]})

@@ -1,4 +1,4 @@
-"""The bridge breaks, or the machine that it is on, while events flow."""
+"""Faults of the bridge or its host while events flow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vicifast.testing import FakeCharon
 pytestmark = pytest.mark.faults
 
 
-# A bridge on a disk that takes a tenth of a second for each mebibyte that is read.
+# A bridge on a disk that takes 0.1 s to read a mebibyte.
 SLOW = """
 import time
 from vicibridge.cli import cli
@@ -35,7 +35,7 @@ async def start(config: Path, *program: str) -> asyncio.subprocess.Process:
 
 
 def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path) -> None:
-    """With the server there, away, and coming back; what was lost is told for the start that lost it."""
+    """With the server up, down, and returning; losses are reported for the run that lost them."""
     dice = random.Random(6)
     config = tmp_path / "bridge.toml"
 
@@ -47,7 +47,7 @@ def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path
                 f'[[gateway]]\nnode = "gw1"\nvici = "{charon.address}"\n'
             )
             traffic = Traffic(charon)
-            traffic.breaks_here()  # nobody listens yet
+            traffic.breaks_here()  # no client is registered yet
             async with traffic.flowing():
                 for turn in range(8):
                     bridge = await start(config)
@@ -76,7 +76,7 @@ def test_bridge_killed_at_random_moments(nats_server: NatsServer, tmp_path: Path
 
 
 def test_bridge_killed_while_the_spool_is_read_back(nats_server: NatsServer, tmp_path: Path) -> None:
-    """What comes meanwhile goes to the disk as soon as ever."""
+    """New events meanwhile go to disk as quickly as usual."""
     config = tmp_path / "bridge.toml"
 
     async def test() -> None:
@@ -105,7 +105,7 @@ def test_bridge_killed_while_the_spool_is_read_back(nats_server: NatsServer, tmp
                 killed.kill()
                 traffic.breaks_here()
             await killed.wait()
-            assert 0 < len(await stored(nats_server.url)) < waiting  # it was in the middle
+            assert 0 < len(await stored(nats_server.url)) < waiting  # it was killed while reading
             await charon.connected(0)
             last = await start(config)
             await heard(charon)
@@ -121,7 +121,7 @@ def test_bridge_killed_while_the_spool_is_read_back(nats_server: NatsServer, tmp
 @needs_root
 @pytest.mark.parametrize("kind", ["full", "read-only"])
 def test_disk_of_the_spool_fails(nats_server: NatsServer, tmp_path: Path, kind: str) -> None:
-    """While the server is away and comes back, events go on from memory; on a disk that was full, there again."""
+    """While the server is down and returns, events are sent from memory; once the full disk has space, from disk."""
     disk = tmp_path / "disk"
 
     async def test() -> None:
@@ -151,7 +151,7 @@ def test_disk_of_the_spool_fails(nats_server: NatsServer, tmp_path: Path, kind: 
 
 
 def test_clock_stepped(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To and fro by hours while events flow, and back by an hour between two starts."""
+    """Forward and back by hours while events flow, and back by an hour between two starts."""
     real, step = time.time_ns, 0
     monkeypatch.setattr(time, "time_ns", lambda: real() + step)
 

@@ -1,4 +1,4 @@
-"""charon breaks while events flow; what has reached the bridge reaches the subscriber, and the rest is told."""
+"""Faults of charon while events flow: every event that reached the bridge arrives, and the others are reported."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_connection_cut(nats_server: NatsServer) -> None:
 
 
 def test_socket_replaced(nats_server: NatsServer, tmp_path: Path) -> None:
-    """A new daemon at the same path; the old one goes on for a while, and the bridge stays with it till its end."""
+    """A new daemon at the same path; the old one continues for a while, and the bridge stays with it until it ends."""
     path = tmp_path / "charon.vici"
 
     async def test() -> None:
@@ -74,7 +74,7 @@ def test_socket_replaced(nats_server: NatsServer, tmp_path: Path) -> None:
                     at.traffic.charon = new
                     await asyncio.sleep(0.3)
                     at.traffic.breaks_here()
-                os.link(make_socket(tmp_path), path)  # for the old one to remove
+                os.link(make_socket(tmp_path), path)  # the old daemon removes this path
             await at.settled(all_heard=False)
         found = await verify_but_breaks(nats_server.url, at.traffic)
         assert found.gone == 1
@@ -89,7 +89,7 @@ def make_socket(directory: Path) -> str:
 
 
 def test_backlog_full(nats_server: NatsServer) -> None:
-    """Connecting gives EAGAIN for a while."""
+    """Connecting fails with EAGAIN for a while."""
 
     async def test() -> None:
         await nats_server.up()
@@ -117,7 +117,7 @@ def test_backlog_full(nats_server: NatsServer) -> None:
 
 
 def of_size(size: int) -> bytes:
-    """A message that makes a packet of the event ike-updown with so many bytes."""
+    """Return a message that makes the packet of an ike-updown event exactly `size` bytes long."""
     left = size - len(_wire.packet(_wire.EVENT, "ike-updown", {"gw": {"uniqueid": "0", "much": []}})) + 4
     values: list[str] = []
     while left:
@@ -127,7 +127,7 @@ def of_size(size: int) -> bytes:
 
 
 def test_largest_packet(nats_server: NatsServer) -> None:
-    """Of exactly 512 KiB; what is larger charon does not send."""
+    """Of exactly 512 KiB; charon sends no larger ones."""
 
     async def test() -> None:
         await nats_server.up()
@@ -164,7 +164,7 @@ def test_malformed_messages_are_reported(nats_server: NatsServer) -> None:
 
 @pytest.mark.parametrize("noise", [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x01\x63", b"\0\0\0\x02\x07\x09"])
 def test_invalid_packets(nats_server: NatsServer, noise: bytes) -> None:
-    """The stream cannot be trusted any more: it is given up, told, and begun again."""
+    """The stream is out of step: the bridge reports a gap and reconnects."""
 
     async def test() -> None:
         await nats_server.up()
@@ -221,7 +221,7 @@ def test_log_flood_during_a_snapshot_of_ten_thousand_sas(nats_server: NatsServer
 
 
 def test_charon_ends_during_a_list(nats_server: NatsServer) -> None:
-    """As at a restart or a reload of its plugins; the mirror asks again and has everything in the end."""
+    """As at a restart or a reload of its plugins; the mirror lists again and is complete in the end."""
 
     async def test() -> None:
         await nats_server.up()
@@ -246,7 +246,7 @@ def test_charon_ends_during_a_list(nats_server: NatsServer) -> None:
 
 
 def test_requesters_disconnect_during_a_stream(nats_server: NatsServer) -> None:
-    """Nothing of them is left, and nobody else notices."""
+    """No resources remain, and no other client is affected."""
 
     async def test() -> None:
         await nats_server.up()

@@ -1,6 +1,6 @@
-"""charon itself is not hurt: its memory while NATS is away, and what the end of a bridge makes it log.
+"""charon is not harmed: its memory during a NATS outage, and its log when a bridge ends.
 
-That commands which block never take more than their share of its threads is in `test_commands_on_charon`.
+`test_commands_on_charon` tests that blocking commands never exceed their share of its threads.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CONN = {"version": 2, "remote_addrs": ["10.99.0.77"], "local": {"auth": "psk"}, 
 
 
 class Listener:
-    """Somebody else who listens to charon's log: how many lines there were, and how many nobody was there for."""
+    """Another listener of charon's log: counts the lines, and the lines about undeliverable events."""
 
     def __init__(self) -> None:
         self.lines = 0
         self.undeliverable = 0
-        self.last = 0  # the line that was undeliverable last
+        self.last = 0  # the last line that was undeliverable
 
     @asynccontextmanager
     async def listening(self, address: str) -> AsyncIterator[Listener]:
@@ -52,7 +52,7 @@ class Listener:
 
 @asynccontextmanager
 async def flood(address: str, sessions: int = 4) -> AsyncIterator[None]:
-    """Have charon log as fast as it goes: each `load-conn` makes a line or two."""
+    """Make charon log as fast as it can: each `load-conn` causes a line or two."""
     async with AsyncExitStack() as stack:
 
         async def load(session: AsyncSession, number: int) -> None:
@@ -72,7 +72,7 @@ async def flood(address: str, sessions: int = 4) -> AsyncIterator[None]:
 
 
 async def used(address: str) -> float:
-    """Bytes that charon has from malloc."""
+    """Return the bytes that charon has allocated with malloc."""
     async with AsyncSession(address) as session:
         memory = (await session.call("stats"))["mallinfo"]
     assert isinstance(memory, dict)
@@ -80,14 +80,14 @@ async def used(address: str) -> float:
 
 
 async def grown(address: str, lines: int) -> float:
-    """Return by how many bytes charon has grown after so many lines, which must come through."""
+    """Return the growth of charon in bytes over a number of lines, all of which must arrive."""
     before = await used(address)
     listener = Listener()
     async with listener.listening(address):
         async with flood(address):
             await until(lambda: listener.lines >= lines, 60)
         after = await used(address)
-        while (now := await used(address)) < after:  # what is on its way to those who read
+        while (now := await used(address)) < after:  # lines in transit to the listeners
             after = now
             await asyncio.sleep(0.1)
         return after - before
@@ -103,7 +103,7 @@ def config(lab: Lab) -> Path:
 
 
 def test_memory_of_charon_does_not_grow_during_a_nats_outage(lab: Lab) -> None:
-    """Beside somebody who registers for the log and does not read, for whom it does."""
+    """In contrast to a client that registers for the log and does not read it."""
 
     async def test() -> None:
         address = lab.left.address
@@ -127,7 +127,7 @@ def test_memory_of_charon_does_not_grow_during_a_nats_outage(lab: Lab) -> None:
 
 @pytest.mark.parametrize("kill", [False, True])
 def test_stopping_the_bridge_causes_no_burst_of_lines(lab: Lab, kill: bool) -> None:
-    """Of lines about events for a connection that is gone; after SIGKILL there is one, and it ends by itself."""
+    """Lines about events for a closed connection; after SIGKILL there is a burst, which ends without intervention."""
 
     path = config(lab)
     log = path.with_suffix(".log")
@@ -150,7 +150,7 @@ def test_stopping_the_bridge_causes_no_burst_of_lines(lab: Lab, kill: bool) -> N
         async with listener.listening(lab.left.address), flood(lab.left.address):
             for _ in range(5):
                 await end_one()
-            undeliverable = listener.undeliverable  # the end of the flood leaves some replies undelivered, too
+            undeliverable = listener.undeliverable  # at the end of the flood some replies are undeliverable, too
         print(f"{undeliverable} of {listener.lines} lines are about connections that have gone")
         assert kill or not undeliverable
 

@@ -1,4 +1,4 @@
-"""Credentials expire at the bridge and at its clients while events flow; nothing is missing, and the mirror is right.
+"""Credentials of the bridge and its clients expire while events flow; nothing is lost, and the mirror is correct.
 
 `make test-faults` runs these; the default run leaves them out.
 """
@@ -25,7 +25,7 @@ from vicibridge.contract.nats_settings import NatsSettings
 
 pytestmark = pytest.mark.faults
 
-LIFE = 3  # seconds of a JWT
+LIFE = 3  # lifetime of a JWT, in seconds
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Guarded:
 
 @asynccontextmanager
 async def renewed(at_server: Guarded) -> AsyncIterator[None]:
-    """Write a new credentials file again and again, each before the JWT in the one before it ends."""
+    """Replace the credentials file repeatedly, each time before its JWT expires."""
 
     async def renew() -> None:
         while True:
@@ -72,7 +72,7 @@ async def renewed(at_server: Guarded) -> AsyncIterator[None]:
 
 
 class Collected:
-    """What a client of ours has read of the stream, over all its connections."""
+    """The events that a client of ours has read from the stream, over all its connections."""
 
     def __init__(self) -> None:
         self.complete = Completeness(from_start=True)
@@ -101,7 +101,7 @@ async def collecting(fleet: Fleet, **arguments: Any) -> AsyncIterator[Collected]
 
 
 async def verify(at: Scene, as_admin: dict[str, str], ordered: Collected, durable: Collected) -> None:
-    """Everything is in the stream, and came to both clients: once and in order, or at least once."""
+    """Check that the stream and both clients have every event: once and in order, or at least once."""
     url = at.bridge.settings.nats.urls[0]
     await verify_whole(url, at.traffic.sent, **as_admin)
     everything = list(range(1, at.traffic.sent + 1))
@@ -113,7 +113,7 @@ async def verify(at: Scene, as_admin: dict[str, str], ordered: Collected, durabl
 
 @asynccontextmanager
 async def guarded(make_nats_server: Callable[..., NatsServer], directory: Path) -> AsyncIterator[Guarded]:
-    """A server that takes users of an operator, with an administrator whose credentials do not expire."""
+    """A server with the users of an operator, and an administrator whose credentials do not expire."""
     operator = Operator()
     server = make_nats_server(operator.server_options())
     await server.up()
@@ -152,7 +152,7 @@ def test_jwts_renewed_after_they_expire(make_nats_server: Callable[..., NatsServ
 
 
 def test_expiring_certificates(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
-    """Renewed and taken over by SIGHUP; and expired while NATS restarts, and renewed after that."""
+    """Renewed and applied by SIGHUP; and expired during a restart of NATS, and renewed after it."""
     pki = Pki(tmp_path)
     server = make_nats_server(pki.server_options(f', ca_file: "{pki.ca}", verify: true'))
     files = {"tls_ca": pki.ca, "tls_cert": pki.cert, "tls_key": pki.key, "tls_hostname": "nats.example"}
@@ -185,7 +185,7 @@ def test_expiring_certificates(make_nats_server: Callable[..., NatsServer], tmp_
 
 @pytest.mark.lab(nats=True)
 def test_mirror_equals_charon(make_nats_server: Callable[..., NatsServer], tmp_path: Path, lab: Lab) -> None:
-    """Real SAs come and go while JWTs end; afterwards the buckets say what charon says, and a client what they say."""
+    """Real SAs come and go while JWTs expire; afterwards the buckets equal charon, and a client equals the buckets."""
 
     async def test() -> None:
         async with guarded(make_nats_server, tmp_path) as at_server, renewed(at_server):

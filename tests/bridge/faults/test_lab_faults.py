@@ -1,4 +1,4 @@
-"""Real charons break while SAs come and go; listeners of our own at the same charon say what has to arrive."""
+"""Faults of real charons while SAs come and go; separate listeners at the same charon record the expected events."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ LISTS = ["@read"]
 
 @dataclass
 class Scene:
-    """The charon `left`, what it raises, a bridge beside it, and somebody on the bus."""
+    """The charon `left`, its events, a bridge, and an observer on the bus."""
 
     lab: Lab
     bridge: Service
     observer: Observer
-    log: Seen  # what the bridge has published of it
+    log: Seen  # the envelopes that the bridge has published
     events: Heard
     lines: Heard
 
     async def verify(self, early: int, since: int = 0) -> None:
-        """Everything has arrived that was raised so far, but the first `early` lines and what is not in `since`."""
+        """Check that every event so far has arrived, except the first `early` lines and events before `since`."""
         await self.events.complete()
         await self.lines.complete()
         late = len(self.lines)
@@ -101,7 +101,7 @@ async def list_sas(at: Scene) -> Msg:
 
 
 def test_charon_hangs(lab: Lab) -> None:
-    """SIGSTOP and SIGCONT: nothing is lost, requests are answered all the same, and the mirror is right afterwards."""
+    """SIGSTOP and SIGCONT: nothing is lost, requests still get replies, and the mirror is correct afterwards."""
 
     async def test() -> None:
         async with scene(lab) as at:
@@ -131,7 +131,7 @@ def swanctl_conf(names: Sequence[str]) -> str:
 
 
 async def reload(lab: Lab, config: Path) -> None:
-    """All that an administrator does after a change of the configuration, and more."""
+    """Reload everything that an administrator reloads after a change of the configuration."""
     argv = ["swanctl", "--load-all", "--noprompt", "--file", str(config), "--uri", lab.left.address]
     done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -142,12 +142,12 @@ async def reload(lab: Lab, config: Path) -> None:
 
 
 def test_charon_is_reloaded_during_lists(lab: Lab) -> None:
-    """While some SAs are rekeyed, connections come and go, and SAs are listed all the time: each list has the others.
+    """While some SAs are rekeyed, connections come and go, and SAs are listed continuously, each list has all others.
 
-    Of an SA that is being rekeyed charon may have passed the place of the new one when it comes to that of the old.
+    A list may miss an SA that is being rekeyed: charon may pass the place of the new one before that of the old one.
     """
     lists = 0
-    reloading = True  # what works meanwhile ends with its round: nats-py may swallow a cancellation
+    reloading = True  # concurrent tasks end after their round: nats-py may swallow a cancellation
 
     async def listing(at: Scene, names: set[str]) -> None:
         nonlocal lists
@@ -184,7 +184,7 @@ def test_charon_is_reloaded_during_lists(lab: Lab) -> None:
 
 
 def lives(seen: Seen) -> list[Seen]:
-    """Divide what came, where charon was gone."""
+    """Split the envelopes where charon was disconnected."""
     divided: list[Seen] = [[]]
     for subject, envelope in seen:
         if envelope["event"] == "gap":
@@ -196,7 +196,7 @@ def lives(seen: Seen) -> list[Seen]:
 
 
 def begins_alike(one: dict[str, list], other: dict[str, list]) -> bool:
-    """Whether of each SA the one has the beginning of what the other has, or the other way round."""
+    """Whether for each SA the events of one are a prefix of those of the other, or vice versa."""
     return all(
         one.get(name, [])[: len(other.get(name, []))] == other.get(name, [])[: len(one.get(name, []))]
         for name in one.keys() | other.keys()
@@ -213,7 +213,7 @@ async def kill(lab: Lab) -> None:
 
 @pytest.mark.parametrize("end", [kill, stop])
 def test_charon_restarts(lab: Lab, end: Callable[[Lab], object]) -> None:
-    """Three times, with a socket that is a new one; nothing is missing but around the ends, and these are told."""
+    """Three times, each with a new socket; events are missing only around the disconnects, which are reported."""
     heard_of: list[Heard] = []
 
     async def life(bridge: Service, number: int) -> None:

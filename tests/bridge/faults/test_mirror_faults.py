@@ -1,4 +1,4 @@
-"""Buckets that an administrator made, changed or emptied, while tunnels come and go: mended, the mirror equals charon.
+"""Buckets that an administrator created, changed or emptied: once fixed, the mirror equals charon.
 
 `make test-faults` runs these; the default run leaves them out.
 """
@@ -33,7 +33,7 @@ OURS: dict[str, Any] = bucket_stream(SA).as_dict()
 
 
 class Tunnels:
-    """A charon whose tunnels come, move and go without end."""
+    """A charon whose tunnels come up, move and go down continuously."""
 
     def __init__(self, charon: FakeCharon, seed: int) -> None:
         self.charon = charon
@@ -74,7 +74,7 @@ class Tunnels:
             await asyncio.gather(task, return_exceptions=True)
 
     async def mirrored(self, observer: Observer) -> bool:
-        """Whether the bucket has these tunnels, as they are, and no others."""
+        """Whether the bucket has exactly these tunnels with their current values."""
         values = await bucket(observer.client, SA)
         if values.keys() != {f"gw1.gw.{number}" for number in self.up}:
             return False
@@ -111,7 +111,7 @@ async def scene(
 
 
 async def made(admin: Admin, case: Case) -> None:
-    """Make the bucket of SAs as a case has it."""
+    """Create the bucket of SAs of a case."""
     config: dict[str, Any] = json.loads(json.dumps(case.config).replace(NODE, SA))
     await admin.make(name="ORIGIN", subjects=["origin.>"])
     sealed = config.pop("sealed", False)
@@ -190,7 +190,7 @@ async def small_values_only_for_a_while(admin: Admin) -> None:
 
 async def unacknowledged_for_a_while(admin: Admin) -> None:
     await change(admin, no_ack=True)
-    await asyncio.sleep(7)  # longer than an acknowledgement may take
+    await asyncio.sleep(7)  # longer than the acknowledgement timeout
     await change(admin, no_ack=False)
 
 

@@ -1,4 +1,4 @@
-"""NATS breaks while events flow; afterwards a subscriber has every event or was told what is missing.
+"""Faults of NATS while events flow; afterwards a subscriber has every event or a report of the missing ones.
 
 `make test-faults` runs these; the default run leaves them out.
 """
@@ -23,7 +23,7 @@ Break = Callable[[NatsServer], Awaitable[None]]
 
 
 async def broken(server: NatsServer, url: str, fault: Break) -> None:
-    """Break something while events flow, for ever or until the fault itself mends it, and verify."""
+    """Cause a fault while events flow, until the end or until the fault repairs itself, and verify."""
     async with scene(url, reader=server.url) as at:
         async with at.flowing():
             await fault(server)
@@ -60,7 +60,7 @@ def test_server(nats_server: NatsServer, fault: Break) -> None:
 
 
 class Wire:
-    """A network between the bridge and its server that can stop carrying anything, without a word."""
+    """A network between the bridge and its server that can drop everything silently."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -81,7 +81,7 @@ class Wire:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """End every connection."""
+        """Close every connection."""
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
@@ -127,7 +127,7 @@ def test_temporary_black_hole(nats_server: NatsServer) -> None:
 
 @pytest.mark.parametrize("load", [True, False])
 def test_black_hole_is_left_for_the_next_server_within_ten_seconds(nats_server: NatsServer, load: bool) -> None:
-    """With the probe's defaults."""
+    """With the default probe settings."""
 
     async def test() -> None:
         await nats_server.up()
@@ -146,7 +146,7 @@ def test_black_hole_is_left_for_the_next_server_within_ten_seconds(nats_server: 
 
 
 def test_killed_server_is_replaced_by_the_next_one(make_nats_server: Callable[..., NatsServer]) -> None:
-    """Each has a stream of its own: the two together have everything, once but for what had not been acknowledged."""
+    """Each has its own stream: together they have every event, once unless it was not acknowledged."""
 
     async def test() -> None:
         first, second = make_nats_server(), make_nats_server()
@@ -215,10 +215,10 @@ async def reload(server: NatsServer, old: str, new: str) -> None:
     text = config.read_text()
     assert old in text
     config.write_text(text.replace(old, new))
-    told = server.log.read_text().count("Reloaded server configuration")
+    reloads = server.log.read_text().count("Reloaded server configuration")
     assert server.process
     server.process.send_signal(signal.SIGHUP)
-    await until(lambda: server.log.read_text().count("Reloaded server configuration") > told)
+    await until(lambda: server.log.read_text().count("Reloaded server configuration") > reloads)
 
 
 def test_credentials_revoked_and_restored(make_nats_server: Callable[..., NatsServer]) -> None:
@@ -322,7 +322,7 @@ def test_connection_is_cut_repeatedly(nats_server: NatsServer) -> None:
 
 
 def test_all_connections_are_cut_for_a_minute(nats_server: NatsServer) -> None:
-    """The connections to charon and to NATS; nothing of them is left over."""
+    """The connections to charon and to NATS; no resources remain."""
 
     async def test() -> None:
         await nats_server.up()
@@ -347,7 +347,7 @@ def test_all_connections_are_cut_for_a_minute(nats_server: NatsServer) -> None:
 
 
 def test_subscriber_ten_times_slower_than_the_traffic(nats_server: NatsServer) -> None:
-    """The server has to keep it away from the others, and the bridge must not feel it."""
+    """It must affect neither other clients nor the bridge."""
 
     async def test() -> None:
         await nats_server.up()

@@ -1,4 +1,4 @@
-"""Traffic that flows while something breaks, and the account of it at a subscriber afterwards."""
+"""Traffic during a fault, and the account of it at a subscriber afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vicifast.testing import FakeCharon
 
 
 class Traffic:
-    """A charon that sends numbered events and lines without end."""
+    """A charon that sends numbered events and lines continuously."""
 
     def __init__(self, charon: FakeCharon, lines: int = 5) -> None:
         self.charon = charon
@@ -46,7 +46,7 @@ class Traffic:
         self.charon.emit("ike-updown", {"gw": {"uniqueid": str(self.sent), **more}})
 
     def breaks_here(self) -> None:
-        """Note that events about this one may be lost with the connection to charon."""
+        """Record that events around this one may be lost with the connection to charon."""
         self.breaks.append(self.sent)
 
     async def _flow(self) -> None:
@@ -67,14 +67,14 @@ async def heard(charon: FakeCharon) -> None:
 
 
 class Reader:
-    """Somebody who reads the log; what a connection of its own missed by ending is not the bridge's loss."""
+    """A subscriber that reads the log; lines that it misses while disconnected are not a loss of the bridge."""
 
     def __init__(self) -> None:
         self.of_connections = [Completeness()]
         self.lines: Counter[int] = Counter()  # by the numbers that charon gave them
 
     async def disconnected(self, subscription: Subscription) -> None:
-        """Begin again, after what the old connection has brought: the client connects anew when this returns."""
+        """Start a new account after the messages of the old connection: the client reconnects when this returns."""
         while subscription.pending_msgs and not subscription._conn.is_closed:
             await asyncio.sleep(0)
         self.of_connections.append(Completeness())
@@ -86,10 +86,10 @@ class Reader:
                 self.lines[int(envelope.data["msg"])] += 1
 
     async def check(self, bridge: Service, traffic: Traffic, *, all_heard: bool) -> None:
-        """Nothing may be missing untold; over one connection every line came or was dropped and told.
+        """Check that every missing event is reported; over one connection every line arrived, or its loss is reported.
 
-        `all_heard` is whether charon has never been without the bridge. A line that comes twice counts once: that may
-        be after an outage of NATS.
+        `all_heard` is whether the bridge was connected to charon all the time. A line that arrives twice, as after an
+        outage of NATS, counts once.
         """
         gaps = [gap for complete in self.of_connections for gap in complete.gaps()]
         assert not [gap for gap in gaps if gap.cause is None], gaps
@@ -134,15 +134,15 @@ async def reading(url: str, **options: Any) -> AsyncIterator[tuple[Reader, Subsc
 
 @dataclass
 class Account:
-    """What the stream says of class state."""
+    """The account of class state in the stream."""
 
-    dropped: Counter[str]  # by the cause that was told
-    absent: list[int]  # numbers of events that are not there
-    gone: int  # how often "charon was gone" was told
+    dropped: Counter[str]  # by reported cause
+    absent: list[int]  # numbers of missing events
+    gone: int  # the number of gaps "charon was gone"
 
 
 async def account(url: str, sent: int, **options: Any) -> Account:
-    """Hold the stream against what was sent: nothing twice, in order, nothing missing by number untold."""
+    """Compare the stream with the events sent: in order, none twice, every missing number reported."""
     envelopes = [envelope for message in await stored(url, **options) for envelope in unpack(message)]
     missing = verify_numbers(envelopes)
     numbers = [int(envelope.data["gw"]["uniqueid"]) for envelope in envelopes if envelope.event == "ike-updown"]
@@ -155,7 +155,7 @@ async def account(url: str, sent: int, **options: Any) -> Account:
 
 
 def verify_numbers(envelopes: Iterable[Envelope], *, again: bool = False) -> list[MissingEvents]:
-    """Return what is missing of class state, all of which is told; nothing came out of order, or but `again` twice."""
+    """Return the missing events of class state; all are reported, none is out of order, or twice unless `again`."""
     complete = Completeness(from_start=True)
     for envelope in envelopes:
         complete.add(envelope)
@@ -166,12 +166,12 @@ def verify_numbers(envelopes: Iterable[Envelope], *, again: bool = False) -> lis
 
 
 async def verify_whole(url: str, sent: int, **options: Any) -> None:
-    """Nothing at all is missing."""
+    """Check that no event is missing."""
     assert await account(url, sent, **options) == Account(Counter(), [], 0)
 
 
 async def verify_but_breaks(url: str, traffic: Traffic) -> Account:
-    """Nothing is missing but around the ends of connections to charon, and those were told."""
+    """Check that events are missing only around disconnects of charon, which are reported."""
     found = await account(url, traffic.sent)
     assert not found.dropped
     verify_absent(found, traffic)
@@ -180,7 +180,7 @@ async def verify_but_breaks(url: str, traffic: Traffic) -> Account:
 
 
 def verify_absent(found: Account, traffic: Traffic) -> None:
-    """Nothing is absent but around breaks."""
+    """Check that events are absent only around breaks."""
     for first, last in _runs(found.absent):
         assert any(first - 1 <= number <= last for number in traffic.breaks), (first, last, traffic.breaks)
 
@@ -196,13 +196,13 @@ def _runs(numbers: Collection[int]) -> list[tuple[int, int]]:
 
 
 async def settled(bridge: Service, sent: int | None = None) -> None:
-    """Wait until all that was sent has arrived, was dropped, or is told; the accounts have to balance all the time."""
+    """Wait until every event has arrived, or its loss is reported; then check the counts."""
     [gateway] = bridge.gateways
     if sent is not None:
         await until(lambda: gateway.reader.events["ike-updown", "down"] == sent, 30)
     await until(lambda: not gateway.backlog.waiting and not gateway.backlog.losses.unreported, 30)
     await until(lambda: not gateway.log.in_flight and not gateway.log._losses.unreported, 30)
-    await until(lambda: not gateway.backlog.waiting, 30)  # what the log has told meanwhile
+    await until(lambda: not gateway.backlog.waiting, 30)  # gaps of the log reported meanwhile
     balanced(bridge)
 
 
@@ -215,7 +215,7 @@ def balanced(bridge: Service) -> None:
 
 @dataclass
 class Scene:
-    """A charon, a bridge, traffic and a reader, while something is about to break."""
+    """A charon, a bridge, traffic and a reader, for a fault."""
 
     bridge: Service
     charon: FakeCharon
@@ -232,12 +232,12 @@ class Scene:
             await asyncio.sleep(0.3)
 
     async def heard(self) -> None:
-        """Wait until the bridge has registered everything, and knows it."""
+        """Wait until the bridge has registered everything, and has the confirmations."""
         await heard(self.charon)
         await until(lambda: self.bridge.gateways[0].reader.up)
 
     async def settled(self, *, all_heard: bool = True) -> None:
-        """Wait until everything is where it belongs, and check the log."""
+        """Wait until every event is accounted for, and check the log."""
         await settled(self.bridge, self.traffic.sent if all_heard else None)
         async with asyncio.timeout(15):
             while not await _caught_up(self.subscription):
@@ -249,7 +249,7 @@ async def _caught_up(subscription: Subscription) -> bool:
     try:
         await processed(subscription._conn)
     except (NatsError, OSError, TimeoutError):
-        return False  # it connects again at the moment
+        return False  # it is reconnecting
     return not subscription.pending_msgs
 
 
@@ -264,7 +264,7 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """A charon with a bridge to the server at `url`.
 
-    `reader` is the URL for the reader, where it is another, and `reader_options` what it has to say to nats-py.
+    `reader` is the URL for the reader, if it differs, and `reader_options` its options for nats-py.
     """
     async with charon or FakeCharon() as charon, reading(reader or url, **reader_options) as (observer, subscription):
         async with service(settings(url, charon.address, **sections)) as bridge:
