@@ -50,7 +50,7 @@ PLACES = (
 
 KEPT = {  # methods of other libraries
     ("src/vicifast/compat/protocol.py", "return self.tell() < len(self)"),
-    ("bridge/vicibridge/client/envelopes.py", "count = unpacker.tell()"),
+    ("bridge/vicibridge/contract/codecs.py", "count = unpacker.tell()"),
 }
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import base64
+from typing import get_args
 
 import pytest
 from harness import envelopes
-from vicibridge.events.envelopes import Codec, Envelopes, new_boot
+from vicibridge.contract.codecs import CODECS
+from vicibridge.contract.names import Codec, EventCodec
+from vicibridge.events.envelopes import Envelopes, new_boot
 
 import vicifast
 from vicifast.commands import EVENTS
 
 MESSAGE = {"up": "yes", "gw": {"uniqueid": "1", "vips": ["10.0.0.1", "10.0.0.2"], "none": [], "child-sas": {}}}
 STANDALONE = [event.name for event in EVENTS.values() if event.standalone]
-CODECS: list[Codec] = ["msgpack", "json"]
+
+
+def test_the_table_has_every_codec() -> None:
+    assert set(CODECS) == set(get_args(Codec)) == set(get_args(EventCodec)) - {"raw"}
+    starts = [start for codec in CODECS.values() for start in codec.starts]
+    assert len(starts) == len(set(starts))
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from harness import NatsServer, Observer, bucket, observing, run, service, settings, until
 from vicibridge.config.model import Config, EventsConfig
+from vicibridge.contract.names import EventCodec
 from vicibridge.contract.subjects import Subjects
-from vicibridge.events.envelopes import EventCodec
 from vicibridge.mirror.model import Mirror
 from vicibridge.mirror.reconcile import Reconciliation
 from vicibridge.service import Service

@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vicibridge.commands.request import (
     RequestError,
-    codec_of,
     decode_request,
-    encode_list,
     encode_section,
     read_options,
 )
+from vicibridge.contract.codecs import CODECS, codec_of
 
 
 def refusal(payload: bytes) -> RequestError:
@@ -111,9 +110,9 @@ def test_replies() -> None:
     section = {"a": "1", "l": ["x", "\udcff"], "s": {"": ""}}
     assert json.loads(encode_section("json", section)) == {"a": "1", "l": ["x", {"$base64": "/w=="}], "s": {"": ""}}
     assert msgpack.unpackb(encode_section("msgpack", section)) == {"a": "1", "l": ["x", b"\xff"], "s": {"": ""}}
-    assert json.loads(encode_list("json", [b'{"a":1}', b"{}"])) == [{"a": 1}, {}]
-    assert msgpack.unpackb(encode_list("msgpack", [msgpack.packb({"a": 1})] * 70000)) == [{"a": 1}] * 70000
-    assert encode_list("json", []) == b"[]"
+    assert json.loads(CODECS["json"].join([b'{"a":1}', b"{}"])) == [{"a": 1}, {}]
+    assert msgpack.unpackb(CODECS["msgpack"].join([msgpack.packb({"a": 1})] * 70000)) == [{"a": 1}] * 70000
+    assert CODECS["json"].join([]) == b"[]"
 
 
 @pytest.mark.parametrize(

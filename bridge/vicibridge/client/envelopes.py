@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgpack
@@ -12,8 +12,9 @@ from nats.aio.msg import Msg
 
 from vicifast import _wire
 
-from ..contract import bucket_values, names
+from ..contract import names
 from ..contract.bridge_events import BRIDGE_EVENTS, from_vici
+from ..contract.codecs import CODECS, codec_of
 
 Kind = Literal["state", "log"]
 
@@ -44,7 +45,7 @@ def unpack(message: Msg) -> list[Envelope]:
     try:
         if names.EVENT_HEADER in headers:
             return [_raw(headers, payload, subject)]
-        found = _json(payload) if payload[:1] == b"{" else _msgpack(payload)
+        found = CODECS[codec_of(payload)].envelopes(payload)
         return [Envelope(e["node"], e["boot"], e["seq"], e["time"], e["event"], e["data"], subject) for e in found]
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
         raise ValueError(f"{subject}: not an envelope: {type(error).__name__} {error}") from None
@@ -59,33 +60,6 @@ def _raw(headers: Mapping[str, str], payload: bytes, subject: str) -> Envelope:
     if event in BRIDGE_EVENTS:
         data = from_vici(event, data)
     return Envelope(node, boot, int(seq), int(time), event, data, subject)
-
-
-def _json(payload: bytes) -> Iterator[Mapping[str, Any]]:
-    return map(bucket_values.load, payload.splitlines())
-
-
-def _msgpack(payload: bytes) -> Iterator[Mapping[str, Any]]:
-    unpacker = msgpack.Unpacker(unicode_errors="surrogateescape", strict_map_key=True, max_buffer_size=len(payload))
-    unpacker.feed(payload)
-    binary = any(mark in payload for mark in _BINARY)
-    count = 0
-    for envelope in unpacker:
-        count = unpacker.tell()
-        yield _with_texts(envelope) if binary else envelope
-    if count != len(payload):
-        raise ValueError(f"the last envelope is cut short at {count} of {len(payload)} bytes")
-
-
-_BINARY = (b"\xc4", b"\xc5", b"\xc6")  # first byte of a msgpack bin value, used for bytes that are not UTF-8
-
-
-def _with_texts(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, dict):
-        return {key: _with_texts(item) for key, item in value.items()}
-    return [_with_texts(item) for item in value] if isinstance(value, list) else value
 
 
 class MissingEvents(NamedTuple):

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..bus.connection import NatsConnection, TooLarge
+from ..contract.codecs import CODECS
 from ..contract.names import COUNT_HEADER, DESCRIPTION_HEADER, NODE_HEADER, PART_HEADER, STATUS_HEADER, TOO_LARGE
-from .request import Options, RequestError, encode_list, encode_section
+from .request import Options, RequestError, encode_section
 
 _PACE = 512 * 1024  # bytes of a streamed reply between two round trips to the server
 
@@ -57,7 +58,7 @@ class Reply:
         """End a stream; a response with more keys than success and errmsg is sent before, marked as such."""
         count = {COUNT_HEADER: str(self.parts)}
         if self._options.collect:
-            await self._publish(encode_list(self._options.codec, self._collected), count)
+            await self._publish(CODECS[self._options.codec].join(self._collected), count)
             return
         if set(response) - {"success", "errmsg"}:
             await self._publish(encode_section(self._options.codec, response), {PART_HEADER: "response"})

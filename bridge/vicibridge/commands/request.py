@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
-
-import msgpack
 
 from vicifast import _wire
 from vicifast.errors import ViciError
 
+from ..contract.codecs import CODECS, codec_of
 from ..contract.names import (
     BAD_REQUEST,
     CODEC_HEADER,
@@ -23,7 +22,6 @@ from ..contract.names import (
 )
 
 MAX_REQUEST = _wire.MAX_PACKET
-_JSON_STARTS = b"{ \t\r\n"
 
 
 class RequestError(Exception):
@@ -56,16 +54,10 @@ class Options(NamedTuple):
 
 def read_options(payload: bytes, headers: Mapping[str, str], longest: float) -> Options:
     """Return the options of a request, its timeout at most `longest` seconds; raises RequestError 400."""
-    codec = codec_of(payload)
-    match headers.get(CODEC_HEADER):
-        case None:
-            pass
-        case "json":
-            codec = "json"
-        case "msgpack":
-            codec = "msgpack"
-        case _:
-            raise RequestError(BAD_REQUEST, f"{CODEC_HEADER} must be json or msgpack")
+    asked = headers.get(CODEC_HEADER)
+    codec = codec_of(payload) if asked is None else next((codec for codec in CODECS if codec == asked), None)
+    if codec is None:
+        raise RequestError(BAD_REQUEST, f"{CODEC_HEADER} must be {' or '.join(sorted(CODECS))}")
     collect = headers.get(COLLECT_HEADER, "false").lower()
     if collect not in ("true", "false"):
         raise RequestError(BAD_REQUEST, f"{COLLECT_HEADER} must be true or false")
@@ -82,11 +74,6 @@ def _seconds(text: str | None, default: float) -> float:
     return seconds
 
 
-def codec_of(payload: bytes) -> Codec:
-    """Return the codec of a request by its first byte; JSON for an empty payload, as sent by hand."""
-    return "json" if not payload or payload[0] in _JSON_STARTS else "msgpack"
-
-
 def decode_request(payload: bytes) -> dict[str, object]:
     """Return the arguments of a request, scalars as text; raises RequestError 400 if it is malformed."""
     if not payload:
@@ -94,8 +81,7 @@ def decode_request(payload: bytes) -> dict[str, object]:
     if len(payload) > MAX_REQUEST:
         raise RequestError(BAD_REQUEST, f"the request has {len(payload)} bytes; charon accepts at most {MAX_REQUEST}")
     try:
-        encoded = _wire.from_json(payload) if codec_of(payload) == "json" else _wire.from_msgpack(payload)
-        return dict(_wire.decode(encoded))
+        return dict(_wire.decode(CODECS[codec_of(payload)].to_vici(payload)))
     except ViciError as error:
         # The text has names, types and offsets, but no values, which may be secret.
         raise RequestError(BAD_REQUEST, f"the request: {error}") from None
@@ -103,13 +89,4 @@ def decode_request(payload: bytes) -> dict[str, object]:
 
 def encode_section(codec: Codec, section: Mapping[str, object]) -> bytes:
     """Return a reply as JSON or msgpack, by the same rules as events."""
-    data = _wire.encode(section)
-    return _wire.to_json(data) if codec == "json" else _wire.to_msgpack(data)
-
-
-def encode_list(codec: Codec, parts: Sequence[bytes]) -> bytes:
-    """Return a list of the encoded `parts`."""
-    if codec == "json":
-        return b"[" + b",".join(parts) + b"]"
-    head: bytes = msgpack.Packer().pack_array_header(len(parts))
-    return head + b"".join(parts)
+    return CODECS[codec].from_vici(_wire.encode(section))

@@ -12,6 +12,7 @@ from vicifast.aio import AsyncSession
 from vicifast.commands import EVENTS
 from vicifast.errors import CommandError, EncodeError, RequestTimeout, UnknownCommand, UnknownEvent, ViciError
 
+from ..contract.codecs import CODECS
 from ..contract.names import Codec
 
 CONNECT_TIMEOUT = 5.0  # seconds; charon accepts within milliseconds
@@ -30,7 +31,7 @@ class SessionPool:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._idle: dict[Codec, list[tuple[AsyncSession, asyncio.TimerHandle]]] = {"msgpack": [], "json": []}
+        self._idle: dict[Codec, list[tuple[AsyncSession, asyncio.TimerHandle]]] = {codec: [] for codec in CODECS}
         self._closing: set[asyncio.Task[None]] = set()
         self._version = ""
         self._threads = 0

@@ -19,6 +19,7 @@ from vicifast.commands import COMMANDS, CommandSpec
 from . import names
 from .bridge_events import BRIDGE_EVENTS
 from .bucket_values import BUCKETS, BucketSpec
+from .codecs import CODECS
 from .schema import REFERENCE, refer, schemas
 from .subjects import ALL_NODES, WORDS, Subjects, command_subject, kinds, patterns
 
@@ -77,7 +78,7 @@ class _Document:
         """Add a key-value bucket."""
         name, summary = bucket.name, _about(bucket.value)
         own = "".join(f".{{{word}}}" for word in bucket.words)
-        self._messages[name] = _message(summary, name, None) | {"contentType": "application/json"}
+        self._messages[name] = _message(summary, name, None) | {"contentType": CODECS["json"].media_type}
         note = f"The key-value bucket {name}; a key is what follows $KV.{name}, and is deleted with its object."
         self._channels[name] = _channel(f"$KV.{name}.{{node}}{own}", [name], note)
         self._operations[f"mirror-{name}"] = _operation("send", name, [name], summary)
@@ -124,7 +125,7 @@ class _Document:
         document = {
             "asyncapi": "3.0.0",
             "info": {"title": "vicibridge", "version": version("strongswan-vicifast"), "description": _DESCRIPTION},
-            "defaultContentType": "application/msgpack",
+            "defaultContentType": CODECS["msgpack"].media_type,
             "channels": self._channels,
             "operations": self._operations,
             "components": {"messages": self._messages, "schemas": schemas()},
@@ -174,7 +175,7 @@ def _event_headers(kept: bool) -> Part:
 def _request_headers() -> Part:
     return _headers(
         {
-            names.CODEC_HEADER: "json or msgpack: the codec of the reply; the request's codec by default.",
+            names.CODEC_HEADER: f"{' or '.join(sorted(CODECS))}: the codec of the reply; by default the request's.",
             names.COLLECT_HEADER: "true: one reply with a list of all parts.",
             names.TIMEOUT_HEADER: "Seconds.",
             names.USER_HEADER: "Recorded in the audit: the requester.",

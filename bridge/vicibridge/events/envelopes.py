@@ -6,17 +6,15 @@ msgpack maps, or JSON objects each on its own line. The codec `raw` is in `raw_e
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import msgpack
 
 from vicifast import _wire
 from vicifast.commands import EVENTS
 from vicifast.errors import DecodeError
 
+from ..contract.codecs import CODECS
 from ..contract.names import Codec, EventCodec
 from .raw_envelopes import Intake, RawEnvelopes
 
@@ -54,12 +52,7 @@ class Envelopes:
         """Return the envelope of `data`, whose types both codecs must support."""
         self._envelope.time = time_ns
         empty = self._transcoder(event, ()).transcode(b"")
-        match self.codec:
-            case "msgpack":
-                packed: bytes = msgpack.packb(data)
-                return empty.removesuffix(b"\x80") + packed
-            case "json":
-                return empty.removesuffix(b"{}}\n") + json.dumps(data, separators=(",", ":")).encode() + b"}\n"
+        return CODECS[self.codec].fill(empty, data)
 
     def intake(self, event: str, keys: Sequence[str], topic: Callable[[bytes, bytes], str | None]) -> Intake:
         """Return a batcher that puts the messages of `event` into envelopes of this node and class, and its feed."""
