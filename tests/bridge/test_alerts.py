@@ -1,4 +1,4 @@
-"""Alerts, which strongSwan 6.0.3 brought: each on its subject with the documented schema, recorded and live."""
+"""Alerts, since strongSwan 6.0.3: each on its subject with the documented schema, recorded and live."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vicifast.testing import FakeCharon
 
 SIDES = ("left", "right")
 RECORDINGS = Path(__file__).parent.parent / "data" / "6.1.0"
-# Those that two daemons can be made to raise.
+# The alerts that two daemons can be made to raise.
 TYPES = frozenset().union(*(way.left | way.right for way in alerts.WAYS.values()))
 
 
 def assert_published(node: str, raised: list[dict[str, Any]], seen: list[tuple[str, dict[str, Any]]]) -> None:
-    """Each alert once, in order, on its subject, in an envelope that is as documented."""
+    """Check that each alert arrived once, in order, on its subject, in a documented envelope."""
     own = [(subject, envelope) for subject, envelope in seen if envelope["node"] == node]
     for _, envelope in own:
         check("alert", envelope)
@@ -52,7 +52,7 @@ def test_recorded_alerts(nats_server: NatsServer, side: str) -> None:
 
 
 def test_structure_of_recorded_alerts() -> None:
-    """What a reader of alerts may and may not count on."""
+    """The guarantees for readers of alerts, and their limits."""
     found = [
         decode(packet.message or b"")
         for side in SIDES

@@ -1,4 +1,4 @@
-"""What the audit shows of arguments."""
+"""The arguments in the audit."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_credentials_file(make_nats_server: Make, caplog: pytest.LogCaptureFixtu
         operator.write_credentials(good)
         stranger.write_credentials(bad)
         await welcome(configured(server.url, {"creds": good}))
-        good.write_bytes(good.read_bytes().replace(b"\n", b"\r\n"))  # as an editor on Windows leaves it
+        good.write_bytes(good.read_bytes().replace(b"\n", b"\r\n"))  # as an editor on Windows writes it
         await welcome(configured(server.url, {"creds": good}))
         await refused(configured(server.url, {"creds": bad}), "Authorization Violation", caplog)
         assert stranger.user.seed.decode() not in caplog.text
@@ -110,7 +110,7 @@ def test_tls(make_nats_server: Make, caplog: pytest.LogCaptureFixture, tmp_path:
     async def test() -> None:
         await server.up()
         await welcome(configured(url, good))
-        await welcome(configured(server.url, good))  # the server asks for it
+        await welcome(configured(server.url, good))  # the server requires it
         await refused(configured(url, {**good, "tls_ca": pki.other_ca}), "certificate verify failed", caplog)
         await refused(configured(url, {**good, "tls_hostname": "other.example"}), "certificate verify failed", caplog)
         await refused(configured(url, {"tls_ca": pki.ca}), "certificate verify failed", caplog)

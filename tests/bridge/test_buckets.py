@@ -1,4 +1,4 @@
-"""Buckets as administrators make, fill, empty and limit them: what JetStream has not acknowledged is not believed."""
+"""Buckets that administrators create, fill, empty and limit: only acknowledged writes count."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(name: str, **config: Any) -> StreamConfig:
-    """A bucket as `nats kv add` makes it, but for what `config` says."""
+    """Return the configuration of a bucket as `nats kv add` creates it, changed by `config`."""
     usual: dict[str, Any] = {
         "subjects": [f"$KV.{name}.>"],
         "storage": StorageType.FILE,
@@ -66,7 +66,7 @@ async def equal(observer: Observer, name: str, keys: set[str]) -> None:
 
 
 def metric(bridge: Service, name: str) -> float:
-    """Return a metric of the node, of its SAs where there is one for each bucket."""
+    """Return a metric of the node; if it has one for each bucket, that of VICI_SA."""
     [metric] = [metric for metric in METRICS if metric.name == f"vicibridge_{name}"]
     return dict(metric.read(bridge))[("gw1", "VICI_SA")[: len(metric.labels)]]
 
@@ -83,14 +83,14 @@ def sas(*numbers: int, padding: int = 0) -> list[tuple[str, dict[str, Any]]]:
 async def mirror(
     server: NatsServer, charon: FakeCharon, observer: Observer, **more: Any
 ) -> AsyncIterator[tuple[Service, JetStreamContext]]:
-    """A bridge whose mirror was written as far as it goes."""
+    """A bridge whose mirror is written as far as the buckets accept it."""
     async with service(mirrored(server.url, charon, **more)) as bridge:
         await settled(bridge)
         yield bridge, observer.client.jetstream()
 
 
 async def whole(bridge: Service, observer: Observer, keys: set[str]) -> None:
-    """Wait until nothing is refused any more, and what is in the bucket is what there has to be."""
+    """Wait until no write is refused, and the bucket has the expected content."""
     await until(lambda: not troubles(bridge))
     await equal(observer, "VICI_SA", keys)
     assert metric(bridge, "mirror_keys") == len(keys)
@@ -113,7 +113,7 @@ async def whole(bridge: Service, observer: Observer, keys: set[str]) -> None:
 def test_full_bucket(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture, config: dict[str, Any], refusal: str
 ) -> None:
-    """What it refuses is not believed: it is counted, reported, tried again, and holds up nothing else."""
+    """A refused write is counted, reported and retried, and blocks no other key."""
     caplog.set_level(logging.INFO, "vicibridge")
 
     async def test() -> None:
@@ -122,7 +122,7 @@ def test_full_bucket(
             await observer.client.jetstream().add_stream(made("VICI_SA", **config))
             listed(charon, [*sas(1, 2, 3, 4, padding=1500), *sas(5, padding=5000)])
             async with mirror(nats_server, charon, observer) as (bridge, jetstream):
-                await until(lambda: metric(bridge, "mirror_refused_total") > 5)  # again and again
+                await until(lambda: metric(bridge, "mirror_refused_total") > 5)  # repeatedly
                 present = set(await bucket(observer.client, "VICI_SA"))
                 assert 0 < len(present) < 5
                 assert metric(bridge, "mirror_keys") == len(present)
@@ -137,7 +137,7 @@ def test_full_bucket(
                         await asyncio.sleep(0.05)
                 _, out, _ = await outcome(nats_server, "nodes", "--json")
                 assert json.loads(out)["mirror"] == "incomplete"
-                # Other keys go on: a tunnel ends, another moves, and a connection is reported.
+                # Other keys are written: a tunnel ends, another moves, and a connection is reported.
                 gone, moved = (re.sub("^gw1.gw.", "", key) for key in sorted(present)[:2])
                 charon.emit("ike-updown", {"gw": sa(gone, spi=gone)})
                 charon.emit("ike-update", {"remote-host": "192.0.2.9", "gw": sa(moved, spi=moved)})
@@ -186,7 +186,7 @@ def test_value_too_large_for_nats(make_nats_server: Callable[..., NatsServer]) -
                 await equal(observer, "VICI_SA", {"gw1.gw.1", "gw1.gw.3"})
                 [trouble] = troubles(bridge)
                 assert trouble.startswith("gw1: mirror: VICI_SA: keys refused: 1: too large for NATS: ")
-                listed(charon, sas(1, 2, 3))  # the last value wins: what is tried again is what there is now
+                listed(charon, sas(1, 2, 3))  # the last value wins: a retry writes the current value
                 bridge.mirrorings[0].lost()
                 await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"})
 
@@ -244,7 +244,7 @@ def test_values_expired_by_max_age_are_restored(nats_server: NatsServer) -> None
 
 
 def test_comparison_during_writes_repeats_none(nats_server: NatsServer) -> None:
-    """What is on its way while the bucket is read is neither missing nor foreign."""
+    """Writes in flight while the bucket is read count neither as missing nor as foreign."""
 
     async def test() -> None:
         await nats_server.up()
@@ -264,7 +264,7 @@ def test_comparison_during_writes_repeats_none(nats_server: NatsServer) -> None:
                 buckets.compare()
                 await until(lambda: not any(b.check_at == 0 for b in buckets._buckets.values()))
                 await asyncio.wait_for(buckets.settled(), 20)
-                # Each SA, and its connection as often as events came apart.
+                # Each SA, and its connection once for each batch of events.
                 assert 1199 <= buckets.written - written <= 2 * 1199
                 assert len(await bucket(observer.client, "VICI_SA")) == 1199
 
@@ -420,7 +420,7 @@ def test_without_batched_direct_gets(
                     async with asyncio.timeout(20):
                         while await kept(kv, "gw1.gw.1", "gw1.gw.2", "gw1.gw.odd") != [True, True, False]:
                             await asyncio.sleep(0.05)
-                assert await consumers(jetstream) <= 2  # of a comparison that the end interrupted
+                assert await consumers(jetstream) <= 2  # of a comparison that the stop interrupted
             assert {e["data"]["kind"] for _, e in observer.seen(".bridge.resync")} == {"appeared"}
 
     run(test(), 60)
@@ -428,7 +428,7 @@ def test_without_batched_direct_gets(
 
 @pytest.mark.parametrize("replies", [[{"Status": "odd"}], [{"Nats-Num-Pending": "1"}, {"Status": "204"}]])
 def test_foreign_reply_to_a_direct_get(nats_server: NatsServer, replies: list[dict[str, str]]) -> None:
-    """The bridge reports that, and goes on when it ends."""
+    """The bridge reports that, and continues when it ends."""
 
     async def test() -> None:
         await nats_server.up()
@@ -452,7 +452,7 @@ def test_foreign_reply_to_a_direct_get(nats_server: NatsServer, replies: list[di
 
 
 async def kept(kv: KeyValue, *keys: str) -> list[bool]:
-    """Return of each key whether the bridge has written its value."""
+    """Return for each key whether the bridge wrote its value."""
     found = []
     for key in keys:
         try:

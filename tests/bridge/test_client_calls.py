@@ -357,7 +357,7 @@ def test_everyone(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> N
             assert [type(answer.error) for answer in got] == [Denied, Denied]
 
             second.on("stats", {})
-            second.mute("stats")  # it begins nothing: neither in time nor within the stall
+            second.mute("stats")  # it sends nothing, neither within the timeout nor the stall
             answers = fleet.everyone(timeout=0.4, stall=5).stats()
             assert [answer.node async for answer in answers] == ["gw1"]
             assert answers.missing == ["gw2", "gw3"]
@@ -377,7 +377,7 @@ def test_everyone_ends_when_all_have_answered(nats_server: NatsServer, monkeypat
 
         monkeypatch.setattr(Fleet, "present", both)
         async with a_fleet(nats_server, "gw1", "gw2") as (fleet, _):
-            async with asyncio.timeout(10):  # neither the timeout nor the stall below end it
+            async with asyncio.timeout(10):  # neither the timeout nor the stall below ends it
                 answers = fleet.everyone(timeout=None, stall=1000).version()
                 assert len(await answers.all()) == 2
             assert answers.missing == []

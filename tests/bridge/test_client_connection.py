@@ -1,4 +1,4 @@
-"""The connection of a fleet ends for good, most often as credentials expire: all that is read and asked goes on."""
+"""The connection of a fleet is closed, for example as credentials expire: subscriptions and requests continue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vicibridge.contract.nats_settings import NatsSettings
 
 from vicifast.errors import ConnectionClosed, RequestTimeout
 
-SHORT = 5.0  # seconds that a JWT lives
+SHORT = 5.0  # lifetime of a JWT, in seconds
 
 
 @asynccontextmanager
@@ -138,7 +138,7 @@ def test_expired_file_is_reported_until_it_is_renewed(
                 (tmp_path / "fleet.creds").unlink()
                 await until(lambda: "creds: " in caplog.text)
                 assert f"creds: {tmp_path}/fleet.creds: No such file or directory; retrying" in caplog.text
-                (tmp_path / "fleet.creds").write_text("half of a")  # as a program leaves it that does not write at once
+                (tmp_path / "fleet.creds").write_text("half of a")  # a partial write
                 await until(lambda: "not a NATS credentials file" in caplog.text)
                 renew()
                 numbers = await heard(other, plain, 2)
@@ -191,7 +191,7 @@ def test_recreated_stream_is_read_from_its_beginning(nats_server: NatsServer, ca
 
 
 def test_timeouts_hold_across_connection_loss(nats_server: NatsServer) -> None:
-    """No request waits longer than its timeout, whatever happens to the connection."""
+    """No request waits longer than its timeout, regardless of the connection."""
 
     async def test() -> None:
         await nats_server.up()

@@ -1,4 +1,4 @@
-"""Envelopes from the bus: of every codec, from JetStream too, bounded, and whether all of them came."""
+"""Envelopes from the bus: every codec, also from JetStream, bounded buffers, and completeness."""
 
 from __future__ import annotations
 

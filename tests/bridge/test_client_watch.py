@@ -1,4 +1,4 @@
-"""The state mirror from Python: what is there, what changes, and who is present."""
+"""The state mirror from Python: content, changes, and running bridges."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_content_and_changes(nats_server: NatsServer) -> None:
                 for number in range(100):
                     await put(kv, "gw1.c.7", n=number)
                 await until(lambda: watch.current.get("gw1.c.7") == {"n": 99})
-                assert await anext(watch) == Change("gw1.c.7", {"n": 99}, None)  # the last value alone
+                assert await anext(watch) == Change("gw1.c.7", {"n": 99}, None)  # only the last value
                 await put(kv, "gw1.d.8", n=1)
                 await kv.delete("gw1.d.8")
                 await kv.put("gw1.e.9", b"{")
                 await until(lambda: "gw1.e.9" in watch._changed)
                 with pytest.raises(ValueError, match="VICI_SA: gw1.e.9: "):
-                    await anext(watch)  # and nothing of gw1.d.8, which came and went
+                    await anext(watch)  # and no change of gw1.d.8, which appeared and disappeared
                 await put(kv, "gw1.e.9", n=1)
                 assert await anext(watch) == Change("gw1.e.9", {"n": 1}, None)
             with pytest.raises(ConnectionClosed, match="the watch of VICI_SA was closed"):
@@ -131,7 +131,7 @@ def test_node_with_an_expired_key_is_absent(nats_server: NatsServer) -> None:
                 assert watch.current == {}
             assert await fleet.nodes() == []
             kv = await fleet.client.jetstream().key_value("VICI_NODE")
-            assert (await kv.get("gw1")).value is None  # what nats-py says of it, as the page on the mirror has it
+            assert (await kv.get("gw1")).value is None  # as documented in bucket_values
 
     run(test(), 60)
 

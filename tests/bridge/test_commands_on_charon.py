@@ -1,4 +1,4 @@
-"""Commands over the bus to real charons: what is opened works, what is not does not, and charon is never frozen."""
+"""Commands over the bus to real charons: only allowed commands run, and charon is never frozen."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def conn(**child: str) -> dict[str, Any]:
 
 
 async def ask(observer: Observer, command: str, request: dict[str, Any]) -> tuple[str, str]:
-    """Return code and text of the answer's end; what streams is gathered."""
+    """Return code and text of the reply; streams are collected."""
     [reply] = await observer.ask(f"vici.gw1.cmd.{command}", json.dumps(request).encode(), {"Vici-Collect": "true"})
     return code(reply), text(reply)
 
@@ -96,7 +96,7 @@ def test_fifty_initiates_to_an_absent_peer_never_freeze_charon(lab: Lab) -> None
             asked = [asyncio.create_task(ask(observer, "initiate", request)) for _ in range(50)]
             most = 0
             while not all(task.done() for task in asked):
-                workers = (await own.call("stats"))["workers"]  # within a second, whatever else charon does
+                workers = (await own.call("stats"))["workers"]  # within a second, regardless of the load
                 assert isinstance(workers, dict)
                 most = max(most, bridge.gateways[0].commands.blocking.running)
                 assert int(str(workers["idle"])) >= 8
@@ -104,6 +104,6 @@ def test_fifty_initiates_to_an_absent_peer_never_freeze_charon(lab: Lab) -> None
                 await asyncio.sleep(0.05)
             codes = Counter([(await task)[0] for task in asked])
             assert most == 8 and set(codes) <= {"409", "429", "504"}  # of the lab's 32 threads
-            assert codes["409"] + codes["504"] >= 8  # charon gave up, which may be too late for who waited for room
+            assert codes["409"] + codes["504"] >= 8  # charon gave up, perhaps too late for queued requests
 
     run(test(), 60)

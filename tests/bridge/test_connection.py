@@ -18,7 +18,7 @@ from vicibridge.bus.supervisor import ConnectionSupervisor
 
 from vicifast.testing import FakeCharon
 
-LONG = "x" * 5000  # alone longer than the line of a protocol message may be
+LONG = "x" * 5000  # longer than a line of the protocol may be
 
 
 def test_overlong_subjects_are_reported_and_block_nothing(nats_server: NatsServer) -> None:
@@ -186,7 +186,7 @@ def test_every_error_is_a_sentence(error: Exception, reason: str) -> None:
 
 
 def of_nats_py() -> list[type[Exception]]:
-    bases = (nats.errors.Error, errors.Error)  # raised with a text alone
+    bases = (nats.errors.Error, errors.Error)  # raised with only a text
     found = [each for module in (nats.errors, errors) for each in vars(module).values() if isinstance(each, type)]
     return [each for each in found if issubclass(each, nats.errors.Error) and each not in bases]
 

@@ -1,4 +1,4 @@
-"""The commands for those who use the fleet, each as a process of its own on a real nats-server."""
+"""The fleet commands, each as a separate process with a real nats-server."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_nodes_and_sas(nats_server: NatsServer) -> None:
 
 
 def test_console_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
-    """Nothing but what was asked for, whatever asyncio thinks of the end of a connection."""
+    """The output is only the requested one, without warnings of asyncio about closed connections."""
     pki = Pki(tmp_path)
     server = make_nats_server(pki.server_options())
     url = server.url.replace("nats:", "tls:")
@@ -203,7 +203,7 @@ def test_console_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path:
 def test_expired_credentials_are_reported_and_replaced(
     make_nats_server: Callable[..., NatsServer], tmp_path: Path
 ) -> None:
-    """What follows the fleet says that it was cut off and why, and goes on when the file is fresh."""
+    """Commands that follow the fleet report the disconnect and its reason, and continue when the file is renewed."""
     operator, creds = Operator(), tmp_path / "us.creds"
     server = make_nats_server(operator.server_options())
     before: list[str] = []
@@ -222,7 +222,7 @@ def test_expired_credentials_are_reported_and_replaced(
             await note(process, "NATS: not connected: 'Authorization Violation'; retrying")
             cut.append(command[0])
             await note(process, f"NATS: connected to {server.url}")
-            while expected not in await process.stdout.readline():  # what it had when it was cut off
+            while expected not in await process.stdout.readline():  # the state at the disconnect
                 pass
 
     async def publish(done: Callable[[], bool]) -> None:
@@ -258,7 +258,7 @@ def test_expired_credentials_are_reported_and_replaced(
 
 
 def test_console_without_jetstream(make_nats_server: Callable[..., NatsServer]) -> None:
-    """Commands need none; what is kept needs it, and says so."""
+    """Commands do not need JetStream; stored events and the mirror do, and the error says so."""
     server = make_nats_server("jetstream: disabled")
     off = "JetStream does not respond: it is disabled in this server or for this account, or its cluster has no leader"
 
@@ -360,7 +360,7 @@ def test_sources_of_the_nats_address(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found({}, "prod") == (["nats://a:1", "nats://b:2"], "u", None, "vici")
     assert found({"servers": ["nats://x:1"]}, "prod") == (["nats://x:1"], "u", None, "vici")
     assert found({}, None, config) == (["nats://c:3"], None, "t", "p")
-    assert found({"user": "me"}, None, config) == (["nats://c:3"], "me", None, "p")  # in place of the token
+    assert found({"user": "me"}, None, config) == (["nats://c:3"], "me", None, "p")  # replaces the token
     assert found({"servers": ["nats://u@x:1"]}, None, config) == (["nats://u@x:1"], None, None, "p")
     assert find_nats({}, "first", None).tls_first and find_nats({"tls_first": True}, None, None).tls_first
     for given, context, path, says in [

@@ -99,7 +99,7 @@ def test_expiry(tmp_path: Path) -> None:
     assert abs(expires["creds"] - time.time() - 500) < 60 and abs(expires["tls_cert"] - time.time() - 1000) < 60
     [authority] = ssl.create_default_context(cafile=pki.ca).get_ca_certs()
     assert expires["tls_ca"] == ssl.cert_time_to_seconds(str(authority["notAfter"]))
-    operator.write_credentials(tmp_path / "x.creds")  # without an end
+    operator.write_credentials(tmp_path / "x.creds")  # without an expiry
     assert "creds" not in read_credentials(NatsSettings(servers=["nats://h:1"], **files), "nats://h:1").expires
 
 
@@ -123,7 +123,7 @@ def test_percent_encoding_in_server_addresses(
         async with Fleet(url) as fleet:
             with pytest.raises(Unavailable):
                 await fleet.node("gw1").version()
-        async with running(settings(url.replace("%", "%25"))) as bus:  # each % is one, so it is another password
+        async with running(settings(url.replace("%", "%25"))) as bus:  # each % is literal, so it is another password
             await until(lambda: "Authorization Violation" in bus.reason)
 
     run(test())

@@ -1,4 +1,4 @@
-"""The demonstration, and what it says when it cannot begin."""
+"""The demonstration, and its error when it cannot start."""
 
 from __future__ import annotations
 

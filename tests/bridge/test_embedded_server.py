@@ -39,7 +39,7 @@ def test_server_is_restarted_and_ends_with_the_bridge(tmp_path: Path, caplog: py
             await until(lambda: bridge.embedded and bridge.embedded.starts == 2 and bridge.bus.connects == 2)
             [url] = config.nats.urls
             assert url.endswith(f":{config.nats.embedded.port}")
-            assert len(await stored(url)) >= 2  # what it had is still there
+            assert len(await stored(url)) >= 2  # its stored events remain
             process = bridge.embedded._server.process
             assert process and process.poll() is None
         assert process.returncode is not None

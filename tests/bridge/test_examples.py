@@ -1,4 +1,4 @@
-"""The examples do what they say, on a real nats-server and a bridge."""
+"""The examples work as described, with a real nats-server and a bridge."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def example(name: str | Path, *args: object) -> AsyncIterator[asyncio.subp
 
 
 async def line(process: asyncio.subprocess.Process, emit: Callable[[], object]) -> str:
-    """Return the first line it writes; what it waits for happens until it has heard of it."""
+    """Return the first line of output; `emit` is repeated until the program has received the event."""
     assert process.stdout
     reading = asyncio.create_task(process.stdout.readline())
     while not reading.done():

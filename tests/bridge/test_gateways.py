@@ -1,4 +1,4 @@
-"""Several gateways in one bridge, kept apart in everything."""
+"""Several gateways in one bridge, completely separate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vicibridge.service import Service
 
 from vicifast.testing import FakeCharon
 
-NODES = {"gw1": "gw1", "gw 2": "gw=202"}  # and as they are in subjects
+NODES = {"gw1": "gw1", "gw 2": "gw=202"}  # and their tokens in subjects
 DOWN = {"bridge": "running", "charon": "down"}
 
 
@@ -34,7 +34,7 @@ async def answers(observer: Observer, subject: str) -> dict[str, Any]:
 
 
 def counted(values: Values, node: str) -> tuple[float, float, float]:
-    """State events and log lines of a node that NATS has, and its keys of SAs."""
+    """Return the state events, log lines and SA keys of a node in NATS."""
     state = value(values, "vicibridge_vici_events_total", node=node, event="ike-updown", kind="up")
     lines = value(values, "vicibridge_published_total", node=node, **{"class": "log"})
     return state, lines, value(values, "vicibridge_mirror_keys", node=node, bucket="VICI_SA")
@@ -79,7 +79,7 @@ def test_two_gateways_in_one_bridge(nats_server: NatsServer) -> None:
                     assert json.loads(reply.data) == {"of": "one" if node == "gw1" else "other"}
                 assert set(await answers(observer, "vici.all.cmd.stats")) == set(NODES.values())
 
-                await other.stop()  # the one goes on
+                await other.stop()  # the first one continues
                 await until(lambda: not bridge.gateways[1].reader.up)
                 assert bridge.gateways[0].reader.up
                 assert value(await scraped(bridge), "vicibridge_charon_up", node="gw 2") == 0

@@ -92,7 +92,7 @@ def test_unusual_subject_tokens(nats_server: NatsServer, token: str) -> None:
             charon.requests.clear()
             [reply] = await observer.ask(f"vici.gw1.cmd.{token}")
             assert code(reply) == "404" and charon.requests == []
-            assert set(bridge.gateways[0].commands.stats) == {""}  # hostile names take no memory
+            assert set(bridge.gateways[0].commands.stats) == {""}  # hostile names use no memory
 
     run(test())
 
@@ -133,8 +133,8 @@ def test_requester_cannot_make_the_bridge_publish_elsewhere(nats_server: NatsSer
                     await observer.client.publish(f"$SRV.{verb}", reply=reply)
             await observer.client.publish("vici.gw1.cmd.version")  # without a reply subject
             await until(lambda: ended(bridge, "version")[403] == len(asked) + 1)
-            [_] = await discover(observer, "PING")  # so those before have been handled
-            assert charon.requests == [] or charon.requests == [("version", {})]  # the latter of the discovery
+            [_] = await discover(observer, "PING")  # so earlier requests have been handled
+            assert charon.requests == [] or charon.requests == [("version", {})]  # the latter from the discovery
             assert not [
                 m.subject
                 for m in observer.messages
@@ -184,7 +184,7 @@ RAW = [
 
 
 def test_malformed_protocol_bytes(nats_server: NatsServer) -> None:
-    """Invalid subjects and headers that nats-server passes on."""
+    """Invalid subjects and headers that nats-server forwards."""
 
     async def test() -> None:
         async with bridged(nats_server, "nothing", allow=EVERYTHING) as (_, observer, bridge):
@@ -195,7 +195,7 @@ def test_malformed_protocol_bytes(nats_server: NatsServer) -> None:
                     b'CONNECT {"verbose":false,"headers":true,"lang":"x","version":"1"}\r\n' + packet + b"PING\r\n"
                 )
                 lines = [await reader.readline() for _ in range(2)]
-                assert lines[1] == b"PONG\r\n", packet[:60]  # so the server has passed it on
+                assert lines[1] == b"PONG\r\n", packet[:60]  # so the server has forwarded it
                 writer.close()
                 [reply] = await observer.ask("vici.gw1.cmd.version")
                 assert code(reply) == "200"
@@ -292,7 +292,7 @@ def test_secrets_are_never_exposed(nats_server: NatsServer, caplog: pytest.LogCa
             async with service(config) as bridge:
                 await up(bridge)
                 audit = bridge.gateways[0].commands._audit
-                audit._changes._rate = audit._others._rate = 1e6  # each shall have its own envelope
+                audit._changes._rate = audit._others._rate = 1e6  # each must have its own envelope
                 await observer.ask("vici.gw1.cmd.no-such-command")
                 await _send_everywhere(observer)
                 await all_ended(bridge, 1)

@@ -1,6 +1,6 @@
 """`vicibridge check --nats` on a real nats-server: what it reports, its exit status, and that it changes nothing.
 
-`check --charon` on a scripted charon, as the real one of a machine has one version.
+`check --charon` on a scripted charon, because a machine has only one version of the real one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vicifast.testing.blocking import FakeCharon
 
 
 def check(tmp_path: Path, server: NatsServer, more: str = "") -> tuple[int, list[str]]:
-    """Return the exit status and what is reported."""
+    """Return the exit status and the reported problems."""
     path = tmp_path / "bridge.toml"
     path.write_text(f'[nats]\nservers = ["{server.url}"]\n{more}\n[[gateway]]\nnode = "gw1"\n')
     result = CliRunner().invoke(cli, ["check", "--nats", "--config", str(path)])
@@ -176,7 +176,7 @@ def test_consumer_limit(make_nats_server: Callable[..., NatsServer], tmp_path: P
         client = await nats.connect(server.url)
         await client.jetstream().subscribe("", stream="VICI", ordered_consumer=True)
         async with Fleet(server.url) as fleet:
-            async with fleet.watch_nodes():  # the limit is one for each stream
+            async with fleet.watch_nodes():  # the limit applies to each stream
                 pass
             for reader in (fleet.subscribe(start="first"), fleet.subscribe(durable="worker")):
                 with pytest.raises(JetStreamError, match="raise max_consumers of the account or the stream"):

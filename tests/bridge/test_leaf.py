@@ -125,7 +125,7 @@ def test_leaf_without_its_hub(hub: tuple[NatsServer, int]) -> None:
                 await answers_again(fleet)
                 while (await fleet.nodes())[0].present:  # expired at the hub, where the copy is not renewed yet
                     await asyncio.sleep(0.1)
-            # Streams at the hub take up to a minute to go on; the leaf's own can be read from there at once.
+            # Streams at the hub take up to a minute to resume; the leaf's stream can be read through the hub at once.
             admin = await nats.connect(server.url, user="admin", password="admin")
             assert await numbers(admin.jetstream(domain="gw1"), 500) == [str(n) for n in range(1, 501)]
             await admin.close()
@@ -154,6 +154,6 @@ def test_renewed_certificate_for_the_hub(make_nats_server: Callable[..., NatsSer
                 await connection.publish("hello", b"")
                 await asyncio.sleep(0.05)
             assert bridge.expires()["leaf.tls_cert"] > time.time()
-            assert await bridge.bus.connection() is connection  # it was not cut off for that
+            assert await bridge.bus.connection() is connection  # the connection was kept
 
     run(test(), 60)

@@ -1,4 +1,4 @@
-"""What has to be written to the buckets, step by step; `test_mirror_model` does it in any order."""
+"""The writes of the ledger, step by step; `test_mirror_model` tests any order."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_refused_key_is_retried_with_backoff_and_its_last_value(monkeypatch: pyt
     assert (made.unwritten("VICI_SA"), made.complete, made.settled) == (1, False, True)
     now, waits = 0.0, []
     for number in range(9):
-        source.set(A, b"%d" % number)  # it may change as often as it likes
+        source.set(A, b"%d" % number)  # it may change any number of times
         assert sent(made, now) == []
         waits.append(made.retry_in(now))
         now += waits[-1] or 0.0
@@ -105,7 +105,7 @@ def test_refused_key_is_retried_with_backoff_and_its_last_value(monkeypatch: pyt
     source.set(A, b"later")
     write = one(made, now + 60)
     made.refused(write.number, now + 60)
-    assert made.retry_in(now + 60) == 1  # it begins anew
+    assert made.retry_in(now + 60) == 1  # the delay starts again
 
 
 def test_refused_key_without_a_value_is_dropped_unless_the_bucket_has_one() -> None:
@@ -212,7 +212,7 @@ def test_value_that_differs_from_the_acknowledged_one_is_rewritten() -> None:
     assert compared(made, (A, 1, b"1"), (B, 2, b"2")) == 0 and sent(made) == []
     odd = ("VICI_SA", "gw1.odd")
     assert compared(made, (odd, 3, b""), (A, 4, b"x")) == 3
-    assert B not in made.revisions  # what it said is not true any more
+    assert B not in made.revisions  # the acknowledged revision is outdated
     assert {key: value for key, value in sent(made)} == {odd: None, A: b"1", B: b"2"}
 
 
@@ -229,7 +229,7 @@ def test_writes_in_flight_during_a_comparison_are_no_differences() -> None:
     made.stored(first.number, 1)
     comparison = made.compare("VICI_SA", restore=False)
     comparison.entry(A, 1, b"1")
-    made.stored(second.number, 5)  # was on its way at the begin, and is not listed
+    made.stored(second.number, 5)  # was in flight at the start, and is not listed
     source.set(A, b"3")
     again = one(made)
     comparison.entry(A, 6, b"3")  # read before the acknowledgement

@@ -1,4 +1,4 @@
-"""A mirror takes whatever charon raises and lists, and whatever the buckets hold, and never contradicts itself."""
+"""The mirror accepts any events and lists of charon and any bucket content, and stays consistent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ odd = st.one_of(texts, st.lists(texts, max_size=2), st.dictionaries(names, texts
 
 
 def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """What charon writes, and now and then something else."""
+    """A value that charon writes, or sometimes another one."""
     return st.one_of(usual, usual, usual, usual, odd)
 
 
@@ -101,7 +101,7 @@ class Run:
                 self.restart(order)
 
     def forge(self, which: int, field: str, value: object) -> None:
-        """Restore a value in which something was changed by another."""
+        """Restore a value that another client has changed."""
         keys = self.mirror.keys()
         if keys:
             key = keys[which % len(keys)]
@@ -111,7 +111,7 @@ class Run:
             self.mirror.restore(key, json.dumps(forged).encode(), self.now)
 
     def restart(self, order: bool) -> None:
-        """Whatever is written is taken over as it is."""
+        """Every written value is restored unchanged."""
         former = {key: self.mirror.value(key) or b"" for key in sorted(self.mirror.keys(), reverse=order)}
         self.mirror = Mirror(self.subjects, "gw1", "b")
         taken = {key for key, data in former.items() if self.mirror.restore(key, data, self.now)}

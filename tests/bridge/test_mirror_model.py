@@ -1,5 +1,5 @@
-"""The mirror between a charon and buckets that are a few dicts: any sequence of events, losses, snapshots, restarts,
-refused writes, and of what others do to the buckets."""
+"""The mirror between a model of charon and model buckets: any sequence of events, losses, snapshots, restarts, refused
+writes, and changes that other clients make to the buckets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pick = st.integers(0, 1000)
 
 
 class Charon:
-    """One run of charon: its SAs, its connections, and the events that wait to be read."""
+    """One run of charon: its SAs, its connections, and its unread events."""
 
     runs = 0
 
@@ -81,7 +81,7 @@ class Charon:
 
 
 class Jetstream:
-    """The buckets: of each key its last value, None for the mark that it was deleted, and the number of that."""
+    """The buckets: the last revision and value of each key; None is a deletion marker."""
 
     def __init__(self) -> None:
         self.last = 0
@@ -96,14 +96,14 @@ class Jetstream:
         return {key: value for key, (_, value) in self.entries.items() if value is not None}
 
     def after(self, bucket: str, revision: int) -> list[tuple[int, BucketKey]]:
-        """What a reader that has come to `revision` still has to read."""
+        """Return the entries after `revision`."""
         return sorted(
             (number, key) for key, (number, _) in self.entries.items() if key[0] == bucket and number > revision
         )
 
 
 class Source:
-    """A mirror as `Ledger` sees it."""
+    """The mirror as the source of a `Ledger`."""
 
     def __init__(self, mirror: Mirror, now: int) -> None:
         self.mirror, self.now = mirror, now
@@ -127,7 +127,7 @@ BUCKETS = ("VICI_SA", "VICI_CONN")
 
 
 def view(charon: Charon, subjects: Subjects) -> dict[BucketKey, Any]:
-    """What has to be in the buckets: the keys, and of their values what is no counter and does not run."""
+    """Return the expected keys and values, without counters and values that change with time."""
     rows: dict[BucketKey, Any] = {}
     for uid in charon.established():
         children = {
@@ -155,7 +155,7 @@ def shown(bucket: dict[BucketKey, bytes]) -> dict[BucketKey, Any]:
 
 
 class MirrorAndCharon(RuleBasedStateMachine):
-    # Of the rules Hypothesis leaves out some in each run, so the start has what most of them need.
+    # Hypothesis omits some rules in each run, so the start sets up the state that most of them need.
     @initialize(
         configured=st.fixed_dictionaries(dict.fromkeys(NAMES, children)),
         up=st.lists(st.tuples(name, st.lists(st.sampled_from(CHILDREN), max_size=3)), max_size=4),
@@ -173,8 +173,8 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.snapshot: Reconciliation | None = None
         self.reported_all = True  # no event was lost since the mirror last equalled charon
         self.counted_all = True
-        self.kept_all = True  # no connection went, with its totals
-        self.written_all = True  # no bridge has ended before everything was written
+        self.kept_all = True  # no connection was removed, with its totals
+        self.written_all = True  # every bridge wrote everything before it ended
         self.boots = 0
         self.boot()
         for conn, names in configured.items():
@@ -186,10 +186,10 @@ class MirrorAndCharon(RuleBasedStateMachine):
 
     def boot(self) -> None:
         self.boots += 1
-        self.compared = self.boots == 1  # with charon, since what an earlier start has left was taken over
+        self.compared = self.boots == 1  # with charon, since the values of an earlier run were restored
         self.mirror = Mirror(self.subjects, "gw1", f"boot{self.boots}")
         self.ledger = Ledger(Source(self.mirror, self.now))
-        self.flight: list[tuple[Write, int | None]] = []  # and the number, if it has arrived
+        self.flight: list[tuple[Write, int | None]] = []  # and its revision, if it has arrived
         self.comparison: Comparison | None = None
         self.snapshot = None
         for bucket in BUCKETS if self.boots % 2 else reversed(BUCKETS):
@@ -205,7 +205,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.now += 1
         return self.now
 
-    # What charon does.
+    # Actions of charon.
 
     @rule(conn=name, children=children)
     def configure(self, conn: str, children: list[str]) -> None:
@@ -251,7 +251,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
     @precondition(lambda self: self.charon.children("INSTALLED"))
     @rule(which=pick, conn=name, children=children, restart=st.booleans())
     def another_connection_counts(self, which: int, conn: str, children: list[str], restart: bool) -> None:
-        """Children may change hands while they are up."""
+        """Children may move to another connection while they are up."""
         for _ in range(2):
             self.traffic_flows(which, 1000)
             self.quiet()
@@ -330,7 +330,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
             self.snapshot.abandon()
             self.snapshot = None
 
-    # What the bridge does.
+    # Actions of the bridge.
 
     @rule(count=st.integers(1, 8))
     def events_come(self, count: int) -> None:
@@ -353,7 +353,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
     @precondition(lambda self: self.flight)
     @rule(count=st.integers(1, 5), taken=st.booleans())
     def jetstream_answers(self, count: int, taken: bool) -> None:
-        """What has not arrived is refused, or late, as an acknowledgement that is lost is."""
+        """A write that has not arrived is refused or late; so is one whose acknowledgement is lost."""
         for write, revision in self.flight[:count]:
             if revision is not None and taken:
                 self.ledger.stored(write.number, revision)
@@ -398,7 +398,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.comparison.finish()
         self.comparison = None
 
-    # What others do.
+    # Actions of other clients.
 
     @rule(bucket=st.sampled_from(BUCKETS))
     def bucket_is_purged(self, bucket: str) -> None:
@@ -454,7 +454,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
     @precondition(lambda self: self.snapshot is not None)
     @rule(between=st.integers(0, 3))
     def snapshot_ends(self, between: int) -> None:
-        """The rest is listed and what was raised by then is read; later events come between the rows."""
+        """List the rest and read the events raised by then; later events arrive between the rows."""
         assert self.snapshot
         self.rows += [self.charon.row(uid) for uid in sorted(self.unlisted & set(self.charon.ikes))]
         conns = [encode({conn: config}) for conn, config in self.charon.conns.items()]
@@ -476,7 +476,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
 
     @rule()
     def quiet(self) -> None:
-        """After a quiet moment and a comparison the buckets equal charon, and each difference was reported."""
+        """After a comparison without traffic the buckets equal charon, and each difference was reported."""
         self.what_lingers_goes()
         while self.charon.children("DELETING"):
             self.close(*self.a_child(0, "DELETING"))
@@ -498,7 +498,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         self.reported_all = True
 
     def compare_and_write(self) -> None:
-        self.write_all()  # of what is on its way a comparison says nothing
+        self.write_all()  # a comparison ignores writes in flight
         for bucket in (self.looked_at, *BUCKETS) if self.comparison else BUCKETS:
             if not self.comparison:
                 self.comparison_begins(bucket)
@@ -506,7 +506,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
             self.write_all()
 
     def write_all(self) -> None:
-        """Nothing is refused any more."""
+        """Accept all writes again."""
         while not self.ledger.settled or self.ledger.retry_in(self.clock) is not None:
             self.jetstream_answers(1000, taken=True)
             self.clock += 100
@@ -527,7 +527,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         return reported
 
     def counts(self) -> None:
-        """The connections count the SAs that are up, and all the traffic there was."""
+        """Check that the connections count the SAs that are up, and all traffic."""
         ike_sas = Counter(self.charon.names[uid] for uid in self.charon.established())
         child_sas: dict[str, Counter[str]] = {conn: Counter() for conn in NAMES}
         ambiguous: set[str] = set()
@@ -556,7 +556,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         return list(self.charon.conns.get(conn, {}).get("children", {}))
 
     def counted(self) -> Counter[tuple[str, str]]:
-        """The totals of all connections together."""
+        """Return the sum of the totals of all connections."""
         together: Counter[tuple[str, str]] = Counter()
         for key, data in self.bucket.items():
             if key[0] == "VICI_CONN":
@@ -564,7 +564,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
         return together
 
     def consistent(self) -> None:
-        """The values say what is in the mirror at any time, also between the rows of a snapshot, and never less."""
+        """Check that values equal the mirror at any time, also during a snapshot, and that totals never decrease."""
         self.kept_all &= all(self.mirror.conns.get(name) is conn for name, conn in self.conns.items())
         self.conns = dict(self.mirror.conns)
         live: dict[str, Counter[str]] = {conn: Counter() for conn in NAMES}
@@ -588,7 +588,7 @@ class MirrorAndCharon(RuleBasedStateMachine):
 
 
 def follows(key: BucketKey, former: Section, value: Section) -> None:
-    """A value is no less than the one before it, if it is of the same SA, or of a connection that was never away."""
+    """Check that totals do not decrease for the same SA, or for a connection that was never removed."""
     if key[0] == "VICI_CONN":
         same = value["since"] <= former["since"]
         if same:

@@ -1,4 +1,4 @@
-"""The mirror of real charons: at every quiet moment the buckets equal what they list."""
+"""The mirror of real charons: whenever there is no traffic, the buckets equal their lists."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def bridges(lab: Lab, nodes: Iterable[str] = NODES) -> AsyncIterator[dict[
 
 
 async def listed(charon: Charon) -> tuple[dict[str, Section], dict[str, Section]]:
-    """What charon lists: IKE_SAs with the CHILD_SAs that are installed, and connections."""
+    """Return the lists of charon: IKE_SAs with their installed CHILD_SAs, and connections."""
     async with AsyncSession(charon.address, values=Message) as session:
         ikes = {}
         async for message in session.stream("list-sas"):
@@ -70,7 +70,7 @@ async def mirrored(client: Client, node: str) -> tuple[dict[str, Section], dict[
 
 
 async def difference(client: Client, charon: Charon, *, counters: bool = False) -> object:
-    """What the buckets and charon do not say alike; empty when they agree."""
+    """Return the differences between the buckets and charon."""
     without = set() if counters else COUNTERS
     ikes, conns = await listed(charon)
     sa_values, conn_values = await mirrored(client, charon.name)
@@ -116,7 +116,7 @@ def resyncs(observer: Observer, since: int) -> Counter[tuple[str, str, str]]:
 
 
 def only_closed(observer: Observer, since: int) -> bool:
-    """Whether nothing was repaired but what charon had closed without an event, as it does when both sides rekey."""
+    """Whether all corrections were for SAs that charon closed without an event, as when both sides rekey."""
     repaired = resyncs(observer, since)
     return all(kind == "vanished" or ("children." in where or "_sas" in where) for kind, _, where in repaired)
 
@@ -133,7 +133,7 @@ def _changed(before: Section, after: Section, path: str = "") -> list[str]:
 
 
 async def live(lab: Lab, observer: Observer) -> None:
-    """SAs come, carry traffic, are rekeyed, move, and go; nothing of it is a difference."""
+    """SAs come up, carry traffic, are rekeyed, move, and go down, without a difference."""
     client = observer.client
     names = await sas.load(lab, COUNT)
     await equal(lab, client)
@@ -162,7 +162,7 @@ async def live(lab: Lab, observer: Observer) -> None:
     await equal(lab, client)
     _, conn_values = await mirrored(client, "right")
     assert {value["totals"][f"{value['conn']}-lan"]["bytes_in"] for value in conn_values.values()} == {60}
-    # Moving makes both sides rekey at once: of the two new CHILD_SAs one is closed, and no event tells that.
+    # Moving makes both sides rekey at once: one of the two new CHILD_SAs is closed without an event.
     assert only_closed(observer, before), resyncs(observer, before)
 
 

@@ -1,4 +1,4 @@
-"""The mirror at work, between a scripted charon and a real nats-server."""
+"""The mirror between a scripted charon and a real nats-server."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_life_of_a_mirror(nats_server: NatsServer) -> None:
                 node = (await bucket(observer.client, "VICI_NODE"))["gw1"]
                 assert (node["charon"], node["charon_version"], node["heartbeat"]) == ("up", "6.0.6", 0.4)
                 assert node["expires"] and node["boot"] == value["boot"]
-            assert await bucket(observer.client, "VICI_NODE") == {}  # it has said goodbye
+            assert await bucket(observer.client, "VICI_NODE") == {}  # deleted at the stop
             assert len(resyncs(observer)) == 2
 
     run(test())
@@ -171,7 +171,7 @@ def test_events_during_a_snapshot_take_precedence(nats_server: NatsServer) -> No
             listed(charon, [("gw", sa("1", child("1"))), ("gw", sa("2", spi="b"))])
 
             def meanwhile(request: object) -> dict[str, str]:
-                """What charon raises after it has listed its SAs and before it has answered."""
+                """Events that charon raises between its list of SAs and its reply."""
                 if not charon.registrations("ike-updown") or meanwhile_done:
                     return {}
                 meanwhile_done.append(True)
@@ -206,7 +206,7 @@ def test_charon_restart(nats_server: NatsServer) -> None:
                 async with asyncio.timeout(10):
                     while (await bucket(observer.client, "VICI_NODE"))["gw1"]["charon"] != "down":
                         await asyncio.sleep(0.05)
-                assert len(await bucket(observer.client, "VICI_SA")) == 2  # as far as anybody knows
+                assert len(await bucket(observer.client, "VICI_SA")) == 2  # the last known state
                 before = len(resyncs(observer))
                 listed(charon, [("gw", sa("1", child("1", 3, **{"spi-in": "new"}), spi="new"))])
                 await charon.start()
@@ -291,7 +291,7 @@ def test_markers_of_deleted_keys_take_no_memory(nats_server: NatsServer) -> None
                 purge = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
                 for number in range(marks):
                     await observer.client.publish(f"$KV.VICI_SA.gw1.gone.{number}", b"", headers=purge)
-                await observer.client.publish("$KV.VICI_SA.gw1.gw.1", b"{}")  # after them, and not ours
+                await observer.client.publish("$KV.VICI_SA.gw1.gw.1", b"{}")  # after them, from another client
                 await observer.client.flush()
                 jetstream = observer.client.jetstream()
                 while (await jetstream.stream_info("KV_VICI_SA")).state.messages < marks + 1:
@@ -357,7 +357,7 @@ def test_server_without_key_expiry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 node = (await bucket(observer.client, "VICI_NODE"))["gw1"]
                 assert not node["expires"] and node["heartbeat"] == 0.4
                 jetstream = observer.client.jetstream()
-                async with asyncio.timeout(10):  # the mark of the deleted key goes, too
+                async with asyncio.timeout(10):  # the marker of the deleted key is removed, too
                     while (await jetstream.stream_info("KV_VICI_SA")).state.messages > 1:
                         await asyncio.sleep(0.05)
             async with service(config) as bridge:
@@ -372,7 +372,7 @@ def test_server_without_key_expiry(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("number", ["9" * 20, "9" * 5000, "-1", "\u0663", "1.5", ""])
 def test_invalid_counters(nats_server: NatsServer, number: str) -> None:
-    """From an event and from a list: the mirror and what it tells go on."""
+    """From an event and from a list: the mirror and its reports continue."""
 
     async def test() -> None:
         await nats_server.up()
@@ -488,7 +488,7 @@ def test_traffic_of_a_reassigned_child_is_counted_once() -> None:
         assert shared.mirror.restore(key, former.value(key) or b"", shared.time()) or key[0] == "VICI_CONN"
     shared.snapshot([child("1", 31, name="two")])
     assert (shared.traffic("a"), shared.traffic("b")) == ({"two": 10}, {"two": 21})
-    shared.snapshot([child("1", 40, name="two")], only_a)  # b goes, and its totals with it
+    shared.snapshot([child("1", 40, name="two")], only_a)  # b is removed with its totals
     shared.snapshot([child("1", 45, name="two")], only_a)
     assert shared.traffic("a") == {"two": 15}
 
@@ -518,7 +518,7 @@ def test_inconsistent_values_are_rewritten(first: str) -> None:
 def test_child_of_an_unknown_connection_triggers_a_snapshot(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No event reports that it was loaded; a child of a name that nobody configures does."""
+    """No event reports that it was loaded; a child whose name no connection configures does."""
     monkeypatch.setattr("vicibridge.mirror.worker._SOON", 0.05)
 
     async def test() -> None:
@@ -534,7 +534,7 @@ def test_child_of_an_unknown_connection_triggers_a_snapshot(
                 values = await bucket(observer.client, "VICI_CONN")
                 assert (values["gw1.b"]["up"], values["gw1.b"]["child_sas"]) == (True, {"two": 1, "both": 0})
                 assert values["gw1.gw"]["child_sas"] == {"net": 0}
-                # One of which a snapshot has found that nobody configures it does not make a difference.
+                # A child that no connection configured at the last snapshot triggers none.
                 for number, snapshots in ((2, 3), (3, 3)):
                     odd = child(str(number), name="odd")
                     listed(charon, [("gw", sa("1", two, odd))], {"gw": CONFIG, "b": SHARED["b"]})
@@ -633,7 +633,7 @@ def forged(uniqueid: str, changed: Section) -> bytes:
 
 @pytest.mark.parametrize("codec", ["msgpack", "json", "raw"])
 def test_invalid_values_from_other_clients(nats_server: NatsServer, codec: EventCodec) -> None:
-    """The bridge goes on, and puts it right."""
+    """The bridge continues, and corrects them."""
     sas = {f"gw1.gw.9{number}": forged(f"9{number}", changed) for number, changed in enumerate(FORGED)}
     sas |= {"gw1.gw.deep": b"[" * 100_000, "gw1.gw.none": b"null"}
     conn = {"v": 1, "conn": "old", "configured": DEEP, "since": 1, "updated": 1, "config": {}, "closed": {}}

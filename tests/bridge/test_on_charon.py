@@ -1,4 +1,4 @@
-"""The bridge as its own process, between real charons and a real NATS server."""
+"""The bridge as a separate process, between real charons and a real NATS server."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ AT_LEAST = Counter(
 
 @asynccontextmanager
 async def bridge(lab: Lab, nodes: Iterable[str], codec: str = "msgpack") -> AsyncIterator[Path]:
-    """Run `vicibridge run` for charons of the lab and yield its log; it must end in order, without an error."""
+    """Run `vicibridge run` for charons of the lab and yield its log; it must stop cleanly, without an error."""
     config = lab.directory / "bridge.toml"
     gateways = [f'[[gateway]]\nnode = "{node}"\nvici = "{getattr(lab, node).address}"' for node in nodes]
     bus = f'[nats]\nservers = ["{lab.nats.url}"]\nprobe_interval = 0.3\n[mirror]\nenabled = false'
@@ -60,7 +60,7 @@ async def bridge(lab: Lab, nodes: Iterable[str], codec: str = "msgpack") -> Asyn
 
 
 class Heard(list[tuple[str, Section]]):
-    """What charon raises, as a listener of its own gets it."""
+    """The events of charon, recorded by a separate listener."""
 
     def __init__(self, session: AsyncSession, listener: Listener[Section]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Heard(list[tuple[str, Section]]):
         self.ended = asyncio.create_task(self._listen(listener))
 
     async def complete(self) -> None:
-        """Wait until all is here that charon has raised so far: it answers in order, so that comes before an answer."""
+        """Wait for every event that charon has raised so far: charon answers in order, so a reply follows them."""
         await self._session.call("version")
 
     async def _listen(self, listener: Listener[Section]) -> None:
@@ -92,7 +92,7 @@ async def heard(address: str, *events: str) -> AsyncIterator[Heard]:
 
 
 async def watch(client: Client, subject: str) -> Seen:
-    """Return the list that every envelope on `subject` will be in."""
+    """Return the list to which every envelope on `subject` is added."""
     everything: Seen = []
 
     async def note(message: Any) -> None:
@@ -104,7 +104,7 @@ async def watch(client: Client, subject: str) -> Seen:
 
 
 async def kept(url: str) -> Seen:
-    """Return every envelope in the stream VICI, in order; none while there is no such stream."""
+    """Return every envelope in the stream VICI, in order; empty if the stream does not exist."""
     try:
         return [(m.subject, envelope) for m in await stored(url) for envelope in envelopes(m.data)]
     except NotFoundError:
@@ -119,7 +119,7 @@ async def until_kept(url: str, condition: Callable[[Seen], object]) -> Seen:
 
 
 async def served(client: Client, node: str) -> Section:
-    """Wait until the bridge takes commands for `node`, and return what its charon says of itself."""
+    """Wait until the bridge serves commands for `node`, and return the version of its charon."""
     async with asyncio.timeout(10):
         while True:
             with suppress(NoRespondersError):
@@ -142,7 +142,7 @@ def up(seen: Seen) -> bool:
 
 
 def subject(node: str, event: str, message: Section) -> str:
-    """The subject that an event has to be on, by what the subjects are documented to be."""
+    """Return the documented subject of an event."""
     if event == "alert":
         return ".".join(["vici", node, "event", event, message["type"]])
     [(ike, section)] = [(key, value) for key, value in message.items() if isinstance(value, dict)]
@@ -167,10 +167,10 @@ def published(seen: Seen) -> list[PublishedEvent]:
 
 
 def per_sa(events: Iterable[PublishedEvent]) -> dict[str, list[PublishedEvent]]:
-    """Sort events by IKE_SA, which is as far as charon's order goes.
+    """Sort events by IKE_SA: charon keeps the order only within one.
 
-    Threads of charon that raise events of two SAs at the same time may reach one listener in this order and another in
-    that; what happens to one SA is in order for everybody.
+    Events of two SAs that threads of charon raise at the same time may reach two listeners in different orders; the
+    events of one SA are in order for every listener.
     """
     sorted_: dict[str, list[PublishedEvent]] = {}
     for event in events:
@@ -179,7 +179,7 @@ def per_sa(events: Iterable[PublishedEvent]) -> dict[str, list[PublishedEvent]]:
 
 
 def assert_same(node: str, events: Events, seen: Seen) -> None:
-    """Every event exactly once, on its subject, with its data, in order."""
+    """Check that every event arrived exactly once, on its subject, with its data, in order."""
     assert per_sa(published(seen)) == per_sa(expected(node, events))
 
 
@@ -193,7 +193,7 @@ def lines(messages: Iterable[Section]) -> Counter[str]:
 
 
 def unseen(logged: Events, early: int, late: int, seen: Seen) -> Counter[str]:
-    """Lines from the one numbered `early` up to `late` that are not among the envelopes."""
+    """Return the lines from number `early` to `late` that are missing in the envelopes."""
     return lines(message for _, message in logged[early:late]) - lines(envelope["data"] for _, envelope in seen)
 
 
@@ -208,7 +208,7 @@ async def whole_life(lab: Lab) -> None:
 
 @asynccontextmanager
 async def churn(lab: Lab, names: Sequence[str]) -> AsyncIterator[None]:
-    """Close the SAs and bring them up again, for ever; on leaving, the round is completed."""
+    """Close the SAs and bring them up again, repeatedly; on exit the current round is completed."""
     leaving = False
 
     async def work() -> None:
@@ -261,9 +261,9 @@ def test_every_event_of_charon(lab: Lab, codec: str) -> None:
 
 
 def assert_log(logged: Events, early: int, late: int, seen: Seen) -> None:
-    """Every line once, with its data, though not in order: charon's own is not the same for two listeners.
+    """Check that every line arrived once, with its data; charon's order differs between listeners.
 
-    The first `early` lines may have been before the bridge listened, those after `late` when it did no more.
+    The first `early` lines may precede the registration of the bridge, those after `late` may follow its end.
     """
     assert late - early > 50 * COUNT
     assert not lines(envelope["data"] for _, envelope in seen) - lines(message for _, message in logged)
@@ -274,7 +274,7 @@ def assert_log(logged: Events, early: int, late: int, seen: Seen) -> None:
     assert_no_gap_in_seq(sorted(seen, key=lambda one: one[1]["seq"]))
 
 
-# Values that run with time; of everything else swanctl and the bridge must say the same.
+# Values that change with time; all others must be equal in swanctl and the bridge.
 RUNNING = {"established", "rekey-time", "reauth-time", "life-time", "install-time", "use-in", "use-out"}
 
 
@@ -322,7 +322,7 @@ def parse_raw(text: str) -> list[Section]:
 
 
 def steady(message: Section) -> Section:
-    """Return the message with the values left out that run with time; their keys stay."""
+    """Return the message without the values that change with time; their keys stay."""
     return {
         key: "runs" if key in RUNNING else steady(value) if isinstance(value, dict) else value
         for key, value in message.items()
@@ -360,7 +360,7 @@ def test_bridge_survives_restarts_of_charon_and_nats(lab: Lab) -> None:
     url = lab.nats.url
 
     async def come_late(log: Path) -> None:
-        """The bridge is there first, then NATS, then charon."""
+        """The bridge starts first, then NATS, then charon."""
         await until(lambda: "NATS: not connected" in log.read_text() and "charon is not reachable" in log.read_text())
         lab.nats.start()
         await until_kept(url, lambda seen: statuses(seen) == [("starting", "down"), ("running", "down")])
@@ -380,14 +380,14 @@ def test_bridge_survives_restarts_of_charon_and_nats(lab: Lab) -> None:
         assert seen[-3][1]["time"] <= gap["until"] <= seen[-1][1]["time"] and gap["since"] < gap["until"]
 
     async def lose_nats(log: Path) -> None:
-        """The stream has what a listener of our own has heard of this charon since before its first SA."""
+        """The stream has every event that a separate listener got from this charon since before its first SA."""
         before = len(await kept(url))
         async with heard(lab.left.address, *STATE) as events:
             names = await sas.up(lab, COUNT)
             async with churn(lab, names):
                 await until(lambda: len(events) > 3 * COUNT, 60)
                 assert lab.nats.pid
-                os.kill(lab.nats.pid, signal.SIGSTOP)  # so that its end finds events on their way
+                os.kill(lab.nats.pid, signal.SIGSTOP)  # so that events are in transit when it ends
                 hung = len(events)
                 await until(lambda: len(events) > hung + COUNT, 60)
                 before = log.read_text().count("NATS: not connected")

@@ -1,4 +1,4 @@
-"""How the bridge is watched and steered: metrics, health, its own log, systemd, SIGHUP."""
+"""Operation of the bridge: metrics, health, its own log, systemd, SIGHUP."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ ODD_NAMES = ['"} 1 # HELP x', "back\\slash", "up", "", "x" * 255, "a{b=c},d", "\
 
 
 def test_metrics_of_connections(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever they are called; those beyond the limit are counted."""
+    """With any names; those beyond the limit are counted."""
     conns = {name: {"children": {f"{name}1"[:255]: {}, "net": {}}} for name in ODD_NAMES}
 
     async def test() -> None:
@@ -129,7 +129,7 @@ def test_metrics_of_connections(nats_server: NatsServer, caplog: pytest.LogCaptu
             config = settings(nats_server.url, charon.address, mirror={"enabled": True}, http={"max_tunnels": 100})
             async with service(config) as bridge:
                 await until(lambda: bridge.mirrorings[0].snapshots)
-                # As somebody may have written to the bucket: what charon lists is printable ASCII.
+                # As another client may write to the bucket: charon lists printable ASCII only.
                 bridge.mirrorings[0].mirror.conn(time.time_ns(), "b\n\udcff").configured = True
                 values = await scraped(bridge)
                 assert value(values, "vicibridge_connection_up", node="gw1", connection="b\n\\xff") == 0
@@ -343,7 +343,7 @@ def test_log_limits_repeated_lines(capfd: pytest.CaptureFixture[str], monkeypatc
 
 @asynccontextmanager
 async def systemd(path: Path | str) -> AsyncIterator[Callable[[str], Any]]:
-    """Somebody who listens as systemd does; gives what waits for a message that contains a text."""
+    """Listen as systemd does; yields a function that waits for a message that contains a text."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
         ear.setblocking(False)
         ear.bind(str(path).replace("@", "\0"))
@@ -369,7 +369,7 @@ async def line_with(process: asyncio.subprocess.Process, text: str) -> str:
 
 
 def test_process_under_systemd(nats_server: NatsServer, tmp_path: Path) -> None:
-    """Ready, watched, reloaded, stopped; what SIGHUP may change is changed without losing an event."""
+    """Ready, watchdog, reload, stop; SIGHUP applies the live settings without losing an event."""
 
     async def test() -> None:
         await nats_server.up()
@@ -494,7 +494,7 @@ def test_client_that_reads_no_response_does_not_delay_the_stop(tmp_path: Path) -
                 loop = asyncio.get_running_loop()
                 await until(lambda: bridge.web.port)
                 await loop.sock_connect(client, ("127.0.0.1", bridge.web.port))
-                with pytest.raises(TimeoutError):  # as the bridge reads no more when it cannot answer
+                with pytest.raises(TimeoutError):  # as the bridge stops reading while it cannot respond
                     async with asyncio.timeout(2):
                         while True:
                             await loop.sock_sendall(client, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
@@ -505,7 +505,7 @@ def test_client_that_reads_no_response_does_not_delay_the_stop(tmp_path: Path) -
 
 
 def test_unread_log_blocks_nothing(tmp_path: Path) -> None:
-    """charon keeps what is not read, so the bridge reads also while its own log has no way out."""
+    """charon buffers unread events, so the bridge keeps reading while its own log is blocked."""
     config = tmp_path / "bridge.toml"
 
     async def test() -> None:

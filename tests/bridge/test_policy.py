@@ -1,4 +1,4 @@
-"""What is allowed: by group, by name, and by what the arguments say."""
+"""Allowed commands: by group, by name, and by argument."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def test_unknown_commands_must_be_named(command: str) -> None:
         ({}, (9000, 1)),
         ({"timeout": "500", "loglevel": "2"}, (500, 2)),
         ({"timeout": "-1", "loglevel": "-1"}, (-1, -1)),
-        ({"timeout": "0"}, (9000, 1)),  # charon's own "for ever"
+        ({"timeout": "0"}, (9000, 1)),  # charon's value for no limit
         ({"timeout": "9001", "loglevel": "4"}, (9000, 2)),
         ({"timeout": "999999999999999", "loglevel": "9"}, (9000, 2)),
-        ({"timeout": "010"}, (10, 1)),  # charon would take it for 8
+        ({"timeout": "010"}, (10, 1)),  # charon would read it as 8
     ],
 )
 @pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].blocks])

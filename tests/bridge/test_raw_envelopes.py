@@ -76,7 +76,7 @@ def test_names_that_vici_does_not_allow_are_escaped() -> None:
 
 def test_bytes_are_unchanged() -> None:
     build = RawEnvelopes("gw1", "b")
-    raw = b"\x03\x01a\x00\x02\xff\n\x03\x01a\x00\x00"  # a key twice, and no text
+    raw = b"\x03\x01a\x00\x02\xff\n\x03\x01a\x00\x00"  # a duplicate key, and a value that is not text
     headers, payload = split_headers(build.wrap(5, "log", raw))
     assert payload == raw
     assert headers == {"Vici-Node": "gw1", "Vici-Boot": "b", "Vici-Seq": "1", "Vici-Time": "5", "Vici-Event": "log"}

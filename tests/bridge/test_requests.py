@@ -1,4 +1,4 @@
-"""Requests: read strictly, refused in words fit for anybody."""
+"""Requests: read strictly, refused without internals."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_bridge_events_are_valid(kind: str, data: dict[str, Any]) -> None:
     ("event", "data"),
     [
         ("ike-updown", {"up": "yes", "gw": FULL_IKE}),
-        ("ike-updown", {"up": FULL_IKE}),  # a connection of that name is gone
+        ("ike-updown", {"up": FULL_IKE}),  # a connection of that name went down
         ("ike-updown", {"(unnamed)": {**UNKNOWN, "initiator-spi": "0a", "responder-spi": "00", "nat-any": "yes"}}),
         ("ike-updown", {"gw": {**FULL_IKE, "new-in-7.0": ["x", {"$base64": "//4="}]}, "new": "1"}),
         ("ike-update", {"local-host": "a", "local-port": "1", "remote-host": "b", "remote-port": "2", "gw": FULL_IKE}),

@@ -22,7 +22,7 @@ from vicifast.testing import FakeCharon
 
 SA = {"uniqueid": "7", "state": "ESTABLISHED"}
 CHILD = {"uniqueid": "4", "name": "net"}
-# one of each, with the end of its subject
+# one event of each kind, with the end of its subject
 ONE_OF_EACH: list[tuple[str, dict[str, Any], str]] = [
     ("ike-updown", {"up": "yes", "site a": SA}, "event.ike-updown.site=20a.up"),
     ("child-updown", {"up": "yes", "gw": {**SA, "child-sas": {"net-4": CHILD}}}, "event.child-updown.gw.net.up"),
@@ -63,7 +63,7 @@ def test_every_event_on_its_subject(nats_server: NatsServer, codec: str) -> None
         assert [subject for subject, _ in state] == expected
         assert {(e["v"], e["node"]) for _, e in state} == {(1, "gw1")}
         assert len({e["boot"] for _, e in state + lines}) == 1
-        # statuses count too, so seq has no holes for who reads the class from its start
+        # status events count too, so a reader of the class sees no missing seq
         kept = [e["seq"] for m in await stored(nats_server.url) for e in envelopes(m.data, m.headers)]
         assert kept == list(range(1, len(kept) + 1))
 
@@ -325,7 +325,7 @@ def test_hung_nats_does_not_block_reading(nats_server: NatsServer) -> None:
                 for _ in range(20):
                     for _ in range(1000):
                         charon.emit("log", line)
-                    await asyncio.wait_for(charon.drain(), 5)  # charon keeps nothing
+                    await asyncio.wait_for(charon.drain(), 5)  # charon buffers nothing
                 charon.emit("ike-updown", {"gw": SA})
                 await until(lambda: gateway.log.counts.received == 20_000)
                 assert gateway.log.counts.published < 20_000
@@ -421,7 +421,7 @@ def test_events_that_arrive_while_it_unregisters_are_reported_as_a_gap(nats_serv
                 await up(bridge)
                 charon.pause_reading()
                 stopping = asyncio.create_task(gateway.reader.stop())
-                await asyncio.sleep(0)  # it has unregistered, and charon does not know yet
+                await asyncio.sleep(0)  # it has sent the unregistration, and charon has not read it
                 for _ in range(3):
                     charon.emit("ike-updown", {"gw": SA})
                 charon.resume_reading()
@@ -467,7 +467,7 @@ def test_signal_drains_the_process(nats_server: NatsServer, tmp_path: Path, numb
             assert "lost" not in stderr.decode() and "Traceback" not in stderr.decode()
             await charon.connected(0)
             assert charon.abrupt_closes == 0
-            # what had been read has arrived, and the last word is that it stops
+            # every event that was read has arrived, and the last one is the stop
             kept = [e for m in await stored(nats_server.url) for e in envelopes(m.data)]
             assert kept[-1]["event"] == "status" and kept[-1]["data"]["bridge"] == "stopping"
             assert [e["seq"] for e in kept] == list(range(1, len(kept) + 1))
@@ -486,7 +486,7 @@ def test_lines_that_arrive_while_it_unregisters_are_published(nats_server: NatsS
                 await up(bridge)
                 charon.pause_reading()
                 stopping = asyncio.create_task(gateway.reader.stop())
-                for number in range(30):  # turns of the loop, over which all that listened notices
+                for number in range(30):  # turns of the loop, until all listeners have noticed
                     charon.emit("log", {"group": "IKE", "level": "1", "msg": str(number)})
                     await asyncio.sleep(0)
                 charon.resume_reading()
@@ -499,7 +499,7 @@ def test_lines_that_arrive_while_it_unregisters_are_published(nats_server: NatsS
 
 def test_unpublished_lines_of_one_start_are_reported_by_the_next(nats_server: NatsServer, tmp_path: Path) -> None:
     def noted() -> bool:
-        log = tmp_path / "state" / "gw1.spool-wal"  # the bridge keeps the database to itself
+        log = tmp_path / "state" / "gw1.spool-wal"  # the bridge locks the database
         return log.exists() and b'"seq": 2, "clean": false' in log.read_bytes()
 
     def of_log(client: Observer) -> list[dict[str, Any]]:
@@ -510,7 +510,7 @@ def test_unpublished_lines_of_one_start_are_reported_by_the_next(nats_server: Na
         await charon.registered("log")
         for _ in range(5):
             charon.emit("log", {"group": "IKE", "level": "1", "msg": "x"})
-        await until(noted)  # that it started and charon is up
+        await until(noted)  # the start, and that charon is up
         bridge.send_signal(end)
         await asyncio.wait_for(bridge.communicate(), 10)
 
@@ -565,7 +565,7 @@ def test_second_signal_ends_at_once(nats_server: NatsServer, tmp_path: Path) -> 
         async with FakeCharon() as charon, observing(nats_server.url) as observer:
             bridge = await start_process(tmp_path, nats_server.url, charon.address)
             await observer.sees("bridge.status", 2)
-            charon.pause_reading()  # so that the end of the registrations is never confirmed
+            charon.pause_reading()  # so that the unregistration is never confirmed
             bridge.send_signal(signal.SIGTERM)
             assert bridge.stderr
             while b"stopping" not in await bridge.stderr.readline():

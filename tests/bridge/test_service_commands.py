@@ -38,7 +38,7 @@ def text(message: Msg) -> str:
 async def bridged(
     server: NatsServer, watch: str = "vici.>", **commands: Any
 ) -> AsyncIterator[tuple[FakeCharon, Observer, Service]]:
-    """A charon that answers `version`, `stats` and `list-sas`, the bridge beside it, and somebody on the bus."""
+    """A charon that answers `version`, `stats` and `list-sas`, a bridge, and an observer on the bus."""
     await server.up()
     async with FakeCharon() as charon, observing(server.url, watch) as observer:
         charon.on("version", {"daemon": "charon", "version": "6.0.6"})
@@ -50,7 +50,7 @@ async def bridged(
 
 
 async def audits(observer: Observer, count: int) -> list[dict[str, Any]]:
-    """Return what the audit says, without the questions of `Observer.ask` whether a bridge is there."""
+    """Return the audit entries, without the requests of `Observer.ask` that check for a bridge."""
 
     def seen() -> list[dict[str, Any]]:
         return [e["data"] for _, e in observer.seen("bridge.audit") if e["data"].get("command") != "no-such-command"]
@@ -131,7 +131,7 @@ def test_idle_connections_are_kept_except_after_an_error(
             [reply] = await observer.ask("vici.gw1.cmd.get-conns")
             assert code(reply) == "409"
             await observer.ask("vici.gw1.cmd.version")
-            assert connections.connects == 2  # an error of the command is none of the connection
+            assert connections.connects == 2  # an error of a command does not close the connection
             charon.mute("get-conns")
             [reply] = await observer.ask("vici.gw1.cmd.get-conns")
             assert code(reply) == "504"
@@ -181,11 +181,11 @@ def test_blocking_commands_hold_their_share_of_threads_until_charon_is_done(nats
             asked = [asyncio.create_task(observer.ask("vici.gw1.cmd.initiate", b'{"child": "x"}')) for _ in range(30)]
             await until(lambda: held.running == 2)  # of 8 threads
             [reply] = await observer.ask("vici.gw1.cmd.version")
-            assert code(reply) == "200"  # what only reads does not wait for them
+            assert code(reply) == "200"  # read-only commands do not wait for them
             codes = Counter([code((await task)[0]) for task in asked])
-            assert codes == {"200": 2, "429": 28}  # the first message of those that ran is a line of the log
+            assert codes == {"200": 2, "429": 28}  # the first message of those that ran is a log line
             assert commands.blocking.waiting == 0
-            # The two are given up on the bus, but charon has not done with them.
+            # The two have timed out on the bus, but still run in charon.
             await until(lambda: commands.stats["initiate"].codes == {429: 28, 504: 2})
             [reply] = await observer.ask("vici.gw1.cmd.terminate", b'{"ike": "x"}')
             assert code(reply) == "429" and held.running == 2 and commands.blocking.running == 2
@@ -193,7 +193,7 @@ def test_blocking_commands_hold_their_share_of_threads_until_charon_is_done(nats
             await until(lambda: commands.blocking.running == 0)
             *_, end = await observer.ask("vici.gw1.cmd.initiate", b'{"child": "x"}', parts=2)
             assert code(end) == "200" and held.most == 2
-            # -1 makes charon answer at once, so it holds nothing
+            # -1 makes charon answer at once, so it holds no thread
             [request] = [r for c, r in charon.requests[-1:] if c == "initiate"]
             assert request == {"child": "x", "timeout": "450", "loglevel": "1"}
 
@@ -234,7 +234,7 @@ def test_blocking_command_holds_its_share_when_its_late_reply_fails(
             assert held.running == bridge.gateways[0].commands.blocking.running == 1
             held.go()
             await until(lambda: not bridge.gateways[0].commands.blocking.running)
-            assert len(bridge.gateways[0].commands._charon._idle["json"]) == 1  # the connection is whole
+            assert len(bridge.gateways[0].commands._charon._idle["json"]) == 1  # the connection is intact
 
     run(test())
 
@@ -364,12 +364,12 @@ def test_flood_is_audited_in_sums_and_changes_individually(nats_server: NatsServ
 
 
 def ended(bridge: Service, command: str) -> Mapping[int, int]:
-    """Return how requests for a command have ended."""
+    """Return the results of the requests for a command."""
     return bridge.gateways[0].commands.stats.get(command, Tally()).codes
 
 
 def told_of(observer: Observer, command: str) -> list[int]:
-    """Return of how many requests for a command each envelope of the audit tells."""
+    """Return the number of requests for a command in each audit envelope."""
     entries = [envelope["data"] for _, envelope in observer.seen("bridge.audit")]
     sums = [part["count"] for entry in entries for part in entry.get("sums", ()) if part["command"] == command]
     return sums + [1 for entry in entries if entry.get("command") == command]

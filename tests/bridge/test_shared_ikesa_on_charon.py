@@ -1,4 +1,4 @@
-"""Connections that share an IKE_SA, as charon lets them by default: each has the children that it configures."""
+"""Connections that share an IKE_SA, which is charon's default: each counts the children that it configures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def bridge(lab: Lab) -> AsyncIterator[None]:
 
 
 class Left:
-    """The connections of `left`, as charon has them and as the mirror shows them."""
+    """The connections of `left` in charon and in the mirror."""
 
     def __init__(self, session: AsyncSession, client: Client, port: int) -> None:
         self.session = session
@@ -47,7 +47,7 @@ class Left:
         await self.session.call("initiate", {"ike": conn, "child": child, "timeout": 10_000})
 
     async def conns(self, right: Callable[[Section], bool]) -> dict[str, Section]:
-        """Wait until the values of the connections are right, and return them."""
+        """Wait until the values of the connections are correct, and return them."""
         values: dict[str, Section] = {}
         try:
             async with asyncio.timeout(15):
@@ -60,7 +60,7 @@ class Left:
         return values
 
     async def metrics(self, name: str) -> dict[tuple[str, ...], float]:
-        """Return the values of a metric by its labels but for the node."""
+        """Return the values of a metric by its labels other than the node."""
 
         def fetch() -> str:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
@@ -118,7 +118,7 @@ async def rekeying_changes_nothing(lab: Lab, left: Left, ports: dict[tuple[str, 
 
 
 async def what_charon_does_not_report(left: Left) -> None:
-    """Of names that several connections configure."""
+    """Return the number of ambiguous CHILD_SAs."""
     await left.initiate("b", "both")
     await left.initiate("c", "same")
     values = await left.conns(lambda values: values["a"]["child_sas"] == {"one": 1, "both": 1, "same": 1})

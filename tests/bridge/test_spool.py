@@ -91,7 +91,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_unacknowledged_events_survive_a_kill(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
-        for name in ("a", "b"):  # the second is killed before NATS comes, too
+        for name in ("a", "b"):  # the second is also killed before NATS starts
             boot = Boot(path, name)
             before = await boot.open()
             assert before == (None if name == "a" else Note("a", 3000, False, []))
@@ -293,7 +293,7 @@ def test_clock_change_drops_nothing(path: Path, monkeypatch: pytest.MonkeyPatch,
             boot.put(10)
             await boot.saved()
             boot.check()
-            # How old those of the start before are, the clock alone can say.
+            # Only the clock shows the age of events of the previous run.
             assert boot.backlog.counts.dropped == (10 if step > 0 else 0)
         await boot.backlog.close()
 
@@ -343,7 +343,7 @@ def test_damaged_file_is_moved_aside_and_reported(
             boot.check()
         arrived = await payloads(nats_server.url)
         assert arrived[-100:] == numbered("b", 100)
-        assert arrived[:-100] == numbered("a", len(arrived) - 100)  # what could be read came first
+        assert arrived[:-100] == numbered("a", len(arrived) - 100)  # readable events arrive first
         assert boot.backlog.spool_trouble == ""
         await boot.backlog.close()
 

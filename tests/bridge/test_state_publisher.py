@@ -1,4 +1,4 @@
-"""The state class with a real JetStream: every event arrives, once and in order, whatever happens to the server."""
+"""The state class with a real JetStream: every event arrives, once and in order, regardless of faults of the server."""
 
 from __future__ import annotations
 
@@ -400,7 +400,7 @@ def test_purged_events_are_not_stored_again(nats_server: NatsServer) -> None:
             await feed.flush()
             publisher = feed.pipeline._publisher
             settle, lost = publisher._settle, []
-            publisher._settle = lambda number, answer: lost.append(answer)  # the bridge does not hear of them
+            publisher._settle = lambda number, answer: lost.append(answer)  # the bridge does not get them
             feed.put(5)
             await until(lambda: len(lost) == 5)
             await jetstream.purge_stream("VICI")

@@ -164,7 +164,7 @@ async def vanishes(admin: Admin) -> bool:
 async def full(admin: Admin) -> bool:
     subject = EVENT if admin.name == "VICI" else f"{KEY}{{}}"
     answers = [await admin.put(subject.format(number), b"x" * 100) for number in range(5)]
-    if admin.name != "VICI":  # a deletion takes less than the value that it replaces
+    if admin.name != "VICI":  # a deletion is smaller than the value that it replaces
         deleted = await admin.put(subject.format(0), b"", **{key.replace("-", "_"): DELETE[key] for key in DELETE})
         assert "error" not in deleted, deleted
     return "error" in answers[-1]
@@ -232,7 +232,7 @@ class Case:
     config: dict[str, Any]
     broken: Broken
     added: dict[str, Any] = field(default_factory=dict)  # by reconcile
-    once: bool = False  # the proof does for a stream that is not mended only
+    once: bool = False  # the proof works only for a stream that is not fixed
 
     def __str__(self) -> str:
         return f"{self.of}-{self.property}"
@@ -242,7 +242,7 @@ class Case:
         return WANTED if self.of == "stream" else BUCKET
 
 
-UNMARKED = {"subject_delete_marker_ttl": None}  # nats-server allows roll-ups where there are marks
+UNMARKED = {"subject_delete_marker_ttl": None}  # nats-server allows roll-ups for streams with markers
 CASES = [
     Case("no_ack", "stream", {"no_ack": True}, unacknowledged, {"no_ack": None}),
     Case("no_ack", "bucket", {"no_ack": True}, unacknowledged, {"no_ack": None}),
@@ -396,7 +396,7 @@ async def made(admin: Admin, case: Case) -> dict[str, Any]:
     config = {**case.wanted.as_dict(), **case.config}
     sealed = config.pop("sealed", False)
     made = await admin.make(**config)
-    if sealed:  # at first none is
+    if sealed:  # none is at first
         assert "error" not in await admin.api(f"STREAM.UPDATE.{admin.name}", {**made, "sealed": True})
     return await admin.config()
 
@@ -677,8 +677,8 @@ def test_reconcile_leaves_subjects_of_other_streams(nats_server: NatsServer, cap
             said = await ensured(connection, case, "reconcile", caplog)
             assert "cannot change the stream VICI: the stream STATUS has" in said
             assert "lacks the subjects vici.*.bridge.>" in said
-            assert (await admin.config())["duplicate_window"] == 3600 * SECOND  # the rest is mended
-            assert "cannot change" not in await ensured(connection, case, "reconcile", caplog)  # and said once
+            assert (await admin.config())["duplicate_window"] == 3600 * SECOND  # the rest is fixed
+            assert "cannot change" not in await ensured(connection, case, "reconcile", caplog)  # and logged once
 
     run(test())
 

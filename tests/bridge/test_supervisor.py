@@ -38,7 +38,7 @@ def test_server_starts_late_and_restarts(nats_server: NatsServer, caplog: pytest
             assert bus.connects == 2
 
     run(test())
-    # one line for each change, however many attempts there were
+    # one line per change, regardless of the number of attempts
     texts = [record.message for record in caplog.records if record.name == "vicibridge.bus.supervisor"]
     assert len(texts) == 4
     assert "not connected" in texts[0] and "not connected" in texts[2]
@@ -74,13 +74,13 @@ def test_connection_reset_leaves_no_tasks(caplog: pytest.LogCaptureFixture, last
                 with suppress(Disconnected):
                     await connection.subscribe("x.y", ignore)
                     while True:
-                        for _ in range(20):  # more than the server reads, so that some of it waits in nats-py
+                        for _ in range(20):  # more than the server reads, so that some data is buffered in nats-py
                             await connection.publish("x", b"y" * 10_000)
                         await asyncio.sleep(0)
                 await connection.lost()
         server.close()
         await server.wait_closed()
-        await until(lambda: len(asyncio.all_tasks()) <= 2)  # this one and what runs it
+        await until(lambda: len(asyncio.all_tasks()) <= 2)  # this one and its runner
 
     run(test())
     gc.collect()
@@ -157,7 +157,7 @@ def test_fence_means_processed(nats_server: NatsServer) -> None:
                 for _ in range(10):
                     await connection.publish("vici.x", b"x" * 5000)
                 await connection.fence(5)
-                # the server has routed all to the other client; one round trip of its own brings them
+                # the server has routed all messages to the other client, which needs a round trip to receive them
                 await observer.client.flush()
                 assert len(observer.messages) == 10 * (number + 1)
 

@@ -21,7 +21,7 @@ from vicifast.testing import FakeCharon
 
 DATA = Path(__file__).parent.parent / "data"
 CAUSE = "over the rate limit of unauthenticated events"
-SLOW = {"unauthenticated_rate": 1e-6}  # so that the burst is all there is
+SLOW = {"unauthenticated_rate": 1e-6}  # so that only the burst passes
 CONNECTING = {"uniqueid": "7", "state": "CONNECTING"}
 ESTABLISHED = {"uniqueid": "8", "state": "ESTABLISHED", "established": "0"}
 DELETING = {"uniqueid": "8", "state": "DELETING"}
@@ -68,7 +68,7 @@ def test_classification_of_events(event: tuple[str, dict[str, Any]], kind: str |
 
 @pytest.mark.parametrize("event", ["ike-updown", "child-updown"])
 def test_no_event_of_kind_up_or_down_is_limited(event: str) -> None:
-    """The mirror and readers rely on these; the limit must take the event for what its subject says."""
+    """The mirror and readers rely on these; the limit must classify an event as its subject does."""
     sections = [CONNECTING, ESTABLISHED, DELETING, {"state": ["CONNECTING"]}, {}, {**CONNECTING, "child-sas": {}}]
     messages = [{**up, "gw": section} for up in ({}, {"up": "yes"}, {"up": "no"}) for section in sections]
     kinds: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def test_limit_of_a_type() -> None:
         return sum(limit.allows(second * 10**9, "ike-updown", raw) for _ in range(count))
 
     assert taken(1, 1000) == BURST
-    assert taken(1, 1000, other) == BURST  # of its own
+    assert taken(1, 1000, other) == BURST  # a separate limit
     assert [taken(second, 10) for second in (2, 3, 13, 13)] == [2, 2, 10, 10]
     assert taken(1, 10) == 0 and taken(2, 10) == 2  # the clock was set back
     limit.rate = 0
@@ -141,7 +141,7 @@ def test_flood_is_limited_and_reported(nats_server: NatsServer, codec: str, capl
                 await until(lambda: dropped(bridge) == {CAUSE: 1500 - 3 * BURST} and not of.backlog.losses.unreported)
                 counts = of.backlog.counts
                 assert counts.received == counts.published + counts.dropped + of.backlog.waiting
-                assert of.reader.events["ike-updown", "failed"] == 550  # those that are limited are counted as well
+                assert of.reader.events["ike-updown", "failed"] == 550  # events over the limit are counted as well
             kept = await stored(nats_server.url)
         seen = Counter(message.subject for message in kept)
         assert seen["vici.gw1.event.ike-updown.=28unnamed=29.failed"] == BURST
@@ -157,7 +157,7 @@ def test_flood_is_limited_and_reported(nats_server: NatsServer, codec: str, capl
         gaps = [e["data"] for m in kept if m.subject.endswith(".gap") for e in envelopes(m.data, m.headers)]
         assert {gap["class"] for gap in gaps} == {"state"}
         assert sum(int(gap["count"]) for gap in gaps) == 1500 - 3 * BURST
-        assert CAUSE not in caplog.text  # wanted, so not worth a line each time
+        assert CAUSE not in caplog.text  # intended, so not logged each time
         assert all(int(gap["last_seq"]) - int(gap["first_seq"]) + 1 >= int(gap["count"]) for gap in gaps)
 
     run(test())

@@ -1,4 +1,4 @@
-"""Real charons: a negotiation that fails is no tunnel that goes down, and a scanner displaces nothing."""
+"""Real charons: a failed negotiation is not a tunnel that goes down, and a scanner displaces no events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RIGHT = {
 }  # fmt: skip
 CAUSE = "over the rate limit of unauthenticated events"
 COUNT, PACKETS = 5, 600
-PORT = 500  # from which a peer changes to 4500 while it connects; of other ports it uses one alone
+PORT = 500  # from this port a peer moves to 4500 while it connects; it keeps any other port
 NAMES = (("left", "gw"), ("right", "hq"))
 UNNAMED = "right.event.ike-updown.=28unnamed=29.failed"
 
@@ -69,7 +69,7 @@ async def terminate(lab: Lab) -> None:
 
 
 async def new(observer: Observer, before: int, *ends: str) -> int:
-    """Wait for events with these subjects, in any order, and none else; return how many there are by now."""
+    """Wait for exactly these subjects, in any order; return the number of events so far."""
     expected = sorted(f"vici.{end}" for end in ends)
     await observer.sees("-updown.", before + len(ends))
     assert sorted(subject for subject, _ in observer.seen("-updown.")[before:]) == expected
@@ -95,19 +95,19 @@ def test_failed_negotiations() -> None:
             ikes = [f"{node}.event.ike-updown.{conn}" for node, conn in NAMES]
             both = ikes + [f"{node}.event.child-updown.{conn}.{conn}-lan" for node, conn in NAMES]
             seen = await new(observer, seen, *[f"{end}.up" for end in both])
-            # Another negotiation that fails does not touch the SA that is up.
+            # Another failed negotiation does not affect the SA that is up.
             await stranger.fail(lab, 1, port=PORT)
             seen = await new(observer, seen, UNNAMED)
             await terminate(lab)
             seen = await new(observer, seen, *[f"{end}.down" for end in both])
-            # A child that fails raises neither up nor down, while its IKE_SA is up.
+            # A failed child raises neither up nor down, while its IKE_SA is up.
             elsewhere = {**CHILD, "local_ts": HERE, "remote_ts": ["10.77.0.0/24"]}
             await load(lab, {**LEFT, "children": {"gw-lan": elsewhere}})
             assert not await initiate(lab)
             seen = await new(observer, seen, *[f"{end}.up" for end in ikes])
             await terminate(lab)
             await new(observer, seen, *[f"{end}.down" for end in ikes])
-            # Going from port 500 to 4500 is an ike-update of an IKE_SA that is not established, and has no name.
+            # Moving from port 500 to 4500 is an ike-update of an IKE_SA that is not established and has no name.
             assert observer.seen("right.event.ike-update.=28unnamed=29")
             keys = {m.subject for m in observer.messages if m.subject.startswith("$KV.")}
             assert {key.rpartition(".")[2] for key in keys if ".VICI_CONN." in key} == {"gw", "hq"}
@@ -137,7 +137,7 @@ def test_scanner(lab: Lab) -> None:
             await until(lambda: {subject for subject, _ in observer.seen("-updown.site")} == expected)
 
             def missing() -> tuple[int, int, set[str | None]]:
-                """Of the state class of `right`: how many numbers, how many events as reported, and why."""
+                """Return the numbers, the reported events and the causes of the state class of `right`."""
                 state = [e for m in observer.messages for e in unpack(m) if (e.node, e.kind) == ("right", "state")]
                 whole = Completeness(from_start=True)
                 for envelope in state:
@@ -146,7 +146,7 @@ def test_scanner(lab: Lab) -> None:
                 reported = sum(envelope.data["count"] for envelope in state if envelope.event == "gap")
                 return numbers, reported, {gap.cause for gap in whole.gaps()}
 
-            # A burst of 100, and one a second; the rest is reported.
+            # A burst of 100, then one per second; the rest is reported.
             await until(lambda: missing()[0] == missing()[1] > PACKETS / 2 and missing()[2] == {CAUSE})
             assert 100 <= len(observer.seen(UNNAMED)) < PACKETS / 2
             await equal(lab, observer.client)
