@@ -55,8 +55,6 @@ every_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda
 
 
 def test_the_table_is_whole() -> None:
-    assert len(COMMANDS) == 36
-    assert len(EVENTS) == 13
     assert all(command.event in EVENTS for command in COMMANDS.values() if command.event)
     assert {command.name for command in COMMANDS.values() if command.blocks} == {"initiate", "terminate"}
     assert not {command.danger for command in COMMANDS.values()} - set(Danger)

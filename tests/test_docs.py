@@ -16,7 +16,7 @@ import pytest
 from pages import ADDRESS, NATS, PAGES, ROOT, Block, all_blocks, blocks, each, recorded_charon, send_events
 from test_imports import RANKS
 
-from vicifast.commands import COMMANDS, TESTED
+from vicifast.commands import COMMANDS, EVENTS, TESTED, Danger, release
 from vicifast.errors import ConnectionClosed
 from vicifast.follow.base import BaseFollower
 from vicifast.swanctl.settings import Settings
@@ -62,6 +62,62 @@ def test_versions_of_strongswan() -> None:
     }
     assert ranges == {f"{TESTED[0]} to {TESTED[-1]}"}
     assert f"passed on strongSwan {', '.join(TESTED[:-1])} and {TESTED[-1]}" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_number_of_commands() -> None:
+    texts = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "src").rglob("*.py")), *(ROOT / "docs").rglob("*.rst")]
+    numbers = {(path.name, n) for path in texts for n in re.findall(r"\b(\d+) commands", path.read_text("utf-8"))}
+    assert numbers and {(name, n) for name, n in numbers if int(n) != len(COMMANDS)} == set()
+
+
+@pytest.mark.parametrize("file", ["README.md", "bridge/bridge.example.toml"])
+def test_every_group_of_commands_is_named(file: str) -> None:
+    groups = {f"@{danger}" for danger in Danger}
+    assert set(re.findall(r"@[a-z]+\b", (ROOT / file).read_text("utf-8"))) == groups
+
+
+def test_subjects_in_the_readme() -> None:
+    """Its table has every subject, with the class of its events, and the kinds of the bridge's own events."""
+    subjects = pytest.importorskip("vicibridge.contract.subjects", reason="needs the bridge extra")
+    bridge_events = pytest.importorskip("vicibridge.contract.bridge_events", reason="needs the bridge extra")
+    published = {}
+    for event, pattern in subjects.patterns("vici").items():
+        subject = pattern.replace("{direction}", "|".join(subjects.kinds(event)))
+        published[re.sub(r"{(\w+)}", r"<\1>", subject)] = "log" if event == "log" else "state"
+    own = subjects.Subjects("vici", "NODE")
+    published[own.bridge("<kind>")] = "state"
+    published |= {subject.replace("*", "<command>"): "" for subject in own.commands()}
+    published = {subject.replace("NODE", "<node>"): kind for subject, kind in published.items()}
+    _, _, table = (ROOT / "README.md").read_text("utf-8").partition("| subject | payload | class |\n|---|---|---|\n")
+    rows = [re.split(r"(?<!\\)\|", row) for row in table.partition("\n\n")[0].splitlines()]
+    shown = {s.replace("\\|", "|"): row[3].strip() for row in rows for s in re.findall(r"`([^`]+)`", row[1])}
+    assert shown == published
+    [kinds] = [row[2] for row in rows if "<kind>" in row[1]]
+    assert re.findall(r"`(\w+)`", kinds) == list(bridge_events.BRIDGE_EVENTS)
+    assert f"strongSwan {EVENTS['alert'].since} or newer" in table
+
+
+def terms(page: str) -> list[str]:
+    """Return the names in the definition lists of a page of the reference."""
+    found = re.findall(r"^(`.*`)\n: ", (ROOT / "docs" / "reference" / page).read_text("utf-8"), re.MULTILINE)
+    return [name for line in found for name in re.findall(r"`([^`]+)`", line)]
+
+
+def test_every_event_is_explained() -> None:
+    assert sorted(terms("events.md")) == sorted(EVENTS)
+
+
+def test_every_event_of_the_bridge_is_explained() -> None:
+    bridge_events = pytest.importorskip("vicibridge.contract.bridge_events", reason="needs the bridge extra")
+    page = (ROOT / "docs" / "reference" / "subjects.md").read_text("utf-8")
+    _, _, table = page.partition("| kind | content |\n|---|---|\n")
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(bridge_events.BRIDGE_EVENTS)
+
+
+def test_events_since_a_supported_version_are_in_the_table_of_versions() -> None:
+    page = (ROOT / "docs" / "explanation" / "vici.md").read_text("utf-8")
+    new = {(event.since, event.name) for event in EVENTS.values() if release(event.since) > release(TESTED[0])}
+    assert set(re.findall(r"^\| ([\d.]+) \| the event `([\w-]+)`", page, re.MULTILINE)) == new
 
 
 @each(list(blocks("toml")))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
 from vicibridge.cli import cli
 from vicibridge.config.file import SettingsProblem, load, render
 from vicibridge.config.model import Config, hide
+from vicibridge.contract.names import EventCodec
 
 from vicifast.commands import Danger
 
@@ -181,6 +184,12 @@ def test_check_prints_the_example(tmp_path: Path) -> None:
     shown = tmp_path / "shown.toml"
     shown.write_text(result.output)
     assert load(shown) == load(EXAMPLE)
+
+
+def test_example_names_every_codec() -> None:
+    """In the comments on `codec` of `[events]` and `[log]`."""
+    comments = re.findall(r"^codec = .*# (.*)$", EXAMPLE.read_text("utf-8"), re.MULTILINE)
+    assert [set(re.findall(r'"(\w+)"', comment)) for comment in comments] == [set(get_args(EventCodec))] * 2
 
 
 def test_example_shows_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,7 @@ class MirrorConfig(_Table):
 
 
 class CommandsConfig(_Table):
-    """The commands allowed over NATS: `@read`, `@operate`, `@configure`, `@secrets`, or names of commands.
+    """The commands allowed over NATS, in `allow`: groups, such as `@read`, or names of commands.
 
     `blocking` limits concurrent initiate and terminate commands; 0 is a quarter of charon's threads. `max_parts` and
     `max_bytes` limit a reply.
