@@ -19,6 +19,7 @@ import pytest
 from vicifast import AsyncSession, Message, _wire
 from vicifast.__main__ import main as start
 from vicifast.commands import COMMANDS
+from vicifast.errors import ConnectionClosed
 from vicifast.recording import Recording
 from vicifast.testing import FakeCharon
 
@@ -144,6 +145,32 @@ def test_without_click_it_says_what_to_install(
         start()
     assert caught.value.code == 2
     assert 'pip install "strongswan-vicifast[cli]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+@pytest.mark.parametrize("command", [["sas"], ["sas", "--json"], ["call", "list-sas", "--raw"], ["load"]])
+def test_closed_standard_stream(command: list[str], closed: int, tmp_path: Path) -> None:
+    (tmp_path / "swanctl.conf").write_text("connections { gw { } }")
+
+    async def scenario() -> None:
+        async with FakeCharon() as charon:
+            charon.on("list-sas", {}, stream=SAS)
+            for name in ("get-keys", "get-shared", "get-authorities", "get-pools", "get-conns"):
+                charon.on(name, {})
+            charon.on("version", VERSION)
+            charon.on("load-conn", {"success": "yes"})
+            close = f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-'
+            process = await asyncio.create_subprocess_exec(
+                *("sh", "-c", close, "sh", sys.executable, "-m", "vicifast", *command, "--uri", charon.address),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "SWANCTL_DIR": str(tmp_path)},
+            )
+            out, err = await process.communicate()
+            assert (process.returncode, err) == (0, b"")
+            assert bool(out) == (closed != 1)
+
+    run(scenario)
 
 
 FULL = "Error: standard output: No space left on device\n"
@@ -328,6 +355,32 @@ def test_record_other_clients(tmp_path: Path) -> None:
     run(scenario)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("size", [10, 100_000])  # found when the file is closed, or in the middle
+def test_unwritable_recording_is_reported(size: int) -> None:
+    async def scenario() -> None:
+        async with daemon() as charon:
+            charon.on("list-conns", {}, stream=[("list-conn", {"a": "x" * 60_000})] * (size // 60_000))
+            code, out, err = await outcome("record", "/dev/full", "--uri", charon.address, "--command", "list-conns")
+            assert (code, out, err) == (1, "", "Error: /dev/full: No space left on device\n")
+
+    run(scenario)
+
+
+def test_unwritable_recording_of_other_clients_is_reported(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        file, proxy = tmp_path / "none" / "a.vici", tmp_path / "proxy"
+        async with daemon() as charon, vicifast("record", file, "--uri", charon.address, "--listen", proxy) as program:
+            await program.note("recording clients of")
+            async with AsyncSession(proxy) as session:
+                with pytest.raises(ConnectionClosed):
+                    await session.call("version")
+            assert await program.end() == (1, "", f"Error: {file}: No such file or directory\n")
+        assert not proxy.exists()
+
+    run(scenario)
+
+
 def test_replay_serves_what_was_recorded(tmp_path: Path) -> None:
     async def scenario() -> None:
         file, address = tmp_path / "a", tmp_path / "vici"
@@ -396,7 +449,13 @@ def test_existing_socket_is_left_alone(tmp_path: Path) -> None:
             async with daemon() as charon:
                 what = ["--uri", charon.address, "--listen", there]
                 code, _, err = await outcome("record", tmp_path / "a", *what)
-            assert (code, err) == (1, f"Error: cannot listen at unix://{there}: Address already in use\n")
+                assert (code, err) == (1, f"Error: cannot listen at unix://{there}: Address already in use\n")
+                what = ["--uri", charon.address, "--listen", "tcp://192.0.2.1:1"]
+                code, _, err = await outcome("record", tmp_path / "a", *what)
+                assert (code, err) == (
+                    1,
+                    "Error: cannot listen at tcp://192.0.2.1:1: Cannot assign requested address\n",
+                )
             assert there.exists()
 
     run(scenario)

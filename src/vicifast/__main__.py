@@ -25,16 +25,19 @@ def main() -> None:
 def run(program: Callable[[], object]) -> None:
     """Run a program. When its standard output cannot be written, report that in one line and exit with 1.
 
-    A pipe that its reader has closed is reported by the exit code alone.
+    A pipe that its reader has closed is reported by the exit code alone. A standard stream that was closed before the
+    start is replaced by an empty one, before a socket or a file takes its descriptor.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.platform != "win32":
         sys.stdout = StandardOutput(sys.stdout)
     try:
         try:
             program()
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
     except OSError as error:
         if error.filename != NAME:
             raise

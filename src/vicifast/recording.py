@@ -22,6 +22,7 @@ from . import _wire
 from .address import Tcp, Unix
 from .commands import EVENTS
 from .errors import DecodeError, ProtocolError
+from .standard_output import naming_errors
 
 MAGIC = b"vici recording 1\n"
 
@@ -144,6 +145,7 @@ class RecordingWriter:
     """Writes a recording that begins now. `metadata` describes how it was made and the daemon."""
 
     def __init__(self, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> None:
+        self._path = os.fspath(path)
         self._file = open(path, "wb")
         self._file.write(MAGIC + json.dumps(dict(metadata)).encode() + b"\n")
         self._start = time.monotonic_ns()
@@ -153,11 +155,13 @@ class RecordingWriter:
     def write(self, side: Side, data: bytes, when: int | None = None) -> None:
         """Add bytes that `side` wrote, now or at `when` nanoseconds since the start (must not decrease)."""
         when = time.monotonic_ns() - self._start if when is None else when
-        self._file.write(_HEAD.pack(_MARKS[side], when, len(data)) + data)
+        with naming_errors(self._path):
+            self._file.write(_HEAD.pack(_MARKS[side], when, len(data)) + data)
         self.size += len(data)
 
     def close(self) -> None:
-        self._file.close()
+        with naming_errors(self._path):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +170,18 @@ class RecordingWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Tasks(asyncio.TaskGroup):
+    """Raises the first error of a task itself, not in a group."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await super().__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
 
 
 class RequestSplitter:
@@ -215,7 +231,9 @@ def listen_at(endpoint: Unix | Tcp, backlog: int) -> socket.socket:
         else:
             listener = _listen_unix(endpoint.path, backlog)
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen at {endpoint}: {error.strerror or error}") from None
+        system = error.errno is not None and error.errno > 0  # create_server adds to the text
+        reason = os.strerror(error.errno or 0) if system else error.strerror or str(error)
+        raise OSError(error.errno, f"cannot listen at {endpoint}: {reason}") from None
     listener.setblocking(False)
     return listener
 
@@ -235,11 +253,12 @@ async def tee(client: socket.socket, server: socket.socket, writer: RecordingWri
     """Forward bytes between two connected sockets and record them, until both sides end; closes both.
 
     Each direction is read only as fast as the receiver reads, so that backpressure of a slow client reaches charon.
+    Raises the OSError of `writer`, with the file's name.
     """
     try:
         client.setblocking(False)
         server.setblocking(False)
-        async with asyncio.TaskGroup() as group:
+        async with _Tasks() as group:
             group.create_task(_pump(client, server, writer, "client"))
             group.create_task(_pump(server, client, writer, "server"))
     finally:
@@ -273,7 +292,7 @@ async def proxy(
     first.
     """
     loop = asyncio.get_running_loop()
-    async with asyncio.TaskGroup() as group:
+    async with _Tasks() as group:
         while True:
             client, _ = await loop.sock_accept(listener)
             group.create_task(_carry(client, connect, new_writer))
@@ -289,5 +308,5 @@ async def _carry(
             server = await connect()
         except OSError:
             return
-        with new_writer() as writer:
+        with server, new_writer() as writer:
             await tee(client, server, writer)

@@ -11,12 +11,12 @@ NAME = "standard output"
 
 
 @contextmanager
-def naming_errors() -> Iterator[None]:
-    """Give `NAME` as the file name to an OSError."""
+def naming_errors(name: str = NAME) -> Iterator[None]:
+    """Give `name` as the file name to an OSError."""
     try:
         yield
     except OSError as error:
-        error.filename = NAME
+        error.filename = name
         raise
 
 

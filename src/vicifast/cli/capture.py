@@ -184,6 +184,8 @@ async def record_requests(
         finally:
             carried.cancel()
             await asyncio.wait([carried])
+            if not carried.cancelled():
+                carried.result()  # raises if the file cannot be written
             writer.close()
             summarize(file)
     return good
