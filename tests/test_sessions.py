@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -375,6 +376,11 @@ def test_no_daemon(kit: Kit, tmp_path: Path) -> None:
         kit.session(tmp_path / "none.vici").call("version")
     with pytest.raises(ValueError, match="invalid VICI address: 'http://x'"):
         kit.session("http://x")
+    for address in ("127.0.0.1:4502", "[::1]:4502"):
+        with pytest.raises(
+            ValueError, match=re.escape(f"'{address}'; write tcp://{address}, or ./{address} for a Unix")
+        ):
+            kit.session(address)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(ConnectionClosed, match=f"cannot connect to {address}: .*refused"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from contextlib import suppress
 from typing import NamedTuple, TypeAlias
@@ -15,6 +16,8 @@ Address: TypeAlias = str | os.PathLike[str] | socket.socket | None
 # charon's listen backlog is 3: when many clients connect at once, most get EAGAIN, but each connection is accepted
 # within milliseconds. In seconds; the last delay is repeated.
 RETRY_DELAYS = (0.002, 0.005, 0.01, 0.02, 0.05)
+
+_HOST_PORT = re.compile(r"[^/]+:\d+")
 
 _KEEPALIVE = (
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
@@ -52,6 +55,8 @@ def parse_address(address: str | os.PathLike[str] | None, *, any_port: bool = Fa
     """
     text = DEFAULT_ADDRESS if address is None else os.fspath(address)
     scheme, separator, rest = text.partition("://")
+    if _HOST_PORT.fullmatch(text):  # also the name of a socket, but hardly ever meant as one
+        raise ValueError(f"invalid VICI address: {text!r}; write tcp://{text}, or ./{text} for a Unix socket")
     if not separator and text:
         return Unix(text)
     if scheme == "unix" and rest:

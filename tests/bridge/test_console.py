@@ -356,6 +356,12 @@ def test_sources_of_the_nats_address(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return nats.urls, nats.user, nats.token and nats.token.get_secret_value(), nats.prefix
 
     assert found({}) == (["nats://127.0.0.1:4222"], None, None, "vici")
+    assert found({"servers": ["x:1", "y", "u@[::1]:2"]}) == (
+        ["nats://x:1", "nats://y", "nats://u@[::1]:2"],
+        None,
+        None,
+        "vici",
+    )
     assert found({"servers": ["nats://x:1"], "user": "me"}) == (["nats://x:1"], "me", None, "vici")
     assert found({}, "prod") == (["nats://a:1", "nats://b:2"], "u", None, "vici")
     assert found({"servers": ["nats://x:1"]}, "prod") == (["nats://x:1"], "u", None, "vici")

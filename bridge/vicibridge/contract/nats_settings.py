@@ -31,7 +31,9 @@ def is_address(url: str, *schemes: str) -> bool:
 
 
 def check_server(url: str) -> str:
-    """Return `url`; raise ValueError if it is not the address of a NATS server."""
+    """Return `url`, with `nats://` if it has no scheme; raise ValueError if it is not the address of a NATS server."""
+    if "://" not in url:
+        url = f"nats://{url}"
     if not is_address(url, *SCHEMES):
         raise ValueError(f"invalid server address {hide(url)!r}: use nats://host:4222 or tls://host:4222{HINT}")
     return url
