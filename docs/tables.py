@@ -24,11 +24,13 @@ from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from vicibridge.bus.conditions import CONDITIONS
-from vicibridge.config.model import ENV_PREFIX, LIVE, Config
+from vicibridge.config import ENV_PREFIX
+from vicibridge.config.model import LIVE, Config
 from vicibridge.contract import bucket_values, schema, subjects
 from vicibridge.ops.metrics import METRICS
 
 import vicifast.cli
+from vicifast.cli.common import Group
 from vicifast.commands import ALERTS, COMMANDS, EVENTS, CommandSpec, Danger, Key, Kind, Trigger
 
 EXAMPLE = Path(__file__).parent.parent / "bridge" / "bridge.example.toml"
@@ -213,11 +215,10 @@ def vicibridge_line() -> str:
     return _command_line(vicibridge.cli.cli, "vicibridge")
 
 
-def _command_line(group: click.Group, name: str) -> str:
+def _command_line(group: Group, name: str) -> str:
     """Return a section for each command; a table before them has the options that most of them share."""
     context = click.Context(group, info_name=name)
-    words = {word: group.get_command(context, word) for word in group.list_commands(context)}
-    commands = {word: command for word, command in words.items() if command is not None and not command.hidden}
+    commands = {word: group.load(word) for word in group.list_commands(context)}
     records = {word: _options(command, context) for word, command in commands.items()}
     users = Counter(record for own in records.values() for record in own)
     common = [record for record, count in users.items() if count > max(2, len(commands) / 2)]

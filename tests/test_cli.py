@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,7 +133,7 @@ def test_version() -> None:
     async def scenario() -> None:
         code, out, _ = await outcome("--version")
         assert code == 0
-        assert out.startswith("vicifast, version ")
+        assert out == f"vicifast, version {installed('strongswan-vicifast')}\n"
 
     run(scenario)
 
@@ -457,6 +458,25 @@ def test_existing_socket_is_left_alone(tmp_path: Path) -> None:
                     "Error: cannot listen at tcp://192.0.2.1:1: Cannot assign requested address\n",
                 )
             assert there.exists()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("command", [["sas"], ["call", "list-sas"], ["log"]])
+def test_names_between_colons_are_not_pictures(command: list[str]) -> None:
+    name, host = "gw:key:1", "fd00:a:b::1"
+
+    async def scenario() -> None:
+        async with FakeCharon() as charon:
+            charon.on("list-sas", {}, stream=[("list-sa", {name: {"uniqueid": "1", "remote-host": host}})])
+            async with vicifast(*command, "--uri", charon.address) as program:
+                if command == ["log"]:
+                    await charon.registered("log")
+                    charon.emit("log", {"group": "IKE", "level": "1", "msg": f"{name} {host}"})
+                    await charon.drain()
+                    await charon.stop()
+                _, out, _ = await program.end()
+        assert name in out and host in out
 
     run(scenario)
 

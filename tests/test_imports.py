@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 import pytest
 
+from vicifast.testing import FakeCharon
+
 # What each part may import: parts of a lower rank only. A part is a module or package directly below the root.
 RANKS = {
     "vicifast": (
-        {"errors", "commands", "standard_output"},
+        {"errors", "commands", "standard_output", "version"},
         {"_wire"},
         {"address", "methods", "protocol", "results"},
         {"session", "_blocking_connection", "_aio_connection", "recording", "swanctl"},
@@ -151,6 +156,99 @@ def test_each_client_loads_only_itself() -> None:
             [sys.executable, "-c", program.format(session)], capture_output=True, text=True, check=True
         )
         assert other not in done.stdout.split()
+
+
+SLOW = {  # packages that take long to import, or import such a package
+    *("aiohttp", "asyncio", "cryptography", "email", "importlib.metadata", "msgpack", "nacl", "nats", "nkeys"),
+    *("prometheus_client", "pydantic", "pydantic_settings", "rich", "ssl", "vicifast.results", "vicifast.swanctl"),
+}
+
+
+def loaded(program: str, *arguments: object) -> set[str]:
+    """Run a command line in a process of its own, and return which packages of `SLOW` it has loaded at its end."""
+    code = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
+        "from runpy import run_module; run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("NATS_", "VICIBRIDGE_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, program, *map(str, arguments)], capture_output=True, text=True, env=clean
+    )
+    return SLOW & set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "uses"),
+    [
+        ("--help", ""),
+        ("-h", ""),
+        ("--version", ""),
+        *((f"{name} --help", "") for name in "call certs conns counters events initiate load log policies".split()),
+        *((f"{name} --help", "") for name in "pools rekey sas stats terminate unload".split()),
+        *((f"{name} --help", "asyncio rich ssl vicifast.results") for name in ("record", "replay")),
+        ("nothing", ""),
+        ("sas --uri /nowhere", ""),
+        ("events --uri /nowhere", ""),
+    ],
+)
+def test_vicifast_loads_only_what_it_uses(arguments: str, uses: str) -> None:
+    pytest.importorskip("click", reason="needs the cli extra")
+    assert loaded("vicifast", *arguments.split()) <= set(uses.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "uses"),
+    [
+        ("sas", "rich vicifast.results"),
+        ("sas --json", ""),
+        ("stats", "rich"),
+        ("call version", ""),
+        ("call list-sas --raw", ""),
+        ("unload conn x", ""),
+        ("rekey --ike x", ""),
+    ],
+)
+def test_vicifast_with_a_daemon_loads_only_what_it_uses(arguments: str, uses: str) -> None:
+    pytest.importorskip("click", reason="needs the cli extra")
+
+    async def scenario() -> None:
+        async with FakeCharon() as charon:
+            for command in ("stats", "version", "unload-conn", "rekey"):
+                charon.on(command, {"success": "yes"})
+            charon.on("list-sas", {}, stream=[("list-sa", {"gw": {"uniqueid": "1"}})])
+            found = await asyncio.to_thread(loaded, "vicifast", *arguments.split(), "--uri", charon.address)
+            assert charon.requests and found <= set(uses.split())
+
+    asyncio.run(scenario())
+
+
+_NATS = "aiohttp asyncio email importlib.metadata nats ssl"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "uses"),
+    [
+        ("--help", ""),
+        *((f"{name} --help", "") for name in "call check demo nodes run sas schema tail top".split()),
+        ("nothing", ""),
+        ("schema --list", "email importlib.metadata msgpack pydantic vicifast.results"),
+        ("check", f"{_NATS} pydantic pydantic_settings"),
+        *((f"{name} --server nats://127.0.0.1:1", f"{_NATS} msgpack") for name in ("nodes", "sas", "tail")),
+    ],
+)
+def test_vicibridge_loads_only_what_it_uses(arguments: str, uses: str) -> None:
+    pytest.importorskip("nats", reason="needs the bridge extra")
+    assert loaded("vicibridge", *arguments.split()) <= set(uses.split())
+
+
+@pytest.mark.parametrize("package", ["vicifast", "vicibridge"])
+def test_a_list_of_commands_has_the_words_of_their_help(package: str) -> None:
+    pytest.importorskip("nats" if package == "vicibridge" else "click", reason="needs the extra")
+    cli = import_module(f"{package}.cli")
+    group = cli.main if package == "vicifast" else cli.cli
+    for name, listed in group.commands.items():
+        for width in (20, 40, 1000):
+            assert listed.get_short_help_str(width) == group.load(name).get_short_help_str(width), name
 
 
 def test_client_of_the_bus_loads_no_server() -> None:

@@ -353,7 +353,7 @@ def test_sources_of_the_nats_address(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def found(given: dict[str, object], context: str | None = None, path: Path | None = None) -> Any:
         nats = find_nats(given, context, path)
-        return nats.urls, nats.user, nats.token and nats.token.get_secret_value(), nats.prefix
+        return list(nats.servers), nats.user, nats.token, nats.prefix
 
     assert found({}) == (["nats://127.0.0.1:4222"], None, None, "vici")
     assert found({"servers": ["x:1", "y", "u@[::1]:2"]}) == (

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-import nkeys
 from nats.aio.client import RawCredentials
 
 from ..contract.nats_settings import NatsSettings
@@ -120,6 +119,8 @@ class _Reading:
 
     def _user_of(self, key: str, path: Path, seed: str) -> str:
         """Return the public key of the user with that seed."""
+        import nkeys  # slow to import, and rarely needed
+
         try:
             pair = nkeys.from_seed(bytearray(seed.encode()))
             user: str = pair.public_key.decode()

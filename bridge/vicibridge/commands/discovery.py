@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -28,6 +27,7 @@ from nats.micro.service import (
 )
 
 from vicifast.commands import COMMANDS
+from vicifast.version import VERSION
 
 from ..bus.connection import Disconnected, NatsConnection, TooLarge
 from ..contract.names import SERVICE
@@ -47,7 +47,7 @@ class DiscoveryResponder:
         self._subjects = subjects
         self._tallies = tallies
         self._charon = charon
-        self._version = version("strongswan-vicifast")
+        self._version = VERSION
         self._started = datetime.now(UTC)
         self._id = secrets.token_hex(11)
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings.exceptions import SettingsError
 
 from ..contract.nats_settings import hide
-from .model import ENV_PREFIX, LIVE, Config
+from . import ENV_PREFIX
+from .model import LIVE, Config
 
 
 class SettingsProblem(Exception):

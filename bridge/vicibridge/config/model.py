@@ -20,10 +20,20 @@ from vicifast.address import parse_address
 from vicifast.commands import DEFAULT_ADDRESS, Danger
 
 from ..contract.names import EventCodec
-from ..contract.nats_settings import HINT, SCHEMES, NatsSettings, check_identity, check_server, hide, is_address
+from ..contract.nats_settings import (
+    HINT,
+    SCHEMES,
+    NatsSettings,
+    check_identity,
+    check_prefix,
+    check_readable,
+    check_server,
+    hide,
+    is_address,
+)
 from ..contract.subjects import ALL_NODES
+from . import ENV_PREFIX
 
-ENV_PREFIX = "VICIBRIDGE_"
 Provision = Literal["bind", "create", "reconcile"]
 LIVE = "live"  # marks a key that SIGHUP changes; all others need a restart
 
@@ -42,12 +52,6 @@ def _pattern(pattern: str | None) -> str | None:
     return pattern
 
 
-def _readable(path: Path) -> Path:
-    if not os.access(path, os.R_OK):
-        raise ValueError(f"{str(path)!r} is missing or not readable")
-    return path
-
-
 def _address(address: str) -> str:
     parse_address(address)
     return address
@@ -60,12 +64,6 @@ def _node(node: str) -> str:
             f"other than {ALL_NODES!r}"
         )
     return node
-
-
-def _prefix(prefix: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", prefix) or len(prefix) > 64:
-        raise ValueError(f"invalid subject prefix {prefix!r}: use tokens of A-Za-z0-9_- separated by dots")
-    return prefix
 
 
 def _listen(listen: str) -> str:
@@ -102,7 +100,7 @@ def _state_directory() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "vicibridge").expanduser()
 
 
-_File = Annotated[Path, AfterValidator(_readable)]
+_File = Annotated[Path, AfterValidator(check_readable)]
 _Seconds = Annotated[float, Field(gt=0, le=3600)]
 _Bytes = Annotated[int, Field(ge=1024 * 1024)]
 
@@ -151,11 +149,11 @@ class NatsConfig(_Table):
     ] = None
     embedded: EmbeddedServerConfig = Field(default_factory=EmbeddedServerConfig)
     leaf: LeafConfig = LeafConfig()
-    prefix: Annotated[str, AfterValidator(_prefix)] = NatsSettings.prefix
+    prefix: Annotated[str, AfterValidator(check_prefix)] = NatsSettings.prefix
     stream: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")] = NatsSettings.stream
     stream_max_age_days: Annotated[float, Field(ge=0)] = 7
     provision: Provision = "create"
-    inbox_prefix: Annotated[str, AfterValidator(_prefix)] = NatsSettings.inbox_prefix
+    inbox_prefix: Annotated[str, AfterValidator(check_prefix)] = NatsSettings.inbox_prefix
     user: Annotated[str | None, LIVE] = None
     password: Annotated[SecretStr | None, LIVE] = None
     token: Annotated[SecretStr | None, LIVE] = None

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import click
 
 from vicifast._wire import Message
-from vicifast.cli.common import NO_DAEMON, results
-from vicifast.cli.events import log_lines
+from vicifast.cli.common import NO_DAEMON
 from vicifast.cli.output import FORMATS, Output, ReceivedMessage, lines, shown
 from vicifast.cli.queries import complete_command, parse_arguments
 from vicifast.commands import COMMANDS
-from vicifast.results import LogLine
 
-from ..client import Answer, Fleet
 from ..contract.subjects import ALL_NODES
 from .common import EPILOG, Reach, code_of, reaches
+
+if TYPE_CHECKING:
+    from ..client import Answer, Fleet
 
 
 def formats(function: click.decorators.FC) -> click.decorators.FC:
@@ -52,7 +53,7 @@ def call(reach: Reach, node: str, command: str, request: dict[str, object], stal
     vicibridge call gw1 initiate child=lan
     vicibridge call all version --json
     """
-    output = Output(form, results)
+    output = Output(form)
     if node != ALL_NODES:
         reach.run(lambda fleet: call_one(fleet, output, node, command, request))
     elif form in (None, "json"):
@@ -63,6 +64,9 @@ def call(reach: Reach, node: str, command: str, request: dict[str, object], stal
 
 async def call_one(fleet: Fleet, output: Output, node: str, command: str, request: Mapping[str, object]) -> None:
     """Write the messages and the reply of one gateway as they arrive."""
+    from vicifast.cli.event_lines import log_lines
+    from vicifast.results import LogLine
+
     session = fleet.node(node, values=Message)
     known = COMMANDS.get(command)
     if known is None or known.event is None:

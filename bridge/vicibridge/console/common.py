@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import getpass
 import json
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
-from pydantic import ValidationError
-from rich.console import Group, RenderableType
-from rich.text import Text
 
 from vicifast.cli.common import EXIT_CODES, FAILED, NO_DAEMON, NoDaemon, WrongUse, failure
 from vicifast.cli.output import shown
 from vicifast.errors import ViciError
 
-from ..client import Busy, Denied, Fleet, Unavailable
-from ..config.file import SettingsProblem, explain, load
-from ..config.model import NatsConfig
+from ..config import ENV_PREFIX
+from ..contract.nats_settings import NatsSettings, check_prefix, check_readable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..client import Fleet
 
 DENIED = 4
 CODES = {
@@ -65,6 +62,8 @@ def code_of(error: ViciError) -> int:
 
 def ended(error: ViciError) -> click.ClickException:
     """Convert an error to one line with its exit code."""
+    from ..client import Busy, Denied, Unavailable
+
     match error:
         case Denied():
             return NotAllowed(shown(error))
@@ -73,18 +72,21 @@ def ended(error: ViciError) -> click.ClickException:
     return failure(error)
 
 
-@dataclass(frozen=True)
-class Reach:
+class Reach(NamedTuple):
     """The common options of a command: the NATS connection and the timeout."""
 
-    nats: NatsConfig
+    nats: NatsSettings
     timeout: float
 
     def run(self, work: Callable[[Fleet], Awaitable[T]]) -> T:
         """Connect and run `work`; an error ends the program with its exit code."""
 
+        import asyncio
+
+        from ..client import Fleet
+
         async def connected() -> T:
-            async with Fleet(self.nats.settings(), timeout=self.timeout, user=_user()) as fleet:
+            async with Fleet(self.nats, timeout=self.timeout, user=_user()) as fleet:
                 with _reported():
                     return await work(fleet)
 
@@ -94,15 +96,16 @@ class Reach:
             raise ended(error) from error
 
 
-class _Stderr(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(click.style(shown(record.getMessage()), fg="yellow"), err=True)
-
-
 @contextmanager
 def _reported() -> Iterator[None]:
     """Report on stderr when the connection is lost, why reconnecting fails, and when it succeeds."""
-    logger, handler = logging.getLogger("vicibridge"), _Stderr()
+    import logging
+
+    class Stderr(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            click.echo(click.style(shown(record.getMessage()), fg="yellow"), err=True)
+
+    logger, handler = logging.getLogger("vicibridge"), Stderr()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -113,10 +116,17 @@ def _reported() -> Iterator[None]:
 
 def below_trouble(fleet: Fleet, picture: RenderableType) -> RenderableType:
     """Put the reason above the last known state while NATS is not connected."""
-    return picture if fleet.trouble is None else Group(Text(shown(fleet.trouble), style="yellow"), picture)
+    if fleet.trouble is None:
+        return picture
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(Text(shown(fleet.trouble), style="yellow"), picture)
 
 
 def _user() -> str | None:
+    import getpass
+
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # the user has no entry in the password database
@@ -208,24 +218,54 @@ _KEYS = (
 )
 
 
-def find_nats(given: Mapping[str, object], context: str | None, config: Path | None) -> NatsConfig:
+_FILES = ("creds", "nkey", "tls_ca", "tls_cert", "tls_key")
+_TYPES = {"servers": list, "tls_first": bool, **dict.fromkeys(_FILES, str | Path)}  # of the others: str
+
+
+def find_nats(given: Mapping[str, object], context: str | None, config: Path | None) -> NatsSettings:
     """Return the NATS settings: options override a context, which overrides a bridge's configuration and environment.
 
     An identity in the options or the context replaces a configured one.
     """
+    if config is None and not any(name.upper().startswith(ENV_PREFIX) for name in os.environ):
+        with suppress(TypeError, ValueError):  # which the model explains
+            return _unconfigured({**_chosen(context), **given})
+    return _configured(given, context, config)
+
+
+def _unconfigured(over: Mapping[str, Any]) -> NatsSettings:
+    """Return the settings without the model of the configuration, which takes longer to import than a command runs."""
+    for key, value in over.items():
+        if not isinstance(value, _TYPES.get(key, str)):
+            raise TypeError(f"{key} is {value!r}")
+    for key in {"prefix", "inbox_prefix"} & over.keys():
+        check_prefix(over[key])
+    return NatsSettings(**{**over, **{key: check_readable(Path(over[key])) for key in _FILES if key in over}})
+
+
+def _configured(given: Mapping[str, object], context: str | None, config: Path | None) -> NatsSettings:
+    from pydantic import ValidationError
+
+    from ..config.file import SettingsProblem, explain, load
+    from ..config.model import NatsConfig
+
     try:
         base = load(config).nats
     except SettingsProblem as error:
         raise WrongUse(str(error)) from None
-    over: dict[str, Any] = {**(read_context(context) if context else {}), **given}
+    over: dict[str, Any] = {**_chosen(context), **given}
     values = base.model_dump(exclude_unset=True, exclude={"embedded", "leaf"})
     identity = {"user", "password", "token", "creds", "nkey"}
     if identity.intersection(over) or any("@" in url for url in over.get("servers", ())):
         values = {key: value for key, value in values.items() if key not in identity}
     try:
-        return NatsConfig(**{"servers": base.urls, **values, **over})
+        return NatsConfig(**{"servers": base.urls, **values, **over}).settings()
     except ValidationError as error:
         raise WrongUse("\n".join(map(explain, error.errors()))) from None
+
+
+def _chosen(context: str | None) -> dict[str, object]:
+    return read_context(context) if context else {}
 
 
 def read_context(name: str) -> dict[str, object]:
@@ -238,7 +278,7 @@ def read_context(name: str) -> dict[str, object]:
     except (OSError, ValueError, AttributeError) as error:
         raise WrongUse(f"cannot read context {name}: {path}: {error}") from None
     values: dict[str, object] = {ours: content[theirs] for theirs, ours in _CONTEXT.items() if content.get(theirs)}
-    for key in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
+    for key in _FILES:
         if key in values:
             values[key] = Path(str(values[key])).expanduser()
     return {**values, **({"servers": url.split(",")} if url else {})}

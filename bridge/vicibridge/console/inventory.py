@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.live import Live
-from rich.table import Table
 
 from vicifast._wire import Message, encode
 from vicifast.cli import tables
-from vicifast.cli.common import results, until_interrupted
-from vicifast.cli.output import ReceivedMessage, shown
+from vicifast.cli.common import until_interrupted
+from vicifast.cli.output import ReceivedMessage, results, shown
 from vicifast.standard_output import write_bytes
 
-from ..client import Change, Fleet, Node, Watch
 from ..contract import bucket_values
-from ..contract.bucket_values import SaValue
 from .common import EPILOG, Reach, below_trouble, reaches
+
+if TYPE_CHECKING:
+    from ..client import Change, Fleet, Node, Watch
+    from ..contract.bucket_values import SaValue
 
 _REFRESH = 0.25  # seconds between updates of a live table
 
@@ -37,13 +36,15 @@ def nodes(reach: Reach, as_json: bool) -> None:
         for node in found:
             click.echo(json.dumps(described(node)))
         return
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("node", "bridge", "charon", "version", "mirror", "commands", "running for", "seen"):
         table.add_column(column, overflow="fold")
     for node in found:
         table.add_row(*map(shown, _row(node)))
-    results.print(table)
-    results.print(f"{sum(node.alive for node in found)} of {len(found)} gateways have a running bridge")
+    results().print(table)
+    results().print(f"{sum(node.alive for node in found)} of {len(found)} gateways have a running bridge")
 
 
 def described(node: Node) -> dict[str, object]:
@@ -83,12 +84,12 @@ def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: b
         async with fleet.watch_sas(node, ike) as mirror:
             if as_json:
                 await _write(mirror, watch)
-            elif watch and results.is_terminal:
+            elif watch and results().is_terminal:
                 await _follow(fleet, mirror)
             elif watch:
                 await _list_changes(mirror)
             else:
-                results.print(listing(mirror.current.values()))
+                results().print(listing(mirror.current.values()))
 
     with until_interrupted():
         reach.run(work)
@@ -113,15 +114,19 @@ def _line(change: Change[SaValue]) -> bytes:
 
 
 async def _follow(fleet: Fleet, mirror: Watch[SaValue]) -> None:
-    with Live(console=results, screen=True, auto_refresh=False) as live:
+    from rich.live import Live
+
+    with Live(console=results(), screen=True, auto_refresh=False) as live:
         while True:
-            picture = listing(mirror.current.values()).top(results.height - (fleet.trouble is not None))
+            picture = listing(mirror.current.values()).top(results().height - (fleet.trouble is not None))
             live.update(below_trouble(fleet, picture), refresh=True)
             await _pause(mirror)
 
 
 async def _pause(mirror: Watch[SaValue]) -> None:
     """Wait for a change, at least the refresh interval and at most a second, as ages grow without changes."""
+    import asyncio
+
     await asyncio.sleep(_REFRESH)
     with contextlib.suppress(TimeoutError, ValueError):
         async with asyncio.timeout(1 - _REFRESH):
@@ -130,12 +135,14 @@ async def _pause(mirror: Watch[SaValue]) -> None:
 
 async def _list_changes(mirror: Watch[SaValue]) -> None:
     """Print the whole table, and again after changes, where the screen cannot be redrawn."""
+    import asyncio
+
     while True:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REFRESH):
                 while True:
                     await _next_change(mirror)
-        results.print(listing(mirror.current.values()))
+        results().print(listing(mirror.current.values()))
         await _next_change(mirror)
 
 

@@ -5,28 +5,28 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from vicifast.cli.common import until_interrupted
-from vicifast.cli.events import event_lines
 from vicifast.cli.output import shown
 from vicifast.errors import ViciError
 
-from ..client import Completeness, Envelope, Events, Fleet, MissingEvents, SlowConsumer
 from ..contract import bucket_values
 from ..contract.subjects import kind_of
 from .common import EPILOG, Reach, reaches
+
+if TYPE_CHECKING:
+    from ..client import Envelope, Events, Fleet, MissingEvents
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _COLOURS = {"alert": "red", "gap": "red", "status": "yellow", "resync": "yellow", "audit": "magenta"}
 _COLOURS |= {"up": "green", "down": "red", "failed": "yellow"}
 
 
-@dataclass(frozen=True)
-class Filter:
+class Filter(NamedTuple):
     """Which envelopes to show."""
 
     groups: tuple[str, ...]
@@ -46,6 +46,8 @@ class Filter:
 
 def text_of(envelope: Envelope) -> list[str]:
     """Return an envelope as human-readable lines."""
+    from vicifast.cli.event_lines import event_lines
+
     with contextlib.suppress(ViciError):  # a bridge's own events have numbers and null as well
         return event_lines(envelope.event, envelope.data)
     return [shown(f"{envelope.event} {bucket_values.dump(envelope.data).decode()}")]
@@ -141,6 +143,8 @@ def tail(
 
 async def write(source: Events, wanted: Filter, count: int | None, as_json: bool, whole: bool) -> None:
     """Write envelopes, at most `count`; report missing state events if `whole`, that is, if all of them are read."""
+    from ..client import Completeness
+
     check = Completeness()
     missing: set[MissingEvents] = set()
     async for batch in batches(source):
@@ -164,6 +168,8 @@ async def write(source: Events, wanted: Filter, count: int | None, as_json: bool
 
 async def batches(source: Events) -> AsyncIterator[list[Envelope]]:
     """Yield the envelopes that arrived; report invalid payloads and dropped messages on standard error."""
+    from ..client import SlowConsumer
+
     while True:
         try:
             yield await source.batch()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import click
-from rich.live import Live
-from rich.table import Table
 
-from vicifast.cli.common import results, until_interrupted
-from vicifast.cli.output import shown
+from vicifast.cli.common import until_interrupted
+from vicifast.cli.output import results, shown
 
-from ..client import Completeness, Envelope, Fleet
 from .common import EPILOG, Reach, below_trouble, reaches
 from .tail import batches
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from rich.table import Table
+
+    from ..client import Envelope, Fleet
 
 _WINDOW = 10  # intervals in the average
 
@@ -40,6 +44,8 @@ class Rates:
     """Counts envelopes by node and class, in intervals of `interval` seconds."""
 
     def __init__(self, interval: float) -> None:
+        from ..client import Completeness
+
         self._interval = interval
         self._rates: dict[tuple[str, str], Rate] = {}
         self._check = Completeness()
@@ -57,6 +63,8 @@ class Rates:
 
     def table(self) -> Table:
         """Return the rates as a table, the highest first."""
+        from rich.table import Table
+
         missing = Counter[tuple[str, str]]()
         for gap in self._check.gaps():
             missing[gap.node, gap.kind] += gap.last - gap.first + 1
@@ -101,6 +109,8 @@ def top(reach: Reach, nodes: tuple[str, ...], interval: float, count: int | None
 
 
 async def show(fleet: Fleet, nodes: tuple[str, ...], interval: float, count: int | None) -> None:
+    import asyncio
+
     rates = Rates(interval)
 
     async def gather() -> None:
@@ -119,7 +129,11 @@ async def show(fleet: Fleet, nodes: tuple[str, ...], interval: float, count: int
 async def _picture(
     fleet: Fleet, rates: Rates, interval: float, count: int | None, gathering: asyncio.Task[None]
 ) -> None:
-    live = Live(console=results, screen=True, auto_refresh=False) if results.is_terminal else None
+    import asyncio
+
+    from rich.live import Live
+
+    live = Live(console=results(), screen=True, auto_refresh=False) if results().is_terminal else None
     if live is not None:
         live.start()
     try:
@@ -131,7 +145,7 @@ async def _picture(
             if live is not None:
                 live.update(below_trouble(fleet, rates.table()), refresh=True)
             else:
-                results.print(rates.table())
+                results().print(rates.table())
             count = None if count is None else count - 1
     finally:
         if live is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 from typing import Any, TypeAlias, get_args
 
 from typing_extensions import is_typeddict
 
 from vicifast.commands import COMMANDS, CommandSpec
+from vicifast.version import VERSION
 
 from . import names
 from .bridge_events import BRIDGE_EVENTS
@@ -124,7 +124,7 @@ class _Document:
         )
         document = {
             "asyncapi": "3.0.0",
-            "info": {"title": "vicibridge", "version": version("strongswan-vicifast"), "description": _DESCRIPTION},
+            "info": {"title": "vicibridge", "version": VERSION, "description": _DESCRIPTION},
             "defaultContentType": CODECS["msgpack"].media_type,
             "channels": self._channels,
             "operations": self._operations,

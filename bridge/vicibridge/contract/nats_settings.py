@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,20 @@ def check_server(url: str) -> str:
     if not is_address(url, *SCHEMES):
         raise ValueError(f"invalid server address {hide(url)!r}: use nats://host:4222 or tls://host:4222{HINT}")
     return url
+
+
+def check_readable(path: Path) -> Path:
+    """Return `path`; raise ValueError if it is not a readable file."""
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{str(path)!r} is missing or not readable")
+    return path
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix`; raise ValueError if it cannot begin a subject."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", prefix) or len(prefix) > 64:
+        raise ValueError(f"invalid subject prefix {prefix!r}: use tokens of A-Za-z0-9_- separated by dots")
+    return prefix
 
 
 @dataclass(frozen=True, kw_only=True)

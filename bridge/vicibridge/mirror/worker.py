@@ -13,11 +13,11 @@ import random
 import time
 from collections.abc import AsyncIterable, Callable, Mapping
 from contextlib import suppress
-from importlib.metadata import version
 
 from vicifast._wire import Raw, Reader
 from vicifast.aio import AsyncSession
 from vicifast.errors import UnknownCommand, ViciError
+from vicifast.version import VERSION
 
 from ..bus.supervisor import ConnectionSupervisor
 from ..config.model import Config, GatewayConfig, MirrorConfig
@@ -141,7 +141,7 @@ class MirrorWorker:
                 v=1,
                 node=self._gateway.node,
                 boot=self._boot,
-                bridge=version("strongswan-vicifast"),
+                bridge=VERSION,
                 charon="down" if self._session is None else "up",
                 charon_version=self._charon_version,
                 started=self._started,

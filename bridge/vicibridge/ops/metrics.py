@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from vicifast.version import VERSION
+
 from ..contract.bucket_values import BUCKETS
 from ..events.losses import Counts
 from ..mirror.buckets import Buckets
@@ -152,7 +154,7 @@ def _ambiguous(service: ServiceView) -> Iterator[_Sample]:
 
 
 def _build(service: ServiceView) -> Iterator[_Sample]:
-    yield (version("strongswan-vicifast"), platform.python_version(), version("nats-py")), 1
+    yield (VERSION, platform.python_version(), version("nats-py")), 1
 
 
 METRICS = (

@@ -26,7 +26,8 @@ from ..commands import COMMANDS, EVENTS
 from ..errors import CommandError, ConnectionClosed, UnknownCommand, UnknownEvent, ViciError
 from ..recording import Recording, RecordingWriter, Side, listen_at, proxy, tee
 from ..testing import FakeCharon
-from .common import TIMEOUT, notes, parse_endpoint, results, uri_option
+from .common import TIMEOUT, parse_endpoint, uri_option
+from .output import notes, results
 
 KINDS = {
     _wire.CMD_REQUEST: "request",
@@ -217,7 +218,7 @@ async def register(session: AsyncSession, events: tuple[str, ...]) -> Listener:
     try:
         await listener.ready()
     except UnknownEvent as error:
-        notes.print(f"{error}; continuing without it")
+        notes().print(f"{error}; continuing without it")
     return listener
 
 
@@ -236,7 +237,7 @@ async def run_command(session: AsyncSession, name: str, message: Mapping[str, ob
             async for _ in session.stream(name, message, timeout=timeout):
                 pass
     except (CommandError, UnknownCommand, UnknownEvent) as error:
-        notes.print(str(error))
+        notes().print(str(error))
         return False
     return True
 
@@ -256,7 +257,7 @@ async def record_clients(file: Path, uri: Unix | Tcp, listen: Unix | Tcp, second
 
     with listen_at(listen, BACKLOG) as listener, removing(listen):
         proxying = asyncio.create_task(proxy(listener, lambda: connect(uri), new_writer))
-        notes.print(f"recording clients of {address_of(listener, listen)}; press Ctrl-C to stop", soft_wrap=True)
+        notes().print(f"recording clients of {address_of(listener, listen)}; press Ctrl-C to stop", soft_wrap=True)
         with progress(lambda: f"{len(writers)} clients, {decimal(sum(w.size for w in writers.values()))}"):
             try:
                 await stop.wait(proxying, timeout=seconds)
@@ -285,7 +286,7 @@ async def serve(files: tuple[Path, ...], listen: Unix | Tcp, speed: float | None
                 going_on = endless
 
         sending = asyncio.create_task(send())
-        notes.print(f"serving {', '.join(map(str, files))} at {charon.address}; press Ctrl-C to stop", soft_wrap=True)
+        notes().print(f"serving {', '.join(map(str, files))} at {charon.address}; press Ctrl-C to stop", soft_wrap=True)
         with progress(lambda: f"commands: {len(charon.requests)}, events sent: {sent}"):
             try:
                 await stop.wait(sending)
@@ -293,7 +294,7 @@ async def serve(files: tuple[Path, ...], listen: Unix | Tcp, speed: float | None
             finally:
                 sending.cancel()
                 await asyncio.wait([sending])
-        results.print(f"commands: {len(charon.requests)}, events sent: {sent}")
+        results().print(f"commands: {len(charon.requests)}, events sent: {sent}")
 
 
 async def any_registered(charon: FakeCharon, events: Iterable[str]) -> None:
@@ -334,7 +335,7 @@ def progress(text: Callable[[], str]) -> Iterator[None]:
             status.update(text())
             await asyncio.sleep(0.25)
 
-    with notes.status(text()) as status:
+    with notes().status(text()) as status:
         ticking = asyncio.create_task(tick())
         try:
             yield
@@ -358,7 +359,7 @@ def address_of(listener: socket.socket, address: Unix | Tcp) -> Unix | Tcp:
 def summarize(file: Path) -> None:
     """Print the packets of a recording by type and name."""
     recording = Recording.load(file)
-    results.print(f"{file}: {recording.duration / 1e9:.1f} s, {recording.metadata['daemon']}", soft_wrap=True)
+    results().print(f"{file}: {recording.duration / 1e9:.1f} s, {recording.metadata['daemon']}", soft_wrap=True)
     table = Table("from", "packet", "name", "count", "bytes")
     for side in SIDES:
         count: Counter[tuple[int, str]] = Counter()
@@ -369,4 +370,4 @@ def summarize(file: Path) -> None:
         for kind, name in sorted(count):
             numbers = f"{count[kind, name]:,}", decimal(size[kind, name])
             table.add_row(side, KINDS[kind], name, *numbers)
-    results.print(table)
+    results().print(table)

@@ -6,19 +6,18 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .. import _wire
 from .._wire import Message
-from ..blocking import Session, Stream
-from ..results import IkeSa, LogLine
-from ..swanctl import read_config
-from ..swanctl.load_plan import PARTS, Report
-from .common import FAILED, Client, notes, talks
-from .events import log_lines
-from .output import ReceivedMessage, shown
-from .replacing import EVENTS, Replacing
+from .common import FAILED, Client, talks
+from .output import ReceivedMessage, notes, shown
+
+if TYPE_CHECKING:
+    from ..blocking import Session, Stream
+    from ..swanctl.load_plan import Report
 
 _KINDS = {"conn": "name", "pool": "name", "authority": "name", "key": "id", "shared": "id"}
 _ike = click.option("--ike", metavar="NAME", help="Name of the connection.")
@@ -30,11 +29,14 @@ _loglevel = click.option("--loglevel", type=click.IntRange(-1, 4), help="Log lev
 
 def progress(client: Client, doing: str, start: Callable[[Session[Message]], Stream[Message]]) -> None:
     """Run a long command with its log on standard error, and write its reply."""
-    with client.session() as session, notes.status(doing):
+    from ..results import LogLine
+    from .event_lines import log_lines
+
+    with client.session() as session, notes().status(doing):
         stream = start(session)
         for message in stream:
             for line in log_lines(LogLine.from_message(message)):
-                notes.print(line, soft_wrap=True)
+                notes().print(line, soft_wrap=True)
         reply = stream.response
     assert reply is not None  # the stream has ended without an error
     finish(client, doing, reply)
@@ -128,12 +130,15 @@ def rekey(
         if not wait:
             finish(client, "rekey", start(), "started")
             return
-        with session.listen(*EVENTS) as listener, notes.status("rekey"):
+        from ..results import IkeSa
+        from .replacing import EVENTS, Replacing
+
+        with session.listen(*EVENTS) as listener, notes().status("rekey"):
             listed = map(IkeSa.from_message, session.list_sas(child=child, ike=ike, child_id=child_id, ike_id=ike_id))
             waiting = Replacing(listed, child=child, child_id=child_id, reauth=reauth)
             reply = start()
             for line in waiting.wait(listener, client.timeout):
-                notes.print(shown(line), soft_wrap=True)
+                notes().print(shown(line), soft_wrap=True)
     finish(client, "rekey", reply)
 
 
@@ -158,11 +163,15 @@ def load(client: Client, file: Path | None, clear: bool, noprompt: bool, lenient
     The exit code is 1 if any item was refused or could not be read; with --lenient only if an authority, a pool or a
     connection was not loaded, or the configuration cannot be parsed.
     """
+    from ..blocking import Session
+    from ..swanctl import read_config
+    from ..swanctl.load_plan import PARTS
+
     parts = [part for part in PARTS if chosen[part]] or PARTS
     if clear and "credentials" not in parts:
         raise click.UsageError("--clear removes credentials: add --creds")
     plan = read_config(file, parts=parts, ask=None if noprompt or not sys.stdin.isatty() else ask)
-    with Session(str(client.uri), timeout=client.timeout) as session, notes.status("load"):
+    with Session(str(client.uri), timeout=client.timeout) as session, notes().status("load"):
         report = plan.load(session, clear=clear)
         warnings = plan.warnings(str(session.version()["version"])) if plan.connections else []
     write_report(client, report, warnings)
@@ -192,7 +201,7 @@ def write_report(client: Client, report: Report, warnings: list[str]) -> None:
     for name, lines in lists.items():
         for line in lines:
             if name in ("failed", "warnings"):
-                notes.print(f"{name.removesuffix('s')}: {shown(line)}", soft_wrap=True)
+                notes().print(f"{name.removesuffix('s')}: {shown(line)}", soft_wrap=True)
             else:
                 client.output.text(f"{name} {shown(line)}")
     client.output.text(", ".join(f"{len(lines)} {name}" for name, lines in lists.items() if name != "warnings"))

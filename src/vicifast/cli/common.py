@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from rich.console import Console
 
 from .._wire import Message
-from ..address import Tcp, Unix, parse_address
-from ..blocking import Session
 from ..commands import DEFAULT_ADDRESS
 from ..errors import ConnectionClosed, EncodeError, RequestTimeout, ViciError
 from .output import FORMATS, Output, shown
+
+if TYPE_CHECKING:
+    from ..address import Tcp, Unix
+    from ..blocking import Session
 
 TIMEOUT = 30.0
 FAILED, USAGE, NO_DAEMON = 1, 2, 3
@@ -28,12 +29,30 @@ EXIT_CODES = {
     NO_DAEMON: "no connection to charon, connection lost, or no reply in time",
 }
 
-results = Console(markup=False, highlight=False)
-notes = Console(stderr=True, markup=False, highlight=False)
-
 
 class Group(click.Group):
-    """Ends a failed command with a one-line error and its exit code."""
+    """Imports the module of a command when it runs; ends a failed command with a one-line error and its exit code.
+
+    `table` has, by the name of each command, its module in `package` and the first sentence of its help: a list of the
+    commands needs no module, and completion on Tab is as quick.
+    """
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], package: str, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self._modules = {name: f"{package}.{module}" for name, (module, _) in table.items()}
+        for name, (_, text) in table.items():
+            self.add_command(click.Command(name, help=text))
+
+    def load(self, name: str) -> click.Command:
+        """Import a command; raises KeyError if there is none with this name."""
+        command: click.Command = getattr(import_module(self._modules[name]), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, self.load(name) if name and listed else None, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -68,14 +87,15 @@ def failure(error: ViciError) -> click.ClickException:
 
 
 def parse_endpoint(ctx: click.Context, param: click.Parameter, value: str | None) -> Unix | Tcp | None:
+    from ..address import parse_address
+
     try:
         return None if value is None else parse_address(value, any_port=param.name == "listen")
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 
-@dataclass(frozen=True)
-class Client:
+class Client(NamedTuple):
     """The common options of a command: the daemon's address, the timeout, and the output."""
 
     uri: Unix | Tcp
@@ -84,6 +104,8 @@ class Client:
 
     @contextmanager
     def session(self) -> Iterator[Session[Message]]:
+        from ..blocking import Session
+
         with Session(str(self.uri), timeout=self.timeout, values=Message) as session:
             yield session
 
@@ -105,7 +127,7 @@ def talks(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(uri: Unix | Tcp, timeout: float, form: str | None, **others: Any) -> None:
-        function(Client(uri, timeout, Output(form, results)), **others)
+        function(Client(uri, timeout, Output(form)), **others)
 
     for name, form in reversed(FORMATS.items()):
         run = click.option(f"--{name}", "form", flag_value=name, default=None, help=form.help)(run)

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
-from rich.console import Console, RenderableType
+import click
 
 from .. import _wire
 from .._wire import Message
 from ..standard_output import write_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+@cache
+def results() -> Console:
+    """Return the console of standard output, for tables; importing rich takes as long as a whole command without it."""
+    return _console(stderr=False)
+
+
+@cache
+def notes() -> Console:
+    """Return the console of standard error, for notes and progress."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 class ReceivedMessage(NamedTuple):
@@ -21,8 +41,7 @@ class ReceivedMessage(NamedTuple):
     event: str | None = None
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """Writes one message; `named` adds the event name, for output that mixes several events."""
 
     help: str
@@ -31,6 +50,8 @@ class Format:
 
 def _json(received: ReceivedMessage, named: bool) -> bytes:
     if named:
+        import json
+
         name = json.dumps(received.event).encode()
         return b'{"event":%s,"message":%s}\n' % (name, received.message.to_json())
     return received.message.to_json() + b"\n"
@@ -59,9 +80,8 @@ FORMATS: dict[str, Format] = {
 class Output:
     """Writes messages in the chosen format, or as readable text when `form` is None."""
 
-    def __init__(self, form: str | None, console: Console) -> None:
+    def __init__(self, form: str | None) -> None:
         self._format: Format | None = None if form is None else FORMATS[form]
-        self.console = console
 
     @property
     def for_people(self) -> bool:
@@ -75,13 +95,13 @@ class Output:
         else:
             write_bytes(self._format.write(received, named))
 
-    def text(self, *line: str) -> None:
+    def text(self, line: str) -> None:
         """Write a line, not wrapped at the width of the terminal."""
-        self.console.print(*line, soft_wrap=True)
+        click.echo(line)
 
     def show(self, what: RenderableType) -> None:
         """Write a table, or text wrapped at the width of the terminal."""
-        self.console.print(what, crop=False)
+        results().print(what, crop=False)
 
 
 def shown(value: object) -> str:

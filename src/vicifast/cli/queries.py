@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.live import Live
 
 from .. import _wire
 from .._wire import Message
-from ..blocking import Session
 from ..commands import COMMANDS
 from ..errors import ViciError
 from . import tables
 from .common import Client, talks, until_interrupted, watch_option
-from .output import ReceivedMessage
+from .output import ReceivedMessage, results
+
+if TYPE_CHECKING:
+    from ..blocking import Session
 
 _ike = click.option("--ike", metavar="NAME", help="Only this connection.")
 _child = click.option("--child", metavar="NAME", help="Only children with this name.")
@@ -47,8 +49,10 @@ def query(
     with client.session() as session:
         if every is None:
             show(client, ask(session, command, request), view)
-        elif client.output.for_people and client.output.console.is_terminal:
-            console = client.output.console
+        elif client.output.for_people and results().is_terminal:
+            from rich.live import Live
+
+            console = results()
             with until_interrupted(), Live(console=console, screen=True, auto_refresh=False) as live:
                 while True:
                     found = view(list(ask(session, command, request)))

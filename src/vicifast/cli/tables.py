@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.filesize import decimal
-from rich.segment import Segment
-from rich.table import Table
-
-from ..results import ChildSa, IkeSa
 from .output import ReceivedMessage, lines, shown
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
+
+    from ..results import ChildSa, IkeSa
 
 Row: TypeAlias = tuple[object, ...]
 _NUMBERS = frozenset(("in", "out", "size", "online", "offline", "count"))
@@ -24,6 +23,8 @@ View: TypeAlias = Callable[[list[ReceivedMessage]], "Listing | str"]
 
 def sas(messages: list[ReceivedMessage]) -> Listing:
     """IKE_SAs with addresses and identities, each followed by its CHILD_SAs with traffic selectors and byte counts."""
+    from ..results import IkeSa
+
     found = [IkeSa.from_message(received.message) for received in messages]
     rows = (row for sa in found for row in (_ike(sa), *map(_child, sa.children)))
     return _table(("SA", "state", "local", "remote", "for", "in", "out"), rows, _sums(found))
@@ -44,6 +45,8 @@ def _sums(found: list[IkeSa]) -> str:
 
 
 def _size(count: int | None) -> str:
+    from rich.filesize import decimal
+
     return "" if count is None else decimal(count).replace("bytes", "B").replace("byte", "B")
 
 
@@ -91,6 +94,8 @@ def certs(messages: list[ReceivedMessage]) -> Listing:
 
 
 def _cert(cert: Mapping[str, Any]) -> Row:
+    import hashlib
+
     data = cert.get("data", b"")
     digest = hashlib.sha256(data if isinstance(data, bytes) else data.encode()).hexdigest()[:16]
     key = "yes" if cert.get("has_privkey") == "yes" else ""
@@ -158,20 +163,33 @@ class Listing:
 
     def top(self, height: int) -> RenderableType:
         """The part that fits on a screen of that height, beginning with the summary."""
+        from rich.console import Group
+
         return Group(self._foot, self._filled(self._rows[:height]))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import Segment
+
         yield self._filled(self._rows) if len(self._rows) <= _FITTED else Segment(self._plain())
         if self._foot:
             yield self._foot
 
     def _plain(self) -> str:
         """One unwrapped line per row."""
+        from rich.cells import cell_len
+
         cells = [self._columns, *([shown(value) for value in row] for row in self._rows)]
         widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-        return "".join("  ".join(map(_padded, row, widths, self._columns)).rstrip() + "\n" for row in cells)
+
+        def padded(text: str, width: int, column: str) -> str:
+            padding = " " * (width - cell_len(text))
+            return padding + text if column in _NUMBERS else text + padding
+
+        return "".join("  ".join(map(padded, row, widths, self._columns)).rstrip() + "\n" for row in cells)
 
     def _filled(self, rows: list[Row]) -> Table:
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in self._columns:
             number = column in _NUMBERS
@@ -185,8 +203,3 @@ def _cell(value: object) -> str:
     if isinstance(value, list | tuple):  # one per line, for narrow terminals
         return "\n".join(map(shown, value))
     return shown(value)
-
-
-def _padded(text: str, width: int, column: str) -> str:
-    padding = " " * (width - cell_len(text))
-    return padding + text if column in _NUMBERS else text + padding

@@ -1,21 +1,19 @@
-"""The command line of the bridge."""
+"""The commands that run a bridge and describe it; each imports what it runs."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .bus.embedded_server import plan
-from .config.file import SettingsProblem, load, render
-from .config.model import Config, NatsConfig
-from .ops import logsetup
+from ..contract.nats_settings import NatsSettings
+
+if TYPE_CHECKING:
+    from ..config.model import Config
 
 _config_option = click.option(
     "--config",
@@ -25,29 +23,7 @@ _config_option = click.option(
 )
 
 
-# Fleet commands need more packages, such as rich, than a running bridge, so each module is loaded on use.
-_FLEET = {"call": "call", "nodes": "inventory", "sas": "inventory", "tail": "tail", "top": "top"}
-
-
-class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_FLEET])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _FLEET:
-            return super().get_command(ctx, cmd_name)
-        module = import_module(f".console.{_FLEET[cmd_name]}", __package__)
-        command: click.Command = getattr(module, cmd_name)
-        return command
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="strongswan-vicifast")
-def cli() -> None:
-    """Publish charon's events to NATS and run commands from NATS on charon; inspect a fleet of gateways."""
-
-
-@cli.command()
+@click.command()
 @_config_option
 @click.option(
     "--log-level",
@@ -56,9 +32,13 @@ def cli() -> None:
 )
 def run(path: Path | None, log_level: str | None) -> None:
     """Run the bridge until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
-    from .bus.nats_server import NatsServerError
-    from .ops.http import ListenError
-    from .service import serve
+    import asyncio
+
+    from ..bus.nats_server import NatsServerError
+    from ..config.file import load
+    from ..ops import logsetup
+    from ..ops.http import ListenError
+    from ..service import serve
 
     def read() -> Config:
         settings = load(path)
@@ -74,7 +54,7 @@ def run(path: Path | None, log_level: str | None) -> None:
         raise click.ClickException(str(error)) from None
 
 
-@cli.command()
+@click.command()
 @_config_option
 @click.option("--nats", is_flag=True, help="Also connect to NATS and check its streams, buckets and limits.")
 @click.option("--charon", is_flag=True, help="Also connect to each charon and check its version and connections.")
@@ -85,6 +65,9 @@ def check(path: Path | None, nats: bool, charon: bool) -> None:
     stderr: error, warning or note. The exit status is 1 if the configuration is invalid, NATS or a charon is
     unreachable, or an error was found; otherwise 0.
     """
+    from ..bus.embedded_server import plan
+    from ..config.file import load, render
+
     settings = _or_exit(lambda: load(path))
     for line in plan(settings):
         click.echo(f"# {line}")
@@ -94,9 +77,12 @@ def check(path: Path | None, nats: bool, charon: bool) -> None:
 
 
 def _inspect(settings: Config, nats: bool, charon: bool) -> None:
-    from .ops.inspection import inspect, inspect_charons
+    import asyncio
+    import logging
 
-    logging.getLogger(__package__).addHandler(logging.NullHandler())  # each problem is printed once, below
+    from ..ops.inspection import inspect, inspect_charons
+
+    logging.getLogger("vicibridge").addHandler(logging.NullHandler())  # each problem is printed once, below
     found = asyncio.run(inspect(settings)) if nats else []
     found += asyncio.run(inspect_charons(settings)) if charon else []
     for problem in found:
@@ -105,7 +91,7 @@ def _inspect(settings: Config, nats: bool, charon: bool) -> None:
         sys.exit(1)
 
 
-@cli.command()
+@click.command()
 @click.option(
     "--recordings",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -114,20 +100,22 @@ def _inspect(settings: Config, nats: bool, charon: bool) -> None:
 )
 def demo(recordings: Path) -> None:
     """Run the bridge on recorded traffic with its own nats-server, and show the events."""
+    import asyncio
+
     try:
         from rich.console import Console
 
-        from .bus.nats_server import NatsServerError
-        from .demo import DemoError, recorded_demo
+        from ..bus.nats_server import NatsServerError
+        from ..demo import DemoError, recorded_demo
     except ModuleNotFoundError as error:
         raise click.ClickException(f'the demo needs {error.name}; pip install "strongswan-vicifast[demo]"') from None
     try:
-        asyncio.run(recorded_demo(Console(highlight=False), recordings))
+        asyncio.run(recorded_demo(Console(highlight=False, emoji=False), recordings))
     except (DemoError, NatsServerError, TimeoutError) as error:
         raise click.ClickException(str(error) or "timeout: no event or reply in time") from None
 
 
-@cli.command()
+@click.command()
 @click.option("--json-schema", "name", metavar="NAME", help="Print this JSON Schema, such as ike-updown or VICI_SA.")
 @click.option("--list", "names", is_flag=True, help="Print the names of the JSON Schemas.")
 @click.option(
@@ -135,11 +123,11 @@ def demo(recordings: Path) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write asyncapi.json and one file per JSON Schema to this directory.",
 )
-@click.option("--prefix", default=NatsConfig().prefix, show_default=True, help="First part of every subject.")
+@click.option("--prefix", default=NatsSettings.prefix, show_default=True, help="First part of every subject.")
 def schema(name: str | None, names: bool, directory: Path | None, prefix: str) -> None:
     """Print an AsyncAPI document of all subjects and their payloads."""
-    from .contract import asyncapi
-    from .contract import schema as own
+    from ..contract import asyncapi
+    from ..contract import schema as own
 
     if names:
         click.echo("\n".join(own.schemas()))
@@ -164,6 +152,8 @@ def _json(content: object) -> str:
 
 
 def _or_exit(read: Callable[[], Config]) -> Config:
+    from ..config.file import SettingsProblem
+
     try:
         return read()
     except SettingsProblem as error:
