@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from vicifast import Message, decode, encode
 from vicifast import _wire as wire
+from vicifast.commands import EVENTS
 from vicifast.recording import Recording
 from vicifast.results import (
     Alert,
@@ -21,10 +22,15 @@ from vicifast.results import (
     IkeUpdate,
     IkeUpDown,
     LogLine,
+    ParsedEvent,
     parse_event,
 )
 
 DATA = Path(__file__).parent / "data"
+
+
+def test_every_standalone_event_has_a_class() -> None:
+    assert {kind.event for kind in get_args(ParsedEvent)} == {name for name, e in EVENTS.items() if e.standalone}
 
 
 def recorded(name: str) -> list[tuple[str, bytes]]:

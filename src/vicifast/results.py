@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast, get_args
 
 from ._wire import Message, encode
 from .commands import UNESTABLISHED
@@ -456,9 +456,7 @@ class LogLine(_ParsedSection):
 
 
 ParsedEvent: TypeAlias = IkeUpDown | ChildUpDown | IkeRekey | ChildRekey | IkeUpdate | Alert | LogLine
-_EVENTS: dict[str, type[ParsedEvent]] = {
-    kind.event: kind for kind in (IkeUpDown, ChildUpDown, IkeRekey, ChildRekey, IkeUpdate, Alert, LogLine)
-}
+_EVENTS: dict[str, type[ParsedEvent]] = {kind.event: kind for kind in get_args(ParsedEvent)}
 _EVENTS["control-log"] = LogLine
 
 
