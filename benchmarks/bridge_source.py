@@ -1,7 +1,7 @@
 """A flooding fake charon: `python -m benchmarks.bridge_source PATH EVENT COUNT RATE CORPUS`.
 
-It confirms every registration, answers every command with nothing, and for a line on standard input sends COUNT events
-to the connection that has registered EVENT, RATE in a second, in writes of what comes in a hundredth of one.
+It confirms every registration and answers every command with an empty message. For a line on standard input it sends
+COUNT events to the connection that has registered EVENT, RATE per second, in one write per hundredth of a second.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Three kinds of traffic, each in the forms that the contestants accept.
 
-The forms are made by python vici, msgpack and json, so that what we give is checked against others' work.
+python vici, msgpack and json create the forms, so that our results are checked against other implementations.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def traffics() -> list[Traffic]:
 def plain(value: Any) -> Any:
     """The result of any decoder as dict, list, str, and bytes where it is not UTF-8.
 
-    A name is one object wherever it stands, as the names in the text of a program are.
+    Equal names are one object, as literal names in a program are.
     """
     if isinstance(value, dict):
         return {sys.intern(name): plain(child) for name, child in value.items()}

@@ -47,7 +47,7 @@ def tables(settings: Settings) -> Iterator[Table]:
 
 
 def _run(statement: str) -> Callable[[], _Times]:
-    """Without site, as what it loads for editable installs would be missing from our share; only os is everywhere."""
+    """Without site: modules that it loads for editable installs would be missing from our share; only os is in both."""
     places = {str(Path(module.__file__ or "").parents[1]) for module in (vici, vicifast)}
     program = f"import os, sys; sys.path += {sorted(places)}; {statement}"
 

@@ -1,4 +1,4 @@
-"""Instructions that each of our codec's operations takes per message, counted by callgrind and so free of noise.
+"""Instructions that each of our codec's operations takes per message, counted by callgrind and therefore free of noise.
 
 `python -m benchmarks.instructions` compares them with the committed baseline of this CPython and processor, and fails
 when one has grown by more than 2 %; `--update` makes them the baseline.
@@ -33,7 +33,7 @@ MARKER = "clock_getres*"  # the name is versioned
 
 
 class Measured(NamedTuple):
-    """`counts`: instructions per message by operation, contestant and traffic. `made_with`: what else changes them."""
+    """`counts`: instructions per message by operation, contestant and traffic. `made_with`: the tools used."""
 
     counts: dict[str, int]
     made_with: dict[str, str]

@@ -61,7 +61,7 @@ class Table:
             self.rows.setdefault(name, {})[case] = cell
 
     def ratio(self, name: str, to: str | None, case: str) -> float | None:
-        """How many times more `name` needs than `to`, by the minima; None when either was not measured."""
+        """Return the ratio of the minima of `name` and `to`; None if either was not measured."""
         above, below = self.rows.get(name, {}).get(case), self.rows.get(to or "", {}).get(case)
         return above.minimum / below.minimum if above and below and below.minimum > 0 else None
 
@@ -83,7 +83,7 @@ def interleave(rounds: int, runs: Mapping[str, Callable[[], Sample]]) -> dict[st
 def drop(function: Callable[[Any], object], items: Iterable[Any]) -> float:
     """CPU seconds for calling the function on each item and discarding the result, like a reader of a stream.
 
-    It is the mean of so many passes that what ran before is no longer in the processor's caches, as in a long stream.
+    It is the mean of enough passes that earlier work is no longer in the processor's caches, as in a long stream.
     """
     passes, begin = 0, time.process_time()
     while passes == 0 or time.process_time() - begin < LONG_ENOUGH:

@@ -1,6 +1,6 @@
 """Answers any command with the same stream of list-sa events: `python -m benchmarks.stream_server PATH MODE CORPUS`.
 
-Blocking, one client after the other, every byte made beforehand, so that a client waits for it as little as may be.
+Blocking, one client at a time, every byte prepared in advance, so that a client waits as little as possible.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Refuses to test a stale build, settings for the whole test run, and real daemons for the tests that want them."""
+"""Refuses a stale build, configures the test run, and provides real daemons."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stale(package: Path) -> str:
 
 
 def pytest_sessionstart() -> None:
-    # Started in the background the run ignores Ctrl-C, and so would every program that the tests start and interrupt.
+    # A run started in the background ignores Ctrl-C, and so would every program that the tests start and interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     spec = importlib.util.find_spec("vicifast")
     if spec is None or not spec.submodule_search_locations:
@@ -62,11 +62,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked `lab` where the lab cannot be had; where it must be had (CI), fail."""
+    """Skip a test marked `lab` if the lab is not available; fail if it is required (CI)."""
     mark = item.get_closest_marker("lab")
     if mark is None:
         return
-    from lab import missing, version  # not before the check of the build
+    from lab import missing, version  # after the check of the build
 
     if reason := missing(nats=mark.kwargs.get("nats", False)):
         if os.environ.get(REQUIRE) == "1":

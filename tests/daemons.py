@@ -84,14 +84,14 @@ def inside(place: Path, work: Path, *words: str) -> None:
 
 
 def versions(place: Path) -> str:
-    """The packages that a root filesystem has of what matters here."""
+    """Return the relevant packages of a root filesystem."""
     query = ["dpkg-query", "--show", "--showformat=${Package} ${Version}\\n", "strongswan-charon", "python3"]
     done = subprocess.run(["chroot", place, *query], capture_output=True, text=True, check=True)
     return ", ".join(done.stdout.splitlines())
 
 
 def check(suite: str, sdist: Path, arguments: list[str]) -> str:
-    """Run the tests in a suite; return what they ran on."""
+    """Run the tests in a suite; return the versions that they ran on."""
     place = root(suite)
     found = f"{suite}: {versions(place)}"
     print(f"\n== {found}", flush=True)

@@ -1,7 +1,7 @@
 """A script that does one of every command to a pair of real charons: each once with effect, each once refused.
 
-It is written for a blocking session with a method per command, of whatever kind, and tells what it saw in a form that
-is the same for all kinds.
+It is written for any blocking session with a method per command, and returns its observations in a form that is the
+same for all kinds of sessions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vicifast import ViciError
 SITE, MOVED = "site-001", "site-002"
 NOT_ASCII = "Zürich"
 
-# What depends on the clock or on chance; some of it is there only now and then.
+# Keys that depend on the clock or on chance; some are only sometimes present.
 _VARYING = re.compile(
     r"established|.*-time|use-(in|out)|.*spi.*|tasks-.*|uptime|workers|queues|scheduled|mallinfo|release|data|thread"
 )
@@ -29,7 +29,7 @@ _KEY_ID = re.compile("[0-9a-f]{40}")
 
 
 class Script:
-    """Runs it: `effects` by command, as charon reported them, and `refusals`, as texts."""
+    """Runs the script: `effects` by command, as charon reported them, and `refusals`, as texts."""
 
     def __init__(self, lab: Lab, connect: Callable[[str], Any]) -> None:
         self.effects: dict[str, Any] = {}

@@ -22,7 +22,7 @@ from vicifast.recording import Recording
 
 SEED = int(os.environ.get("VICIFAST_SEED") or random.SystemRandom().getrandbits(32))
 
-# Few names, so that they repeat and the decoder's caches are used and put to the test; and any legal ones.
+# Few names, so that they repeat and exercise the decoder's caches; and any legal ones.
 _common = st.sampled_from(["", "a", "b", "net", "child-sas", "local_ts", "data", "0", '"', "\\", "~", " "])
 names = _common | st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=20)
 _texts = st.sampled_from(["", "yes", "10.0.0.0/8", "ä", "\u2028", "𝄞", "\0", "\x1f\x7f", "v" * 300, "ä" * 200])
@@ -70,7 +70,7 @@ def noise(rng: random.Random) -> bytes:
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
-    """A message with one to three small wounds."""
+    """A message with one to three small errors."""
     wounded = bytearray(data)
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(wounded) + 1)
@@ -91,9 +91,9 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 def check_json_both_ways(data: bytes) -> bool:
-    """See that the slow way of `from_json` gives the same; it is what reads a name with an escape in it.
+    """Check that the slow path of `from_json`, which reads names with escapes, gives the same result.
 
-    False for what does not begin as an object with a name, in which there is no place for an escape.
+    Returns False if the text does not begin with an object that has a name: there is no place for an escape.
     """
     found = re.match(rb'[ \t\r\n]*\{[ \t\r\n]*"(?=[ !#-\[\]-~].)', data, re.DOTALL)
     if not found:
@@ -107,7 +107,7 @@ def check_json_both_ways(data: bytes) -> bool:
 
 
 def _outcome(data: bytes) -> bytes | tuple[str, int | None]:
-    """What `from_json` gives, or the text and the place of its error."""
+    """Return the result of `from_json`, or the text and offset of its error."""
     try:
         return from_json(exact(data))
     except DecodeError as error:
@@ -123,7 +123,7 @@ only_where_c_code_is_interrupted = pytest.mark.skipif(
 
 @contextmanager
 def collecting(call: Callable[[], object]) -> Iterator[None]:
-    """Have the collector run as often as it can, and call this each time, as finalizers and callbacks would."""
+    """Run the garbage collector as often as possible, and call this each time, as finalizers and callbacks would."""
     threshold = gc.get_threshold()
 
     def called(phase: str, info: dict[str, int]) -> None:

@@ -18,8 +18,8 @@ from vicifast import AsyncFollower, AsyncSession, Follower, Session
 from vicifast.aio import Listener, Stream
 from vicifast.testing import FakeCharon
 
-TIMEOUT = 20.0  # seconds for one thing in the loop
-LIMIT = 30.0  # and for a test
+TIMEOUT = 20.0  # seconds for one operation in the loop
+LIMIT = 30.0  # seconds for a test
 
 
 class Loop:
@@ -42,13 +42,13 @@ class Loop:
             async with asyncio.timeout(TIMEOUT):
                 try:
                     return await result if inspect.isawaitable(result) else result
-                except StopAsyncIteration:  # which a future cannot carry
+                except StopAsyncIteration:  # a future cannot carry it
                     return StopAsyncIteration
 
         return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
 
     def blocking(self, subject: Any) -> Any:
-        """Return `subject` with all that it has, without `await`."""
+        """Return `subject` with all its attributes, without `await`."""
         return _Blocking(self, subject)
 
 
@@ -93,7 +93,7 @@ class _Blocking:
 
 @contextmanager
 def time_limit() -> Iterator[None]:
-    """Raise TimeoutError in a test that hangs; a main thread that waits in the system wakes up for it."""
+    """Raise TimeoutError in a test that hangs; it interrupts a main thread that is blocked in a system call."""
 
     def end(number: int, frame: object) -> None:
         raise TimeoutError(f"the test did not end within {LIMIT:g} s")

@@ -2,7 +2,7 @@
 
 It is written from the protocol, not from the codec. `parse` gives a tree that hides nothing: a section is a
 tuple of (name, value) pairs with duplicates kept, a list is a list of bytes, a value is bytes. The other
-functions turn such a tree, or a message, into what the library promises.
+functions convert such a tree, or a message, to the documented result of the library.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Tree = tuple[tuple[str, Any], ...]
 
 
 class Malformed(Exception):
-    """Not a VICI message; a right DecodeError has an offset in `first..last`.
+    """Not a VICI message; a correct DecodeError has an offset in `first..last`.
 
-    It is one number where the place is beyond doubt: a wrong element, nesting too deep, an early end.
+    It is one number where the place is unambiguous: a wrong element, nesting too deep, an early end.
     """
 
     def __init__(self, first: int, last: int) -> None:
@@ -42,7 +42,7 @@ def _take(data: bytes, at: int, width: int) -> tuple[bytes, int]:
 def _name(data: bytes, at: int) -> tuple[str, int]:
     raw, end = _take(data, at, 1)
     if any(byte < 0x20 or byte > 0x7E for byte in raw):
-        raise Malformed(at, min(end + 2, len(data)))  # the value behind it may be cut short as well
+        raise Malformed(at, min(end + 2, len(data)))  # the following value may be truncated as well
     return raw.decode("ascii"), end
 
 
@@ -99,7 +99,7 @@ def _convert(tree: Tree, text: Any, blob: Any, binary: Collection[str]) -> dict[
 
 
 def plain(tree: Tree, values: type = str, binary: Collection[str] = ()) -> dict[str, Any]:
-    """What `decode` returns."""
+    """Return the result of `decode`."""
 
     def text(value: bytes) -> str | bytes:
         return value if values is bytes else value.decode("utf-8", "surrogateescape")
@@ -108,7 +108,7 @@ def plain(tree: Tree, values: type = str, binary: Collection[str] = ()) -> dict[
 
 
 def to_json(tree: Tree, binary: Collection[str] = ()) -> bytes:
-    """What `to_json` returns when no name is used twice in a section."""
+    """Return the result of `to_json` for a section without duplicate names."""
 
     def blob(value: bytes) -> dict[str, str]:
         return {"$base64": base64.b64encode(value).decode("ascii")}
@@ -122,7 +122,7 @@ def to_json(tree: Tree, binary: Collection[str] = ()) -> bytes:
 
 
 def to_msgpack(tree: Tree, binary: Collection[str] = ()) -> bytes:
-    """What `to_msgpack` returns, duplicates included."""
+    """Return the result of `to_msgpack`, including duplicates."""
     import msgpack  # not at the top: the tests of the codec run without it
 
     return _pack(msgpack.Packer(use_bin_type=True), tree, binary)
@@ -179,7 +179,7 @@ def _scalar(value: Any) -> bytes:
 
 
 def packets(stream: bytes) -> tuple[list[tuple[int, str | None, bytes | None]], bool]:
-    """The packets that a daemon sent, messages as bytes, and whether a rule is broken behind them."""
+    """Return the packets that a daemon sent, messages as bytes, and whether a violation follows them."""
     found: list[tuple[int, str | None, bytes | None]] = []
     at = 0
     while len(stream) - at >= 4:

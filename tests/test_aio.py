@@ -1,4 +1,4 @@
-"""What only AsyncSession can do: several things at once, and being cancelled. The rest is in test_sessions.py."""
+"""Features of AsyncSession only: concurrent calls and cancellation. The rest is in test_sessions.py."""
 
 from __future__ import annotations
 

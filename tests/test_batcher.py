@@ -48,7 +48,7 @@ def texts(batch: Batch) -> list[tuple[int, str]]:
 def test_one_packet_a_read_and_batches_by_topic() -> None:
     log = Log()
     assert log.read(line("IKE", 1, "a"), line("CFG", 0, "b"), line("IKE", 1, "c")) == [log.batcher]
-    assert log.read(line("IKE", 1, "d")) == []  # not taken yet, so nothing new is reported
+    assert log.read(line("IKE", 1, "d")) == []  # not taken yet, so no new packet
     batches = {batch[0]: batch for batch in log.batcher.take()}
     assert texts(batches["IKE.1"]) == [(1, "a"), (3, "c"), (4, "d")]
     assert texts(batches["CFG.0"]) == [(2, "b")]
@@ -215,7 +215,7 @@ def test_batcher_whose_init_failed_reads_nothing(wrong: dict[str, Any]) -> None:
 
 @only_where_c_code_is_interrupted
 def test_batches_taken_during_a_read() -> None:
-    """The collector may run when a batch is made up, and when the error for a malformed message is."""
+    """The garbage collector may run when a batch or the error for a malformed message is created."""
     log = Log(limit=1000)
     taken: list[Batch] = []
     refused: list[RuntimeError] = []

@@ -1,4 +1,4 @@
-"""The benchmarks run, have all their rows, and judge them rightly; what they measure is not tested here."""
+"""The benchmarks run, have all their rows, and judge them correctly; the measurements are not tested."""
 
 from __future__ import annotations
 

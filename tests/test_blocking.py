@@ -165,7 +165,7 @@ def test_ctrl_c(charon: Any, what: str, then: str) -> None:
 
 
 def test_interrupted_while_it_reads(charon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes that were read and not taken in would leave the connection out of step."""
+    """Bytes that were read and not processed would leave the connection out of step."""
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -235,7 +235,7 @@ def test_a_stream_that_cannot_be_sent_is_given_up(charon: Any) -> None:
 
 
 def test_writing_and_reading_at_once(charon: Any) -> None:
-    """A peer that writes before it reads on, and so do we: neither may wait for the other."""
+    """Peer and session both write before they read on: neither may wait for the other."""
     charon.on("load-conn", BIG)
     with Session(charon.address) as session, session.listen("log", timeout=10) as listener:
         charon.pause_reading()
@@ -243,7 +243,7 @@ def test_writing_and_reading_at_once(charon: Any) -> None:
             call = pool.submit(session.call, "load-conn", BIG)
             for _ in range(4):
                 charon.emit("log", BIG)
-            charon.drain()  # which ends only if the session reads while it cannot write
+            charon.drain()  # this ends only if the session reads while it cannot write
             charon.resume_reading()
             assert call.result() == BIG
         assert [name for name, _ in listener.batch()] == ["log"] * 4

@@ -21,7 +21,7 @@ LATE = pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 
 
 class CancelledAt:
-    """Awaits something and cancels the task at its n-th suspension: before or just after what it waits for is there."""
+    """Awaits something and cancels the task at its n-th suspension: before or just after the awaited event."""
 
     def __init__(self, awaitable: Awaitable[Any], number: int, late: bool) -> None:
         self._awaitable = awaitable
@@ -61,7 +61,7 @@ async def each_await(
     connected: bool = True,
     least: int = 1,
 ) -> None:
-    """Cancel `work` at its first await, then at its second, until it ends by itself; `then` runs after each."""
+    """Cancel `work` at its first await, then at its second, until it ends uncancelled; `then` runs after each."""
     for number in itertools.count(1):
         async with FakeCharon() as charon:
             charon.on("version", {"daemon": "charon"})
@@ -191,7 +191,7 @@ def test_closing(late: bool) -> None:
 
 @LATE
 def test_following(late: bool) -> None:
-    """What is cancelled loses no item, and closing closes."""
+    """Cancellation loses no item, and closing works."""
 
     async def scenario(number: int) -> bool:
         async with FakeCharon() as charon:

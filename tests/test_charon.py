@@ -1,4 +1,4 @@
-"""The library on a real charon: what only a real daemon can show."""
+"""The library with a real charon, for behaviour that only a real daemon shows."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_certificates_are_bytes(lab: Lab) -> None:
         assert gateway["data"][:2] == b"0\x82" and "Zürich gateway".encode() in gateway["data"]
         assert gateway["has_privkey"] == "yes"
         [key] = [message for message in found if message["type"] == "PUBKEY"]
-        assert key["subject"] == "C=CH, O=Beispiel, CN=Z??rich gateway"  # as charon shows what is not ASCII
+        assert key["subject"] == "C=CH, O=Beispiel, CN=Z??rich gateway"  # as charon shows characters other than ASCII
 
     run(test())
 
@@ -176,7 +176,7 @@ def test_event_that_an_old_charon_does_not_have(lab: Lab) -> None:
 
 
 def test_states_during_rekeying(lab: Lab) -> None:
-    """As docs/explanation/vici.md says, which differs between versions."""
+    """As docs/explanation/vici.md describes it for each version."""
     since_6 = version() >= (6, 0)
     replacing = ("child-rekey", "ike-rekey")
 
@@ -311,7 +311,7 @@ def test_closing_listeners_of_the_log_makes_no_burst(lab: Lab) -> None:
             for _ in range(10):
                 await asyncio.gather(*(listener() for _ in range(3)))
             assert list(complaints(lab)) == []
-            while not any(complaints(lab)):  # which shows that this charon would complain
+            while not any(complaints(lab)):  # this shows that this charon would complain
                 await without_unregistering()
 
     run(test())

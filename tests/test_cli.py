@@ -894,7 +894,7 @@ MIGbMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAc
 
 @asynccontextmanager
 async def loading(directory: Path) -> AsyncIterator[tuple[FakeCharon, Path]]:
-    """A daemon that has one of everything, and a configuration of a connection and a key that does not open."""
+    """A daemon with one item of each kind, and a configuration with a connection and a key that cannot be decrypted."""
     (directory / "private").mkdir()
     (directory / "private" / "k.pem").write_text(KEY)
     file = directory / "swanctl.conf"
@@ -953,7 +953,7 @@ def test_lenient_exits_as_swanctl(refused: str, code: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("version", ["5.9.8", "6.0.7", "6.1.0", "6.2", "7.0dr1"])
 def test_load_warns_of_ikev1(version: str, tmp_path: Path) -> None:
-    """charon since 6.1.0 takes such connections without a word."""
+    """Since 6.1.0 charon accepts such connections silently."""
     text = """
         new { version = 2 }
         old { version = 1 }
@@ -1118,7 +1118,7 @@ def test_on_a_real_charon(lab: Lab) -> None:
 
 @pytest.mark.lab(nats=True)
 def test_reauthentication_that_charon_delays(lab: Lab) -> None:
-    """As long as a CHILD_SA that was rekeyed is still listed, for some seconds."""
+    """While a rekeyed CHILD_SA is still listed, for some seconds."""
     from lab import sas  # needs the extra bridge
 
     [name] = asyncio.run(sas.up(lab, 1))

@@ -16,11 +16,11 @@ from vicifast import AsyncSession, Session
 from vicifast.commands import COMMANDS, EVENTS, CommandSpec, Danger, Kind
 from vicifast.methods import DEFAULT, Commands
 
-NOT_DONE = {"load-token"}  # which has no effect without a token
+NOT_DONE = {"load-token"}  # it has no effect without a token
 
 
 class Asked(Commands[tuple[str, Any, float | None], tuple[str, Any, float | None]]):
-    """Tells what a method asks for."""
+    """Records the request of a method."""
 
     timeout: float | None = 30.0
 

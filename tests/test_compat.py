@@ -47,7 +47,7 @@ either = pytest.mark.parametrize(
 SAS = [("list-sa", {f"site-{i}": {"uniqueid": i, "local-ts": ["10.0.0.0/8", "::/0"], "child-sas": {}}}) for i in (1, 2)]
 LOG = [("control-log", {"group": "IKE", "level": 1, "msg": line}) for line in ("initiating", "Zürich", "done")]
 CERT = {"type": "X509", "data": bytes(range(256))}
-PARTS = [("list-sa", b"\x03\x01k\x00\x05ab")]  # a value that is shorter than it says
+PARTS = [("list-sa", b"\x03\x01k\x00\x05ab")]  # a value shorter than its length
 NO = {"success": "no", "errmsg": "not found"}
 
 
@@ -80,7 +80,7 @@ def opened(vici: Any, charon: Any) -> Iterator[Any]:
 
 
 def plain(value: Any) -> Any:
-    """A result, with the order of its names, and with types that are the same for both."""
+    """Return a result with the order of its names, in types that are the same for both."""
     if isinstance(value, dict):
         return {"names": list(value), **{f".{name}": plain(inner) for name, inner in value.items()}}
     if inspect.isgenerator(value):
@@ -96,7 +96,7 @@ def outcome(function: Callable[[], Any]) -> Any:
 
 
 def take(generator: Any, count: int) -> list[Any]:
-    """The first items, after which the generator is left."""
+    """Return the first items, then abandon the generator."""
     with closing(generator):
         return [next(generator) for _ in range(count)]
 
@@ -381,7 +381,7 @@ def test_event_listener_passes_on_other_exceptions(vici: Any, charon: Any) -> No
     assert vici.EventListener().listen() is False
 
 
-# What programs do beside the methods of a session: with the socket, packets, transports and errors.
+# What programs do apart from the methods of a session: with the socket, packets, transports and errors.
 
 CONFIRM = _wire.packet(_wire.EVENT_CONFIRM)
 REPLY = _wire.packet(_wire.CMD_RESPONSE, None, {"success": "yes"})
@@ -393,7 +393,7 @@ def logged(text: str) -> bytes:
 
 @contextmanager
 def scripted(vici: Any, *answers: bytes) -> Iterator[tuple[Any, socket.socket]]:
-    """A session, and the daemon's end of its connection, where the answers are waiting already."""
+    """A session, and the daemon's end of its connection, where the replies are already pending."""
     ours, daemon = socket.socketpair()
     with time_limit(), ours, daemon:
         ours.settimeout(10)
@@ -782,7 +782,7 @@ def test_the_program_has_closed_the_socket(vici: Any) -> None:
         assert [loss(lambda: next(events)), loss(session.version)] == [NO_SOCKET] * 2
 
 
-# What is different, as the docstring of vicifast.compat has it.
+# The differences that the docstring of vicifast.compat lists.
 
 
 def test_difference_dicts(charon: Any) -> None:
@@ -866,7 +866,7 @@ def test_difference_close_of_a_generator_does_not_wait(charon: Any) -> None:
 
     charon.on("terminate", slow, stream=LOG)
     with opened(compat, charon) as session:
-        take(session.terminate({"ike": "gw"}), 1)  # and no CommandException either
+        take(session.terminate({"ike": "gw"}), 1)  # and it raises no CommandException
         go.set()
         assert session.version()["daemon"] == b"charon"
 

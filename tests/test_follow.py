@@ -222,7 +222,7 @@ def test_delays_grow_up_to_a_limit_and_reset() -> None:
     assert [item.reason for item in follower._items if isinstance(item, Down)] == ["gone"]
     follower._came_up((), 1.0, {})
     follower._went_down(error)  # type: ignore[arg-type]
-    assert follower._pause() > LONGEST_DELAY / 3  # it did not stay
+    assert follower._pause() > LONGEST_DELAY / 3  # the connection did not last
     follower._came_up((), 1.0, {})
     follower._up_since -= LONGEST_DELAY + 1
     follower._went_down(error)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Framer: packets out of a stream of bytes, however they arrive, and the end of it when the peer breaks the rules."""
+"""Framer: packets from a byte stream in reads of any size, and its end when the peer violates the protocol."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def by_copy(framer: Framer, data: bytes) -> None:
 
 
 def by_buffer(framer: Framer, data: bytes) -> None:
-    """As a socket fills it: a piece at a time, each as large as there is room."""
+    """Fill it as a socket does: one read at a time, each as large as the free space."""
     while data:
         with memoryview(framer) as room:
             count = min(len(room), len(data))
@@ -323,7 +323,7 @@ def test_the_mapping_of_readers_may_change_afterwards() -> None:
     assert framer.packets() == [(EVENT, "log", encode({"a": "b"}))]
 
 
-# --- broken rules ---
+# --- protocol violations ---
 
 VIOLATIONS = {
     "empty packet": b"\x00\x00\x00\x00",
@@ -394,7 +394,7 @@ def test_the_cut_name_of_an_event_is_not_completed_by_the_next_packet() -> None:
 
 @only_where_c_code_is_interrupted
 def test_a_framer_that_is_used_while_it_cuts() -> None:
-    """The collector may run while a message is read; what it runs must not move the buffer away."""
+    """The garbage collector may run while a message is read; the code that it runs must not move the buffer."""
     framer = Framer(Decoder())
     data = packet(EVENT, "log", {f"s{i}": {"a": str(i)} for i in range(40)})
     refused: list[type[Exception]] = []

@@ -34,7 +34,7 @@ MESSAGE: dict[str, Any] = {
 
 
 def unique(tree: reference.Tree) -> reference.Tree:
-    """The tree with the last of each name only."""
+    """Return the tree with only the last element of each name."""
     return tuple((name, unique(value) if isinstance(value, tuple) else value) for name, value in dict(tree).items())
 
 
@@ -52,7 +52,7 @@ def refused(write: Callable[[Any], bytes], data: Any) -> DecodeError | EncodeErr
     raise AssertionError(f"was not refused: {data!r}")
 
 
-# --- what an independent reader makes of the same bytes ---
+# --- the result of an independent reader for the same bytes ---
 
 
 def section(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -82,7 +82,7 @@ def loaded(data: bytes) -> Any:
 
 
 def carried(value: object, depth: int = 0) -> bool:
-    """Whether VICI can carry it, as a section."""
+    """Return whether VICI can carry it as a section."""
     if not isinstance(value, Mapping) or depth > 64:
         return False
     for name, content in value.items():
@@ -108,7 +108,7 @@ def is_scalar(value: object) -> bool:
 def same_as(read: Callable[[bytes], Any], write: Callable[[Any], bytes], data: bytes) -> bool:
     try:
         message = read(data)
-    except Exception:  # msgpack's are of many kinds
+    except Exception:  # msgpack raises many types
         refused(write, data)
         return False
     if not carried(message):
@@ -118,7 +118,7 @@ def same_as(read: Callable[[bytes], Any], write: Callable[[Any], bytes], data: b
     return True
 
 
-# --- there and back ---
+# --- round trips ---
 
 
 @settings(max_examples=100)
@@ -476,7 +476,7 @@ def test_any_bytes(data: bytes) -> None:
     same_as(loaded, from_json, data)
 
 
-# --- what VICI cannot carry ---
+# --- content that VICI cannot carry ---
 
 UNCARRIED: list[tuple[Any, str]] = [  # and the path
     ({"k": None}, "k"),
@@ -549,7 +549,7 @@ def test_invalid_json(text: str, offset: int) -> None:
     for data in (text, text.encode()):
         error = refused(from_json, data)
         assert isinstance(error, DecodeError)
-        assert abs(error.offset - offset) <= 1  # where json says it; the versions of Python differ a little
+        assert abs(error.offset - offset) <= 1  # as json reports it; versions of Python differ slightly
 
 
 @pytest.mark.parametrize(
@@ -717,7 +717,7 @@ def test_any_buffer_is_read_and_let_go(kind: Any) -> None:
         assert write(source) == encode(MESSAGE)
         refused(write, data[:-1])
         if kind is bytearray:
-            source.clear()  # which it would refuse while its buffer is held
+            source.clear()  # it would raise BufferError while its buffer is held
 
 
 def test_a_duplicate_name_is_found_in_linear_time() -> None:

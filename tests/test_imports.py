@@ -1,4 +1,4 @@
-"""Imports go one way, in the library and in the bridge, without circles; ARCHITECTURE.md has the tables in words."""
+"""Imports go one way, in the library and in the bridge, without circles; ARCHITECTURE.md has the same tables."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RANKS = {
 }
 # What a part may import of its own package, where that is less than all of the lower ranks.
 ONLY = {"vicibridge.client": {"bus", "contract"}}
-# Packages from elsewhere that a part of the library may import; the command line and the bridge choose freely.
+# Third-party packages that a part of the library may import; the command line and the bridge may import any.
 OUTSIDE = {
     "pytest_plugin": {"pytest"},
     "session": {"typing_extensions"},

@@ -37,7 +37,7 @@ ROUNDS = 300
 
 def message_of(number: int) -> dict[str, Any]:
     """A message that shares its names with those of other numbers, and no value."""
-    # As long as those of other numbers, so that only the bytes tell them apart; from four keys on shapes are kept.
+    # As long as those of other numbers, so that only the bytes differ; shapes are cached from four keys on.
     keys = {f"key-{at}": f"{number:04}-{at}" for at in range(6)}
     return {"sas": {f"sa-{number:04}": keys | {"ts": [f"{number:04}", "ü"], "child": keys}}, f"n{number:04}": "x"}
 
@@ -103,7 +103,7 @@ def test_a_decoder_for_each_thread() -> None:
 
 
 def test_threads_share_one_decoder() -> None:
-    """Allowed, and right, although what one thread reads evicts what another has left in the cache."""
+    """Allowed, and correct, although the messages of one thread evict cache entries of another."""
     decoder, raw, transcoder = Decoder(), Decoder(values=bytes), Transcoder("json")
 
     def work(number: int) -> None:
@@ -150,7 +150,7 @@ def test_threads_share_one_message() -> None:
     in_threads(work)
 
 
-# --- within itself ---
+# --- recursion ---
 
 
 def decode_and_keep(decoder: Decoder) -> None:
@@ -161,7 +161,7 @@ def decode_and_keep(decoder: Decoder) -> None:
 
 @only_where_c_code_is_interrupted
 def test_a_decoder_that_is_called_while_it_decodes() -> None:
-    """The collector may run in the middle of a message, and with it whatever finalizers and callbacks do."""
+    """The garbage collector may run in the middle of a message, and with it any finalizers and callbacks."""
     decoder = Decoder()
     inner = message_of(7)
     data = encode(inner)
@@ -238,7 +238,7 @@ def run_in_interpreter(own_lock: bool, code: str) -> None:
 
 @pytest.mark.parametrize("own_lock", [False, True], ids=["shared lock", "own lock"])
 def test_interpreters(own_lock: bool) -> None:
-    """One after the other, and several at once, which with locks of their own run in parallel."""
+    """One after the other, and several at once, which run in parallel with their own locks."""
     if own_lock and sys.version_info < (3, 12):
         pytest.skip("an interpreter with its own lock needs Python 3.12")
     source = str(Path(_wire.__file__).parents[1])
@@ -247,4 +247,4 @@ def test_interpreters(own_lock: bool) -> None:
     for _ in range(2):
         run_in_interpreter(own_lock, code)
     in_threads(lambda number: run_in_interpreter(own_lock, code), 3)
-    exec(code, {})  # and this one is none the worse for it
+    exec(code, {})  # and this interpreter still works

@@ -1,6 +1,6 @@
-"""Memory stays flat, whatever is read and written and however often that fails.
+"""Memory stays flat for any input and output, and for any number of failures.
 
-Each kind of work runs in a process of its own: first a warm-up, then three times the same number of messages. A leak
+Each kind of work runs in a separate process: first a warm-up, then three times the same number of messages. A leak
 grows in each of the three, noise does not, so that the least growth counts: in blocks of Python's, and in bytes of the
 process. VICIFAST_MESSAGES=1000000 makes it a million messages of each kind (minutes); by default it is a fraction, in
 which a block or 70 bytes per message still show.
@@ -143,7 +143,7 @@ def framer() -> Work:
 
 @kind
 def short_lived() -> Work:
-    """Objects that are made for one message, some never used or not made whole."""
+    """Objects created for one message, some never used or not fully initialized."""
 
     def work(data: bytes) -> None:
         framer = Framer(Decoder(), {"log": Transcoder("msgpack", envelope=EnvelopeWriter("msgpack", "gw1", "1"))})
@@ -191,7 +191,7 @@ def frame(content: bytes) -> bytes:
 
 
 def traffic() -> Iterator[bytes]:
-    """Without end: real messages, damaged ones, and ones whose names and values were never there before."""
+    """Yield indefinitely: real messages, damaged ones, and ones with new names and values."""
     rng = random.Random(1)
     paths = sorted((Path(__file__).parent / "data").glob("*.recording"))
     packets = [packet for path in paths for packet in Recording.load(path).packets("server")]

@@ -55,7 +55,7 @@ def same(one: object, other: object) -> None:
 
 
 def expect(message: Message, tree: reference.Tree, values: type = str, binary: tuple[str, ...] = ()) -> None:
-    """Everything that can be seen of a message, and of the sections in it, is what the tree says."""
+    """Check that everything visible of a message and its sections equals the tree."""
     same(message.to_dict(), reference.plain(tree, values, binary))
     names = [name for name, _ in tree]
     assert list(message) == message.keys() == names
@@ -101,7 +101,7 @@ def seen(value: Any) -> Any:
     return value.to_dict() if isinstance(value, Message) else value
 
 
-# --- what it shows ---
+# --- content ---
 
 
 @pytest.mark.parametrize("values", [str, bytes])
@@ -274,7 +274,7 @@ def test_encoding_it_has_the_limits_of_any_message() -> None:
         encode({"s": {"l": ["x", deepest]}})
 
 
-# --- what it is ---
+# --- object protocol ---
 
 
 def test_equality() -> None:
@@ -345,7 +345,7 @@ def test_copied(copied: Any) -> None:
     assert copied({"m": message}) == {"m": message}
 
 
-# --- it is safe to keep ---
+# --- lifetime ---
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_its_source_may_change_and_go(make: Any) -> None:
     for at in range(len(source)):
         source[at] ^= 0xFF
     if isinstance(source, bytearray):
-        source.clear()  # which the bytearray would refuse while a buffer of it is held
+        source.clear()  # the bytearray would raise BufferError while its buffer is held
     elif isinstance(source, memoryview):
         source.release()
     del source

@@ -344,7 +344,7 @@ def test_refused_request_asks_nothing(protocol: Protocol) -> None:
 
 
 def test_random_conversations_stay_in_step() -> None:
-    """A model of charon answers whatever is asked, late and with events in between; nothing gets mixed up."""
+    """A model of charon answers any request, late and with events in between; replies are never mismatched."""
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
@@ -382,7 +382,7 @@ def test_only_a_long_slow_stream_is_left_to_gather() -> None:
 
     slow = pauses(0.0005, 850)
     assert slow[:20] == [0.0] * 20 and 0 < slow[30] < 0.001 and slow[-1] == 0.03
-    assert not any(pauses(0.00005, 850))  # comes fast
+    assert not any(pauses(0.00005, 850))  # a fast stream
     assert not any(pauses(0.0005, 850, streaming=False))  # events are wanted as they happen
 
 

@@ -1,4 +1,4 @@
-"""Typed results: every value of real traffic in its place, and the way back to the same bytes."""
+"""Typed results: every value of real traffic in its field, and round trips to the same bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def recorded(name: str) -> list[tuple[str, bytes]]:
 
 
 def forms(data: bytes) -> list[Any]:
-    """A message in every form in which a session gives it."""
+    """Return a message in every form that a session returns."""
     return [decode(data), decode(data, values=bytes), Message(data), Message(data, values=bytes)]
 
 
@@ -65,7 +65,7 @@ def test_real_events_there_and_back() -> None:
 
 
 def test_real_sas_and_events_of_a_newer_charon() -> None:
-    """Several key exchanges and per-CPU SAs, and the states that 6.1.0 shows where 5.9.8 has others."""
+    """Several key exchanges and per-CPU SAs, and the states of 6.1.0 that differ from 5.9.8."""
     [one, two] = [IkeSa.from_message(Message(data)) for _, data in recorded("6.1.0/list-sas")]
     assert one.ake1 == two.ake1 == "ML_KEM_768"
     children = [child for sa in (one, two) for child in sa.children]

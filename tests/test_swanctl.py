@@ -1,4 +1,4 @@
-"""swanctl.conf is read and loaded as the real swanctl does it."""
+"""swanctl.conf is read and loaded as by the real swanctl."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(test: Coroutine[Any, Any, Any], timeout: float = 60.0) -> Any:
     return asyncio.run(asyncio.wait_for(test, timeout))
 
 
-# What connections a configuration makes; the order of keys counts.
+# The connections of a configuration; the order of keys matters.
 READ: dict[str, tuple[str, dict[str, Any]]] = {
     "nothing": ("", {}),
     "a word, and words": ("connections { c { a = b\n d = e  f\tg\n } }", {"c": {"a": "b", "d": "e f g"}}),
@@ -170,7 +170,7 @@ LOADS = "cert key shared token authority pool conn".split()
 
 
 def scripted(charon: FakeCharon, loaded: dict[str, list[str]] | None = None) -> None:
-    """Make `charon` take everything; `loaded` is what it says that it has."""
+    """Make `charon` accept everything; `loaded` is its list of loaded items."""
     for command, key in LISTS.items():
         charon.on(command, {key: (loaded or {}).get(command, [])})
     charon.on("get-pools", {name: {} for name in (loaded or {}).get("get-pools", [])})
@@ -181,7 +181,7 @@ def scripted(charon: FakeCharon, loaded: dict[str, list[str]] | None = None) -> 
 
 
 async def swanctl(path: Path | None, address: str, *command: str) -> tuple[int | None, str]:
-    """Run the real swanctl, by default `--load-all`; its exit status and what it complains of."""
+    """Run the real swanctl, by default `--load-all`; return its exit status and its errors."""
     file = ("--file", str(path)) if path else ()
     process = await asyncio.create_subprocess_exec(
         *("swanctl", *(command or LOAD_ALL), *file, "--uri", address),
@@ -224,7 +224,7 @@ def compared(
     ask: Callable[[str], str] | None = None,
     prepare: Callable[[FakeCharon], None] = scripted,
 ) -> Compared:
-    """What the real swanctl asks a daemon, its exit status, what a plan asks, and its report."""
+    """Return the requests of the real swanctl, its exit status, the requests of a plan, and its report."""
 
     async def test() -> Compared:
         async with FakeCharon() as charon:
@@ -522,7 +522,7 @@ def test_a_refused_clear_does_not_end_the_load(tmp_path: Path) -> None:
     assert (status, report.incomplete) == (0, False)
 
 
-# What a daemon refuses, and whether the exit status of the real swanctl shows it.
+# Items that a daemon refuses, and whether the exit status of the real swanctl shows it.
 REFUSALS = {
     "load-cert": False,
     "load-key": False,
@@ -599,7 +599,7 @@ def carried_out(plan: Plan, answer: Answer, *, clear: bool = False) -> tuple[lis
 
 
 def existing(step: Step) -> dict[str, Any]:
-    """The replies of a daemon that has two of everything."""
+    """Return the replies of a daemon with two items of each kind."""
     if step.command == "get-pools":
         return {"one": {}, "two": {}}
     return {LISTS[step.command]: ["one", "two"]} if step.command in LISTS else {"success": "yes", "id": "one"}
@@ -934,7 +934,7 @@ KINDS_TO_OPEN = {
     "ec-521": ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-521"),
     "brainpool": ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:brainpoolP256r1"),
 }
-# Files with a private key that opens with the passphrase.
+# Files with a private key that the passphrase decrypts.
 TO_OPEN: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     **{f"{kind}.pem": pkcs8(kind) for kind in KINDS_TO_OPEN},
     **{f"{kind}.der": pkcs8(kind, "-outform", "DER") for kind in KINDS_TO_OPEN},
@@ -1040,7 +1040,7 @@ def revocation_list(directory: Path) -> bytes:
 
 
 def make_credentials(directory: Path) -> None:
-    """Fill the directories that tests/data/swanctl/certificates wants."""
+    """Fill the directories that tests/data/swanctl/certificates requires."""
     for name in "x509 x509ca x509ocsp x509crl pubkey private rsa ecdsa pkcs8 pkcs12".split():
         (directory / name).mkdir()
     gateway, bundled = new_key("rsa"), new_key("ec")
@@ -1095,7 +1095,7 @@ def change(case: str, directory: Path) -> Path:
 
 
 async def requests(address: str, directory: Path, work: Callable[[str], Awaitable[object]]) -> list[Request]:
-    """What `work` asks the daemon at `address`, through a recording."""
+    """Return the requests of `work` to the daemon at `address`, from a recording."""
     files = (directory / f"{number}.recording" for number in count())
     endpoint = directory / "proxy.vici"
     with listen_at(Unix(str(endpoint)), 8) as listener:

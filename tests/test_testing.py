@@ -290,7 +290,7 @@ def test_byte_by_byte() -> None:
             while sum(map(len, pieces)) < len(expected):
                 pieces.append(await wire.read())
             assert b"".join(pieces) == expected
-            assert max(map(len, pieces)) <= 4  # a loop's turn or two for each read
+            assert max(map(len, pieces)) <= 4  # one or two turns of the loop per read
 
     run(scenario)
 

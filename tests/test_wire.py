@@ -42,7 +42,7 @@ TABLE: list[tuple[dict[str, Any], bytes]] = [
         {"a": "1", "s": {"l": ["2"], "b": "3"}, "c": "4"},
         b"\x03\x01a\x00\x011\x01\x01s\x04\x01l\x05\x00\x012\x06\x03\x01b\x00\x013\x02\x03\x01c\x00\x014",
     ),
-    # The counters of no connection in particular, as get-counters sends them.
+    # The global counters, as get-counters sends them.
     ({"counters": {"": {"invalid": "0"}}}, b"\x01\x08counters\x01\x00\x03\x07invalid\x00\x010\x02\x02"),
 ]
 
@@ -75,7 +75,7 @@ EARLY_END = [
     b"\x04\x00",
     b"\x04\x01l\x05\x00\x01x",
 ]
-CUT_SHORT = [  # bytes, and where the element that is cut short begins
+CUT_SHORT = [  # bytes, and the offset of the truncated element
     (b"\x01", 0),
     (b"\x03", 0),
     (b"\x04", 0),
@@ -255,7 +255,7 @@ def test_decoder_distinguishes_texts_that_differ_in_one_byte(size: int, values: 
             assert decoder.decode(packed(tree)) == reference.plain(tree, values)
 
 
-# --- what can be read ---
+# --- input types ---
 
 
 def test_any_contiguous_bytes_are_read() -> None:
@@ -317,7 +317,7 @@ def test_error_has_reason_and_offset() -> None:
 
 
 def same_as_reference(data: bytes, decoders: tuple[Decoder, Decoder] | None = None) -> bool:
-    """Both refuse at a place that fits, or both give the same; says which."""
+    """Check that both refuse at a matching offset, or both return the same; return which."""
     text, raw = decoders or (Decoder(), Decoder(values=bytes))
     blobs = {"data", ""}
     readers: list[Callable[[Any], Any]] = [decode, text.decode, lambda given_: decode(given_, binary=blobs)]

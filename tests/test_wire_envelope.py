@@ -48,7 +48,7 @@ def wrapped(
     event: str = "",
     binary: tuple[str, ...] = (),
 ) -> bytes:
-    """The envelope as the design has it, written by others."""
+    """The documented envelope, written by other libraries."""
     fields: dict[str, Any] = {"v": 1, "node": node, "boot": boot, "seq": seq, "time": time, "event": event}
     if format == "json":
         head = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
@@ -69,7 +69,7 @@ def read(format: Format, payload: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in payload.split(b"\n")[:-1]]
 
 
-# --- what it writes ---
+# --- output ---
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -299,7 +299,7 @@ def test_numbers_can_be_skipped_and_times_change(format: Format) -> None:
     assert [(one["seq"], one["time"]) for one in read(format, payload)] == [(1, 0), (12, 3), (13, 3), (14, NOW)]
 
 
-# --- several of each ---
+# --- several envelopes and transcoders ---
 
 
 @pytest.mark.parametrize("format", FORMATS)

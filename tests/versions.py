@@ -1,4 +1,4 @@
-"""Tries the sdist on every CPython at hand: `python -m tests.versions [PYTHON...] [-- PYTEST...]`, after `make dist`.
+"""Tests the sdist on every available CPython: `python -m tests.versions [PYTHON...] [-- PYTEST...]`, after `make dist`.
 
 For each it builds a wheel from the sdist in dist, repairs and inspects it, installs it without extras where there is no
 compiler, installs it with every extra, and there runs the type checks and the tests. Needs the dependency group `dist`.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MINOR = (11, 16)  # those that are looked for
+MINOR = (11, 16)  # the versions that are searched for
 LARGEST = 600_000  # bytes of a wheel; with symbols and C sources it would be several times that
 BARE = """
 import sys, vicifast
@@ -29,7 +29,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in EXTRAS]
 
 
 def pythons() -> Iterator[Path]:
-    """Each CPython on PATH or under pyenv, once for a version and kind; the first found is taken."""
+    """Return each CPython on PATH or under pyenv, the first of each version and build."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     names = [f"python3.{minor}{kind}" for minor in range(MINOR[0], MINOR[1] + 1) for kind in ("", "t")]
     for name in names:
@@ -45,7 +45,7 @@ def run(*words: str | Path, cwd: Path | None = None, **variables: str) -> None:
 
 
 def environment(python: Path, place: Path, *packages: str | Path, groups: tuple[str, ...] = ()) -> Path:
-    """The Python of a new virtual environment with these in it."""
+    """Return the Python of a new virtual environment with these packages."""
     run(python, "-m", "venv", place)
     own = place / "bin" / "python"
     run(own, "-m", "pip", "install", "--quiet", "--upgrade", "pip>=25.1")
@@ -56,7 +56,7 @@ def environment(python: Path, place: Path, *packages: str | Path, groups: tuple[
 
 
 def wheel(python: Path, sdist: Path, work: Path) -> Path:
-    """A wheel of the sdist, with the tags that its libraries allow, and nothing in it that does not belong there."""
+    """Build a wheel of the sdist, with the tags that its libraries allow, and check its content."""
     builder = environment(python, work / "build")
     run(builder, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", work / "raw", sdist)
     (raw,) = (work / "raw").glob("*.whl")

@@ -118,7 +118,7 @@ async def rekeying_changes_nothing(lab: Lab, left: Left, ports: dict[tuple[str, 
 
 
 async def what_charon_does_not_report(left: Left) -> None:
-    """Return the number of ambiguous CHILD_SAs."""
+    """Initiate children whose names several connections configure."""
     await left.initiate("b", "both")
     await left.initiate("c", "same")
     values = await left.conns(lambda values: values["a"]["child_sas"] == {"one": 1, "both": 1, "same": 1})

@@ -137,7 +137,7 @@ def test_scanner(lab: Lab) -> None:
             await until(lambda: {subject for subject, _ in observer.seen("-updown.site")} == expected)
 
             def missing() -> tuple[int, int, set[str | None]]:
-                """Return the numbers, the reported events and the causes of the state class of `right`."""
+                """Return how many state events of `right` are missing, how many gaps report, and the causes."""
                 state = [e for m in observer.messages for e in unpack(m) if (e.node, e.kind) == ("right", "state")]
                 whole = Completeness(from_start=True)
                 for envelope in state:

@@ -1,10 +1,10 @@
-"""Runs the fuzzer for some time, or single inputs again.
+"""Runs the fuzzer for some time, or repeats single inputs.
 
     python tests/fuzz [--seconds 60]    needs atheris and an instrumented extension: `make fuzz` has both
-    python tests/fuzz FILE...           any build will do, one with sanitizers tells most
+    python tests/fuzz FILE...           works with any build; one with sanitizers reports most
 
-What it finds is written to build/fuzz/findings, each input with a text that says how to see it again. An input that
-was a bug becomes a test by a copy to tests/fuzz/regressions.
+Findings are written to build/fuzz/findings, each input with a text that explains how to reproduce it. To turn an input
+into a test, copy it to tests/fuzz/regressions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # for `reference` and `generate`
 WORK = Path("build/fuzz")
 CORPUS, FINDINGS, LOG = WORK / "corpus", WORK / "findings", WORK / "log"
-SHOWN = ("INITED", "pulse", "DONE", "stat::")  # what of libFuzzer's many lines is worth a terminal
+SHOWN = ("INITED", "pulse", "DONE", "stat::")  # the lines of libFuzzer to show at a terminal
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def fuzz(seconds: int) -> int:
 
 
 def sanitized() -> dict[str, str]:
-    """The environment of the process that fuzzes: sanitizers first, every object of Python's visible to them."""
+    """The environment of the fuzzing process: sanitizers are loaded first, and see every Python object."""
     import atheris
 
     return os.environ | {
@@ -101,7 +101,7 @@ def again(path: Path) -> Iterator[str]:
 
 
 def end_of_log() -> list[str]:
-    """The log from the first word of a finding on; without one, its last lines."""
+    """Return the log from the first word of a finding; without one, its last lines."""
     lines = LOG.read_text().splitlines()
     for at, line in enumerate(lines):
         if "=== Uncaught" in line or "ERROR:" in line or "runtime error:" in line:

@@ -1,7 +1,7 @@
-"""What must hold for any bytes whatever: the properties that the fuzzer looks for exceptions to.
+"""The properties that must hold for any bytes; the fuzzer looks for counterexamples.
 
-The first byte of an input says what the others are (`CHECKS`). Nothing is kept from one input to the next, so that
-one file is all it takes to see a finding again.
+The first byte of an input selects the check of the others (`CHECKS`). No state is kept between inputs, so that one
+file suffices to reproduce a finding.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def same(one: object, other: object) -> None:
 
 
 def check_message(data: bytes) -> None:
-    """Every reader refuses the same messages in the same words, or gives what the reference gives."""
+    """Every reader refuses the same messages with the same error, or returns the result of the reference."""
     try:
         tree = reference.parse(data)
     except reference.Malformed as malformed:
@@ -81,7 +81,7 @@ def check_message(data: bytes) -> None:
 
 
 def check_long(data: bytes) -> None:
-    """A small part so often that counts and sizes pass limits, in the root, a section or (those of 16 bits) a list."""
+    """Repeat a small part until counts and sizes exceed limits, in the root, a section or (16-bit counts) a list."""
     where, part = data[:1], data[1:]
     if not 0 < len(part) < 32:
         return
@@ -117,7 +117,7 @@ def check_refusal(data: bytes, malformed: reference.Malformed) -> None:
 
 
 def check_after_refusal(data: bytes, refusal: DecodeError) -> None:
-    """What a cache learnt from a message that it refused is right all the same."""
+    """A cache stays correct after a refused message."""
     decoder = Decoder()
     for _ in range(2):
         assert refused(decoder.decode, data).args == refusal.args
@@ -143,7 +143,7 @@ def check_decode(data: bytes, tree: reference.Tree) -> None:
 
 
 def check_caches(data: bytes, tree: reference.Tree) -> None:
-    """A decoder gives the same whatever it read before, be it alike or cut short."""
+    """A decoder's result does not depend on earlier messages, whether similar or truncated."""
     for make, expected in (
         (Decoder, reference.plain(tree)),
         (lambda: Decoder(values=bytes), reference.plain(tree, bytes)),
@@ -159,7 +159,7 @@ def check_caches(data: bytes, tree: reference.Tree) -> None:
 
 
 def attempt(reader: Callable[[Any], object], data: bytes) -> object:
-    """What a reader gives, or the words in which it refuses."""
+    """Return the result of a reader, or the text of its error."""
     try:
         return reader(exact(data))
     except DecodeError as error:
@@ -185,7 +185,7 @@ def check_transcode(data: bytes, tree: reference.Tree) -> None:
     assert to_msgpack(exact(data), binary=BINARY) == reference.to_msgpack(tree, BINARY)
     blobs = to_json(exact(data), binary=BINARY)
     assert transcoders["json"].transcode(exact(data)) == blobs
-    if reference.has_duplicates(tree):  # all of them are shown
+    if reference.has_duplicates(tree):  # all duplicates are returned
         assert json.loads(to_json(exact(data))) == json.loads(shown)
     else:
         assert to_json(exact(data)) == shown
@@ -193,7 +193,7 @@ def check_transcode(data: bytes, tree: reference.Tree) -> None:
 
 
 def check_envelope(data: bytes, tree: reference.Tree) -> None:
-    """Around a good message; one that is malformed uses up no number."""
+    """Envelopes around valid messages; a malformed one uses up no number."""
     for format, packed in (("msgpack", reference.to_msgpack(tree)), ("json", to_json(data))):
         envelope = EnvelopeWriter(format, "gw-1", 'b"1')
         envelope.time = len(data)
@@ -211,7 +211,7 @@ def check_envelope(data: bytes, tree: reference.Tree) -> None:
 
 
 def check_gather(data: bytes) -> None:
-    """What is gathered is what a transcoder makes of each message; a malformed one leaves nothing behind."""
+    """A batch equals the output of a transcoder for each message; a malformed one leaves nothing."""
     good = attempt(decode, data)
     events = [packet(EVENT, "log", {"group": "IKE"}), *[event_of(data)] * 2, packet(EVENT, "log", {"level": "1"})]
     for format, transcode in (("msgpack", to_msgpack), ("json", to_json)):
@@ -247,7 +247,7 @@ def check_encode(data: bytes, tree: reference.Tree) -> None:
 
 
 def check_view(data: bytes, tree: reference.Tree) -> None:
-    """A Message shows the whole tree, and keeps it when the buffer that it came from is used again."""
+    """A Message has the whole tree, also after its source buffer is reused."""
     given = exact(data)
     messages = [Message(given), Message(data, values=bytes), Message(given, binary=BINARY)]
     for at in range(len(given)):
@@ -298,7 +298,7 @@ def has_base64_section(tree: reference.Tree) -> bool:
 
 
 def check_stream(data: bytes) -> None:
-    """Two bytes of seed, which decides how the stream behind it is split into reads."""
+    """Two bytes of seed, which determine how the following stream is split into reads."""
     seed, stream = data[:2], data[2:]
     expected, broken = reference.packets(stream)
     for make in READERS:
@@ -345,7 +345,7 @@ def pieces(rng: random.Random, stream: bytes) -> Iterator[bytes]:
 
 
 def put(rng: random.Random, framer: Framer, piece: bytes) -> None:
-    """Give a read to the framer, after filling the room for it with what would do harm if it were read."""
+    """Write a read into the framer, after filling its buffer with bytes that would be harmful if they were read."""
     with memoryview(framer) as room:
         spoilt = min(len(room), 4096)
         room[:spoilt] = bytes([rng.choice([0, 1, 7, 0xFF])]) * spoilt
@@ -412,7 +412,7 @@ def no_extension(code: int, data: bytes) -> object:
 
 
 def check_written(write: Callable[[Any], bytes], data: bytes, good: bool, message: Any) -> None:
-    """Bytes in another format become those of the message in them; DecodeError and EncodeError share the refusals."""
+    """Bytes in another format are converted to VICI bytes; refusals are DecodeError or EncodeError."""
     try:
         written = write(exact(data))
     except DecodeError as error:
@@ -424,7 +424,7 @@ def check_written(write: Callable[[Any], bytes], data: bytes, good: bool, messag
 
 
 def check_object(message: Any) -> None:
-    """What VICI can carry is encoded as the reference does it, all else is an EncodeError."""
+    """Content that VICI can carry is encoded as by the reference; anything else is an EncodeError."""
     if not is_message(message):
         try:
             encode(message)

@@ -1,4 +1,4 @@
-"""Where the fuzzer begins: real traffic, in every form that an input can have. Run, it fills a folder with it."""
+"""The seeds of the fuzzer: real traffic in every form of input. Run as a program, it writes them to a directory."""
 
 from __future__ import annotations
 

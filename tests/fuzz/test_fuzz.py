@@ -1,4 +1,4 @@
-"""The fuzzer's properties hold for its seeds and its old findings, and it would see when they did not."""
+"""The fuzzer's properties hold for its seeds and its old findings, and it detects violations."""
 
 from __future__ import annotations
 

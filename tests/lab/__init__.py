@@ -1,4 +1,4 @@
-"""Real daemons for tests and for people: see `Lab`."""
+"""Real daemons for tests and for interactive use: see `Lab`."""
 
 from .daemons import LabError, version
 from .lab import Lab, missing

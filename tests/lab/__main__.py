@@ -1,4 +1,4 @@
-"""A lab for people: two charons with SAs between them and a NATS server, until Ctrl-C."""
+"""An interactive lab: two charons with SAs between them and a NATS server, until Ctrl-C."""
 
 from __future__ import annotations
 

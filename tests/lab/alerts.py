@@ -1,6 +1,6 @@
 """Makes two charons raise alerts, which need strongSwan 6.0.3: start the lab with `Lab(settings=alerts.SETTINGS)`.
 
-Each of `WAYS` is something that goes wrong, with the types of alerts that each side raises then. Two daemons cannot be
+Each of `WAYS` is a fault, with the types of alerts that each side then raises. Two daemons cannot be
 made to raise `authorization-failed`, `cert-untrusted-root` and `install-child-policy-failed`.
 """
 
@@ -53,7 +53,7 @@ Config = dict[str, Any]
 
 
 class Way(NamedTuple):
-    """One way to alerts, and the types of those that each side raises, perhaps with others."""
+    """A fault, and the types of alerts that each side raises, perhaps among others."""
 
     work: Callable[[Lab], Awaitable[None]]
     left: frozenset[str] = frozenset()
@@ -61,7 +61,7 @@ class Way(NamedTuple):
 
 
 async def raise_all(lab: Lab) -> None:
-    """Go each of `WAYS`; LabError when an alert does not come. At the end `right` is stopped."""
+    """Cause each of `WAYS`; LabError if an alert is missing. At the end `right` is stopped."""
     for charon in (lab.left, lab.right):
         await _call(charon, "load-shared", _SECRET)
     for name, way in WAYS.items():
@@ -76,7 +76,7 @@ async def raise_all(lab: Lab) -> None:
 
 @asynccontextmanager
 async def _raised(charon: Charon, types: frozenset[str], way: str) -> AsyncIterator[None]:
-    """On leaving the block wait until `charon` has raised an alert of each of these types."""
+    """On exit, wait until `charon` has raised an alert of each of these types."""
     async with AsyncSession(charon.address) as session:
         listener = session.listen("alert")
         await listener.ready()
@@ -114,7 +114,7 @@ async def _load(charon: Charon, config: Config, name: str = NAME) -> None:
 
 
 async def _initiate(lab: Lab, name: str = NAME) -> None:
-    """Let `left` try to bring the SAs up."""
+    """Make `left` try to bring the SAs up."""
     with suppress(CommandError):
         await _call(lab.left, "initiate", {"ike": name, "child": CHILD, "timeout": round(_TIMEOUT * 1000)})
 
@@ -184,7 +184,7 @@ async def _two_addresses(lab: Lab) -> None:
 
 @asynccontextmanager
 async def _mute(lab: Lab) -> AsyncIterator[None]:
-    """What `right` answers does not arrive within the block."""
+    """Within the block, replies of `right` do not arrive."""
     lab.right.namespace.run("ip", "route", "add", "blackhole", _REPLIES)
     try:
         yield
@@ -205,7 +205,7 @@ async def _half_open(lab: Lab) -> None:
 
 
 async def _lifetime_over(lab: Lab) -> None:
-    """A rekeying that is not answered, and an SA that ends meanwhile."""
+    """An unanswered rekeying, and an SA that is closed meanwhile."""
     await _try(lab, _left(rekey_time=1, over_time=1, rand_time=0))
     async with _mute(lab), _raised(lab.left, frozenset({"ike-sa-expired"}), "lifetime over"):
         pass
@@ -245,7 +245,7 @@ class _Authority:
     def sign(
         self, name: x509.Name, key: EllipticCurvePrivateKey, *extensions: x509.ExtensionType, day: int = 0
     ) -> x509.Certificate:
-        """Make a certificate that is valid from the day before `day`, counted from now, to the day after."""
+        """Make a certificate that is valid from one day before to one day after `day`, counted from now."""
         noon = datetime.now(UTC) + timedelta(days=day)
         builder = x509.CertificateBuilder(self.name, name, key.public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(noon - timedelta(days=1)).not_valid_after(noon + timedelta(days=1))
@@ -279,7 +279,7 @@ async def _present(
     revoked: bool = False,
     strict: bool = False,
 ) -> None:
-    """Let `left` authenticate with a certificate of `issuer`, where `right` trusts those that are `known`."""
+    """Make `left` authenticate with a certificate of `issuer`, while `right` trusts `known`."""
     key = generate_private_key(SECP256R1())
     certificate = issuer.sign(_name(_BRANCH), key, x509.SubjectAlternativeName([x509.DNSName(_BRANCH)]), day=day)
     private = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
@@ -335,7 +335,7 @@ async def _no_crl(lab: Lab) -> None:
 
 
 async def _no_crl_needed(lab: Lab) -> None:
-    """What `right` accepts all the same."""
+    """Certificates that `right` accepts nevertheless."""
     async with AsyncSession(lab.right.address) as session, session.listen("ike-updown") as listener:
         ca = _Authority("CA", None, _CA)
         await _present(lab, ca, ca)

@@ -22,7 +22,7 @@ prompt = no
 async def load(charon: Charon, directory: Path) -> None:
     """Make a CA and a gateway's certificate in `directory` and load them into `charon`, with the gateway's key.
 
-    A connection `zurich` brings a bare public key for the same subject, as charon shows subjects only of those.
+    The connection `zurich` has a bare public key for the same subject, because charon shows the subjects only of these.
     """
     (directory / "openssl.cnf").write_text(_CONFIG)
     ca, gateway = directory / "ca", directory / "gateway"

@@ -98,7 +98,7 @@ class Namespace:
         return ["nsenter", "--target", str(self.pid), "--net", "--mount", *argv]
 
     def run(self, *argv: str) -> str:
-        """Run a command inside and return its output; LabError with its complaint when it fails."""
+        """Run a command inside and return its output; LabError with its error message if it fails."""
         done = subprocess.run(self.enter(*argv), capture_output=True, text=True, timeout=10)
         if done.returncode:
             raise LabError(f"{' '.join(argv)}: {done.stderr.strip()}")
@@ -130,7 +130,7 @@ class Daemon:
             self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Return once it accepts connections; LabError with the end of its log when it does not."""
+        """Wait until it accepts connections; LabError with the end of its log if it does not."""
         deadline = time.monotonic() + _START_TIMEOUT
         while not self._ready():
             if self.pid is None or time.monotonic() > deadline:
@@ -138,10 +138,10 @@ class Daemon:
             time.sleep(0.01)
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Ask it to end and wait for that; LabError, and it is killed, when it takes over `timeout` seconds.
+        """Terminate it and wait for its end; after `timeout` seconds it is killed, and LabError is raised.
 
-        charon on its way out waits for its clients to read what it has for them: when one of them
-        lives in this thread's event loop, call `await asyncio.to_thread(daemon.stop)`.
+        A stopping charon waits until its clients have read their data: if one of them
+        runs in this thread's event loop, call `await asyncio.to_thread(daemon.stop)`.
         """
         if self._process is None:
             return
@@ -176,7 +176,7 @@ class Charon(Daemon):
         self._socket = directory / f"{name}.vici"
         config = directory / f"{name}.conf"
         config.write_text(_CHARON_CONF.format(plugins=PLUGINS, address=self.address) + settings)
-        # A killed charon leaves its pid file, and the pid may be someone else's by now.
+        # A killed charon leaves its pid file, and the pid may belong to another process.
         argv = namespace.enter("sh", "-c", f"rm -f /run/charon.pid && exec {CHARON}")
         super().__init__(name, directory, argv, {"STRONGSWAN_CONF": str(config)})
 
@@ -193,7 +193,7 @@ class Charon(Daemon):
 
 
 class NatsServer(Daemon):
-    """A NATS server with JetStream on a loopback port that stays the same over restarts; `url` is where."""
+    """A NATS server with JetStream on a loopback port, which stays the same across restarts; `url` is its address."""
 
     def __init__(self, directory: Path) -> None:
         binary = find_nats_server()

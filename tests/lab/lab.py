@@ -1,9 +1,9 @@
 """Two real charons, joined by a cable, and a NATS server: started here, and always stopped again.
 
-Each charon lives in a network and a mount namespace of its own. The namespaces have no names: a sleeping
-process holds each of them, the kernel kills it when the lab's process dies (even by SIGKILL), and
-namespaces, addresses and the veth pair vanish with it. So labs never meet and can run side by side. Only a
-temporary directory can be left over; the next lab removes it.
+Each charon runs in its own network and mount namespaces. The namespaces have no names: a sleeping process
+holds each of them, the kernel kills it when the lab's process ends (even by SIGKILL), and namespaces,
+addresses and the veth pair vanish with it. So labs do not interfere and can run concurrently. Only a
+temporary directory can remain; the next lab removes it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LONGEST_SOCKET_PATH = 107
 
 
 def missing(*, nats: bool = False) -> str | None:
-    """Say in one sentence what this machine lacks for a lab, or None when it lacks nothing."""
+    """Return one sentence about a missing requirement of a lab on this machine, or None."""
     if sys.platform != "linux":
         return "the lab needs Linux"
     if os.geteuid() != 0:
@@ -52,7 +52,7 @@ class Lab:
 
     `settings` for both charons have the form of strongswan.conf and override what the lab itself sets.
 
-    A context manager; on leaving it, in whatever way, all processes are dead and the directory is gone.
+    A context manager; on any exit, all processes are ended and the directory is removed.
     Enter it, and call `start()` of its daemons, in the main thread: the kernel ties their lives to the
     starting thread. Raises LabError when something is missing or does not start, with the end of its log.
     """
@@ -69,12 +69,12 @@ class Lab:
 
     @staticmethod
     def missing(*, nats: bool = False) -> str | None:
-        """Say in one sentence what this machine lacks for a lab, or None: a reason to skip a test."""
+        """Return one sentence about a missing requirement of a lab, or None: a reason to skip a test."""
         return missing(nats=nats)
 
     @property
     def nats(self) -> NatsServer:
-        """The NATS server; LabError when the lab was made without."""
+        """The NATS server; LabError if the lab was created without it."""
         if self._nats is None:
             raise LabError("this lab has no NATS server: make it with Lab(nats=True)")
         return self._nats

@@ -1,6 +1,6 @@
-"""Makes the recordings in tests/data: `python -m tests.lab.record`, as root. What they hold is in its README.
+"""Makes the recordings in tests/data: `python -m tests.lab.record`, as root. Its README describes them.
 
-On strongSwan 6.0.3 and newer it makes those of what 5.9.8 does not have, in a directory of the daemon's version.
+On strongSwan 6.0.3 and newer it records the features that 5.9.8 lacks, in a directory of the daemon's version.
 """
 
 from __future__ import annotations

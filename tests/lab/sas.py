@@ -1,8 +1,8 @@
-"""What a lab does with SAs: load, initiate, send through, rekey, move, terminate.
+"""Operations on the SAs of a lab: load, initiate, send traffic, rekey, move, terminate.
 
-Every SA has a connection of its own, `site-001` and so on, with one CHILD_SA, `site-001-lan`. Each function
-returns when what it did has happened on both sides, and raises LabError when that takes too long, CommandError
-when charon refuses. A CHILD_SA that was rekeyed stays listed as DELETED for charon's `delete_rekeyed_delay`, 5 s.
+Every SA has its own connection, `site-001` and so on, with one CHILD_SA, `site-001-lan`. Each function
+returns when its effect has occurred on both sides, and raises LabError if that takes too long, CommandError
+if charon refuses. A CHILD_SA that was rekeyed stays listed as DELETED for charon's `delete_rekeyed_delay`, 5 s.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def load(lab: Lab, count: int, *, one_responder: bool = False, hybrid: boo
     """Load `count` connections, a secret and an address pool on both sides; return the connections' names.
 
     With `one_responder` a single connection on `right` answers for all: of thousands charon looks through each, for
-    every SA that comes up. `hybrid` is what strongSwan 6.0.2 brought: a second key exchange, and per-CPU SAs.
+    every SA that comes up. `hybrid` adds features of strongSwan 6.0.2: a second key exchange, and per-CPU SAs.
     """
     names = [f"site-{number:03}" for number in range(1, count + 1)]
     async with AsyncSession(lab.right.address) as right:
@@ -58,7 +58,7 @@ async def load(lab: Lab, count: int, *, one_responder: bool = False, hybrid: boo
 
 
 async def initiate(lab: Lab, names: Iterable[str], *, concurrency: int = 8, timeout: float = _TIMEOUT) -> None:
-    """Let `left` bring the SAs up, `concurrency` at a time, each within `timeout` seconds.
+    """Make `left` bring the SAs up, `concurrency` at a time, each within `timeout` seconds.
 
     charon answers initiate when a CHILD_SA is installed, which is before it raises child-updown for it.
     """
@@ -68,7 +68,7 @@ async def initiate(lab: Lab, names: Iterable[str], *, concurrency: int = 8, time
     async def one(session: AsyncSession, name: str) -> None:
         await session.call("initiate", {"ike": name, "child": f"{name}-lan", "timeout": milliseconds})
 
-    # `right` raises its event before it sends what lets `left` come up.
+    # `right` raises its event before it sends the message that completes `left`.
     async with _on(lab.left, "child-updown", set(names), timeout):
         await _each(lab.left, names, one, concurrency, timeout)
 
@@ -100,7 +100,7 @@ async def load_sharing(lab: Lab, conns: Mapping[str, Sequence[str]]) -> dict[tup
 
 
 async def terminate(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
-    """Let `left` close the IKE_SAs with their CHILD_SAs."""
+    """Make `left` close the IKE_SAs with their CHILD_SAs."""
     names = list(names)
 
     async def one(session: AsyncSession, name: str) -> None:
@@ -111,12 +111,12 @@ async def terminate(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT
 
 
 async def rekey_ike(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
-    """Let `left` rekey the IKE_SAs."""
+    """Make `left` rekey the IKE_SAs."""
     await _rekey(lab, "ike-rekey", {name: {"ike": name} for name in names}, timeout)
 
 
 async def reauthenticate(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
-    """Let `left` reauthenticate, with new SAs; charon delays that while a rekeyed CHILD_SA is still listed."""
+    """Make `left` reauthenticate, with new SAs; charon delays that while a rekeyed CHILD_SA is still listed."""
     names = list(names)
     async with AsyncExitStack() as stack:
         for charon in (lab.left, lab.right):
@@ -127,7 +127,7 @@ async def reauthenticate(lab: Lab, names: Iterable[str], *, timeout: float = _TI
 
 
 async def rekey_child(lab: Lab, names: Iterable[str], *, timeout: float = _TIMEOUT) -> None:
-    """Let `left` rekey the CHILD_SAs."""
+    """Make `left` rekey the CHILD_SAs."""
     await _rekey(lab, "child-rekey", {name: {"child": f"{name}-lan"} for name in names}, timeout)
 
 
@@ -250,7 +250,7 @@ async def _each(
 
 @asynccontextmanager
 async def _on_both(lab: Lab, event: str, names: Iterable[str], timeout: float) -> AsyncIterator[None]:
-    """On leaving the block wait until `event` has come from both charons for each of `names`."""
+    """On exit, wait until both charons have sent `event` for each of `names`."""
     names = set(names)
     async with AsyncExitStack() as stack:
         for charon in (lab.left, lab.right):
@@ -260,7 +260,7 @@ async def _on_both(lab: Lab, event: str, names: Iterable[str], timeout: float) -
 
 @asynccontextmanager
 async def _on(charon: Charon, event: str, names: Iterable[str], timeout: float) -> AsyncIterator[None]:
-    """On leaving the block wait until `event` has come for each of `names`, as often as the name is there."""
+    """On exit, wait until `event` has arrived for each of `names`, as often as the name occurs."""
     missing = Counter(names)
     async with AsyncSession(charon.address) as session, session.listen(event) as listener:
         yield
@@ -278,7 +278,7 @@ async def _on(charon: Charon, event: str, names: Iterable[str], timeout: float) 
 async def _settle(session: AsyncSession) -> None:
     """Wait until no SA is being replaced; there is no event for this.
 
-    After child-rekey the responder goes on sending through the old SA until the initiator has deleted it.
+    After child-rekey the responder keeps sending through the old SA until the initiator has deleted it.
     """
     while True:
         replaced = [

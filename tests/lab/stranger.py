@@ -1,4 +1,4 @@
-"""Someone on the Internet without a key: sends the first message of IKE to the charon on the right of a lab."""
+"""An Internet host without a key: sends the first message of IKE to the charon on the right of a lab."""
 
 from __future__ import annotations
 

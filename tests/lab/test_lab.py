@@ -21,7 +21,7 @@ pytestmark = pytest.mark.lab
 
 
 def watch(lab: Lab) -> list[int]:
-    """Descriptors by which `all_end` sees every process of the lab end."""
+    """Return descriptors with which `all_end` waits for every process of the lab."""
     return watch_pids([lab.left.pid, lab.right.pid, lab.left.namespace.pid, lab.right.namespace.pid])
 
 
@@ -30,7 +30,7 @@ def watch_pids(pids: Iterable[int | None]) -> list[int]:
 
 
 def running(processes: list[int]) -> int:
-    """How many of the processes have not ended."""
+    """Return the number of processes that have not ended."""
     return len(processes) - len(select.select(processes, [], [], 0)[0])
 
 
