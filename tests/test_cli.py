@@ -608,6 +608,15 @@ def test_formats_for_programs(form: str) -> None:
     run(scenario)
 
 
+def test_call_reads_no_more_of_a_file_than_a_value_holds(tmp_path: Path) -> None:
+    file = tmp_path / "huge"
+    file.touch()
+    os.truncate(file, 1 << 40)  # larger than the memory
+    result = CliRunner().invoke(main, ["call", "load-cert", f"data@{file}"])
+    assert result.exit_code == 2
+    assert f"{file} is larger than 65535 bytes, the limit of a value" in result.stderr
+
+
 def test_call_takes_keys_lists_files_and_json(tmp_path: Path) -> None:
     async def scenario() -> None:
         (tmp_path / "ca.der").write_bytes(b"0\x82")

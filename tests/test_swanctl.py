@@ -578,6 +578,43 @@ def test_empty_files_are_no_failure(tmp_path: Path) -> None:
     ]
 
 
+def sparse(path: Path) -> Path:
+    """A file larger than the memory."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, 1 << 40)
+    return path
+
+
+def test_large_files_are_not_read(tmp_path: Path) -> None:
+    limit = "is larger than 512 KiB"
+    directories = {"x509": "certificate", "x509ca": "certificate", "private": "private key", "pkcs12": "container"}
+    files = {sparse(tmp_path / name / "huge"): what for name, what in directories.items()}
+    (tmp_path / "private" / "limit").write_bytes(bytes(_wire.MAX_PACKET))
+    text = "connections { c { local { certs = huge\n } } } authorities { a { cacert = huge\n } }"
+    plan = read_config(written(tmp_path, text))
+    commands, report = carried_out(plan, existing, clear=True)
+    reason = f"the file {limit}, the limit of a VICI message; split or remove it"
+    assert report.skipped == [f"{what} {path}: {reason}" for path, what in files.items()]
+    assert report.failed == [
+        f"authority a: {tmp_path}/x509ca/huge {limit}",
+        "pools and connections: not loaded, because authorities failed",
+    ]
+    assert plan.connections[0].problem == f"{tmp_path}/x509/huge {limit}"
+    assert report.loaded == [f"private key {tmp_path}/private/limit"]
+    assert "private key two: not every private key could be read" in report.kept
+    assert "all credentials: not every credential could be read" in report.kept
+    assert report.unloaded == ["shared secret one", "shared secret two"]
+    assert "clear-creds" not in commands
+
+
+def test_large_configuration(tmp_path: Path) -> None:
+    sparse(tmp_path / "huge.conf")
+    for path in (tmp_path / "huge.conf", written(tmp_path, "include huge.conf")):
+        with pytest.raises(ConfigError, match=f"{tmp_path}/huge.conf is larger than 65536 KiB"):
+            read_config(path)
+
+
 Answer = Callable[[Step], dict[str, Any]]
 
 
@@ -1291,10 +1328,9 @@ def test_every_certificate_of_a_file_but_of_an_end_entity(tmp_path: Path) -> Non
     assert theirs["list-conns"] == there["list-conns"] and theirs["list-authorities"] == there["list-authorities"]
     assert report.failed == report.kept == []
     assert f"certificate {tmp_path}/x509ca/three.pem, 3 of 3" in report.loaded
-    assert report.skipped == [
-        f"{tmp_path}/{name}: only the first of its {count} PEM blocks is loaded"
-        for name, count in (("x509/chain.pem", 2), ("x509ca/three.pem", 3), ("x509ca/three.pem", 3))
-    ]
+    used = f"using only the first of the 3 PEM blocks in {tmp_path}/x509ca/three.pem"
+    assert report.loaded[-2:] == [f"authority a, {used}", f"connection c, {used}"]
+    assert report.skipped == [f"{tmp_path}/x509/chain.pem: only the first of its 2 PEM blocks is loaded"]
 
 
 @pytest.mark.lab

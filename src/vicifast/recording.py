@@ -14,7 +14,6 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -61,9 +60,11 @@ class Recording:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file. Raises DecodeError with the file and the offset at which it is truncated or damaged."""
-        data = Path(path).read_bytes()
-        if not data.startswith(MAGIC):
-            raise DecodeError(f"{os.fspath(path)}: not a VICI recording", 0)
+        with open(path, "rb") as file:
+            data = file.read(len(MAGIC))
+            if data != MAGIC:
+                raise DecodeError(f"{os.fspath(path)}: not a VICI recording", 0)
+            data += file.read()
         end = data.find(b"\n", len(MAGIC))
         metadata = _metadata(data[len(MAGIC) : end]) if end >= 0 else None
         if metadata is None:

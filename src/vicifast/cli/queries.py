@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -178,9 +177,13 @@ def parse_argument(text: str) -> tuple[str, str | bytes]:
     key, file_mark, file = text.partition("@")
     if file_mark and "=" not in key:
         try:
-            return key, Path(file).read_bytes()
+            with open(file, "rb") as opened:
+                content = opened.read(_wire.MAX_VALUE + 1)
         except OSError as error:
             raise click.BadParameter(f"{file}: {error.strerror}") from None
+        if len(content) > _wire.MAX_VALUE:
+            raise click.BadParameter(f"{file} is larger than {_wire.MAX_VALUE} bytes, the limit of a value")
+        return key, content
     key, separator, value = text.partition("=")
     if not separator:
         raise click.BadParameter(f"{text!r} is not KEY=VALUE, KEY@FILE or a JSON object")

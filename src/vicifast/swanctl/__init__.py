@@ -12,11 +12,12 @@ order of the file system. Differences from swanctl:
   or opened, or the daemon refuses a private key, nothing of that kind is unloaded, and the report lists what was kept.
   Credentials are not cleared if one of them could not be read.
 * A secret that is not hexadecimal after `0x` or Base64 after `0s`, and an encrypted private key without the right
-  passphrase, are reported and not sent. An empty file in a directory is skipped; if its name begins with a dot
-  (`.gitkeep`) it is ignored.
+  passphrase, are reported and not sent. A file of over 512 KiB, the limit of a VICI message, and an empty file in a
+  directory are skipped; an empty file is ignored if its name begins with a dot (`.gitkeep`).
 * A PEM file with several certificates in a directory other than `x509` is loaded completely, with one request per
-  certificate, as charon reads only the first in a request. In `x509`, and where a connection or an authority names the
-  file, only the first is loaded, as with swanctl, and the report says so: charon trusts every certificate it loads.
+  certificate, as charon reads only the first in a request. In `x509` only the first is loaded, as with swanctl, and the
+  others are reported as skipped, because charon trusts every certificate it loads. A connection or an authority that
+  names the file gets only the first, as with swanctl, and its line in the report says so.
 
 Opening encrypted keys and PKCS#12 containers requires the package cryptography, which the extra `cli` installs.
 """
@@ -28,14 +29,15 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from .._wire import Message, encode
+from .._wire import MAX_PACKET, Message, encode
 from ..errors import ConfigError, EncodeError
 from .load_plan import PARTS, Part, Plan, Step
 from .private_keys import is_encrypted, open_container, open_key
-from .settings import Settings
+from .settings import Settings, read_bounded
 
 DEFAULT_DIRECTORY = "/etc/swanctl"
 
@@ -66,6 +68,8 @@ _URI_LISTS = frozenset({"crl_uris", "ocsp_uris"})
 _HEX = re.compile(r"(?:0x)?([0-9A-Fa-f:]*)")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
 _PEM = re.compile(rb"-----BEGIN ([^\r\n-]+)-----.*?-----END \1-----", re.DOTALL)
+
+_TOO_LARGE = f"the file is larger than {MAX_PACKET // 1024} KiB, the limit of a VICI message; split or remove it"
 
 Ask = Callable[[str], str]
 
@@ -129,7 +133,11 @@ def _files(
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 continue
-            data = path.read_bytes()
+            try:
+                data = read_bounded(path, MAX_PACKET)
+            except ConfigError:
+                yield Step(f"{what} {path}", command, skipped=_TOO_LARGE)
+                continue
             if data:
                 yield from steps(f"{what} {path}", path, data)
             elif not path.name.startswith("."):
@@ -147,7 +155,7 @@ def _reason(error: OSError) -> str:
 def _read(path: Path) -> bytes:
     """Return the content of a file that a section names."""
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, MAX_PACKET)
     except OSError as error:
         raise ConfigError(f"{path}: {_reason(error)}") from None
     if not data:
@@ -173,15 +181,11 @@ def _numbered(what: str, data: bytes, blocks: list[bytes]) -> Iterator[tuple[str
         yield from ((f"{what}, {number} of {len(blocks)}", block) for number, block in enumerate(blocks, 1))
 
 
-def _left_out(path: Path, data: bytes) -> Iterator[Step]:
-    if (count := len(_certificate_blocks(data))) > 1:
-        yield Step(str(path), "", skipped=f"only the first of its {count} PEM blocks is loaded")
-
-
 def _certificates(head: Mapping[str, str], what: str, path: Path, data: bytes) -> Iterator[Step]:
     if head == _END_ENTITY:
         yield Step(what, "load-cert", {**head, "data": data})
-        yield from _left_out(path, data)
+        if (count := len(_certificate_blocks(data))) > 1:
+            yield Step(str(path), "", skipped=f"only the first of its {count} PEM blocks is loaded")
     else:
         for name, block in _numbered(what, data, _certificate_blocks(data)):
             yield Step(name, "load-cert", {**head, "data": block})
@@ -295,19 +299,18 @@ def _tokens(value: str) -> Iterator[str]:
 
 
 def _authority(settings: Settings, directory: Path, name: str) -> Iterator[Step]:
-    left_out: list[Step] = []
+    used: list[str] = []
 
     def build() -> dict[str, object]:
         message: dict[str, object] = {}
         for key, value in settings.values("authorities", name).items():
             if key == "cacert":
-                message[key] = _first(directory / "x509ca" / value, left_out)
+                message[key] = _first(directory / "x509ca" / value, used)
             else:
                 message[key] = list(_tokens(value)) if key in _URI_LISTS else value
         return {name: message}
 
-    yield _prepared(f"authority {name}", "load-authority", build, name)
-    yield from left_out
+    yield _noted(_prepared(f"authority {name}", "load-authority", build, name), used)
 
 
 def _pool(settings: Settings, name: str) -> Iterator[Step]:
@@ -317,38 +320,42 @@ def _pool(settings: Settings, name: str) -> Iterator[Step]:
 
 
 def _connection(settings: Settings, directory: Path, name: str) -> Iterator[Step]:
-    left_out: list[Step] = []
-    build = partial(_connection_section, settings, directory, ("connections", name), left_out)
-    yield _prepared(f"connection {name}", "load-conn", lambda: {name: build()}, name)
-    yield from left_out
+    used: list[str] = []
+    build = partial(_connection_section, settings, directory, ("connections", name), used)
+    yield _noted(_prepared(f"connection {name}", "load-conn", lambda: {name: build()}, name), used)
 
 
 def _connection_section(
-    settings: Settings, directory: Path, path: tuple[str, ...], left_out: list[Step]
+    settings: Settings, directory: Path, path: tuple[str, ...], used: list[str]
 ) -> Mapping[str, object] | Message:
     values: dict[str, object] = {}
     for key, value in settings.values(*path).items():
         if key.lower() in _FILE_LISTS:
             # as in swanctl, a file under a key in capitals is relative to the working directory
             base = directory / _FILE_LISTS[key] if key in _FILE_LISTS else Path()
-            values[key] = [_file_or_blob(base, item, left_out) for item in _tokens(value)]
+            values[key] = [_file_or_blob(base, item, used) for item in _tokens(value)]
         else:
             values[key] = list(_tokens(value)) if key.lower() in _LISTS else value
     names = settings.sections(*path)
-    sections = {name: _connection_section(settings, directory, (*path, name), left_out) for name in names}
+    sections = {name: _connection_section(settings, directory, (*path, name), used) for name in names}
     if values.keys() & sections.keys():  # a dict cannot hold a name twice
         return Message(encode(values) + encode(sections))
     return {**values, **sections}
 
 
-def _file_or_blob(directory: Path, item: str, left_out: list[Step]) -> bytes:
+def _file_or_blob(directory: Path, item: str, used: list[str]) -> bytes:
     if item[:2].lower() in ("0x", "0s"):
         return _blob(item)
-    return _first(directory / item, left_out)
+    return _first(directory / item, used)
 
 
-def _first(path: Path, left_out: list[Step]) -> bytes:
-    """Return the content of a file, of which charon reads the first certificate; add the others to `left_out`."""
+def _first(path: Path, used: list[str]) -> bytes:
+    """Return the content of a file, of which charon reads the first certificate; describe that in `used`."""
     data = _read(path)
-    left_out += _left_out(path, data)
+    if (count := len(_certificate_blocks(data))) > 1:
+        used.append(f"the first of the {count} PEM blocks in {path}")
     return data
+
+
+def _noted(step: Step, used: list[str]) -> Step:
+    return replace(step, what=f"{step.what}, using only {' and '.join(dict.fromkeys(used))}") if used else step

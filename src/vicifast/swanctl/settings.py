@@ -14,11 +14,12 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, Self
 
 from .. import _wire
 from ..errors import ConfigError
+
+_MAX_FILE = 64 * 1024**2
 
 _SPACE = re.compile(r"(?:[\t\r\n ]|#[^\n]*)+")
 _INCLUDE = re.compile(r"include[\t ]+(?=[^=])")
@@ -30,6 +31,15 @@ _STRING = re.compile(r'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(\r?\n|.)|\r", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\n": "", "\r\n": "", None: ""}
 _PATTERN_PART = re.compile(r'\\(["#} ])|(\\|[^"\\#}\r\n\t ]+)|\r')
+
+
+def read_bounded(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Return the content of a file. Raises `ConfigError` if it is longer than `limit` bytes, and OSError."""
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ConfigError(f"{os.fspath(path)} is larger than {limit // 1024} KiB")
+    return data
 
 
 class _ConfigSection:
@@ -123,7 +133,7 @@ class _File:
         self.line = 1
         self._position = 0
         try:
-            self._text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
+            self._text = read_bounded(path, _MAX_FILE).decode("utf-8", "surrogateescape")
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from None
 
