@@ -272,6 +272,9 @@ def test_architecture_names_files_that_exist() -> None:
     assert [name for name in drawn if not any((root / name).is_file() for root in below.values())] == []
     named = re.findall(r"`((?:src|bridge|tests|docs)/[\w./]*\w)`", ARCHITECTURE)
     assert named and [name for name in named if not (ROOT / name).exists()] == []
+    prose = re.findall(r"`([a-z_/]+\.(?:py|pxi))`", ARCHITECTURE)
+    roots = (ROOT, *below.values(), below["vicifast"] / "wire")
+    assert prose and [name for name in prose if not any((root / name).is_file() for root in roots)] == []
     for symbol, file in re.findall(r"`([A-Z]\w+)` in `([\w./]+)`", ARCHITECTURE):
         assert re.search(rf"^(?:class )?{symbol}\b", (ROOT / file).read_text("utf-8"), re.MULTILINE), symbol
 
