@@ -222,7 +222,7 @@ def test_vicifast_with_a_daemon_loads_only_what_it_uses(arguments: str, uses: st
     asyncio.run(scenario())
 
 
-_NATS = "aiohttp asyncio email importlib.metadata nats ssl"
+_NATS = "asyncio email importlib.metadata nats ssl"
 
 
 @pytest.mark.parametrize(

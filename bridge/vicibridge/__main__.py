@@ -7,7 +7,7 @@ import sys
 from vicifast.__main__ import run
 
 _NEEDS = {
-    *("aiohttp", "click", "cryptography", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic"),
+    *("click", "cryptography", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic"),
     *("pydantic_settings", "rich"),
 }
 

@@ -210,7 +210,7 @@ def test_check_and_run_reject_an_invalid_file(tmp_path: Path) -> None:
         assert "s3cret" not in result.output and "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("command", [["click", "--help"], ["msgpack", "run"], ["nats", "run"], ["aiohttp", "run"]])
+@pytest.mark.parametrize("command", [["click", "--help"], ["msgpack", "run"], ["nats", "run"], ["pydantic", "run"]])
 def test_missing_extra_is_named(command: list[str]) -> None:
     code = "import sys; sys.modules[sys.argv.pop(1)] = None; from vicibridge.__main__ import main; main()"
     result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=30)
