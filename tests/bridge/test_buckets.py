@@ -19,8 +19,8 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.kv import KeyValue
 from test_console import outcome
+from test_http import fetch
 from test_mirror_worker import OLD_SERVER, child, listed, mirrored, sa, settled
-from test_operation import fetch
 from vicibridge.contract.bucket_values import BUCKETS
 from vicibridge.ops.metrics import METRICS
 from vicibridge.service import Service

@@ -216,3 +216,12 @@ def test_missing_extra_is_named(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=30)
     assert result.returncode == 2
     assert 'pip install "strongswan-vicifast[bridge]"' in result.stderr
+
+
+def test_image_uses_existing_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    containerfile = EXAMPLE.with_name("Containerfile").read_text("utf-8")
+    for name, value in re.findall(r"(\w+)=(/\S+|[\d.:]+)(?: \\)?$", containerfile, re.MULTILINE):
+        monkeypatch.setenv(name, value)
+    config = load(None)
+    assert (config.http.listen, str(config.spool.path)) == ("0.0.0.0:9273", "/var/lib/vicibridge")
+    assert "EXPOSE 9273" in containerfile and "127.0.0.1:9273/healthz" in containerfile

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from harness import NatsServer, run, running, service, settings, until, up
 from identities import Operator, Pki
-from test_operation import fetch
+from test_http import fetch
 from vicibridge.bus.connection import NatsConnection
 from vicibridge.bus.credentials import CredentialsError, read_credentials
 from vicibridge.bus.nats_server import free_port

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from harness import NatsServer, Observer, bucket, observing, run, service, settings, until, up
+from test_metrics import Values, scraped, value
 from test_mirror_worker import child, listed, sa
-from test_operation import Values, scraped, value
 from vicibridge.config.model import Config, GatewayConfig
 from vicibridge.service import Service
 
