@@ -1,4 +1,4 @@
-# Everything runs in .venv, which the first command makes; the extension is rebuilt whenever its source changed.
+# Everything runs in .venv, which the first command creates; the extension is rebuilt whenever its source has changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +20,7 @@ help:
 	@echo "Tests"
 	@echo "  make test                   run the suite; real-daemon tests need strongSwan and root"
 	@echo "  make test-faults            break NATS, charon and the bridge under traffic, and account for every event"
-	@echo "  make soak [SECONDS=3600]    break them at random under mixed traffic; writes a table and soak.svg"
+	@echo "  make soak [SECONDS=3600]    cause random faults under mixed traffic; writes a table and soak.svg"
 	@echo "  make test-daemons           run the real-daemon tests on Debian 12, 13 and sid, or SUITES=... (root, debootstrap)"
 	@echo "  make test-versions          build and test the sdist on each CPython found, or PYTHONS=..."
 	@echo "  make test-asan              test the codec under the address and undefined-behaviour sanitizers"
@@ -33,7 +33,7 @@ help:
 	@echo "  make dist                   build sdist and wheel"
 	@echo "  make clean                  remove everything built"
 
-# What a bare Debian lacks; elsewhere the error says what is missing.
+# Packages missing in a minimal Debian; elsewhere the error names the missing ones.
 tools:
 	@$(PYTHON) -c 'import ensurepip, venv, sysconfig, os, shutil, sys; \
 	    sys.exit(not (os.path.exists(sysconfig.get_path("include") + "/Python.h") and shutil.which("cc")))' \
@@ -121,7 +121,7 @@ test-asan: tools
 	    PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    $(ASAN)/bin/python -m pytest -s -q -p no:cacheprovider @tests/codec.txt
 
-# atheris brings the runtime of clang's sanitizers, so that clang itself is all that is needed here.
+# atheris includes the runtime of clang's sanitizers, so only clang itself is required.
 fuzz: SECONDS ?= 60
 fuzz: tools
 	@command -v clang >/dev/null || { echo "needed: clang (Debian: apt-get install clang)" >&2; exit 1; }

@@ -13,9 +13,9 @@ from .measure import Table, is_ours
 from .targets import Verdict
 
 EXPLAINED = (
-    "Each cell: the least of all rounds, the median, and how many times the least of our first row the least is. "
-    "Each contestant has a process of its own; rounds are interleaved. CPU is process time. Python's garbage collector "
-    "is on, as it is in programs, with the corpora out of its sight."
+    "Each cell: the minimum of all rounds, the median, and the ratio of the minimum to that of our first row. "
+    "Each contestant runs in a separate process; rounds are interleaved. CPU is process time. Python's garbage "
+    "collector is on, as in programs, but does not traverse the corpora."
 )
 
 

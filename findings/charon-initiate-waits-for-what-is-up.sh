@@ -2,8 +2,8 @@
 # strongSwan 5.9.8 (Debian 12): `swanctl --initiate --ike` for an IKE_SA that is already established reports that it was
 # not established in time, with exit status 1. Without --timeout it would wait indefinitely.
 #
-# Surprising, because the documentation calls this "initiate a connection", and what was asked for is there. A script
-# that makes sure that a tunnel is up, by initiating it, fails exactly when all is well, or never returns.
+# Surprising, because the documentation calls this "initiate a connection", and the connection is already up. A script
+# that initiates a tunnel to ensure that it is up fails, or never returns, exactly when it is up.
 . "$(dirname "$0")/lib-strongswan.bash"
 
 start_peer right

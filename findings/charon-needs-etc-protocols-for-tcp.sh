@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # strongSwan 5.9.8 (Debian 12): without the file /etc/protocols charon refuses the traffic selector
-# "10.1.0.0/24[tcp/443]", with "invalid value for: local_ts". It takes "[6/443]".
+# "10.1.0.0/24[tcp/443]", with "invalid value for: local_ts". It accepts "[6/443]".
 #
 # Surprising, because the message does not mention the file, strongSwan's packages do not depend on netbase, which
 # contains it, and images of containers often lack it: the same configuration loads on one machine and not on the next.
-# In the other direction charon translates, too: [6/443] is listed as [tcp/https] where the files are, so a program that
-# compares what is configured with what is listed finds a difference on some machines only.
+# Conversely, charon lists [6/443] as [tcp/https] if the files exist, so a program that compares the configuration with
+# the list finds a difference on some machines only.
 . "$(dirname "$0")/lib-strongswan.bash"
 
 load() {

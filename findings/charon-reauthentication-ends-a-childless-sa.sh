@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# strongSwan 5.9.8 (Debian 12): reauthenticating an IKE_SA that has no CHILD_SA (`childless = force`) ends it for good.
+# strongSwan 5.9.8 (Debian 12): reauthenticating an IKE_SA that has no CHILD_SA (`childless = force`) closes it permanently.
 # `swanctl --rekey --reauth` reports success, and the event ike-updown reports the end of the SA twice.
 #
-# Surprising, because a reauthentication replaces the IKE_SA by a new one, RFC 6023 allows IKE_SAs without CHILD_SAs,
-# and --initiate establishes them. A count of tunnels that falls with each event without "up" is wrong afterwards.
+# Surprising, because a reauthentication replaces the IKE_SA with a new one, RFC 6023 allows IKE_SAs without CHILD_SAs,
+# and --initiate establishes them. A counter of tunnels that each event without "up" decreases is wrong afterwards.
 . "$(dirname "$0")/lib-strongswan.bash"
 
 start_peer right

@@ -3,7 +3,7 @@
 # key is its second PEM block, after "EC PARAMETERS".
 #
 # Surprising, because this is the usual command to generate an ECDSA key, OpenSSL reads its own file, and charon uses
-# OpenSSL for ECDSA. The message "parsing ECDSA private key failed" gives no hint of the block in front.
+# OpenSSL for ECDSA. The message "parsing ECDSA private key failed" does not mention the preceding block.
 . "$(dirname "$0")/lib-strongswan.bash"
 
 touch "$SWANCTL_DIR/swanctl.conf"

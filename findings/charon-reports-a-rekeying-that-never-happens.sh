@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # strongSwan 5.9.8 (Debian 12): `swanctl --rekey` prints "rekey completed successfully" and exits with status 0 at once,
-# also when the peer is dead and no rekeying will ever happen.
+# even if the peer is dead and no rekeying will ever happen.
 #
 # Surprising, because `swanctl --initiate` and `--terminate` wait for the result and print "completed successfully" only
-# when it is there. The success of --rekey means that a task is queued; only the events ike-rekey and child-rekey say
-# that keys are new.
+# then. The success of --rekey means that a task is queued; only the events ike-rekey and child-rekey report new keys.
 . "$(dirname "$0")/lib-strongswan.bash"
 
 start_peer right

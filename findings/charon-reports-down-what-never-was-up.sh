@@ -2,10 +2,10 @@
 # strongSwan 5.9.8 (Debian 12): a negotiation that fails raises ike-updown without "up", as the end of a
 # tunnel does.
 #
-# The documentation of VICI has ike-updown for an IKE_SA that is established or terminated. charon raises it,
-# without "up", also for one that never was established: here the peer has no configuration for us and answers
+# VICI documents ike-updown for an IKE_SA that is established or terminated. charon also raises it, without "up",
+# for one that was never established: here the peer has no configuration for us and answers
 # NO_PROPOSAL_CHOSEN. A monitor that counts a message without "up" as "tunnel down" reports each failed
-# attempt. Only the state, CONNECTING, tells them apart.
+# attempt. Only the state, CONNECTING, distinguishes them.
 requirement=vici==6.0.3
 . "$(dirname "$0")/lib-strongswan.bash"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # strongSwan 5.9.8 (Debian 12): unload-shared succeeds for a secret that is not loaded.
 #
-# unload-conn, unload-key, unload-pool and unload-authority answer success=no with "not found" for an unknown
-# name. unload-shared answers success=yes, so a misspelt id looks like a secret that was removed. get-shared
+# unload-conn, unload-key, unload-pool and unload-authority reply success=no with "not found" for an unknown
+# name. unload-shared replies success=yes, so a misspelt id looks like a secret that was removed. get-shared
 # does not help to find it: a secret that was loaded without an id is not in its list.
 requirement=vici==6.0.3
 . "$(dirname "$0")/lib-strongswan.bash"

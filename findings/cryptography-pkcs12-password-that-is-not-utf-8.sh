@@ -3,9 +3,9 @@
 # arguments (0 given)".
 #
 # Surprising, because the function takes the password as bytes, and the error names neither the password nor its
-# encoding: it is what `UnicodeDecodeError()` without its five arguments raises. For the same bytes
+# encoding: it is the error of `UnicodeDecodeError()` without its five arguments. For the same bytes
 # serialize_key_and_certificates raises "ValueError: password must be valid UTF-8". A program that catches ValueError,
-# which load_pkcs12 raises for a wrong password, ends in a traceback when somebody types "café" at a Latin-1 terminal.
+# which load_pkcs12 raises for a wrong password, ends with a traceback when a user enters "café" at a Latin-1 terminal.
 set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT

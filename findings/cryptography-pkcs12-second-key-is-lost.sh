@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# cryptography 50.0.2: load_pkcs12 of a container with two private keys returns the first, and nothing says that there
-# is another. The certificate of the second key is among `additional_certs`, as that of a CA would be.
+# cryptography 50.0.2: load_pkcs12 of a container with two private keys returns the first, without
+# reporting the second. The certificate of the second key is among `additional_certs`, as that of a CA would be.
 #
 # Surprising, because containers of several keys are valid (Java's key stores have this format since Java 9), and
-# `openssl pkcs12` prints all of their keys. A program that imports one loses a key in silence, and takes the owner's
+# `openssl pkcs12` prints all of their keys. A program that imports one silently loses a key, and mistakes the owner's
 # second certificate for an intermediate one.
 set -euo pipefail
 home=$(mktemp -d)

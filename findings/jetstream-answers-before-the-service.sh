@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# nats-server 2.15.1: a stream that captures the subject of a service answers its requests before the service
+# nats-server 2.15.1: a stream that captures the subject of a service replies to its requests before the service
 # does.
 #
 # JetStream sends its acknowledgement of the stored message to the reply subject of the request. The requester
-# takes this first answer, {"stream":"ALL","seq":1}, and the service's own is dropped; neither side gets an
+# accepts this first reply, {"stream":"ALL","seq":1}, and the service's reply is dropped; neither side gets an
 # error. So adding a stream over "orders.>", to keep the events there, changes the result of every request
 # there.
 source "$(dirname "$0")/lib-nats.bash"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# nats-server 2.15.1: JetStream remembers message ids over a purge of the whole stream, but not over a
+# nats-server 2.15.1: JetStream remembers message ids across a purge of the whole stream, but not across a
 # restart.
 #
 # A message that is sent again after a purge, with its Nats-Msg-Id, is acknowledged as a duplicate with the
-# sequence of the purged message. The publisher takes it for stored; the stream stays empty. After a restart
+# sequence of the purged message. The publisher treats it as stored; the stream stays empty. After a restart
 # of the server the same message is stored. (Reported for purges by subject as nats-io/nats-server#6782.)
 source "$(dirname "$0")/lib-nats.bash"
 run_python <<'EOF'

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# nats-server 2.15.1: the answer to a publish that JetStream refuses has the members of an acknowledgement
-# beside the error.
+# nats-server 2.15.1: the reply to a publish that JetStream refuses has the members of an acknowledgement in
+# addition to the error.
 #
-# The answer is {"error": {...}, "stream": "S", "seq": 0}. A publisher that recognises an acknowledgement by
-# its members "stream" and "seq" counts the message as stored; only "error" tells that it is not.
+# The reply is {"error": {...}, "stream": "S", "seq": 0}. A publisher that recognises an acknowledgement by
+# its members "stream" and "seq" counts the message as stored; only "error" shows that it is not.
 source "$(dirname "$0")/lib-nats.bash"
 run_python <<'EOF'
 import asyncio, json

@@ -1,5 +1,5 @@
 # Sourced by the findings about strongSwan. Downloads Debian 12's packages into a temporary folder and runs the script
-# again in its own mount, network and process namespaces, where they are laid over /usr and /run is empty: nothing is
+# again in its own mount, network and process namespaces, where they are mounted over /usr and /run is empty: nothing is
 # installed, and no daemon of the machine is touched. Then starts charon. Needs root, and Debian 12 with current package
 # lists (apt-get update).
 #
@@ -26,7 +26,7 @@ fi
 
 mount -t overlay overlay -o "lowerdir=$work/root/usr:/usr" /usr
 mount -t tmpfs tmpfs /run
-# SIOCSIFFLAGS with IFF_UP, because iproute2 may not be there.
+# SIOCSIFFLAGS with IFF_UP, because iproute2 may be missing.
 perl -MSocket -e 'socket(my $s, AF_INET, SOCK_DGRAM, 0); my $up = pack("a16s", "lo", 0x49); ioctl($s, 0x8914, $up)'
 export STRONGSWAN_CONF=$work/strongswan.conf SWANCTL_DIR=$work/swanctl
 mkdir -p "$SWANCTL_DIR"/{conf.d,x509,x509ca,x509ocsp,x509aa,x509ac,x509crl,pubkey,private,rsa,ecdsa,bliss,pkcs8,pkcs12}
@@ -100,14 +100,14 @@ END
     SWANCTL_DIR=$work/peer swanctl --load-all --uri "unix://$work/vici" > "$work/load.log"
 }
 
-# see COMMAND...: prints the command, its output and its exit status; leaves the latter two in $output and $status.
+# see COMMAND...: prints the command, its output and its exit status; stores the latter two in $output and $status.
 see() {
     status=0
     output=$("$@" 2>&1) || status=$?
     printf '$ %s\n%s\n[exit status %s]\n\n' "$*" "$output" "$status"
 }
 
-# expect SENTENCE COMMAND...: ends the script with status 1 when the command, a check of what the sentence says, fails.
+# expect SENTENCE COMMAND...: ends the script with status 1 if the command, which checks the sentence, fails.
 expect() {
     if "${@:2}"; then echo "as before: $1"; else echo "CHANGED, no longer true: $1"; exit 1; fi
 }

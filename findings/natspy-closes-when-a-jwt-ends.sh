@@ -3,7 +3,7 @@
 # closes permanently.
 #
 # The server says "User Authentication Expired" and closes the connection. The client calls disconnected_cb
-# and closed_cb. It does not ask user_jwt_cb again, which has a fresh JWT at hand, does not try to reconnect,
+# and closed_cb. It does not call user_jwt_cb again, which would return a valid JWT, does not try to reconnect,
 # and does not call error_cb. (See nats-io/nats.py#193 and #1019.)
 packages=(nkeys==0.2.1)
 source "$(dirname "$0")/lib-nats.bash"

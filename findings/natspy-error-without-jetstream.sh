@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# nats-py 2.16.0: on a server without JetStream the errors say nothing but None, and differ by method.
+# nats-py 2.16.0: on a server without JetStream the errors contain only None, and differ by method.
 #
 # jetstream().stream_info() and key_value() raise "ServiceUnavailableError: code=None err_code=None
 # description='None'", and publish() raises NoStreamResponseError, "no response from stream". None of them

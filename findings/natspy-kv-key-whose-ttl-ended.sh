@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# nats-py 2.16.0, nats-server 2.15.1: a key of a KV bucket whose TTL has ended is absent for keys() and
+# nats-py 2.16.0, nats-server 2.15.1: a key of a KV bucket whose TTL has expired is absent for keys() and
 # watchers, but not for get() and create().
 #
-# With limit_marker_ttl the server puts a marker in the place of the expired value. The watcher reports PURGE
-# and keys() leaves the key out. get() returns an entry whose value and operation are None, where it raises
+# With limit_marker_ttl the server replaces the expired value with a marker. The watcher reports PURGE
+# and keys() omits the key. get() returns an entry whose value and operation are None, where it raises
 # KeyNotFoundError for a deleted key; and create() raises KeyWrongLastSequenceError until the marker has
 # expired too, so that a lease cannot be taken again.
 source "$(dirname "$0")/lib-nats.bash"

@@ -3,7 +3,7 @@
 #
 # The handler is an async function, as with HTTP frameworks for asyncio, where requests overlap while a
 # handler awaits. Here four requests that sleep for 0.3 seconds take 1.2 seconds, and a request that waits for
-# a slow backend holds up all others of the endpoint. No option of EndpointConfig changes that.
+# a slow backend delays all others of the endpoint. No option of EndpointConfig changes that.
 source "$(dirname "$0")/lib-nats.bash"
 run_python <<'EOF'
 import asyncio, time

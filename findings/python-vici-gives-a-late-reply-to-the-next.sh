@@ -2,8 +2,8 @@
 # python vici 6.0.3: after a timeout of the socket, each call returns the reply of the call before it.
 #
 # The documentation of Session offers a timeout on the socket. When it ends a call, the session stays usable
-# and does not know that a reply is still to come: the next call returns it as its own. Here stats() returns
-# what version() asked for, without an error, and every later call is one behind. The daemon is one end of a
+# although a reply is still pending: the next call returns it as its own. Here stats() returns the reply to
+# version(), without an error, and every later call is one behind. The daemon is one end of a
 # socket pair, which answers in order as charon does.
 set -euo pipefail
 home=$(mktemp -d)

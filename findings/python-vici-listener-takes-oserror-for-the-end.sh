@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# python vici 6.0.3: an EventListener takes an OSError of the function it calls for the end of the connection.
+# python vici 6.0.3: an EventListener treats an OSError of the function it calls as the end of the connection.
 #
-# A handler that cannot write a file or reach a host raises an OSError. The listener does not pass it on: it
+# A handler that cannot write a file or reach a host raises an OSError. The listener does not propagate it: it
 # drops the session, calls the functions for a disconnection, and returns False, which means that no session
 # is available. The exception is lost, and the connection to charon still works.
 set -euo pipefail

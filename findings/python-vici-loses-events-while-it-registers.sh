@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# python vici 6.0.3: listen() drops events that come while it registers for the next one.
+# python vici 6.0.3: listen() drops events that arrive while it registers for the next one.
 #
 # listen(["ike-updown", "child-updown"]) registers one event after the other. An ike-updown that charon sends
 # before it confirms child-updown is read and dropped, although its registration was confirmed, and nothing

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # python vici 6.0.3: a tuple, a set and None are sent to charon as the text that Python prints for them.
 #
-# A list becomes a list of VICI; every other value becomes its str(), without an error. {"remote_addrs":
+# A list becomes a VICI list; every other value becomes its str(), without an error. {"remote_addrs":
 # ("192.0.2.1",)} asks charon for the address "('192.0.2.1',)", and list_sas({"ike": None}) for the SAs of a
 # connection named "None", not for all.
 set -euo pipefail

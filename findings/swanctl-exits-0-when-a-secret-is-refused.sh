@@ -3,7 +3,7 @@
 #
 # --load-conns, --load-pools and --load-authorities exit with 22 (EINVAL) when something that they load fails.
 # --load-creds prints the failure and exits with 0, whether the file cannot be parsed or charon refuses the
-# secret, and so does --load-all. A systemd unit that checks the status takes a gateway without its secret for
+# secret, and so does --load-all. A systemd unit that checks the status considers a gateway without its secret
 # configured.
 . "$(dirname "$0")/lib-strongswan.bash"
 

@@ -3,7 +3,7 @@
 # link, without any message. `swanctl --load-conns` then unloads what the file contained, with exit status 0.
 #
 # Surprising, because swanctl reports an `include` that matches no file at all. A snippet in conf.d that links into a
-# volume which is not mounted yet, or whose target was renamed, takes its connections down in silence.
+# volume that is not mounted yet, or whose target was renamed, silently unloads its connections.
 . "$(dirname "$0")/lib-strongswan.bash"
 
 echo 'include conf.d/*.conf' > "$SWANCTL_DIR/swanctl.conf"

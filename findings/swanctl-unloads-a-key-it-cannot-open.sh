@@ -3,8 +3,8 @@
 # working key that it loaded from this file before, and exits with status 0.
 #
 # Surprising, because the key is still configured and its file is intact: only the passphrase in swanctl.conf is wrong.
-# From then on the daemon has the certificate without its key, so the next authentication fails, and whatever checks
-# the exit status of the reload sees success.
+# From then on the daemon has the certificate without its key, so the next authentication fails, and a script that
+# checks the exit status of the reload sees success.
 . "$(dirname "$0")/lib-strongswan.bash"
 
 cd "$work"
@@ -25,7 +25,7 @@ expect "charon has the private key of the certificate" grep -q "has private key"
 sed -i 's/right/wrong/' "$SWANCTL_DIR/swanctl.conf"
 see swanctl --load-creds --noprompt
 expect "the key is reported as not loaded" grep -q "private/gw.pem' failed" <<< "$output"
-expect "the status is 0 all the same" [ "$status" = 0 ]
+expect "the status is 0 nevertheless" [ "$status" = 0 ]
 see swanctl --list-certs --type x509
 expect "charon has the certificate" grep -q "CN=gw" <<< "$output"
 expect "charon has lost its private key" [ "${output/has private key/}" = "$output" ]

@@ -3,7 +3,7 @@
 # of the running daemon, and exits with status 0.
 #
 # Surprising, because a missing brace takes a gateway out of service at the next reload. The error is printed, but the
-# command goes on as if the configuration were empty, and whatever checks the exit status sees success. A value that
+# command continues as if the configuration were empty, and a script that checks the exit status sees success. A value that
 # charon refuses, in contrast, leaves the loaded connection alone, and the exit status is 22.
 . "$(dirname "$0")/lib-strongswan.bash"
 
@@ -32,7 +32,7 @@ expect "and the connection stays" grep -q office <<< "$output"
 sed -i '$d' "$SWANCTL_DIR/swanctl.conf" # the last closing brace
 see swanctl --load-all
 expect "the configuration is reported as invalid" grep -q "invalid config file" <<< "$output"
-expect "the status is 0 all the same" [ "$status" = 0 ]
+expect "the status is 0 nevertheless" [ "$status" = 0 ]
 expect "the connection is unloaded" grep -q "no connections found, 1 unloaded" <<< "$output"
 see swanctl --list-conns
 expect "the daemon has no connection left" [ -z "$output" ]

@@ -15,27 +15,53 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 
 PHRASES = {
-    r"told|tells?|telling": "report, log, record, say, show",
+    r"told|tells?(?!\(\))|telling": "report, log, record, say, show",
     r"for ever": "indefinitely, forever",
     r"for want of": "without",
-    r"(?:one|connections?|server|task|file|name|mind) of (?:its|their|our|his) own": "its own, a separate",
+    r"(?:one|connections?|server|task|file|name|mind|process|stream) of (?:its|their|our|his) own": "its own, separate",
     r"stands? in for": "replaces",
     r"stands? (?:in|on|under|at|beside|before|behind|there|twice|alone)": "is listed in, is in, occurs",
     r"whoever|who (?:asks?|asked|reads?|writes?|wants?|forgets?|needs?|knows?|listens?|may|comes?)": "name the actor",
     r"what (?:comes|came|is waiting|is there|was there|waits|stands|goes|went)": "name the thing",
-    r"(?:is|are|was) no (?!longer|more|need|way|reason|such|difference|limit|room)\w+": "is not a ..., is invalid",
+    r"(?<!there )(?:is|are|was) no (?!longer|more|need|way|reason|such|difference|limit|room)\w+": "is not a, invalid",
     r"so (?:many|much) (?:at|seconds|bytes|lines|events|requests|of)\b": "that many, a number of",
     r"by itself": "automatically, alone",
     r"as it (?:were|goes)": "delete it",
     r"of late": "recently",
     r"is to be had": "is available",
+    r"untold": "unreported",
+    r"(?:holds?|held|holding) up": "block, delay",
+    r"on (?:its|their) way": "in flight, in transit, pending",
+    r"tr(?:y|ies|ied|ying) again": "retry",
+    r"mend(?:s|ed|ing)?": "fix, correct, repair",
+    r"anew": "again, or a verb with re-",
+    r"(?:goes|went|going) on": "continue",
+    r"(?:takes?|took|taken|taking) over": "restore, replace, apply",
+    r"all the same": "nevertheless, still",
+    r"in silence": "silently",
+    r"without end": "continuously",
     r"nobody": "no client, no process",
     r"somebody|someone": "a client, another user",
 }
 _PATTERN = re.compile("|".join(f"(?P<p{i}>\\b(?:{phrase})\\b)" for i, phrase in enumerate(PHRASES)), re.IGNORECASE)
 _ADVICE = list(PHRASES.values())
 
-SUFFIXES = {".md", ".rst", ".py", ".pyi", ".pyx", ".pxi", ".pxd", ".h", ".toml", ".conf", ".yml", ".service"}
+SUFFIXES = {
+    ".md",
+    ".rst",
+    ".py",
+    ".pyi",
+    ".pyx",
+    ".pxi",
+    ".pxd",
+    ".h",
+    ".toml",
+    ".conf",
+    ".yml",
+    ".service",
+    ".sh",
+    ".bash",
+}
 PLACES = (
     "README.md",
     "ARCHITECTURE.md",
@@ -46,6 +72,9 @@ PLACES = (
     "src",
     "bridge",
     "examples",
+    "tests",
+    "benchmarks",
+    "findings",
 )
 
 KEPT = {  # methods of other libraries
@@ -76,7 +105,7 @@ def findings(path: str, text: str) -> list[Finding]:
 
 def main() -> int:
     listed = subprocess.run(["git", "ls-files", *PLACES], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    paths = [path for path in listed.splitlines() if Path(path).suffix in SUFFIXES]
+    paths = [path for path in listed.splitlines() if Path(path).suffix in SUFFIXES and ROOT / path != Path(__file__)]
     found = [finding for path in paths for finding in findings(path, (ROOT / path).read_text("utf-8"))]
     print(*found, sep="\n")
     return bool(found)

@@ -127,7 +127,7 @@ def test_ratios_are_of_the_minima_to_our_first_row() -> None:
     assert table.reference == "vicifast one"
     assert table.ratio("peer", table.reference, "case") == 3.0
     assert table.ratio("peer", table.reference, "another case") is None
-    assert table.ratio("nobody", table.reference, "case") is None
+    assert table.ratio("absent", table.reference, "case") is None
 
 
 def test_targets_are_judged_by_the_tables_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,8 +67,8 @@ def test_replies_and_errors(lab: Lab) -> None:
             assert stats["workers"]["total"] == "32" and "vici" in stats["plugins"]
             with pytest.raises(UnknownCommand, match="'no-such-command'"):
                 await session.call("no-such-command")
-            with pytest.raises(CommandError, match="^unload-conn: .*'nobody' not found") as failure:
-                await session.call("unload-conn", {"name": "nobody"})
+            with pytest.raises(CommandError, match="^unload-conn: .*'absent' not found") as failure:
+                await session.call("unload-conn", {"name": "absent"})
             assert failure.value.response == {"success": "no", "errmsg": failure.value.errmsg}
             with pytest.raises(CommandError, match="unknown option: bogus, config discarded"):
                 await session.call("load-conn", {"site": {"bogus": True}})

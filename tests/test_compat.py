@@ -123,7 +123,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "reply of success": lambda s: s.load_key({"type": "rsa", "data": b"\x00\xff"}),
     "empty name": lambda s: s.get_counters(),
     "request": lambda s: s.request("version", {}),
-    "success=no": lambda s: s.unload_conn({"name": "nobody"}),
+    "success=no": lambda s: s.unload_conn({"name": "absent"}),
     "stream": lambda s: s.list_sas(),
     "stream with filters": lambda s: s.list_sas({"noblock": "yes"}),
     "any stream": lambda s: s.streamed_request("list-sas", "list-sa"),
@@ -821,7 +821,7 @@ ENDLESS["again"] = ENDLESS
     "value",
     [None, {1}, iter([1]), {}.values(), [{}], [[1]], [None], "x" * 65536, "Zürich", {"n" * 256: 1}, {1: 1}, ENDLESS],
     ids=["None", "set", "iterator", "view", "dict in a list", "list in a list", "None in a list"]
-    + ["long value", "no ASCII", "long name", "name that is no text", "endless"],
+    + ["long value", "not ASCII", "long name", "name that is not text", "endless"],
 )
 def test_difference_unencodable_messages(charon: Any, value: Any) -> None:
     with opened(compat, charon) as session:

@@ -96,7 +96,7 @@ def test_any_size_of_read(feed: Feed, size: int) -> None:
     framer, found = Framer(Raw()), []
     for at in range(0, len(BYTES), size):
         feed(framer, BYTES[at : at + size])
-        if (at // size) % 3 == 0:  # packets may also gather over several reads
+        if (at // size) % 3 == 0:  # packets may also accumulate over several reads
             found += framer.packets()
     assert found + framer.packets() == PACKETS
     assert framer.pending == 0

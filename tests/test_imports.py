@@ -165,7 +165,7 @@ SLOW = {  # packages that take long to import, or import such a package
 
 
 def loaded(program: str, *arguments: object) -> set[str]:
-    """Run a command line in a process of its own, and return which packages of `SLOW` it has loaded at its end."""
+    """Run a command line in a separate process, and return which packages of `SLOW` it has loaded at its end."""
     code = (
         "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
         "from runpy import run_module; run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"

@@ -182,7 +182,7 @@ def test_a_decoder_initialized_again_while_it_decodes() -> None:
     decoder: Any = Decoder()
     refused: list[RuntimeError] = []
 
-    def anew() -> None:
+    def initialize_again() -> None:
         try:
             decoder.__init__(values=bytes)
         except RuntimeError as error:
@@ -190,7 +190,7 @@ def test_a_decoder_initialized_again_while_it_decodes() -> None:
         else:
             decoder.__init__()
 
-    with collecting(anew):
+    with collecting(initialize_again):
         decode_and_keep(decoder)
     assert refused
 

@@ -375,7 +375,7 @@ def test_random_conversations_stay_in_step() -> None:
             assert list(call.items) == [{"of": number, "at": str(at)} for at in range(count)]
 
 
-def test_only_a_long_slow_stream_is_left_to_gather() -> None:
+def test_only_a_long_slow_stream_accumulates() -> None:
     def pauses(gap: float, size: int, streaming: bool = True, count: int = 2000) -> list[float]:
         trickle = Trickle()
         return [trickle.pause(100 + number * gap, size, streaming) for number in range(count)]

@@ -195,7 +195,7 @@ def test_children_up_and_down() -> None:
     message = {"up": "yes", "gw": {"uniqueid": "1", "child-sas": {"net-2": {"name": "net", "uniqueid": "2"}}}}
     match parse_event("child-updown", message):
         case IkeUpDown():
-            pytest.fail("a CHILD_SA is no IKE_SA")
+            pytest.fail("a CHILD_SA is not an IKE_SA")
         case ChildUpDown(ike, child, direction):
             assert (ike.name, child.name, child.uniqueid, direction) == ("gw", "net", 2, "up")
     with pytest.raises(ValueError, match="child-updown message without a CHILD_SA"):

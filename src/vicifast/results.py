@@ -17,7 +17,7 @@ charon writes them. A key that charon omitted is None, False or (). Anything els
 is in `extra`, so that `to_message()` restores everything that `from_message()` read.
 
 Messages may be dicts of str or bytes, or `Message`. The section of an SA has the name of its connection; if that is
-`up`, only a `Message` can distinguish it from the key `up`: a session with `values=Message` is right for every name.
+`up`, only a `Message` can distinguish it from the key `up`: a session with `values=Message` works for every name.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Operator:
         self.user = Key(nkeys.PREFIX_BYTE_USER)
 
     def server_options(self) -> str:
-        """Return what makes a nats-server take its users, and nobody else."""
+        """Return the configuration with which a nats-server accepts only its users."""
         limits = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1)
         stored = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
         preload = ""

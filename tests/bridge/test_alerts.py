@@ -61,8 +61,8 @@ def test_structure_of_recorded_alerts() -> None:
     bare = {alert["type"] for alert in found if "ike-sa" not in alert}
     assert bare == {"invalid-ike-spi", "parse-error-header", "shutdown-signal"}
     sas = [(alert["type"], *item) for alert in found for item in alert.get("ike-sa", {}).items()]
-    [(name, nobody)] = [(name, sa) for kind, name, sa in sas if kind == "peer-addr-failed"]
-    assert (name, nobody["state"], nobody["remote-host"]) == (alerts.NAME, "CREATED", "%any")
+    [(name, absent)] = [(name, sa) for kind, name, sa in sas if kind == "peer-addr-failed"]
+    assert (name, absent["state"], absent["remote-host"]) == (alerts.NAME, "CREATED", "%any")
     unnamed = {kind for kind, name, sa in sas if name == "(unnamed)"}
     assert unnamed == {"half-open-timeout", "parse-error-body", "proposal-mismatch-ike", "retransmit-receive"}
     kinds = [kind for kind, _, sa in sas]

@@ -87,12 +87,12 @@ def test_initiate_and_terminate(lab: Lab) -> None:
 def test_fifty_initiates_to_an_absent_peer_never_freeze_charon(lab: Lab) -> None:
     async def test() -> None:
         async with AsyncSession(lab.left.address) as session:
-            await session.call("load-conn", {"nobody": conn()})
+            await session.call("load-conn", {"absent": conn()})
         async with (
             beside_left(lab, allow=EVERYTHING, timeout=2) as (observer, bridge),
             AsyncSession(lab.left.address, timeout=1) as own,
         ):
-            request = {"ike": "nobody", "child": "net", "timeout": 0}
+            request = {"ike": "absent", "child": "net", "timeout": 0}
             asked = [asyncio.create_task(ask(observer, "initiate", request)) for _ in range(50)]
             most = 0
             while not all(task.done() for task in asked):

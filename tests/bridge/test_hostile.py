@@ -107,7 +107,7 @@ FORBIDDEN_REPLIES = [
     "$KV.VICI_SA.gw1.x.1",
     "$SYS.REQ.SERVER.PING",
     "$SRV.PING",
-    "somebody.else",
+    "other.client",
     "INBOX.x",
     "_INBOX",
     "_INBOX.*",

@@ -23,7 +23,7 @@ NAMES = ["gw", "up", "site a"]
 CHILDREN = ["net", "lan"]
 COUNTERS = ("bytes-in", "packets-in", "bytes-out", "packets-out")
 GONE_SOON = ("REKEYED", "DELETED")
-UNTOLD = {"established", "state", *COUNTERS}
+UNREPORTED = {"established", "state", *COUNTERS}
 
 name = st.sampled_from(NAMES)
 children = st.lists(st.sampled_from(CHILDREN), unique=True)
@@ -140,7 +140,7 @@ def view(charon: Charon, subjects: Subjects) -> dict[BucketKey, Any]:
 
 
 def steady(section: Section) -> Section:
-    return {key: value for key, value in section.items() if key not in UNTOLD}
+    return {key: value for key, value in section.items() if key not in UNREPORTED}
 
 
 def shown(bucket: dict[BucketKey, bytes]) -> dict[BucketKey, Any]:

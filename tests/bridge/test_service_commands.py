@@ -268,7 +268,7 @@ def test_timeout_header_of_a_request(nats_server: NatsServer) -> None:
             await observer.ask("vici.gw1.cmd.initiate", b"", {"Vici-Timeout": "2000"})
             sent = [request["timeout"] for command, request in charon.requests if command == "initiate"]
             assert sent == ["1800", "18000"]
-            [reply] = await observer.ask("vici.gw1.cmd.version", b"", {"Vici-Timeout": "for ever"})
+            [reply] = await observer.ask("vici.gw1.cmd.version", b"", {"Vici-Timeout": "forever"})
             assert code(reply) == "400" and "Vici-Timeout" in text(reply)
 
     run(test())

@@ -141,7 +141,7 @@ def test_unacknowledged_events_are_sent_again(nats_server: NatsServer) -> None:
             lost: list[object] = []
             publisher._on_answer = lose_one  # type: ignore[method-assign]
             connection = await feed.pipeline._bus.connection()
-            connection.lose("test")  # the pipeline subscribes anew
+            connection.lose("test")  # the pipeline subscribes again
             feed.put(20)
             await feed.flush()
             assert lost

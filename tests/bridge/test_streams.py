@@ -478,7 +478,7 @@ HARMLESS: dict[str, tuple[str, dict[str, Any]]] = {
     "other subjects": ("stream", {"subjects": [*OURS, "vici.*.log.>", "other"]}),
     "in pieces": ("stream", {"subjects": ["vici.*.bridge.*", "vici.*.bridge.*.>", "vici.*.event.>"]}),
     "wildcard": ("bucket", {"subjects": [f"$KV.{NODE}.>", "other"]}),
-    "a transform of others": (
+    "a foreign transform": (
         "stream",
         {"subjects": [*OURS, "other.>"], "subject_transform": {"src": "other.>", "dest": "x.>"}},
     ),

@@ -69,13 +69,13 @@ def check_message(data: bytes) -> None:
         tree = reference.parse(data)
     except reference.Malformed as malformed:
         check_refusal(data, malformed)
-        check_gather(data)
+        check_batches(data)
         return
     check_decode(data, tree)
     check_caches(data, tree)
     check_transcode(data, tree)
     check_envelope(data, tree)
-    check_gather(data)
+    check_batches(data)
     check_encode(data, tree)
     check_view(data, tree)
 
@@ -210,7 +210,7 @@ def check_envelope(data: bytes, tree: reference.Tree) -> None:
                 assert out == head % (seq, len(data)) + packed + b"}\n"
 
 
-def check_gather(data: bytes) -> None:
+def check_batches(data: bytes) -> None:
     """A batch equals the output of a transcoder for each message; a malformed one leaves nothing."""
     good = attempt(decode, data)
     events = [packet(EVENT, "log", {"group": "IKE"}), *[event_of(data)] * 2, packet(EVENT, "log", {"level": "1"})]

@@ -72,7 +72,7 @@ _EPILOG = "\b\nSteps for --run:\n" + "\n".join(f"  {name:10} {what}" for name, (
     "--for",
     "seconds",
     type=click.FloatRange(min=0),
-    help="End after so many seconds; --run is repeated until then.",
+    help="Duration in seconds; --run is repeated until then.",
 )
 def main(count: int, nats: bool, steps: list[str], seconds: float | None) -> None:
     """Two real charons with SAs between them and a NATS server, until Ctrl-C.

@@ -34,7 +34,7 @@ charon {{
     plugins {{
         eap-radius {{
             server = 10.99.0.77
-            secret = nobody
+            secret = unused
             retransmit_timeout = 0.2
             retransmit_tries = 1
         }}
@@ -160,7 +160,7 @@ async def _wrong_key(lab: Lab) -> None:
     await _call(lab.left, "load-shared", _SECRET)
 
 
-async def _nobody(lab: Lab) -> None:
+async def _absent_peer(lab: Lab) -> None:
     await _try(lab, _left(remote_addrs=["10.99.0.77"]))
 
 
@@ -378,7 +378,7 @@ WAYS: Mapping[str, Way] = {
         right=frozenset({"install-child-sa-failed"}),
     ),
     "no address": Way(_trying(_left(remote_addrs=["%any"])), frozenset({"peer-addr-failed"})),
-    "nobody there": Way(_nobody, _UNHEARD | {"peer-init-unreachable"}),
+    "absent peer": Way(_absent_peer, _UNHEARD | {"peer-init-unreachable"}),
     "another from the same address": Way(_one_address, right=frozenset({"unique-replace"})),
     "another from elsewhere": Way(_two_addresses, right=frozenset({"unique-keep"})),
     "replies lost": Way(_replies_lost, frozenset({"retransmit-send-cleared"}), frozenset({"retransmit-receive"})),

@@ -84,7 +84,7 @@ class Namespace:
         answer = self._holder.stdout.readline()
         if answer != b"ready\n":
             self.__exit__(None, None, None)
-            raise LabError(f"no network namespace with a /run of its own: {answer.decode().strip()}")
+            raise LabError(f"cannot create a network namespace with a separate /run: {answer.decode().strip()}")
         return self
 
     def __exit__(

@@ -17,16 +17,16 @@ STAYING = 5
 
 
 async def _demo(console: Console, lab: Lab) -> None:
-    async def drive(tell: Callable[[str], None]) -> None:
-        tell(f"Two real charons bring {COUNT} SAs up")
+    async def drive(heading: Callable[[str], None]) -> None:
+        heading(f"Two real charons bring {COUNT} SAs up")
         names = await sas.up(lab, COUNT)
         await sas.send(lab, names)
-        tell("The CHILD_SAs are rekeyed, then the IKE_SAs")
+        heading("The CHILD_SAs are rekeyed, then the IKE_SAs")
         await sas.rekey_child(lab, names)
         await sas.rekey_ike(lab, names)
-        tell("The peer moves to another address")
+        heading("The peer moves to another address")
         await sas.update(lab, names)
-        tell(f"All SAs but {STAYING} are closed")
+        heading(f"All SAs but {STAYING} are closed")
         await sas.terminate(lab, names[STAYING:])
 
     updown = COUNT + COUNT - STAYING

@@ -1,6 +1,6 @@
 """The codecs of payloads, by name: everything about one that is not in the extension module `vicifast._wire`.
 
-The codec `raw` has no encoding of its own, so it is not here: its payloads are VICI messages.
+The codec `raw` has no encoding, so it is not here: its payloads are VICI messages.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _DELAY = 0.05  # seconds; events acknowledged sooner are never written to disk
 _BATCH = 256 * 1024  # size in memory of the events of a row, in bytes
 _CHUNK = 1024 * 1024  # bytes read back at once
 _LOW = 2048  # with fewer queued events in memory, more are read back
-_RETRY = 1.0  # seconds until a failed spool is tried again
+_RETRY = 1.0  # seconds until a failed spool is retried
 _OPENING = 2.0  # seconds for which the start waits for a slow disk
 
 
@@ -265,7 +265,7 @@ class Backlog:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     def _begin(self, found: Found) -> Note | None:
-        """Take over the events and losses of earlier boots."""
+        """Add the events and losses of earlier boots."""
         self._open = True
         self.counts.received += found.count
         self.spooled += found.count

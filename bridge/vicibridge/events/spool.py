@@ -52,7 +52,7 @@ class SpoolError(Exception):
 
 @dataclass(slots=True, eq=False)
 class SpooledEvent:
-    """One envelope on its way to JetStream, and its state."""
+    """One envelope in transit to JetStream, and its state."""
 
     boot: str
     seq: int

@@ -14,7 +14,7 @@ from .watchdog import Lag
 
 
 class Pipeline(NamedTuple):
-    """The events of one node and class on their way to NATS."""
+    """The events of one node and class in transit to NATS."""
 
     node: str
     kind: str

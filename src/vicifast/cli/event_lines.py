@@ -1,4 +1,4 @@
-"""Events as lines for people."""
+"""Events as human-readable lines."""
 
 from __future__ import annotations
 

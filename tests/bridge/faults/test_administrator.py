@@ -39,7 +39,7 @@ LOST = {
     "max_bytes, max_msgs, discard = old",
 }  # fmt: skip
 WORK = "retention = workqueue"
-ANEW = {"sealed", "mirror", "allow_msg_counter", "storage = memory"}  # settings that cannot be changed
+RECREATED = {"sealed", "mirror", "allow_msg_counter", "storage = memory"}  # settings that cannot be changed
 
 
 @asynccontextmanager
@@ -55,9 +55,9 @@ async def _ignore(error: Exception) -> None:
     """The server is restarted on purpose."""
 
 
-async def mend(admin: Admin, case: Case, wanted: dict[str, Any] = OURS) -> None:
+async def fix(admin: Admin, case: Case, wanted: dict[str, Any] = OURS) -> None:
     """Apply the fix that is logged for the stream, which then equals `wanted`."""
-    if case.property in ANEW:
+    if case.property in RECREATED:
         assert (await admin.api(f"STREAM.DELETE.{admin.name}"))["success"]
     else:
         await change(admin, **{key: wanted.get(key) for key in case.config})
@@ -98,7 +98,7 @@ def test_fixed_stream_has_every_event(nats_server: NatsServer, name: str, caplog
                 async with at.flowing():
                     await until(lambda: condition_of(case).breaks in caplog.text)
                     await asyncio.sleep(1)
-                    await mend(admin, case)
+                    await fix(admin, case)
                     await asyncio.sleep(1)
                 await at.settled()
                 assert at.bridge.gateways[0].state.trouble == ""
@@ -129,12 +129,12 @@ def test_lossy_stream_is_reported_and_complete_once_fixed(
                 async with at.flowing():
                     await until(lambda: condition_of(case).breaks in caplog.text)
                     await asyncio.sleep(1)
-                    await mend(admin, case)
-                    mended = at.traffic.sent
+                    await fix(admin, case)
+                    fixed = at.traffic.sent
                     await asyncio.sleep(1)
                 await at.settled()
-            there = [number for number in of_events(await envelopes(nats_server)) if number > mended]
-            assert there == list(range(mended + 1, at.traffic.sent + 1))
+            there = [number for number in of_events(await envelopes(nats_server)) if number > fixed]
+            assert there == list(range(fixed + 1, at.traffic.sent + 1))
 
     run(test(), 90)
 

@@ -15,7 +15,7 @@ from typing import Any
 import nats
 import pytest
 from harness import NatsServer, Observer, bucket, observing, run, service, until
-from test_administrator import ANEW, BIG, SMALL
+from test_administrator import BIG, RECREATED, SMALL
 from test_mirror_worker import child, listed, mirrored, sa
 from test_nats_faults import reload
 from test_streams import CASES, Admin, Case
@@ -133,7 +133,7 @@ def test_fixed_bucket_is_complete(nats_server: NatsServer, case: Case) -> None:
     async def test() -> None:
         async with scene(nats_server, case) as (_, _, _, admin):
             await asyncio.sleep(1.5)
-            if case.property in {*ANEW, "retention = workqueue", "deny_purge"}:
+            if case.property in {*RECREATED, "retention = workqueue", "deny_purge"}:
                 assert (await admin.api(f"STREAM.DELETE.{admin.name}"))["success"]
             else:
                 await change(admin, **{key: OURS.get(key) for key in case.config})
