@@ -97,6 +97,13 @@ def test_subjects_in_the_readme() -> None:
     assert f"strongSwan {EVENTS['alert'].since} or newer" in table
 
 
+def test_codecs_of_replies() -> None:
+    codecs = pytest.importorskip("vicibridge.contract.codecs", reason="needs the bridge extra")
+    page = (ROOT / "docs" / "reference" / "requests.md").read_text("utf-8")
+    [choice] = re.findall(r"^\| `Vici-Codec` \| (.*): ", page, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", choice) == sorted(codecs.CODECS)
+
+
 def terms(page: str) -> list[str]:
     """Return the names in the definition lists of a page of the reference."""
     found = re.findall(r"^(`.*`)\n: ", (ROOT / "docs" / "reference" / page).read_text("utf-8"), re.MULTILINE)
