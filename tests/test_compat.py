@@ -20,6 +20,7 @@ import subprocess
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -162,15 +163,21 @@ def test_unknown_commands_raise_the_same_exception(charon: Any) -> None:
             assert session.version()["daemon"] == b"charon"
 
 
+def modules(vici: Any) -> list[Any]:
+    return [
+        vici,
+        *(importlib.import_module(f"{vici.__name__}.{info.name}") for info in pkgutil.iter_modules(vici.__path__)),
+    ]
+
+
 def surface(vici: Any) -> dict[str, Any]:
     """The public names that a package defines, with signatures, bases and values, in the same form for both."""
     found: dict[str, Any] = {}
-    for info in pkgutil.iter_modules(vici.__path__):
-        module = importlib.import_module(f"{vici.__name__}.{info.name}")
+    for module in modules(vici)[1:]:
         for name, value in vars(module).items():
             here = getattr(value, "__module__", module.__name__) == module.__name__
             if here and not name.startswith("_") and not inspect.ismodule(value):
-                found |= described(f"{info.name}.{name}", value)
+                found |= described(f"{module.__name__.rpartition('.')[2]}.{name}", value)
     return found
 
 
@@ -195,6 +202,24 @@ def test_every_public_name_is_here() -> None:
     assert len(expected) > 80
     assert {name: ours.get(name) for name in expected} == expected
     assert set(vars(theirs)) <= set(vars(compat))
+
+
+@needs_theirs
+def test_every_name_can_be_imported_from_every_module_that_has_it() -> None:
+    compared = 0
+    for module in modules(theirs):
+        ours = importlib.import_module(module.__name__.replace(theirs.__name__, compat.__name__, 1))
+        for name, value in vars(module).items():
+            home = getattr(value, "__module__", module.__name__)
+            if name.startswith("_") or inspect.ismodule(value) or home.partition(".")[0] != theirs.__name__:
+                continue
+            mine = getattr(ours, name)
+            if hasattr(value, "__module__"):
+                assert mine.__module__ == home.replace(theirs.__name__, compat.__name__, 1)
+            else:
+                assert mine is getattr(compat.protocol, name)
+            compared += 1
+    assert compared > 20
 
 
 @needs_theirs
@@ -226,6 +251,33 @@ def test_generators_send_nothing_before_the_first_item(vici: Any, charon: Any) -
         assert charon.packets == [(_wire.CMD_REQUEST, "version")]
         assert next(generators[0])["msg"] == b"initiating"
         del generators
+
+
+@either
+def test_sections_are_ordered_dicts(vici: Any, charon: Any) -> None:
+    """Programs test for that with isinstance, and print sections."""
+    with opened(vici, charon) as session:
+        with closing(session.listen(["ike-updown"], 0.01)) as events:
+            next(events)
+            charon.emit("ike-updown", {"up": "yes", "gw": {"child-sas": {}}})
+            event = next(item for name, item in events if name)
+        reply, [_, last] = session.version(), session.list_sas()
+    read = vici.protocol.Message.deserialize(vici.protocol.FiniteStream(b"\x01\x01a\x02"))
+    sections = [
+        reply,
+        reply[""],
+        last,
+        last["site-2"],
+        last["site-2"]["child-sas"],
+        event,
+        event["gw"],
+        read,
+        read["a"],
+    ]
+    assert {type(section) for section in sections} == {OrderedDict}
+    reply.move_to_end("daemon")
+    assert [*reply] == ["version", "", "daemon"]
+    assert last["site-2"] != OrderedDict(reversed(last["site-2"].items()))
 
 
 @either
@@ -783,11 +835,6 @@ def test_the_program_has_closed_the_socket(vici: Any) -> None:
 
 
 # The differences that the docstring of vicifast.compat lists.
-
-
-def test_difference_dicts(charon: Any) -> None:
-    with opened(compat, charon) as session:
-        assert type(session.version()) is dict
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ Differences from strongSwan's module 6.0.3, "the original":
 
 Received messages
 
-- are dicts, not OrderedDicts: the decoder creates them in C, and dicts keep the order too.
 - raise DeserializationException when malformed (unknown element types, an unmatched end, truncated values and lists,
   names that are not printable ASCII, more than 64 levels); the original accepts them, or raises struct.error or
   UnicodeDecodeError.

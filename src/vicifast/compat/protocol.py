@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping, MappingView, Set
 from contextlib import suppress
 from types import NoneType
@@ -14,7 +14,7 @@ from .. import _wire
 from ..errors import ConnectionClosed
 from .exception import DeserializationException, SessionException, Translated
 
-Section: TypeAlias = dict[str, Any]
+Section: TypeAlias = OrderedDict[str, Any]
 
 RECV_TIMEOUT_DEFAULT: Final[Any] = object()
 """The default timeout of `receive` and `listen`: that of the socket."""
@@ -23,12 +23,21 @@ RECV_TIMEOUT_DEFAULT: Final[Any] = object()
 _NO_TEXT = (str, bytes, bytearray, memoryview, int, NoneType, Mapping, list, tuple, Set, Iterator, MappingView)
 
 
-def sendable(message: Mapping[str, Any] | None) -> Section | None:
+def ordered(section: dict[str, Any]) -> Section:
+    """Return a received message with OrderedDicts, for which programs test with isinstance."""
+    copy = OrderedDict(section)
+    for key, value in section.items():
+        if type(value) is dict:
+            copy[key] = ordered(value)
+    return copy
+
+
+def sendable(message: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return a message in which values that only strongSwan's module accepts are converted to text."""
     return None if message is None else _section(message, 0)
 
 
-def _section(section: Mapping[str, Any], depth: int) -> Section:
+def _section(section: Mapping[str, Any], depth: int) -> dict[str, Any]:
     return {key: _value(value, depth) for key, value in section.items()}
 
 
@@ -123,7 +132,7 @@ class Message:
     def deserialize(cls, stream: io.BytesIO) -> Section:
         """Return the message in the rest of a stream. Raises `DeserializationException`."""
         with Translated():
-            return _wire.decode(stream.read(), values=bytes)
+            return ordered(_wire.decode(stream.read(), values=bytes))
 
 
 class Transport:

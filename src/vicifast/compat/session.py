@@ -6,22 +6,35 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable
-from typing import cast
+from typing import Any, cast
 
 from .._blocking_connection import InUse
 from ..address import Tcp, parse_address
 from ..errors import ConnectionClosed, UnknownEvent
 from ..protocol import CLOSE_TIMEOUT, Protocol, Subscription, content, readers_for
 from .command_wrappers import CommandWrappers, Request
-from .exception import Translated
-from .protocol import RECV_TIMEOUT_DEFAULT, Packet, Section, Transport, sendable
+from .exception import CommandException, EventUnknownException, SessionException, Translated
+from .protocol import RECV_TIMEOUT_DEFAULT, Message, Packet, Section, Transport, ordered, sendable
+
+# Programs import all of them from here, as strongSwan's module allows.
+__all__ = [
+    "RECV_TIMEOUT_DEFAULT",
+    "CommandException",
+    "CommandWrappers",
+    "EventUnknownException",
+    "Message",
+    "Packet",
+    "Session",
+    "SessionException",
+    "Transport",
+]
 
 
 class Session(CommandWrappers):
     """A connection to charon at strongSwan's default address, or over a connected socket.
 
-    Replies and events are dicts, values are bytes. Streams and events are generators, which send nothing before their
-    first item is requested. The timeout of the socket, by default none, limits waiting. Raises the exceptions of
+    Replies and events are OrderedDicts, values are bytes. Streams and events are generators, which send nothing before
+    their first item is requested. The timeout of the socket, by default none, limits waiting. Raises the exceptions of
     `vicifast.compat.exception`; the OSError of the socket when the connection fails or has ended; and
     `vicifast.EncodeError`, a ValueError, for a message that VICI cannot carry.
     """
@@ -81,7 +94,7 @@ class _Exchange:
         with self._in_use:
             call = self._open().call(command, message, None)
             self._until(lambda: call.done)
-        return cast(Section, call.result())
+        return ordered(cast(dict[str, Any], call.result()))
 
     def stream(self, command: str, message: Request | None, event: str) -> Generator[Section, None, None]:
         with self._in_use:
@@ -93,7 +106,7 @@ class _Exchange:
                     self._until(lambda: bool(call.items) or call.done)
                 if not call.items:
                     break
-                yield cast(Section, content(call.items.popleft()))
+                yield ordered(cast(dict[str, Any], content(call.items.popleft())))
             with self._in_use:
                 self._until(lambda: not protocol.unregistering)
             if call.error is not None:
@@ -117,7 +130,7 @@ class _Exchange:
             while True:
                 if subscription.items or self._wait_event(subscription, timeout):
                     name, body = subscription.items.popleft()
-                    yield name.encode(), cast(Section, content(body))
+                    yield name.encode(), ordered(cast(dict[str, Any], content(body)))
                 else:
                     yield None, None
         except (ConnectionClosed, ConnectionResetError):
