@@ -129,7 +129,7 @@ def test_expired_file_is_reported_until_it_is_renewed(
             await filled(other, 1)
             async with fleet.subscribe(start="new") as events, fleet.subscribe() as plain:
                 await ended(fleet)
-                await until(lambda: "not connected: 'authorization violation'" in caplog.text.lower())
+                await until(lambda: "Authorization Violation; creds expired at 20" in caplog.text)
                 assert fleet.trouble is not None and fleet.trouble.startswith("NATS: not connected: ")
                 with pytest.raises(ConnectionClosed, match="NATS: not connected: "):
                     await fleet.node("gw1").version(timeout=0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -160,6 +161,8 @@ def test_announced_servers_get_its_credentials_and_are_removed_with_it() -> None
 
 OFF = "JetStream does not respond: it is disabled in this server or for this account, or its cluster has no leader"
 
+TWO_ADDRESSES = "Connection refused, No route to host"
+
 
 @pytest.mark.parametrize(
     ("error", "reason"),
@@ -177,6 +180,10 @@ OFF = "JetStream does not respond: it is disabled in this server or for this acc
         (TimeoutError("no acknowledgement within 5 seconds"), "no acknowledgement within 5 seconds"),
         (nats.errors.UnexpectedEOF(), "the server closed the connection"),
         (nats.errors.Error("nats: 'authorization violation'"), "'authorization violation'"),
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
+        (OSError("Multiple exceptions: [Errno 111] Connect call failed (1), [Errno 113] x"), TWO_ADDRESSES),
+        (socket.gaierror(-2, "Name or service not known"), "cannot resolve the host name: Name or service not known"),
+        (OSError("the server is away"), "the server is away"),
         (ValueError("two\nlines"), "two lines"),
         (ValueError(), "ValueError"),
     ],

@@ -219,7 +219,7 @@ def test_expired_credentials_are_reported_and_replaced(
             assert process.stdout
             await process.stdout.readuntil(expected)
             before.append(command[0])
-            await note(process, "NATS: not connected: 'Authorization Violation'; retrying")
+            await note(process, "NATS: not connected: the server rejects the credentials: Authorization Violation")
             cut.append(command[0])
             await note(process, f"NATS: connected to {server.url}")
             while expected not in await process.stdout.readline():  # the state at the disconnect

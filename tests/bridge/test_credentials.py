@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,59 @@ def files_of(pki: Pki) -> dict[str, Any]:
 
 def expiry(connection: NatsConnection) -> float:
     return connection.credentials.expires["tls_cert"]
+
+
+def reports(url: str, reason: str, **credentials: Any) -> Coroutine[Any, Any, None]:
+    """Wait until a connection with `credentials` fails with `reason`, a regular expression."""
+
+    async def test() -> None:
+        async with running(settings(url, nats=credentials)) as bus:
+            try:
+                await until(lambda: re.fullmatch(reason, bus.reason))
+            except TimeoutError:
+                raise AssertionError(bus.reason) from None
+
+    return test()
+
+
+WHEN = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+def test_tls_errors_name_cause_and_key(make_nats_server: Make, tmp_path: Path) -> None:
+    pki = Pki(tmp_path)
+    ours = files_of(pki)
+
+    async def test() -> None:
+        url = (await mutual(make_nats_server, pki)).url
+        without = {key: ours[key] for key in ("tls_ca", "tls_hostname")}
+        await reports(url, "the server requires a client certificate: set tls_cert and tls_key", **without)
+        unknown = {**ours, "tls_cert": pki.other_cert, "tls_key": pki.other_key}
+        await reports(url, "the server rejects the client certificate: it does not know its issuer", **unknown)
+        trust = "the server's certificate is rejected: unable to get local issuer certificate: set tls_ca to its CA"
+        await reports(url, trust, **{**ours, "tls_ca": pki.other_ca})
+        name = ".* mismatch, certificate is not valid for .*: set tls_hostname to a name in the certificate"
+        await reports(url, name, **{**ours, "tls_hostname": None})
+        await reports(url, name, **{**ours, "tls_hostname": "elsewhere.example"})
+        pki.renew(-60)
+        expired = "the server rejects the client certificate: it has expired or is not valid yet"
+        await reports(url, f"{expired}; tls_cert expired at {WHEN}", **ours)
+
+    run(test(), 60)
+
+
+def test_rejected_credentials_that_have_expired(make_nats_server: Make, tmp_path: Path) -> None:
+    operator, path = Operator(), tmp_path / "x.creds"
+    server = make_nats_server(operator.server_options())
+    operator.write_credentials(path, -60)
+
+    async def test() -> None:
+        await server.up()
+        rejected = "the server rejects the credentials: Authorization Violation"
+        await reports(server.url, f"{rejected}; creds expired at {WHEN}", creds=path)
+        Operator().write_credentials(path)
+        await reports(server.url, rejected, creds=path)
+
+    run(test())
 
 
 def test_expired_certificate_is_replaced_from_its_file(

@@ -219,8 +219,7 @@ def test_denied_requests_are_named(make_nats_server: Callable[..., NatsServer], 
 
 def test_nats_unreachable(nats_server: NatsServer, tmp_path: Path) -> None:
     status, [line] = check(tmp_path, nats_server, 'user = "u"\npassword = "s3cret"')
-    assert status == 1 and line.startswith(f"error: cannot connect to NATS at {nats_server.url}: ")
-    assert "Connect call failed" in line and "s3cret" not in line
+    assert status == 1 and line == f"error: cannot connect to NATS at {nats_server.url}: Connection refused"
     path = tmp_path / "own.toml"
     path.write_text(f"[nats.embedded]\nport = {nats_server.port}\n")
     result = CliRunner().invoke(cli, ["check", "--nats", "--config", str(path)])

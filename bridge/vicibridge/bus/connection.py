@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
+import socket
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -44,6 +47,13 @@ _REMEDIES: dict[int, str] = {
     10047: "raise max_file of the account or max_file_store of the server, or delete a stream",
     10076: "enable JetStream in the server",
     10113: "create it manually with max_bytes",
+}
+# By OpenSSL's name of the alert that the server sends: what it does not accept.
+_ALERTS = {
+    "CERTIFICATE_REQUIRED": "the server requires a client certificate: set tls_cert and tls_key",
+    "CERTIFICATE_EXPIRED": "the server rejects the client certificate: it has expired or is not valid yet",
+    "UNKNOWN_CA": "the server rejects the client certificate: it does not know its issuer",
+    "BAD_CERTIFICATE": "the server rejects the client certificate, or requires one: check tls_cert and tls_key",
 }
 # Bytes of subject and reply subject; nats-server limits their protocol line to 4096 (max_control_line).
 _MAX_SUBJECTS = 3500
@@ -257,7 +267,31 @@ def reason_of(error: Exception) -> str:
     text = " ".join(str(error).split()).removeprefix("nats: ")
     if isinstance(error, nats.errors.Error) and (text in ("", "None") or text.startswith("JetStream.")):
         return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()  # its text is only the name
+    if isinstance(error, ssl.SSLError):
+        return _of_tls(error)
+    if isinstance(error, socket.gaierror):
+        return f"cannot resolve the host name: {error.strerror}"
+    # Without the address, which may be one of several for the host; asyncio puts those errors into one text.
+    if isinstance(error, OSError) and (
+        numbers := [error.errno] if error.errno else re.findall(r"\[Errno (\d+)\]", text)
+    ):
+        return ", ".join(dict.fromkeys(os.strerror(int(number)) for number in numbers))
     return text or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+
+
+def _of_tls(error: ssl.SSLError) -> str:
+    """Return why TLS failed, and the key to check; OpenSSL's texts do not say whose certificate is wrong."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        cause = error.verify_message.rstrip(".")
+        hint = ""
+        if "mismatch" in cause:
+            hint = ": set tls_hostname to a name in the certificate"
+        elif "issuer" in cause or "self" in cause:
+            hint = ": set tls_ca to its CA"
+        return f"the server's certificate is rejected: {cause}{hint}"
+    _, alert, name = (error.reason or "unknown error").rpartition("_ALERT_")
+    words = name.replace("_", " ").lower()
+    return _ALERTS.get(name, f"the server ended TLS: {words}") if alert else f"TLS failed: {words}"
 
 
 def _number(error: Exception) -> str:

@@ -22,7 +22,7 @@ from nats.aio.client import Client
 
 from ..contract.nats_settings import NatsSettings, hide
 from .connection import Disconnected, NatsConnection, reason_of
-from .credentials import CredentialsError, read_credentials, without_userinfo
+from .credentials import Credentials, CredentialsError, read_credentials, without_userinfo
 from .hardened_client import HardClient
 
 _logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class ConnectionSupervisor:
         except Exception as error:  # any problem of server, credentials or TLS may be fixed by the next attempt
             await connection.discard()
             _notice_cancellation()
-            raise Refused(_refusal(reported or error, tls_first=self._settings.tls_first)) from None
+            raise Refused(_refusal(reported or error, credentials)) from None
         self._keep(client, url)
         return connection
 
@@ -311,15 +311,21 @@ class ConnectionSupervisor:
             _logger.warning("NATS: not connected: %s; retrying", reason)
 
 
-def _refusal(error: Exception, *, tls_first: bool) -> str:
-    """Return why a server rejects the connection, and the setting to change if they start TLS differently."""
-    reason = reason_of(error)
+def _refusal(error: Exception, credentials: Credentials) -> str:
+    """Return why a connection with `credentials` failed, with the setting to change and what has expired."""
+    reason, first = reason_of(error), credentials.options["tls_handshake_first"]
     if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-        return "the server has no TLS: unset tls_first in [nats]" if tls_first else "the server has no TLS"
-    if tls_first and isinstance(error, TimeoutError):
-        return f"{reason}: unset tls_first in [nats] for a server without handshake_first in its tls"
-    if not tls_first and "expecting INFO" in reason:
-        return f"{reason}: set tls_first in [nats] for a server with handshake_first in its tls"
+        reason = "the server has no TLS: unset tls_first in [nats]" if first else "the server has no TLS"
+    elif first and isinstance(error, TimeoutError):
+        reason += ": unset tls_first in [nats] for a server without handshake_first in its tls"
+    elif not first and "expecting INFO" in reason:
+        reason += ": set tls_first in [nats] for a server with handshake_first in its tls"
+    elif "authorization violation" in reason.lower():
+        reason = "the server rejects the credentials: Authorization Violation"
+    # The server does not say that a credential has expired, or its reason may get lost with the connection.
+    for key, end in credentials.expires.items():
+        if end <= time.time():
+            reason += f"; {key} expired at {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(end))}"
     return reason
 
 
