@@ -5,24 +5,13 @@
 # although a reply is still pending: the next call returns it as its own. Here stats() returns the reply to
 # version(), without an error, and every later call is one behind. The daemon is one end of a
 # socket pair, which answers in order as charon does.
-set -euo pipefail
-home=$(mktemp -d)
-trap 'rm -rf "$home"' EXIT
-python3 -m venv "$home/venv"
-"$home/venv/bin/pip" install --quiet --disable-pip-version-check vici==6.0.3
-"$home/venv/bin/python" - "$home" <<'EOF'
-import socket, struct, sys
+source "$(dirname "$0")/lib-python-vici.bash"
+run_python <<'EOF'
+import socket
 
 import vici
-from vici.protocol import Message, Packet
-
-home = sys.argv[1]
-
-
-def framed(kind, name=b"", message={}):
-    body = bytes([kind]) + (bytes([len(name)]) + name if name else b"") + Message.serialize(message)
-    return struct.pack("!I", len(body)) + body
-
+from daemon import framed
+from vici.protocol import Packet
 
 ours, daemon = socket.socketpair()
 ours.settimeout(0.2)

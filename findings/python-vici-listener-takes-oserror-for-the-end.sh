@@ -4,24 +4,13 @@
 # A handler that cannot write a file or reach a host raises an OSError. The listener does not propagate it: it
 # drops the session, calls the functions for a disconnection, and returns False, which means that no session
 # is available. The exception is lost, and the connection to charon still works.
-set -euo pipefail
-home=$(mktemp -d)
-trap 'rm -rf "$home"' EXIT
-python3 -m venv "$home/venv"
-"$home/venv/bin/pip" install --quiet --disable-pip-version-check vici==6.0.3
-"$home/venv/bin/python" - "$home" <<'EOF'
-import socket, struct, sys
+source "$(dirname "$0")/lib-python-vici.bash"
+run_python <<'EOF'
+import socket
 
 import vici
-from vici.protocol import Message, Packet
-
-home = sys.argv[1]
-
-
-def framed(kind, name=b"", message={}):
-    body = bytes([kind]) + (bytes([len(name)]) + name if name else b"") + Message.serialize(message)
-    return struct.pack("!I", len(body)) + body
-
+from daemon import framed
+from vici.protocol import Packet
 
 ours, daemon = socket.socketpair()
 session = vici.Session(ours)

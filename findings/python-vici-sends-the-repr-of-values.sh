@@ -4,18 +4,10 @@
 # A list becomes a VICI list; every other value becomes its str(), without an error. {"remote_addrs":
 # ("192.0.2.1",)} asks charon for the address "('192.0.2.1',)", and list_sas({"ike": None}) for the SAs of a
 # connection named "None", not for all.
-set -euo pipefail
-home=$(mktemp -d)
-trap 'rm -rf "$home"' EXIT
-python3 -m venv "$home/venv"
-"$home/venv/bin/pip" install --quiet --disable-pip-version-check vici==6.0.3
-"$home/venv/bin/python" - "$home" <<'EOF'
-import socket, struct, sys
-
+source "$(dirname "$0")/lib-python-vici.bash"
+run_python <<'EOF'
 import vici
-from vici.protocol import Message, Packet
-
-home = sys.argv[1]
+from vici.protocol import Message
 
 for value in (["192.0.2.1"], ("192.0.2.1",), {"192.0.2.1"}, None):
     sent = dict(Message.deserialize(vici.protocol.FiniteStream(Message.serialize({"key": value}))))

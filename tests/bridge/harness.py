@@ -187,15 +187,24 @@ def settings(url: str, address: str = "/nowhere/charon.vici", node: str = "gw1",
 
 
 @asynccontextmanager
+async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run coroutines in tasks, cancel them at the end, and raise the exception of one that failed."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [result for result in results if isinstance(result, Exception)]
+
+
+@asynccontextmanager
 async def running(config: Config) -> AsyncIterator[ConnectionSupervisor]:
     """Run a bus without the rest of the bridge."""
     bus = ConnectionSupervisor(config.nats.settings())
-    task = asyncio.create_task(bus.run())
-    try:
+    async with background(bus.run()):
         yield bus
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

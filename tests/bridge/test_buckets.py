@@ -89,6 +89,18 @@ async def mirror(
         yield bridge, observer.client.jetstream()
 
 
+@asynccontextmanager
+async def mirroring(
+    server: NatsServer, rows: list[tuple[str, dict[str, Any]]], **more: Any
+) -> AsyncIterator[tuple[FakeCharon, Observer, Service, JetStreamContext]]:
+    """A server, a charon with these SAs, an observer, and a bridge that mirrors them."""
+    await server.up()
+    async with FakeCharon() as charon, observing(server.url) as observer:
+        listed(charon, rows)
+        async with mirror(server, charon, observer, **more) as (bridge, jetstream):
+            yield charon, observer, bridge, jetstream
+
+
 async def whole(bridge: Service, observer: Observer, keys: set[str]) -> None:
     """Wait until no write is refused, and the bucket has the expected content."""
     await until(lambda: not troubles(bridge))
@@ -179,48 +191,42 @@ def test_value_too_large_for_nats(make_nats_server: Callable[..., NatsServer]) -
     server = make_nats_server("max_payload: 4000")
 
     async def test() -> None:
-        await server.up()
-        async with FakeCharon() as charon, observing(server.url) as observer:
-            listed(charon, [*sas(1, 3), *sas(2, padding=5000)])
-            async with mirror(server, charon, observer) as (bridge, _):
-                await equal(observer, "VICI_SA", {"gw1.gw.1", "gw1.gw.3"})
-                [trouble] = troubles(bridge)
-                assert trouble.startswith("gw1: mirror: VICI_SA: keys refused: 1: too large for NATS: ")
-                listed(charon, sas(1, 2, 3))  # the last value wins: a retry writes the current value
-                bridge.mirrorings[0].lost()
-                await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"})
+        async with mirroring(server, [*sas(1, 3), *sas(2, padding=5000)]) as (charon, observer, bridge, _):
+            await equal(observer, "VICI_SA", {"gw1.gw.1", "gw1.gw.3"})
+            [trouble] = troubles(bridge)
+            assert trouble.startswith("gw1: mirror: VICI_SA: keys refused: 1: too large for NATS: ")
+            listed(charon, sas(1, 2, 3))  # the last value wins: a retry writes the current value
+            bridge.mirrorings[0].lost()
+            await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"})
 
     run(test())
 
 
 def test_deleted_and_overwritten_values_are_restored_without_reconnecting(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.up()
-        async with FakeCharon() as charon, observing(nats_server.url) as observer:
-            listed(charon, sas(1, 2, 3))
-            async with mirror(nats_server, charon, observer, interval=0.3) as (bridge, jetstream):
-                keys = {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"}
-                await equal(observer, "VICI_SA", keys)
-                before = len(observer.seen(".bridge.resync"))
-                kv = await jetstream.key_value("VICI_SA")
-                await jetstream.purge_stream("KV_VICI_SA")
-                await equal(observer, "VICI_SA", keys)
-                await kv.delete("gw1.gw.1")
-                await kv.purge("gw1.gw.2")
-                await kv.put("gw1.gw.4", b'{"odd": true}')
-                await kv.put("gw1.gw.3", b'{"odd": true}')
-                async with asyncio.timeout(20):
-                    while (values := await bucket(observer.client, "VICI_SA")).keys() != keys or any(
-                        "odd" in value for value in values.values()
-                    ):
-                        await asyncio.sleep(0.05)
-                await jetstream.purge_stream("KV_VICI_CONN")
-                await equal(observer, "VICI_CONN", {"gw1.gw"})
-                await jetstream.purge_stream("KV_VICI_NODE")
-                await equal(observer, "VICI_NODE", {"gw1"})
-                await jetstream.delete_stream("KV_VICI_SA")
-                await equal(observer, "VICI_SA", keys)
-                assert bridge.bus.connects == 1 and len(observer.seen(".bridge.resync")) == before
+        async with mirroring(nats_server, sas(1, 2, 3), interval=0.3) as (_, observer, bridge, jetstream):
+            keys = {"gw1.gw.1", "gw1.gw.2", "gw1.gw.3"}
+            await equal(observer, "VICI_SA", keys)
+            before = len(observer.seen(".bridge.resync"))
+            kv = await jetstream.key_value("VICI_SA")
+            await jetstream.purge_stream("KV_VICI_SA")
+            await equal(observer, "VICI_SA", keys)
+            await kv.delete("gw1.gw.1")
+            await kv.purge("gw1.gw.2")
+            await kv.put("gw1.gw.4", b'{"odd": true}')
+            await kv.put("gw1.gw.3", b'{"odd": true}')
+            async with asyncio.timeout(20):
+                while (values := await bucket(observer.client, "VICI_SA")).keys() != keys or any(
+                    "odd" in value for value in values.values()
+                ):
+                    await asyncio.sleep(0.05)
+            await jetstream.purge_stream("KV_VICI_CONN")
+            await equal(observer, "VICI_CONN", {"gw1.gw"})
+            await jetstream.purge_stream("KV_VICI_NODE")
+            await equal(observer, "VICI_NODE", {"gw1"})
+            await jetstream.delete_stream("KV_VICI_SA")
+            await equal(observer, "VICI_SA", keys)
+            assert bridge.bus.connects == 1 and len(observer.seen(".bridge.resync")) == before
 
     run(test())
 
@@ -247,26 +253,23 @@ def test_comparison_during_writes_repeats_none(nats_server: NatsServer) -> None:
     """Writes in flight while the bucket is read count neither as missing nor as foreign."""
 
     async def test() -> None:
-        await nats_server.up()
-        async with FakeCharon() as charon, observing(nats_server.url) as observer:
-            listed(charon, sas(*range(1, 1200)))
-            async with mirror(nats_server, charon, observer, heartbeat=60) as (bridge, _):
-                buckets = bridge.mirrorings[0].buckets
-                written = buckets.written
-                for round in range(10):
-                    for number in range(1 + round, 1200, 10):
-                        new = {"remote-host": "192.0.2.9", "remote-port": str(round)}
-                        charon.emit("ike-update", {**new, "gw": sa(str(number), spi=str(number))})
-                    await charon.drain()
-                    buckets.compare()
-                await until(lambda: sum(bridge.gateways[0].reader.events.values()) == 1199)
-                await asyncio.wait_for(buckets.settled(), 20)
+        async with mirroring(nats_server, sas(*range(1, 1200)), heartbeat=60) as (charon, observer, bridge, _):
+            buckets = bridge.mirrorings[0].buckets
+            written = buckets.written
+            for round in range(10):
+                for number in range(1 + round, 1200, 10):
+                    new = {"remote-host": "192.0.2.9", "remote-port": str(round)}
+                    charon.emit("ike-update", {**new, "gw": sa(str(number), spi=str(number))})
+                await charon.drain()
                 buckets.compare()
-                await until(lambda: not any(b.check_at == 0 for b in buckets._buckets.values()))
-                await asyncio.wait_for(buckets.settled(), 20)
-                # Each SA, and its connection once for each batch of events.
-                assert 1199 <= buckets.written - written <= 2 * 1199
-                assert len(await bucket(observer.client, "VICI_SA")) == 1199
+            await until(lambda: sum(bridge.gateways[0].reader.events.values()) == 1199)
+            await asyncio.wait_for(buckets.settled(), 20)
+            buckets.compare()
+            await until(lambda: not any(b.check_at == 0 for b in buckets._buckets.values()))
+            await asyncio.wait_for(buckets.settled(), 20)
+            # Each SA, and its connection once for each batch of events.
+            assert 1199 <= buckets.written - written <= 2 * 1199
+            assert len(await bucket(observer.client, "VICI_SA")) == 1199
 
     run(test())
 
@@ -295,33 +298,27 @@ def test_bucket_changed_to_no_ack_at_run_time(nats_server: NatsServer, monkeypat
     monkeypatch.setattr("vicibridge.mirror.buckets._ACK_TIMEOUT", 0.3)
 
     async def test() -> None:
-        await nats_server.up()
-        async with FakeCharon() as charon, observing(nats_server.url) as observer:
-            listed(charon, sas(1))
-            async with mirror(nats_server, charon, observer) as (bridge, jetstream):
-                await change(jetstream, "VICI_SA", no_ack=True)
-                charon.emit("ike-updown", {"up": "yes", "gw": sa("2", spi="2")})
-                await until(lambda: "no_ack" in str(troubles(bridge)))
-                await change(jetstream, "VICI_SA", no_ack=False)
-                await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2"})
+        async with mirroring(nats_server, sas(1)) as (charon, observer, bridge, jetstream):
+            await change(jetstream, "VICI_SA", no_ack=True)
+            charon.emit("ike-updown", {"up": "yes", "gw": sa("2", spi="2")})
+            await until(lambda: "no_ack" in str(troubles(bridge)))
+            await change(jetstream, "VICI_SA", no_ack=False)
+            await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2"})
 
     run(test())
 
 
 def test_sealed_bucket(nats_server: NatsServer) -> None:
     async def test() -> None:
-        await nats_server.up()
-        async with FakeCharon() as charon, observing(nats_server.url) as observer:
-            listed(charon, sas(1))
-            async with mirror(nats_server, charon, observer) as (bridge, jetstream):
-                await change(jetstream, "VICI_SA", sealed=True)
-                charon.emit("ike-updown", {"up": "yes", "gw": sa("2", spi="2")})
-                await until(lambda: "invalid operation on sealed stream" in str(troubles(bridge)))
-                bridge.mirrorings[0].buckets.compare()
-                await until(lambda: "the bucket VICI_SA is sealed" in str(troubles(bridge)))
-                assert metric(bridge, "mirror_keys") == 1
-                await jetstream.delete_stream("KV_VICI_SA")
-                await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2"})
+        async with mirroring(nats_server, sas(1)) as (charon, observer, bridge, jetstream):
+            await change(jetstream, "VICI_SA", sealed=True)
+            charon.emit("ike-updown", {"up": "yes", "gw": sa("2", spi="2")})
+            await until(lambda: "invalid operation on sealed stream" in str(troubles(bridge)))
+            bridge.mirrorings[0].buckets.compare()
+            await until(lambda: "the bucket VICI_SA is sealed" in str(troubles(bridge)))
+            assert metric(bridge, "mirror_keys") == 1
+            await jetstream.delete_stream("KV_VICI_SA")
+            await whole(bridge, observer, {"gw1.gw.1", "gw1.gw.2"})
 
     run(test())
 

@@ -7,7 +7,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from harness import NatsServer, observing, run, settings, until
+from harness import NatsServer, background, observing, run, settings, until
 from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.log_publisher import LogPublisher
 from vicibridge.events.losses import Loss
@@ -39,14 +39,8 @@ class Feed:
 async def feeding(url: str, linger: float = 0.02, max_bytes: int = 64 * MIB) -> AsyncIterator[Feed]:
     bus = ConnectionSupervisor(settings(url).nats)
     feed = Feed(bus, linger, max_bytes)
-    tasks = [asyncio.create_task(bus.run()), asyncio.create_task(feed.pipeline.run())]
-    try:
+    async with background(bus.run(), feed.pipeline.run()):
         yield feed
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert not [result for result in results if isinstance(result, Exception)]
 
 
 def test_batches_per_subject(nats_server: NatsServer) -> None:

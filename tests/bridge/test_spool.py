@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from harness import NatsServer, run, settings, stored, until
+from harness import NatsServer, background, run, settings, stored, until
 from vicibridge.bus.streams import StateStream
 from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.backlog import KILLED, MEMORY_FULL, Backlog
@@ -66,14 +66,8 @@ class Boot:
 async def publishing(boot: Boot, url: str) -> AsyncIterator[None]:
     bus = ConnectionSupervisor(settings(url).nats)
     pipeline = StatePublisher(bus, STREAM, boot.backlog, delay=0.1)
-    tasks = [asyncio.create_task(bus.run()), asyncio.create_task(pipeline.run())]
-    try:
+    async with background(bus.run(), pipeline.run()):
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert not [result for result in results if isinstance(result, Exception)]
 
 
 async def payloads(url: str) -> list[str]:

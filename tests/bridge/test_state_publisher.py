@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nats
 import pytest
-from harness import NatsServer, observing, run, settings, stored, until
+from harness import NatsServer, background, observing, run, settings, stored, until
 from vicibridge.bus.streams import StateStream
 from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.backlog import Backlog
@@ -53,14 +53,8 @@ async def feeding(
 ) -> AsyncIterator[Feed]:
     bus = ConnectionSupervisor(settings(url).nats)
     feed = Feed(bus, max_bytes, ack_timeout, stream)
-    tasks = [asyncio.create_task(bus.run()), asyncio.create_task(feed.pipeline.run())]
-    try:
+    async with background(bus.run(), feed.pipeline.run()):
         yield feed
-    finally:
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert not [result for result in results if isinstance(result, Exception)]
 
 
 async def numbers(url: str) -> list[int]:

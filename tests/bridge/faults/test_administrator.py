@@ -82,6 +82,23 @@ def of_events(found: list[Envelope]) -> list[int]:
     return [int(section["uniqueid"]) for section in sections if section]
 
 
+async def fixed_under_traffic(server: NatsServer, case: Case, caplog: pytest.LogCaptureFixture) -> tuple[int, int]:
+    """Fix the stream of a case once the bridge has reported it; return the events sent before the fix, and in total."""
+    await server.up()
+    async with administrator(server) as admin:
+        await made(admin, case)
+        async with scene(server.url) as at:
+            async with at.flowing():
+                await until(lambda: condition_of(case).breaks in caplog.text)
+                await asyncio.sleep(1)
+                await fix(admin, case)
+                before = at.traffic.sent
+                await asyncio.sleep(1)
+            await at.settled()
+            assert at.bridge.gateways[0].state.trouble == ""
+            return before, at.traffic.sent
+
+
 def test_every_condition_has_a_case() -> None:
     assert {case.property for case in STREAMS.values()} == HELD | LOST | {WORK}
 
@@ -91,25 +108,15 @@ def test_fixed_stream_has_every_event(nats_server: NatsServer, name: str, caplog
     case = STREAMS[name]
 
     async def test() -> None:
-        await nats_server.up()
-        async with administrator(nats_server) as admin:
-            await made(admin, case)
-            async with scene(nats_server.url) as at:
-                async with at.flowing():
-                    await until(lambda: condition_of(case).breaks in caplog.text)
-                    await asyncio.sleep(1)
-                    await fix(admin, case)
-                    await asyncio.sleep(1)
-                await at.settled()
-                assert at.bridge.gateways[0].state.trouble == ""
-            found = await envelopes(nats_server)
-            if case.property == "discard_new_per_subject":  # it refused some events, and accepted later ones
-                found.sort(key=lambda envelope: envelope.seq)
-            gaps = verify_numbers(found)
-            assert {gap.cause for gap in gaps} <= {"refused by the server"}
-            there = of_events(found)
-            assert there == sorted(set(there))
-            assert at.traffic.sent - len(there) <= sum(gap.last - gap.first + 1 for gap in gaps)
+        _, sent = await fixed_under_traffic(nats_server, case, caplog)
+        found = await envelopes(nats_server)
+        if case.property == "discard_new_per_subject":  # it refused some events, and accepted later ones
+            found.sort(key=lambda envelope: envelope.seq)
+        gaps = verify_numbers(found)
+        assert {gap.cause for gap in gaps} <= {"refused by the server"}
+        there = of_events(found)
+        assert there == sorted(set(there))
+        assert sent - len(there) <= sum(gap.last - gap.first + 1 for gap in gaps)
 
     run(test(), 90)
 
@@ -122,19 +129,9 @@ def test_lossy_stream_is_reported_and_complete_once_fixed(
     case = STREAMS[name]
 
     async def test() -> None:
-        await nats_server.up()
-        async with administrator(nats_server) as admin:
-            await made(admin, case)
-            async with scene(nats_server.url) as at:
-                async with at.flowing():
-                    await until(lambda: condition_of(case).breaks in caplog.text)
-                    await asyncio.sleep(1)
-                    await fix(admin, case)
-                    fixed = at.traffic.sent
-                    await asyncio.sleep(1)
-                await at.settled()
-            there = [number for number in of_events(await envelopes(nats_server)) if number > fixed]
-            assert there == list(range(fixed + 1, at.traffic.sent + 1))
+        fixed, sent = await fixed_under_traffic(nats_server, case, caplog)
+        there = [number for number in of_events(await envelopes(nats_server)) if number > fixed]
+        assert there == list(range(fixed + 1, sent + 1))
 
     run(test(), 90)
 
