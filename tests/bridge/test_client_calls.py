@@ -314,6 +314,7 @@ def test_subjects_denied_by_nats(make_nats_server: Any) -> None:
     run(test())
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_reply_inbox_denied_by_nats(make_nats_server: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         me = await permitted(make_nats_server, '">"', '"_INBOX_me.>"')

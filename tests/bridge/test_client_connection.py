@@ -23,31 +23,45 @@ from vicibridge.contract.nats_settings import NatsSettings
 
 from vicifast.errors import ConnectionClosed, RequestTimeout
 
-SHORT = 5.0  # lifetime of a JWT, in seconds
+SHORT = 2.0  # lifetime of a JWT, in seconds
+
+
+class Access:
+    """The identity of a fleet: a user of an account, whose credentials file may be revoked and renewed."""
+
+    def __init__(self, server: NatsServer, operator: Operator, file: Path) -> None:
+        self.file = file
+        self._server, self._operator = server, operator
+
+    def revoke(self) -> None:
+        """Make the server close the fleet's connection and reject the user in the file."""
+        self._operator.revoke()
+        self._server.configure(self._operator.server_options())
+        self._server.reload()
+
+    def renew(self) -> None:
+        """Write the credentials of the current user to the file."""
+        self._operator.write_credentials(self.file)
 
 
 @asynccontextmanager
-async def expiring(
-    make_nats_server: Callable[..., NatsServer], directory: Path, seconds: float = SHORT
-) -> AsyncIterator[tuple[Fleet, Client, Callable[[], None]]]:
-    """A fleet whose JWT expires soon, a client whose JWT does not, and a function that renews the fleet's file."""
+async def accessing(
+    make_nats_server: Callable[..., NatsServer], directory: Path, seconds: float | None = None
+) -> AsyncIterator[tuple[Fleet, Client, Access]]:
+    """A fleet whose JWT is valid for `seconds`, another user's client, and the fleet's access."""
     operator = Operator()
     server = make_nats_server(operator.server_options())
     await server.up()
     operator.write_credentials(directory / "other.creds")
     other = await nats.connect(server.url, user_credentials=str(directory / "other.creds"))
-    operator.write_credentials(directory / "fleet.creds", seconds)
+    operator.replace_user()
+    file = directory / "fleet.creds"
+    operator.write_credentials(file, seconds)
     try:
-        async with Fleet(NatsSettings(servers=[server.url], creds=directory / "fleet.creds")) as fleet:
-            yield fleet, other, lambda: operator.write_credentials(directory / "fleet.creds")
+        async with Fleet(NatsSettings(servers=[server.url], creds=file)) as fleet:
+            yield fleet, other, Access(server, operator, file)
     finally:
         await other.close()
-
-
-async def ended(fleet: Fleet) -> None:
-    """Wait until the current connection is closed."""
-    client = fleet.client
-    await until(lambda: client.is_closed)
 
 
 async def heard(other: Client, events: Events, first: int) -> list[int]:
@@ -61,11 +75,11 @@ async def heard(other: Client, events: Events, first: int) -> list[int]:
     return numbers
 
 
-def test_subscriptions_resume_after_a_jwt_expires_and_its_file_is_renewed(
+def test_subscriptions_resume_after_a_user_is_revoked_and_its_file_is_renewed(
     make_nats_server: Callable[..., NatsServer], tmp_path: Path
 ) -> None:
     async def test() -> None:
-        async with expiring(make_nats_server, tmp_path) as (fleet, other, renew):
+        async with accessing(make_nats_server, tmp_path) as (fleet, other, access):
             await filled(other, 2)
             bucket = await other.jetstream().create_key_value(KeyValueConfig(bucket="VICI_SA"))
             for key in ("gw1.a.1", "gw1.b.2", "gw1.c.3"):
@@ -74,8 +88,10 @@ def test_subscriptions_resume_after_a_jwt_expires_and_its_file_is_renewed(
             async with plain, kept, new, fleet.subscribe(durable="pager") as durable, fleet.watch_sas() as watch:
                 assert await take(kept, 2) == await take(durable, 2) == [1, 2]
                 assert {(await anext(watch)).key for _ in range(3)} == {"gw1.a.1", "gw1.b.2", "gw1.c.3"}
-                renew()
-                await ended(fleet)
+                connected = fleet.client
+                access.revoke()
+                access.renew()
+                await until(lambda: connected.is_closed)
                 # Events during the outage arrive too, except those of the plain subscription.
                 await filled(other, 5, first=3)
                 await bucket.put("gw1.a.1", bucket_values.dump({"n": 2}))
@@ -91,9 +107,10 @@ def test_subscriptions_resume_after_a_jwt_expires_and_its_file_is_renewed(
     run(test(), 60)
 
 
-def test_requests_resume_after_a_jwt_expires(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
+def test_requests_resume_after_a_user_is_revoked(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     async def test() -> None:
-        async with expiring(make_nats_server, tmp_path) as (fleet, other, renew):
+        async with accessing(make_nats_server, tmp_path) as (fleet, other, access):
+            connected = fleet.client
             requests: asyncio.Queue[Any] = asyncio.Queue()
             await other.subscribe("vici.gw1.cmd.*", cb=requests.put)
             await other.flush()
@@ -101,8 +118,9 @@ def test_requests_resume_after_a_jwt_expires(make_nats_server: Callable[..., Nat
             limited = asyncio.create_task(node.version())
             unlimited = asyncio.create_task(node.call("version", timeout=None))
             both = [await requests.get(), await requests.get()]
-            renew()
-            await ended(fleet)
+            access.revoke()
+            access.renew()
+            await until(lambda: connected.is_closed)
             with pytest.raises(ConnectionClosed, match="the connection was lost, perhaps with the reply"):
                 await unlimited
             await until(lambda: fleet.trouble is None)
@@ -119,28 +137,28 @@ def test_requests_resume_after_a_jwt_expires(make_nats_server: Callable[..., Nat
     run(test(), 60)
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_expired_file_is_reported_until_it_is_renewed(
     make_nats_server: Callable[..., NatsServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
 
     async def test() -> None:
-        async with expiring(make_nats_server, tmp_path, 4) as (fleet, other, renew):
+        async with accessing(make_nats_server, tmp_path, SHORT) as (fleet, other, access):
             await filled(other, 1)
             async with fleet.subscribe(start="new") as events, fleet.subscribe() as plain:
-                await ended(fleet)
                 await until(lambda: "Authorization Violation; creds expired at 20" in caplog.text)
                 assert fleet.trouble is not None and fleet.trouble.startswith("NATS: not connected: ")
                 with pytest.raises(ConnectionClosed, match="NATS: not connected: "):
                     await fleet.node("gw1").version(timeout=0.2)
                 with pytest.raises(ConnectionClosed, match="NATS: not connected: "):
                     await fleet.watch_sas().start()
-                (tmp_path / "fleet.creds").unlink()
+                access.file.unlink()
                 await until(lambda: "creds: " in caplog.text)
-                assert f"creds: {tmp_path}/fleet.creds: No such file or directory; retrying" in caplog.text
-                (tmp_path / "fleet.creds").write_text("half of a")  # a partial write
+                assert f"creds: {access.file}: No such file or directory; retrying" in caplog.text
+                access.file.write_text("half of a")  # a partial write
                 await until(lambda: "not a NATS credentials file" in caplog.text)
-                renew()
+                access.renew()
                 numbers = await heard(other, plain, 2)
                 assert await take(events, len(numbers)) == numbers
                 assert fleet.trouble is None
@@ -149,6 +167,7 @@ def test_expired_file_is_reported_until_it_is_renewed(
     run(test(), 60)
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_deleted_consumer_is_recreated(nats_server: NatsServer) -> None:
     """An administrator deletes it, or the bucket, while the connection stays open."""
 
@@ -174,6 +193,7 @@ def test_deleted_consumer_is_recreated(nats_server: NatsServer) -> None:
     run(test(), 60)
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_recreated_stream_is_read_from_its_beginning(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         await nats_server.up()
@@ -199,12 +219,12 @@ def test_timeouts_hold_across_connection_loss(nats_server: NatsServer) -> None:
         async with Fleet(nats_server.url) as fleet:
             requests = await other.subscribe("vici.*.cmd.*")
             await other.flush()
-            lost = asyncio.create_task(fleet.node("gw1").version(timeout=4))
+            lost = asyncio.create_task(fleet.node("gw1").version(timeout=2))
             await requests.next_msg()
             await other.close()
             await asyncio.to_thread(nats_server.stop)
             await nats_server.up()
-            with pytest.raises(RequestTimeout, match="gw1: version: no reply within 4 seconds"):
+            with pytest.raises(RequestTimeout, match="gw1: version: no reply within 2 seconds"):
                 await lost
             envelope = msgpack.packb({**GOOD, "event": "ike-updown", "seq": 1})
             async with fleet.subscribe() as events:

@@ -146,11 +146,12 @@ class TlsFirst(NatsServer):
         return b"Server is ready" in self.log.read_bytes()
 
 
+@pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize("first", [True, False])
 def test_tls_first(tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bool) -> None:
     """If client and server differ, the error names the setting."""
     pki = Pki(tmp_path)
-    server = TlsFirst(tmp_path, more=pki.server_options(", handshake_first: true" if first else ""))
+    server = TlsFirst(tmp_path, more=pki.server_options(", handshake_first: true, timeout: 1" if first else ""))
     trust: dict[str, Any] = {"tls_ca": pki.ca, "tls_hostname": "nats.example"}
     hint = "set tls_first in [nats] for a server with" if first else "unset tls_first in [nats] for a server without"
 

@@ -76,6 +76,7 @@ def test_health_distinguishes_process_nats_and_charon(nats_server: NatsServer, t
     run(test())
 
 
+@pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize(
     ("more", "reason"),
     [

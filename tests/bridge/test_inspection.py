@@ -201,6 +201,7 @@ def test_jetstream_off(make_nats_server: Callable[..., NatsServer], tmp_path: Pa
     assert status == 1 and line.startswith("error: JetStream cannot be used: JetStream not enabled for account")
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_denied_requests_are_named(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     """Everything available is reported, and each request without a reply is named."""
     users = (
