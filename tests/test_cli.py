@@ -357,7 +357,7 @@ def test_record_other_clients(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("size", [10, 100_000])  # found when the file is closed, or in the middle
+@pytest.mark.parametrize("size", [10, 100_000])  # detected when the file is closed, or while it is written
 def test_unwritable_recording_is_reported(size: int) -> None:
     async def scenario() -> None:
         async with daemon() as charon:

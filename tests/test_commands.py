@@ -81,7 +81,7 @@ def test_methods_are_as_the_table_says(command: CommandSpec) -> None:
     assert command.named or blobs == command.blob
 
 
-def test_secret_commands_stay_secret_in_whatever_group() -> None:
+def test_secret_commands_stay_secret_in_any_group() -> None:
     """Their arguments are hidden by `secret`, so that moving a command to another group cannot show them."""
     assert {name for name, command in COMMANDS.items() if command.secret} == {"load-key", "load-shared", "load-token"}
     assert all(command.secret for command in COMMANDS.values() if command.danger is Danger.SECRETS)

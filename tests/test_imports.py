@@ -242,7 +242,7 @@ def test_vicibridge_loads_only_what_it_uses(arguments: str, uses: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["vicifast", "vicibridge"])
-def test_a_list_of_commands_has_the_words_of_their_help(package: str) -> None:
+def test_command_lists_match_the_help_texts(package: str) -> None:
     pytest.importorskip("nats" if package == "vicibridge" else "click", reason="needs the extra")
     cli = import_module(f"{package}.cli")
     group = cli.main if package == "vicifast" else cli.cli

@@ -55,7 +55,7 @@ def parse_address(address: str | os.PathLike[str] | None, *, any_port: bool = Fa
     """
     text = DEFAULT_ADDRESS if address is None else os.fspath(address)
     scheme, separator, rest = text.partition("://")
-    if _HOST_PORT.fullmatch(text):  # also the name of a socket, but hardly ever meant as one
+    if _HOST_PORT.fullmatch(text):  # also a valid file name of a socket, but rarely meant as one
         raise ValueError(f"invalid VICI address: {text!r}; write tcp://{text}, or ./{text} for a Unix socket")
     if not separator and text:
         return Unix(text)

@@ -48,7 +48,7 @@ def test_names_in_keys_are_escaped() -> None:
 
 
 ROOT = Path(__file__).parents[2]
-# What names every bucket, but cannot read the table.
+# Files that name every bucket and cannot be generated from the table.
 BY_HAND = (
     *("README.md", "bridge/bridge.example.toml", "examples/hub.py"),
     *(f"bridge/nats/{user}.conf" for user in ("gateway", "reader", "operator")),

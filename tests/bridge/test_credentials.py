@@ -268,7 +268,7 @@ def test_tls_errors_name_cause_and_key(make_nats_server: Make, tmp_path: Path) -
         without = {key: ours[key] for key in ("tls_ca", "tls_hostname")}
         await reports(url, "the server requires a client certificate: set tls_cert and tls_key", **without)
         unknown = {**ours, "tls_cert": pki.other_cert, "tls_key": pki.other_key}
-        await reports(url, "the server rejects the client certificate: it does not know its issuer", **unknown)
+        await reports(url, "the server rejects the client certificate: its issuer is unknown", **unknown)
         trust = "the server's certificate is rejected: unable to get local issuer certificate: set tls_ca to its CA"
         await reports(url, trust, **{**ours, "tls_ca": pki.other_ca})
         name = ".* mismatch, certificate is not valid for .*: set tls_hostname to a name in the certificate"
@@ -342,7 +342,7 @@ def test_sighup_loads_new_certificates_and_keeps_working_ones(
 
             pki.cert.write_text("half")
             bridge.reload(bridge.settings)
-            kept = "keeping the connection, because servers and credentials now configured fail: "
+            kept = "keeping the connection, because the new servers or credentials fail: "
             await until(lambda: logged(f"{kept}tls_cert"))
             pki.renew(-60)
             bridge.reload(bridge.settings)

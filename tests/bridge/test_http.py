@@ -1,4 +1,4 @@
-"""The HTTP endpoints: health, readiness, and what must not delay the bridge."""
+"""The HTTP endpoints: health, readiness, and clients that must not delay the bridge."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_incomplete_request_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("request_", [b"GET /metrics HTTP/1.1\r\n\r\n", b"GET /metr"])
 def test_client_that_hangs_does_not_delay_the_stop(monkeypatch: pytest.MonkeyPatch, request_: bytes) -> None:
-    """Neither one that reads no response, nor one that sends no whole request."""
+    """The client reads no response, or sends an incomplete request."""
     large = b"x" * 64_000_000
     monkeypatch.setattr(http, "choose_encoder", lambda accept: (lambda registry: large, "text/plain"))
 

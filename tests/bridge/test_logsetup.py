@@ -1,4 +1,4 @@
-"""The bridge's own log: its formats, repeated lines, and a reader that does not read."""
+"""The bridge's own log: its formats, repeated lines, and an unread pipe."""
 
 from __future__ import annotations
 

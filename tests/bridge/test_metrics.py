@@ -143,7 +143,7 @@ def test_metrics_follow_the_conventions() -> None:
         assert metric.help.endswith(".")
 
 
-def test_metrics_in_the_format_that_is_asked_for() -> None:
+def test_metrics_in_the_requested_format() -> None:
     async def test() -> None:
         async with service(settings("nats://127.0.0.1:1")) as bridge:
             await until(lambda: bridge.web.port)

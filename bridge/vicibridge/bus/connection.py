@@ -48,11 +48,11 @@ _REMEDIES: dict[int, str] = {
     10076: "enable JetStream in the server",
     10113: "create it manually with max_bytes",
 }
-# By OpenSSL's name of the alert that the server sends: what it does not accept.
+# Why a server rejects a client, by OpenSSL's name of its TLS alert.
 _ALERTS = {
     "CERTIFICATE_REQUIRED": "the server requires a client certificate: set tls_cert and tls_key",
     "CERTIFICATE_EXPIRED": "the server rejects the client certificate: it has expired or is not valid yet",
-    "UNKNOWN_CA": "the server rejects the client certificate: it does not know its issuer",
+    "UNKNOWN_CA": "the server rejects the client certificate: its issuer is unknown",
     "BAD_CERTIFICATE": "the server rejects the client certificate, or requires one: check tls_cert and tls_key",
 }
 # Bytes of subject and reply subject; nats-server limits their protocol line to 4096 (max_control_line).

@@ -264,9 +264,7 @@ class ConnectionSupervisor:
                 return
             new = await self._first(urls)
         except (CredentialsError, Refused) as error:
-            _logger.error(
-                "NATS: keeping the connection, because servers and credentials now configured fail: %s", error
-            )
+            _logger.error("NATS: keeping the connection, because the new servers or credentials fail: %s", error)
             return
         _logger.info("NATS: servers or credentials have changed: replacing the connection")
         self._use(new)

@@ -58,7 +58,7 @@ def adopt(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
             keys = [key for key in type(before).model_fields if getattr(before, key) != getattr(after, key)]
             changed = [key for key in keys if LIVE in type(before).model_fields[key].metadata]
             if section == "nats" and (old.nats.servers is None) != (new.nats.servers is None):
-                changed = []  # the credentials of one server are of no use to the other
+                changed = []  # credentials for one server are not valid for the other
             live += [f"{section}.{key}" for key in changed]
             restart += [f"{section}.{key}" for key in keys if key not in changed]
             sections[section] = before.model_copy(update={key: getattr(after, key) for key in changed})

@@ -24,7 +24,7 @@ class CodecSpec(NamedTuple):
     media_type: str
     starts: bytes
     to_vici: Callable[[bytes], bytes]
-    """Return a request as a VICI message; raise EncodeError or DecodeError if it is none."""
+    """Return a request as a VICI message; raise EncodeError or DecodeError if it is invalid."""
     from_vici: Callable[[bytes], bytes]
     """Return a VICI message in this codec."""
     join: Callable[[Sequence[bytes]], bytes]

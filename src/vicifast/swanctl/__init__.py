@@ -17,7 +17,7 @@ order of the file system. Differences from swanctl:
 * A PEM file with several certificates in a directory other than `x509` is loaded completely, with one request per
   certificate, as charon reads only the first in a request. In `x509` only the first is loaded, as with swanctl, and the
   others are reported as skipped, because charon trusts every certificate it loads. A connection or an authority that
-  names the file gets only the first, as with swanctl, and its line in the report says so.
+  names the file gets only the first, as with swanctl, and its line in the report mentions that.
 
 Opening encrypted keys and PKCS#12 containers requires the package cryptography, which the extra `cli` installs.
 """
