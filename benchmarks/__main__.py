@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from .measure import Table
 
 # Each part is a module with `tables(settings)`; importing it imports the packages that it needs.
-PARTS = {"codec": "codec", "stream": "stream", "import": "imports", "charon": "charon", "bridge": "bridge"}
+PARTS = {
+    "codec": "codec",
+    "stream": "stream",
+    "import": "imports",
+    "start": "start",
+    "charon": "charon",
+    "bridge": "bridge",
+}
 ON_REQUEST = {"charon", "bridge"}  # they take minutes; charon needs root and strongSwan, bridge a nats-server
 
 
@@ -39,7 +46,7 @@ def _run(options: argparse.Namespace) -> None:
     report.show_machine(console, described, machine.busy())
     tables: list[Table] = []
     with console.status("") as status:
-        settings = Settings(options.quick, status.update, options.sas, options.charon, options.flood)
+        settings = Settings(options.quick, status.update, options.sas, options.charon, options.flood, options.against)
         for part in [options.only] if options.only else [part for part in PARTS if part not in ON_REQUEST]:
             for table in importlib.import_module(f"benchmarks.{PARTS[part]}").tables(settings):
                 report.show_table(console, table)
@@ -83,6 +90,9 @@ def _options() -> argparse.Namespace:
         "--sas", metavar="N", type=int, default=5000, help="Number of SAs to establish in the real charon."
     )
     parser.add_argument("--charon", metavar="ADDRESS", help="Address of a running charon with SAs to measure.")
+    parser.add_argument(
+        "--against", metavar="REV", help="Measure the commands of another revision too, built in build/revisions."
+    )
     parser.add_argument("--json", metavar="FILE", help="Write all results to a file, or with - to standard output.")
     parser.add_argument("--chart", metavar="DIR", type=Path, help="Write a chart (SVG) for each table.")
     return parser.parse_args()

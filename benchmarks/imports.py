@@ -52,13 +52,14 @@ def _run(statement: str) -> Callable[[], _Times]:
     program = f"import os, sys; sys.path += {sorted(places)}; {statement}"
 
     def run() -> _Times:
-        cpu, wall = _children(), time.perf_counter()
+        cpu, wall = children(), time.perf_counter()
         subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True)
-        return _Times(time.perf_counter() - wall, _children() - cpu)
+        return _Times(time.perf_counter() - wall, children() - cpu)
 
     return run
 
 
-def _children() -> float:
+def children() -> float:
+    """Return the CPU seconds of all processes that were started and have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime

@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     """How long to measure: `quick` measures every row with few rounds. `report` is called with the current measurement.
 
     `charon` is the address of a running one with SAs to list; without it one is started, for `sas` SAs. The bridge is
-    flooded for `flood` seconds.
+    flooded for `flood` seconds. `against` is another revision to measure.
     """
 
     quick: bool
@@ -26,6 +26,7 @@ class Settings(NamedTuple):
     sas: int = 5000
     charon: str | None = None
     flood: float = 5
+    against: str | None = None
 
 
 class Cell(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .measure import Table
+from .start import COMMANDS, FLEET
 
 
 class Target(NamedTuple):
@@ -43,6 +44,8 @@ TARGETS = [
     Target("bridge, log, 150,000/s", "bridge-log", "wall", "vicibridge, msgpack", at_most=1e6 / 150_000, unit="µs"),
     Target("bridge, state, 15,000/s", "bridge-state", "wall", "vicibridge, msgpack", at_most=1e6 / 15_000, unit="µs"),
     Target("import", "import", "CPU", "vicifast", at_most=25),
+    *(Target("start", "start-vicifast", case, "vicifast", at_most=60) for case in COMMANDS),
+    *(Target("start", "start-vicibridge", case, "vicibridge", at_most=120) for case in FLEET),
 ]
 
 

@@ -15,6 +15,7 @@ from benchmarks import machine
 from benchmarks.__main__ import ON_REQUEST
 from benchmarks.instructions import compare, regressions
 from benchmarks.measure import Table, interleave
+from benchmarks.start import COMMANDS, FLEET
 from benchmarks.targets import TARGETS, Target, judge
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,8 @@ def test_every_row_is_measured() -> None:
     assert {"vicifast AsyncSession", "python vici"} <= {name for name, _ in rows["stream"]}
     assert {case for _, case in rows["stream"]} == {"packets, CPU", "packets, wall", "blast, CPU", "blast, wall"}
     assert {"vicifast", "vicifast.aio", "python vici"} <= {name for name, _ in rows["import"]}
+    assert rows["start-vicifast"] == {("vicifast", case) for case in COMMANDS}
+    assert rows.get("start-vicibridge") in (None, {("vicibridge", case) for case in FLEET})
     assert all(row["minimum"] <= row["median"] for measured in tables.values() for row in measured)
     assert all(row["minimum"] > 0 for operation in CODEC for row in tables[operation])
     assert len(report["targets"]) == sum(target.table.partition("-")[0] not in ON_REQUEST for target in TARGETS)
