@@ -133,7 +133,7 @@ def test_ratios_are_of_the_minima_to_our_first_row() -> None:
     assert table.ratio("absent", table.reference, "case") is None
 
 
-def test_targets_are_judged_by_the_tables_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_are_judged_by_measured_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table("demo", "", "")
     table.add("case", {"vicifast": [2.0], "peer": [30.0]})
     targets = [

@@ -297,7 +297,7 @@ def test_registration_that_is_never_answered() -> None:
         assert peer.session.closed
 
 
-def test_where_there_is_no_poll(charon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_poll(charon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "poll")
     charon.on("load-conn", {"success": "yes"})
     with Session(charon.address) as session:

@@ -138,9 +138,7 @@ def test_version() -> None:
     run(scenario)
 
 
-def test_without_click_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_click_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "click", None)
     with pytest.raises(SystemExit) as caught:
         start()
@@ -617,7 +615,7 @@ def test_call_reads_no_more_of_a_file_than_a_value_holds(tmp_path: Path) -> None
     assert f"{file} is larger than 65535 bytes, the limit of a value" in result.stderr
 
 
-def test_call_takes_keys_lists_files_and_json(tmp_path: Path) -> None:
+def test_call_accepts_keys_lists_files_and_json(tmp_path: Path) -> None:
     async def scenario() -> None:
         (tmp_path / "ca.der").write_bytes(b"0\x82")
         async with daemon() as charon:

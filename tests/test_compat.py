@@ -312,7 +312,7 @@ def test_listen_and_the_timeout_of_the_socket(vici: Any, charon: Any) -> None:
 
 
 @either
-def test_a_reply_that_never_comes(vici: Any, charon: Any) -> None:
+def test_missing_reply(vici: Any, charon: Any) -> None:
     charon.mute("version")
     with opened(vici, charon) as session:
         session.transport.socket.settimeout(0.05)
@@ -731,7 +731,7 @@ EOF, LATE, NO_SOCKET = (OSError, None), (TimeoutError, None), (OSError, errno.EB
 
 
 @either
-def test_charon_has_gone_before_a_request(vici: Any) -> None:
+def test_charon_ends_before_a_request(vici: Any) -> None:
     with scripted(vici) as (session, daemon):
         daemon.close()
         calls = [session.version, lambda: list(session.list_sas()), lambda: next(session.listen(["log"]))]

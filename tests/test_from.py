@@ -169,7 +169,7 @@ def test_containers_of_every_size(count: int) -> None:
         assert from_msgpack(exact(to_msgpack(data))) == from_json(exact(to_json(data))) == data
 
 
-def test_64_sections_and_no_more() -> None:
+def test_64_nested_sections_at_most() -> None:
     deepest = b"\x01\x01s" * 64 + b"\x04\x00\x05\x00\x01x\x06" + b"\x02" * 64
     assert from_msgpack(exact(to_msgpack(deepest))) == from_json(exact(to_json(deepest))) == deepest
     refused(from_msgpack, b"\x81\xa1s" * 65 + b"\x80")
@@ -667,7 +667,7 @@ def test_sections_that_resemble_base64() -> None:
         assert str(refused(from_json, json.dumps({"s": {"l": items}}))).startswith("s.l[0]:")
 
 
-def test_a_section_like_base64_comes_back_as_bytes() -> None:
+def test_section_like_base64_becomes_bytes() -> None:
     """The exception to the round trip, as the documentation of the JSON format must state."""
     data = encode({"s": {"$base64": "/w=="}})
     assert from_json(to_json(data)) == encode({"s": b"\xff"})

@@ -167,7 +167,7 @@ def test_paths() -> None:
         assert message.get(*path, default=0) == 0
 
 
-def test_the_last_of_a_name_is_the_one_that_a_path_goes_through() -> None:
+def test_paths_follow_the_last_of_duplicate_names() -> None:
     message = Message(packed(TREE))
     assert message.get("net", "x") == {}
     assert message.get("net", "child-sas") is None
@@ -331,7 +331,7 @@ def test_pickled(protocol: int, values: type[str] | type[bytes]) -> None:
     expect(section, TREE[4][1], values)
 
 
-def test_a_pickled_section_keeps_no_more_than_itself() -> None:
+def test_pickled_section_contains_only_itself() -> None:
     section = Message(encode({"secret": "hidden", "s": {"data": "x"}}), binary=["secret", "data"])["s"]
     assert b"hidden" not in pickle.dumps(section)
     assert pickle.loads(pickle.dumps(section)).items() == [("data", "x")]

@@ -66,7 +66,7 @@ def test_empty_recording(tmp_path: Path) -> None:
     assert recording.packets("server") == recording.packets("client") == []
 
 
-def test_times_are_taken_when_none_is_given(tmp_path: Path) -> None:
+def test_time_defaults_to_now(tmp_path: Path) -> None:
     with RecordingWriter(tmp_path / "a", METADATA) as writer:
         writer.write("client", b"a")
         writer.write("server", b"b")
@@ -146,7 +146,7 @@ def test_broken_server_stream_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 1000])
-def test_splitter_takes_any_pieces(step: int) -> None:
+def test_splitter_accepts_any_pieces(step: int) -> None:
     data = REGISTER + VERSION + frame(b"\x00\x08get-keys", MESSAGE) + frame(b"\x04\x03log")
     splitter = RequestSplitter()
     requests = [found for at in range(0, len(data), step) for found in splitter.feed(data[at : at + step])]
@@ -163,7 +163,7 @@ def test_splitter_takes_any_pieces(step: int) -> None:
     [frame(), frame(b"\x00"), frame(b"\x03\x05log"), frame(b"\x00\x03l\xc3g"), frame(b"\x00\x03l\x00g")]
     + [frame(bytes([kind]) + b"\x03log") for kind in (1, 2, 5, 6, 7, 8, 255)],
 )
-def test_splitter_leaves_out_what_charon_ignores(ignored: bytes) -> None:
+def test_splitter_omits_packets_that_charon_ignores(ignored: bytes) -> None:
     assert RequestSplitter().feed(ignored + VERSION) == [(_wire.CMD_REQUEST, "version", b"")]
 
 

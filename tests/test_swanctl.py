@@ -884,7 +884,7 @@ def test_keys_that_do_not_open(tmp_path: Path) -> None:
 
 
 @needs_openssl
-def test_asks_for_what_the_configuration_lacks(tmp_path: Path) -> None:
+def test_prompts_for_missing_secrets(tmp_path: Path) -> None:
     for name in ("private", "pkcs12"):
         (tmp_path / name).mkdir()
     key = new_key("ec")

@@ -145,7 +145,7 @@ def test_bad_script_raises_at_once() -> None:
         charon.emit("ike-upside-down", {})
 
 
-def test_stream_goes_to_the_registered_only() -> None:
+def test_stream_reaches_registered_clients_only() -> None:
     async def scenario() -> None:
         async with FakeCharon() as charon, AsyncSession(charon.address) as session:
             charon.on("list-sas", {}, stream=SAS)

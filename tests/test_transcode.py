@@ -109,7 +109,7 @@ def test_base64_of_every_length(size: int) -> None:
     assert msgpack.unpackb(to_msgpack(data)) == {"k": blob}
 
 
-def test_base64_as_it_is_written() -> None:
+def test_base64_output() -> None:
     assert to_json(encode({"k": b"\xff"})) == b'{"k":{"$base64":"/w=="}}'
     assert to_json(encode({"data": "ab"}), binary=["data"]) == b'{"data":{"$base64":"YWI="}}'
     assert to_json(encode({"data": ""}), binary=["data"]) == b'{"data":{"$base64":""}}'
@@ -173,7 +173,7 @@ def test_the_longest_output() -> None:
     assert json.loads(to_json(blobs)) == {"": [{"$base64": "/w=="}] * 131_000}
 
 
-def test_64_sections_and_no_more() -> None:
+def test_64_nested_sections_at_most() -> None:
     deepest = b"\x01\x01s" * 64 + b"\x04\x00\x05\x00\x01x\x06" + b"\x02" * 64
     assert msgpack.unpackb(to_msgpack(deepest)) == decode(deepest) == json.loads(to_json(deepest))
     for format in (to_msgpack, to_json):

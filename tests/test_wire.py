@@ -361,7 +361,7 @@ def test_recorded_messages(path: Path) -> None:
 # --- limits ---
 
 
-def test_64_sections_and_no_more() -> None:
+def test_64_nested_sections_at_most() -> None:
     assert decode(b"\x01\x00" * 64 + b"\x02" * 64)
     assert decode(encode(nested(64))) == nested(64)
     assert decode(encode({"l": [], **nested(64)}))
@@ -658,7 +658,7 @@ def test_a_message_that_changes_while_it_is_read() -> None:
             pass
 
 
-def test_the_text_of_a_str_is_what_counts() -> None:
+def test_subclasses_of_str_are_encoded_by_their_text() -> None:
     class Odd(str):
         def encode(self, *args: Any) -> Any:
             return 5

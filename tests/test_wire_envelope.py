@@ -433,7 +433,7 @@ def test_wrong_arguments(format: Format) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_without_an_envelope_there_is_none(format: Format) -> None:
+def test_without_an_envelope(format: Format) -> None:
     data = encode(MESSAGE)
     for transcoder in (Transcoder(format, event="log"), Transcoder(format, envelope=None)):
         assert transcoder.transcode(data) == (to_msgpack if format == "msgpack" else to_json)(data)
