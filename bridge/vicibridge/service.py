@@ -74,7 +74,7 @@ class Service:
             for task in (stopped, *everything):
                 task.cancel()
             results = await asyncio.gather(*everything, return_exceptions=True)
-            await self.web.stop()
+            self.web.stop()
             if self.embedded:
                 await self.embedded.stop()
         for result in results:

@@ -1,12 +1,18 @@
-"""Serves `/metrics`, `/healthz` and `/readyz` over HTTP in the event loop of the bridge."""
+"""Serves `/metrics`, `/healthz` and `/readyz` over HTTP.
+
+The standard library's server parses requests in a thread each; responses are made in the event loop of the bridge.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import NamedTuple
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, NamedTuple
 
 from prometheus_client.exposition import choose_encoder
 
@@ -14,9 +20,8 @@ from ..config.model import parse_listen
 from .metrics import registry
 from .view import ServiceView
 
-_LARGEST = 16384  # bytes of a request
 _LONGEST = 10.0  # seconds for a request and its response
-_STOP = 0.5  # seconds for open requests when the bridge stops
+_MOST = 16  # connections at a time
 
 
 class ListenError(Exception):
@@ -36,65 +41,30 @@ class HttpServer:
         self._listen = listen
         self._service = service
         self._registry = registry(service)
-        self._server: asyncio.Server | None = None
-        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._server: _Server | None = None
         self.port = 0
 
     async def start(self) -> None:
         """Listen if configured; raises ListenError if the address cannot be bound."""
         if not self._listen:
             return
-        host, port = parse_listen(self._listen)
         try:
-            self._server = await asyncio.start_server(self._serve, host, port, limit=_LARGEST)
+            self._server = _Server(parse_listen(self._listen), self)
         except OSError as error:
             hint = 'choose another address for [http] listen, or "" to disable it'
             raise ListenError(f"http.listen: {self._listen}: {error.strerror}; {hint}") from None
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = self._server.socket.getsockname()[1]
+        asyncio.get_running_loop().add_reader(self._server, self._server.handle_request)
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
+        """Stop listening, and end open connections."""
         if self._server is not None:
-            self._server.close()
+            asyncio.get_running_loop().remove_reader(self._server)
+            self._server.server_close()
             self._server = None
-        if self._open:
-            await asyncio.wait(self._open, timeout=_STOP)
-        for writer in self._open.values():
-            writer.transport.abort()
-        if self._open:
-            await asyncio.wait(self._open)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = writer
-        try:
-            async with asyncio.timeout(_LONGEST):
-                writer.write(await self._answer(reader))
-                await writer.drain()
-                writer.close()
-                await writer.wait_closed()
-        except (TimeoutError, asyncio.IncompleteReadError, OSError):
-            writer.transport.abort()
-        finally:
-            del self._open[task]
-
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
-        """Read a request and return the whole response."""
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-        except asyncio.LimitOverrunError:
-            return _encoded(_failed(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
-        line, *lines = head.decode("latin-1").split("\r\n")
-        try:
-            method, target, _ = line.split(" ")
-        except ValueError:
-            return _encoded(_failed(HTTPStatus.BAD_REQUEST))
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        if method not in ("GET", "HEAD"):
-            return _encoded(_failed(HTTPStatus.METHOD_NOT_ALLOWED), "Allow: GET, HEAD\r\n")
-        return _encoded(self._get(target.partition("?")[0], headers.get("accept", "")), body=method == "GET")
-
-    def _get(self, path: str, accept: str) -> _Response:
+    async def respond(self, path: str, accept: str) -> _Response:
+        """Return the response to a GET of this path; `accept` is the header of this name."""
         match path:
             case "/metrics":
                 encode, content_type = choose_encoder(accept)
@@ -103,7 +73,7 @@ class HttpServer:
                 return _json({"status": "ok"})
             case "/readyz":
                 return self._readyz()
-        return _failed(HTTPStatus.NOT_FOUND)
+        return _Response(b"404 Not Found\n", HTTPStatus.NOT_FOUND)
 
     def _readyz(self) -> _Response:
         """Readiness: 200 if every charon is connected and JetStream accepts its events and mirror; else 503.
@@ -124,20 +94,78 @@ class HttpServer:
         return _json(answer, HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK)
 
 
+class _Server(ThreadingMixIn, TCPServer):
+    """Listens in the event loop that creates it, which calls `handle_request`; each connection gets a thread."""
+
+    allow_reuse_address = True
+    daemon_threads = True  # a client that hangs does not delay the end of the process
+    timeout = 0  # of handle_request: the event loop waits for connections
+
+    def __init__(self, address: tuple[str, int], pages: HttpServer) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.loop = asyncio.get_running_loop()
+        self.pages = pages
+        self._open: dict[socket.socket, asyncio.TimerHandle] = {}
+        super().__init__(address, _Handler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return len(self._open) < _MOST
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open[request] = self.loop.call_later(_LONGEST, _end, request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection, in its thread, or in the event loop when it was refused."""
+        super().shutdown_request(request)
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._forget, request)
+
+    def _forget(self, request: socket.socket) -> None:
+        if timer := self._open.pop(request, None):
+            timer.cancel()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The client has gone, or the bridge is stopping."""
+
+    def server_close(self) -> None:
+        super().server_close()
+        for request in list(self._open):
+            _end(request)
+            self._forget(request)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    server_version = "vicibridge"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        coroutine = self.server.pages.respond(self.path.partition("?")[0], self.headers.get("Accept", ""))
+        response = asyncio.run_coroutine_threadsafe(coroutine, self.server.loop).result(_LONGEST)
+        self.send_response(response.status)
+        self.send_header("Content-Type", response.type)
+        self.send_header("Content-Length", str(len(response.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Access is not logged."""
+
+
+def _end(request: socket.socket) -> None:
+    """Wake the thread of a connection: neither a read nor a write waits any longer."""
+    try:
+        request.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the thread or the client was first
+        pass
+
+
 def _json(content: object, status: HTTPStatus = HTTPStatus.OK) -> _Response:
     return _Response(json.dumps(content).encode(), status, "application/json; charset=utf-8")
-
-
-def _failed(status: HTTPStatus) -> _Response:
-    return _Response(f"{status.value} {status.phrase}\n".encode(), status)
-
-
-def _encoded(response: _Response, header: str = "", *, body: bool = True) -> bytes:
-    head = (
-        f"HTTP/1.1 {response.status.value} {response.status.phrase}\r\nContent-Type: {response.type}\r\n"
-        f"Content-Length: {len(response.body)}\r\nConnection: close\r\n{header}\r\n"
-    )
-    return head.encode("latin-1") + (response.body if body else b"")
 
 
 def _iso(time: float) -> str:
