@@ -192,12 +192,13 @@ def test_listens_on_ipv6_and_limits_connections() -> None:
             web = http.HttpServer("[::1]:0", bridge)
             await web.start()
             try:
-                idle = [socket.create_connection(("::1", web.port)) for _ in range(http._MOST)]
+                idle = [(await asyncio.open_connection("::1", web.port))[1] for _ in range(http._MOST)]
+                assert web._server
+                await until(lambda: len(web._server._open) == http._MOST)
                 reader, writer = await asyncio.open_connection("::1", web.port)
                 assert await reader.read() == b""  # one too many
                 writer.close()
                 idle.pop().close()
-                assert web._server
                 await until(lambda: len(web._server._open) < http._MOST)
                 reader, writer = await asyncio.open_connection("::1", web.port)
                 writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
