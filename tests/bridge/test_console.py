@@ -28,6 +28,8 @@ pytest.importorskip("rich", reason="the command line needs rich")
 from vicibridge.console.common import find_nats  # noqa: E402
 from vicibridge.console.tail import coloured, text_of  # noqa: E402
 
+from vicifast.cli.common import WrongUse  # noqa: E402
+
 SA = {"uniqueid": "7", "state": "ESTABLISHED", "local-host": "192.0.2.1", "remote-host": "192.0.2.2"}
 CHILD = {"name": "net", "uniqueid": "3", "state": "INSTALLED", "bytes-in": "2048", "bytes-out": "7"}
 SITE = {**SA, "child-sas": {"net-3": CHILD}}
@@ -379,3 +381,41 @@ def test_sources_of_the_nats_address(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(Exception, match=says) as wrong:
             find_nats(given, context, path)  # type: ignore[arg-type]
         assert wrong.value.exit_code == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"servers": ["nats://x:1", "tls://y:2"], "user": "u", "password": "p", "prefix": "a.b", "inbox_prefix": "_I"},
+        {"servers": ["nats://u:p@x:1"], "tls_first": True, "tls_ca": str(Path(__file__))},
+        {"creds": str(Path(__file__))},
+        {"servers": []},
+        {"servers": ["ftp://x"]},
+        {"servers": ["x:1"]},
+        {"prefix": "a b"},
+        {"inbox_prefix": ".x"},
+        {"user": 5},
+        {"tls_first": "yes"},
+        {"tls_first": "perhaps"},
+        {"password": "p"},
+        {"token": ["t"]},
+        {"tls_cert": "/nowhere"},
+        {"user": "u", "token": "t"},
+        {"tls_key": str(Path(__file__))},
+    ],
+)
+def test_settings_are_equal_with_and_without_a_configuration(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, object]
+) -> None:
+    """Without one they are checked without pydantic, which is slow to import."""
+
+    def found() -> object:
+        try:
+            return find_nats(given, None, None)
+        except WrongUse as error:
+            return error.format_message()
+
+    without = found()
+    monkeypatch.setenv("VICIBRIDGE_LOGGING__LEVEL", "info")
+    assert without == found()
