@@ -39,8 +39,11 @@ async def main(url: str, port: int) -> None:
         registry = CollectorRegistry()
         registry.register(Tunnels(watch))
         start_http_server(port, "127.0.0.1", registry)
-        async for _ in watch:  # reading the changes keeps watch.current up to date
-            pass
+        while True:  # watch.current is up to date anyway
+            try:
+                await anext(watch)
+            except ValueError as error:  # the value of another program
+                print(error, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -365,7 +365,8 @@ class ChildRekey(_ParsedSection):
         """Read a message of this event."""
         root = _Root(message, cls.event)
         ike = _plain(root.section)
-        name, pair = _only_section((ike.pop("child-sas", None) or {}).items(), cls.event)
+        children = ike.pop("child-sas", None)
+        name, pair = _only_section(children.items() if isinstance(children, dict) else (), cls.event)
         old, new = (ChildSa.from_section(name, child) for child in _old_and_new(pair, cls.event))
         return cls._read(root.values, ike=IkeSa.from_section(root.name, ike), old=old, new=new)
 

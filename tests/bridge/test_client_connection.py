@@ -14,11 +14,11 @@ import nats
 import pytest
 from harness import NatsServer, run, until
 from identities import Operator
+from mirror_values import sa, sa_value
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
 from test_client_events import GOOD, SUBJECT, filled, take
 from vicibridge.client import Change, Events, Fleet
-from vicibridge.contract import bucket_values
 from vicibridge.contract.nats_settings import NatsSettings
 
 from vicifast.errors import ConnectionClosed, RequestTimeout
@@ -83,7 +83,7 @@ def test_subscriptions_resume_after_a_user_is_revoked_and_its_file_is_renewed(
             await filled(other, 2)
             bucket = await other.jetstream().create_key_value(KeyValueConfig(bucket="VICI_SA"))
             for key in ("gw1.a.1", "gw1.b.2", "gw1.c.3"):
-                await bucket.put(key, bucket_values.dump({"n": 1}))
+                await bucket.put(key, sa_value(*key.split("."), since=1, updated=1))
             plain, kept, new = fleet.subscribe(), fleet.subscribe(start=1), fleet.subscribe(start="new")
             async with plain, kept, new, fleet.subscribe(durable="pager") as durable, fleet.watch_sas() as watch:
                 assert await take(kept, 2) == await take(durable, 2) == [1, 2]
@@ -94,15 +94,20 @@ def test_subscriptions_resume_after_a_user_is_revoked_and_its_file_is_renewed(
                 await until(lambda: connected.is_closed)
                 # Events during the outage arrive too, except those of the plain subscription.
                 await filled(other, 5, first=3)
-                await bucket.put("gw1.a.1", bucket_values.dump({"n": 2}))
+                await bucket.put("gw1.a.1", sa_value("gw1", "a", "1", since=2, updated=1))
                 await bucket.purge("gw1.b.2")
                 numbers = [*range(3, 8), *await heard(other, plain, 8)]
                 assert await take(kept, len(numbers)) == await take(new, len(numbers)) == numbers
                 while (got := await take(durable, 1)) != numbers[-1:]:
                     assert got[0] in (2, *numbers)
-                changes = sorted([await anext(watch), await anext(watch)])
-                assert changes == [Change("gw1.a.1", {"n": 2}, {"n": 1}), Change("gw1.b.2", None, {"n": 1})]
-                assert watch.current == {"gw1.a.1": {"n": 2}, "gw1.c.3": {"n": 1}}
+                changes = {change.key: change for change in (await anext(watch), await anext(watch))}
+                new_a = sa("gw1", "a", "1", since=2, updated=1)
+                before = {key: sa(*key.split("."), since=1, updated=1) for key in ("gw1.a.1", "gw1.b.2", "gw1.c.3")}
+                assert changes == {
+                    "gw1.a.1": Change("gw1.a.1", new_a, before["gw1.a.1"]),
+                    "gw1.b.2": Change("gw1.b.2", None, before["gw1.b.2"]),
+                }
+                assert watch.current == {"gw1.a.1": new_a, "gw1.c.3": before["gw1.c.3"]}
 
     run(test(), 60)
 
@@ -178,7 +183,7 @@ def test_deleted_consumer_is_recreated(nats_server: NatsServer) -> None:
             jetstream = fleet.client.jetstream()
             bucket = await jetstream.create_key_value(KeyValueConfig(bucket="VICI_SA"))
             for key in ("gw1.a.1", "gw1.b.2"):
-                await bucket.put(key, b"{}")
+                await bucket.put(key, sa_value(*key.split(".")))
             async with fleet.subscribe(start="first") as events, fleet.watch_sas() as watch:
                 assert await take(events, 1) == [1]
                 [consumer] = await jetstream.consumers_info("VICI")
@@ -186,9 +191,9 @@ def test_deleted_consumer_is_recreated(nats_server: NatsServer) -> None:
                 await jetstream.delete_key_value("VICI_SA")
                 await filled(fleet.client, 3, first=2)
                 bucket = await jetstream.create_key_value(KeyValueConfig(bucket="VICI_SA"))
-                await bucket.put("gw1.b.2", b'{"n": 1}')
+                await bucket.put("gw1.b.2", sa_value("gw1", "b", "2", updated=1))
                 assert await take(events, 3) == [2, 3, 4]
-                await until(lambda: watch.current == {"gw1.b.2": {"n": 1}})
+                await until(lambda: watch.current == {"gw1.b.2": sa("gw1", "b", "2", updated=1)})
 
     run(test(), 60)
 

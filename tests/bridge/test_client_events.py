@@ -12,6 +12,7 @@ import msgpack
 import nats
 import pytest
 from harness import NatsServer, run, service, settings, until, up
+from mirror_values import sa_value
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import KeyValueConfig
@@ -35,7 +36,7 @@ def message(payload: bytes, subject: str = SUBJECT) -> Msg:
 def test_envelopes_of_the_bridge_are_decoded(codec: Any) -> None:
     envelopes = Envelopes(codec, "gw 1", "b0")
     data = {"up": "yes", "gä": {"id": "a\udcff\n", "list": ["x", "\udc80"]}}
-    own = {"class": "log", "count": 2, "first_seq": None}
+    own = {"class": "log", "cause": "full", "count": 2, "first_seq": None, "last_seq": None}
     payload = envelopes.wrap(2**62, "ike-updown", b"") + envelopes.wrap_object(5, "gap", own)
     raw = encode({"up": "yes", "g": data["gä"]})
     payload += envelopes.wrap(7, "ike-updown", raw)
@@ -391,7 +392,7 @@ def test_subscriptions_survive_a_restart_of_nats(nats_server: NatsServer) -> Non
                 sent = await heard_again(fleet, plain)
                 assert await take(kept, len(sent)) == sent
                 jetstream = fleet.client.jetstream()
-                await (await jetstream.key_value("VICI_SA")).put("gw1.a.1", b"{}")
+                await (await jetstream.key_value("VICI_SA")).put("gw1.a.1", sa_value("gw1", "a", "1"))
                 assert (await anext(watch)).key == "gw1.a.1"
                 while (await take(durable, 1)) != sent[-1:]:
                     pass

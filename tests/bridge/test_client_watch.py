@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import mirror_values
 import pytest
 from harness import NatsServer, run, settings, until
 from nats.js.api import KeyValueConfig
@@ -14,6 +15,8 @@ from nats.js.kv import KeyValue
 from vicibridge.client import Change, Fleet, JetStreamError
 from vicibridge.client.discovery import Node
 from vicibridge.contract import bucket_values
+from vicibridge.contract.bucket_values import SaValue
+from vicibridge.contract.subjects import unescape
 from vicibridge.service import Service
 
 from vicifast.errors import ConnectionClosed
@@ -23,8 +26,13 @@ async def bucket(fleet: Fleet, name: str = "VICI_SA", **config: Any) -> KeyValue
     return await fleet.client.jetstream().create_key_value(KeyValueConfig(bucket=name, **config))
 
 
-async def put(kv: KeyValue, key: str, **value: Any) -> None:
-    await kv.put(key, bucket_values.dump(value))
+def value(key: str, n: int, **more: Any) -> SaValue:
+    """The value of an SA with one more key, as a later bridge may write it."""
+    return mirror_values.sa(*map(unescape, key.split(".")), updated=1, n=n, **more)
+
+
+async def put(kv: KeyValue, key: str, n: int, **more: Any) -> None:
+    await kv.put(key, bucket_values.dump(value(key, n, **more)))
 
 
 def test_content_and_changes(nats_server: NatsServer) -> None:
@@ -38,20 +46,23 @@ def test_content_and_changes(nats_server: NatsServer) -> None:
             await put(kv, "gw2.b.3", n=4)
             await kv.delete("gw2.b.3")
             async with fleet.watch_sas() as watch:
-                assert watch.current == {"gw1.a.1": {"n": 2}, "gw2.b.2": {"n": 3, "text": "\udcff"}}
+                assert watch.current == {
+                    "gw1.a.1": value("gw1.a.1", 2),
+                    "gw2.b.2": value("gw2.b.2", 3, text="\udcff"),
+                }
                 first = [await anext(watch), await anext(watch)]
                 assert first == [
-                    Change("gw1.a.1", {"n": 2}, None),
-                    Change("gw2.b.2", {"n": 3, "text": "\udcff"}, None),
+                    Change("gw1.a.1", value("gw1.a.1", 2), None),
+                    Change("gw2.b.2", value("gw2.b.2", 3, text="\udcff"), None),
                 ]
                 await put(kv, "gw1.a.1", n=5)
-                assert await anext(watch) == Change("gw1.a.1", {"n": 5}, {"n": 2})
+                assert await anext(watch) == Change("gw1.a.1", value("gw1.a.1", 5), value("gw1.a.1", 2))
                 await kv.purge("gw1.a.1")
-                assert await anext(watch) == Change("gw1.a.1", None, {"n": 5})
+                assert await anext(watch) == Change("gw1.a.1", None, value("gw1.a.1", 5))
                 for number in range(100):
                     await put(kv, "gw1.c.7", n=number)
-                await until(lambda: watch.current.get("gw1.c.7") == {"n": 99})
-                assert await anext(watch) == Change("gw1.c.7", {"n": 99}, None)  # only the last value
+                await until(lambda: watch.current.get("gw1.c.7") == value("gw1.c.7", 99))
+                assert await anext(watch) == Change("gw1.c.7", value("gw1.c.7", 99), None)  # only the last value
                 await put(kv, "gw1.d.8", n=1)
                 await kv.delete("gw1.d.8")
                 await kv.put("gw1.e.9", b"{")
@@ -59,7 +70,7 @@ def test_content_and_changes(nats_server: NatsServer) -> None:
                 with pytest.raises(ValueError, match="VICI_SA: gw1.e.9: "):
                     await anext(watch)  # and no change of gw1.d.8, which appeared and disappeared
                 await put(kv, "gw1.e.9", n=1)
-                assert await anext(watch) == Change("gw1.e.9", {"n": 1}, None)
+                assert await anext(watch) == Change("gw1.e.9", value("gw1.e.9", 1), None)
             with pytest.raises(ConnectionClosed, match="the watch of VICI_SA was closed"):
                 await anext(watch)
 
@@ -148,7 +159,7 @@ def test_everyone_waits_for_present_nodes(nats_server: NatsServer) -> None:
         await nats_server.up()
         async with Fleet(nats_server.url) as fleet:
             kv = await bucket(fleet, "VICI_NODE")
-            await put(kv, "gw1", node="gw1", updated=0, expires=True, bridge="1.0", charon_version="6.0.1", charon="up")
+            await kv.put("gw1", mirror_values.node_value("gw1", updated=0))
             [node] = await fleet.nodes()
             assert (node.name, node.answers, node.bridge_version, node.charon_version) == ("gw1", False, "1.0", "6.0.1")
             quiet = await fleet.client.subscribe("vici.all.cmd.*")  # a subscriber that does not answer
@@ -170,7 +181,7 @@ def test_frequent_queries_leave_no_consumers(make_nats_server: Callable[..., Nat
         async with Fleet(server.url) as fleet:
             kv = await bucket(fleet, "VICI_NODE", direct=True)
             for node in ("gw1", "gw2", "gw3"):
-                await put(kv, node, node=node, updated=0, expires=True, bridge="1.0", charon_version=None)
+                await kv.put(node, mirror_values.node_value(node))
             await kv.delete("gw2")
             await kv.put("odd", b"{")
             for _ in range(10):

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,10 +17,10 @@ import nats
 import pytest
 from harness import NatsServer, run, until
 from identities import Operator, Pki
+from mirror_values import sa_value
 from nats.js.api import KeyValueConfig
 from test_client_calls import SAS, a_fleet
 from vicibridge.client import Envelope, Fleet, JetStreamError
-from vicibridge.contract import bucket_values
 
 pytest.importorskip("rich", reason="the command line needs rich")
 
@@ -192,7 +191,7 @@ def test_console_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path:
             results = [await outcome(server, *command, *here, *first) for command in commands]
             if not first:
                 assert [(code, err) for code, _, err in results] == [
-                    (0, ""),
+                    (0, "the bucket VICI_NODE does not exist: no bridge with a mirror has created it\n"),
                     (3, "Error: x: y: no bridge serves it\n"),
                 ]
             else:
@@ -232,7 +231,7 @@ def test_expired_credentials_are_reported_and_replaced(
         other = await nats.connect(server.url, user_credentials=str(tmp_path / "other.creds"))
         bucket = await other.jetstream().create_key_value(KeyValueConfig(bucket="VICI_SA"))
         while not done():
-            await bucket.put("gw1.a.1", bucket_values.dump({"n": time.time()}))
+            await bucket.put("gw1.a.1", sa_value("gw1", "a", "1"))
             await other.publish("vici.gw1.log.IKE.1", msgpack.packb(LOG))
             await asyncio.sleep(0.05)
         await other.close()
@@ -272,7 +271,11 @@ def test_console_without_jetstream(make_nats_server: Callable[..., NatsServer]) 
             outcome(server, "tail", "--since", "1h"),
             outcome(server, "call", "all", "version"),
         )
-        assert nodes[0] == 0 and nodes[2] == "" and "0 of 0 gateways" in nodes[1]
+        assert (
+            nodes[0] == 0
+            and nodes[2] == f"the bucket VICI_NODE cannot be read: {off}\n"
+            and "0 of 0 gateways" in nodes[1]
+        )
         assert sas == (1, "", f"Error: JetStream: the watch of VICI_SA: {off}\n")
         assert tail == (1, "", f"Error: JetStream: the subscription: {off}\n")
         assert call == (3, "", "Error: no bridge answers\n")
@@ -419,3 +422,95 @@ def test_settings_are_equal_with_and_without_a_configuration(
     without = found()
     monkeypatch.setenv("VICIBRIDGE_LOGGING__LEVEL", "info")
     assert without == found()
+
+
+FOREIGN = {
+    "no JSON": b"{",
+    "no envelope": b'{"v":1}',
+    "nested": b'{"a":' * 100_000,
+    "msgpack": b"\x81\xa1v\x01",
+    "a type of its own": msgpack.packb({**LOG, "data": {"x": msgpack.ExtType(7, b"x")}}),
+    "a time": msgpack.packb({**LOG, "data": {"x": msgpack.Timestamp(1, 1)}}),
+    "time": json.dumps({**LOG, "time": "now"}).encode(),
+    "a later time": json.dumps({**LOG, "time": 2**70}).encode(),
+    "seq": json.dumps({**LOG, "seq": None}).encode(),
+    "data": json.dumps({**LOG, "data": []}).encode(),
+    "surrogate": json.dumps({**LOG, "data": {"msg": "\ud800"}}).encode(),
+    "gap": json.dumps({**LOG, "event": "gap", "data": {"first_seq": 1}}).encode(),
+    "status": json.dumps({**LOG, "event": "status", "data": {"previous": "x"}}).encode(),
+}
+ODD = [
+    {**LOG, "data": {"level": "high", "msg": "odd level"}},
+    {**LOG, "event": "child-rekey", "data": {"gw": {"child-sas": True}}},
+    {**LOG, "event": "new", "data": {"number": 7, "nothing": None}},
+]
+
+
+@pytest.mark.parametrize("more", [["--level", "1"], [], ["--json"]], ids=str)
+def test_tail_of_what_others_publish(nats_server: NatsServer, more: list[str]) -> None:
+    """Each payload that is not an envelope is named, and the next one is shown."""
+
+    async def test() -> None:
+        await nats_server.up()
+        client = await nats.connect(nats_server.url)
+        async with program(nats_server, "tail", *more) as tail:
+            assert tail.stdout and tail.stderr
+            first = asyncio.create_task(tail.stdout.readuntil(b"begins"))
+            while not first.done():  # until it listens
+                begins = {**LOG, "data": {"level": "0", "msg": "begins"}}
+                await client.publish("vici.gw1.log.IKE.1", json.dumps(begins).encode())
+                await asyncio.sleep(0.05)
+            for name, payload in FOREIGN.items():
+                await client.publish("vici.gw1.log.IKE.1", payload)
+                line = (await tail.stderr.readline()).decode()
+                assert line.startswith("vici.gw1.log.IKE.1: not an envelope: "), (name, line)
+            for odd in ODD:
+                await client.publish("vici.gw1.log.IKE.1", json.dumps(odd).encode())
+            await tail.stdout.readuntil(b'"number":7')
+            tail.send_signal(signal.SIGINT)
+            _, err = await tail.communicate()
+            assert tail.returncode == 0 and b"Traceback" not in err
+        await client.close()
+
+    run(test(), 60)
+
+
+ANSWERS: dict[str, tuple[dict[str, str], bytes, str]] = {
+    "code": ({"Vici-Node": "gw1", "Nats-Service-Error-Code": "often"}, b"", "Error: gw1: version: error 502\n"),
+    "payload": ({"Vici-Node": "gw1"}, b"{", "Error: "),
+    "end": ({"Vici-Node": "gw1", "Status": "200", "Vici-Count": "x"}, b"", "Error: gw1: version: 0 of x parts"),
+    "reply of a failure": ({"Vici-Node": "gw1", "Nats-Service-Error-Code": "409"}, b"{", "Error: "),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_of_others(nats_server: NatsServer, name: str) -> None:
+    headers, payload, says = ANSWERS[name]
+
+    async def test() -> None:
+        await nats_server.up()
+        client = await nats.connect(nats_server.url)
+
+        async def answer(message: Any) -> None:
+            await client.publish(message.reply, payload, headers={**headers, "Vici-Node": "=zz"})
+            await client.publish(message.reply, payload, headers=headers)
+
+        async def present(message: Any) -> None:
+            for metadata in ([], {}, {"node": 7}, {"node": None}):
+                reply = {"name": "vicibridge", "metadata": metadata}
+                await client.publish(message.reply, json.dumps(reply).encode())
+            await client.publish(message.reply, b"[" * 100_000)
+
+        await client.subscribe("$SRV.PING.vicibridge", cb=present)
+        await client.subscribe("vici.all.cmd.version", cb=answer)
+        await client.flush()
+        code, out, err = await outcome(nats_server, "call", "all", "version", "--stall", "0.5")
+        assert code in (1, 3) and out == "" and says.removeprefix("Error: ") in err and "Traceback" not in err, err
+        await client.subscribe("vici.gw1.cmd.version", cb=answer)
+        await client.flush()
+        code, out, err = await outcome(nats_server, "call", "gw1", "version", "--timeout", "5")
+        assert code == 1 and out == "" and err.startswith(says) and "Traceback" not in err, err
+        assert (await outcome(nats_server, "nodes"))[1].endswith("0 of 0 gateways have a running bridge\n")
+        await client.close()
+
+    run(test(), 60)

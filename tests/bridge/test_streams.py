@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import StreamConfig
 from nats.js.errors import BadRequestError
-from vicibridge.bus.conditions import CONDITIONS, Condition
+from vicibridge.bus.conditions import CONDITIONS, Condition, Target
 from vicibridge.bus.connection import NatsConnection, reason_of
 from vicibridge.bus.streams import MARKER, StateStream, Unprovisioned, Unsuitable, bucket_stream, ensure
 from vicibridge.config.model import Config, GatewayConfig
@@ -233,6 +233,7 @@ class Case:
     broken: Broken
     added: dict[str, Any] = field(default_factory=dict)  # by reconcile
     once: bool = False  # the proof works only for a stream that is not fixed
+    refresh: float = 0
 
     def __str__(self) -> str:
         return f"{self.of}-{self.property}"
@@ -309,6 +310,15 @@ CASES = [
         vanishes,
         {"max_age": 7 * DAY, "duplicate_window": 3600 * SECOND},
         once=True,
+    ),
+    Case(
+        "max_age, interval",
+        "bucket",
+        {"max_age": SECOND, "duplicate_window": SECOND, **UNMARKED},
+        vanishes,
+        {"max_age": 0, "subject_delete_marker_ttl": int(MARKER) * SECOND},
+        once=True,
+        refresh=300,
     ),
     Case(
         "max_age",
@@ -405,7 +415,7 @@ async def ensured(connection: NatsConnection, case: Case, provision: Any, caplog
     """Return what the bridge logs about a stream."""
     caplog.clear()
     try:
-        await ensure(connection, case.wanted, provision, "vici")
+        await ensure(connection, Target(case.wanted, "vici", case.refresh), provision)
     except Unsuitable as error:
         return str(error)
     return caplog.text
@@ -593,18 +603,18 @@ def test_each_problem_is_logged_once(nats_server: NatsServer, caplog: pytest.Log
                 await until(lambda: bus.connects == connects)  # noqa: B023
                 connection = await bus.connection()
                 for _ in range(2):
-                    await ensure(connection, WANTED, "create", "vici")
+                    await ensure(connection, Target(WANTED, "vici"), "create")
                 connection.lose("to try")
             assert caplog.text.count("captures requests (vici.>)") == 1
             assert caplog.text.count("duplicate_window = 1m") == 1
             await jetstream.update_stream(theirs.evolve(duplicate_window=120))
             await until(lambda: bus.connects == 3)
-            await ensure(await bus.connection(), WANTED, "create", "vici")
+            await ensure(await bus.connection(), Target(WANTED, "vici"), "create")
             assert caplog.text.count("duplicate_window = 2m") == caplog.text.count("captures requests") == 1
             await jetstream.update_stream(theirs.evolve(duplicate_window=3600))
-            await ensure(await bus.connection(), WANTED, "create", "vici")
+            await ensure(await bus.connection(), Target(WANTED, "vici"), "create")
             await jetstream.update_stream(theirs.evolve(duplicate_window=120))
-            await ensure(await bus.connection(), WANTED, "create", "vici")
+            await ensure(await bus.connection(), Target(WANTED, "vici"), "create")
             assert caplog.text.count("duplicate_window = 2m") == 2
         await client.close()
 
@@ -617,7 +627,7 @@ def test_bind_creates_nothing_and_reports_missing_streams(nats_server: NatsServe
             for wanted, what in ((WANTED, "stream VICI for vici.*.event.>, vici.*.bridge.>"),
                                  (BUCKET, "bucket VICI_NODE for $KV.VICI_NODE.>")):  # fmt: skip
                 with pytest.raises(Unprovisioned) as caught:
-                    await ensure(connection, wanted, "bind")
+                    await ensure(connection, Target(wanted), "bind")
                 hint = 'create it, or set provision = "create" in [nats] to let the bridge create it'
                 assert str(caught.value) == f"the {what} does not exist: {hint}"
             assert (await admin.api("STREAM.NAMES"))["streams"] is None
@@ -635,7 +645,7 @@ def test_missing_streams_are_created_without_problems(
         async with administered(nats_server) as (admin, connection):
             for _ in range(2):
                 for wanted in (WANTED, BUCKET):
-                    await ensure(connection, wanted, provision, "vici")
+                    await ensure(connection, Target(wanted, "vici"), provision)
             said = [record.message for record in caplog.records]
             assert said == [
                 "JetStream: created the stream VICI for vici.*.event.>, vici.*.bridge.>",
@@ -652,14 +662,14 @@ def test_another_stream_with_the_same_subjects_is_named(nats_server: NatsServer)
         async with administered(nats_server) as (admin, connection):
             await admin.make(name="EVENTS", subjects=["vici.>"])
             with pytest.raises(Unprovisioned) as caught:
-                await ensure(connection, WANTED, "create")
+                await ensure(connection, Target(WANTED), "create")
             assert str(caught.value) == (
                 "cannot create the stream VICI: the stream EVENTS has vici.*.event.> or vici.*.bridge.>: "
                 'set stream = "EVENTS" in [nats], or remove these subjects from it'
             )
             await admin.make(name="KEYS", subjects=["$KV.*.gw1"])
             with pytest.raises(Unprovisioned) as caught:
-                await ensure(connection, BUCKET, "create")
+                await ensure(connection, Target(BUCKET), "create")
             assert str(caught.value) == (
                 "cannot create the bucket VICI_NODE: the stream KEYS has $KV.VICI_NODE.>: remove these subjects from it"
             )
@@ -700,7 +710,7 @@ def test_account_limits_are_named(make_nats_server: Callable[..., NatsServer], l
         async with administered(server) as (admin, connection):
             await admin.api("STREAM.CREATE.OTHER", {"name": "OTHER", "subjects": ["other"]})
             with pytest.raises(NatsError) as caught:
-                await ensure(connection, WANTED, "create")
+                await ensure(connection, Target(WANTED), "create")
             assert LIMITS[limits] in reason_of(caught.value)
 
     run(test())

@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import datetime
 from typing import NamedTuple, Self, TypeAlias
 
 from nats.aio.msg import Msg
@@ -26,11 +27,12 @@ _PAGE_BYTES = 4 * 1024 * 1024
 
 
 class Entry(NamedTuple):
-    """The last message of a key; `value` is None if that is a deletion marker."""
+    """The last message of a key; `value` is None if that is a deletion marker, which was written at `removed`."""
 
     key: str
     revision: int
     value: bytes | None
+    removed: datetime | None = None
 
 
 Take: TypeAlias = Callable[[list[Entry]], Awaitable[None]]
@@ -116,9 +118,10 @@ class BucketReader:
 
         async def on_entry(message: Msg) -> None:
             nonlocal left
-            metadata = message.metadata
-            value = None if is_gone(message.headers) else message.data
-            entries.append(Entry(_key(bucket, message.subject), metadata.sequence.stream, value))
+            metadata, key = message.metadata, _key(bucket, message.subject)
+            gone = is_gone(message.headers)
+            value = (None, metadata.timestamp) if gone else (message.data, None)
+            entries.append(Entry(key, metadata.sequence.stream, *value))
             left = metadata.num_pending
             self._moved.set()
 
@@ -152,8 +155,10 @@ class BucketReader:
 
 def _entry(bucket: str, message: Msg) -> Entry:
     headers = message.headers or {}
-    value = None if is_gone(headers) else message.data
-    return Entry(_key(bucket, headers["Nats-Subject"]), int(headers["Nats-Sequence"]), value)
+    key, revision = _key(bucket, headers["Nats-Subject"]), int(headers["Nats-Sequence"])
+    if is_gone(headers):
+        return Entry(key, revision, None, datetime.fromisoformat(headers["Nats-Time-Stamp"]))
+    return Entry(key, revision, message.data)
 
 
 def _key(bucket: str, subject: str) -> str:

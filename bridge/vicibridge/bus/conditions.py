@@ -22,20 +22,27 @@ _LARGEST = _wire.MAX_PACKET + 64 * 1024  # bytes: the largest message of charon 
 class Problem:
     """A guarantee of the bridge that does not hold; `text` names the cause, the consequence and the fix.
 
-    With `blocks`, JetStream acknowledges no message published there.
+    With `blocks`, JetStream acknowledges no message published there; with `drops`, it does not keep what it has
+    acknowledged.
     """
 
     grade: Grade
     text: str
     blocks: bool = False
+    drops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A stream that the bridge requires: `wanted` as the bridge creates it, and `prefix` of the bridge's subjects."""
+    """A stream that the bridge requires: `wanted` as the bridge creates it, and `prefix` of the bridge's subjects.
+
+    `refresh` is the number of seconds within which the bridge writes a value again that has vanished from a bucket; 0
+    if unknown.
+    """
 
     wanted: StreamConfig
     prefix: str = ""
+    refresh: float = 0
 
     @property
     def name(self) -> str:
@@ -74,6 +81,7 @@ class Condition:
     fix: str
     add: Add | None = None
     blocks: bool = False
+    drops: bool = False
 
     def problem(self, present: StreamConfig, target: Target) -> Problem | None:
         """Return the problem of a stream by this condition, if any."""
@@ -86,7 +94,8 @@ class Condition:
             "age": _duration(target.wanted.max_age or 0),
             "window": _duration(target.wanted.duplicate_window),
         }
-        return Problem(self.grade, f"{target} {wrong}: {self.breaks}; {self.fix.format(**facts)}", self.blocks)
+        text = f"{target} {wrong}: {self.breaks}; {self.fix.format(**facts)}"
+        return Problem(self.grade, text, self.blocks, self.drops)
 
 
 def problems(present: StreamConfig, target: Target) -> list[Problem]:
@@ -137,6 +146,17 @@ def _limit(discard: DiscardPolicy) -> Find:
 def _short_age(present: StreamConfig, target: Target) -> str:
     age, wanted = present.max_age or 0, target.wanted.max_age or 0
     return f"has max_age = {_duration(age)}" if age and (not wanted or age < wanted) else ""
+
+
+def _long_age(present: StreamConfig, target: Target) -> str:
+    age = present.max_age or 0
+    return f"has max_age = {_duration(age)}" if age > target.refresh else ""
+
+
+def _vanishes(present: StreamConfig, target: Target) -> str:
+    age = present.max_age or 0
+    refresh = f"the {_duration(target.refresh)} after which the bridge writes a missing value again"
+    return f"has max_age = {_duration(age)}, not more than {refresh}" if 0 < age <= target.refresh else ""
 
 
 def _short_window(present: StreamConfig, target: Target) -> str:
@@ -242,12 +262,12 @@ CONDITIONS = (
     Condition(
         "subject_transform", "both", "error", _transforms,
         "messages of the bridge are stored under other subjects, where no reader looks for them",
-        _EDIT + "--no-transform",
+        _EDIT + "--no-transform", drops=True,
     ),
     Condition(
         "retention = interest", "both", "error", _is("has retention = interest", retention=RetentionPolicy.INTEREST),
         "JetStream acknowledges and drops messages in which no consumer is interested",
-        _EDIT + "--retention=limits", _sets(retention=RetentionPolicy.LIMITS),
+        _EDIT + "--retention=limits", _sets(retention=RetentionPolicy.LIMITS), drops=True,
     ),
     Condition(
         "retention = workqueue", "stream", "warning",
@@ -286,7 +306,12 @@ CONDITIONS = (
         _EDIT + "--max-age={age}, or lower stream_max_age_days", _as_wanted("max_age"),
     ),
     Condition(
-        "max_age", "bucket", "warning", _short_age,
+        "max_age, interval", "bucket", "error", _vanishes,
+        "current values are absent from the mirror most of the time",
+        _EDIT + "--max-age=0s", _sets(max_age=0), drops=True,
+    ),
+    Condition(
+        "max_age", "bucket", "warning", _long_age,
         "current values are removed from the mirror until the bridge next compares it",
         _EDIT + "--max-age=0s", _sets(max_age=0),
     ),

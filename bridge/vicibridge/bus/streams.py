@@ -17,7 +17,7 @@ from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
 
 from ..config.model import NatsConfig, Provision
-from ..contract.bucket_values import BUCKETS
+from ..contract.bucket_values import BUCKETS, NODE
 from ..contract.subjects import stream_subjects
 from .conditions import CONDITIONS, Target, problems
 from .connection import NatsConnection, reason_of
@@ -60,15 +60,18 @@ def bucket_stream(bucket: str) -> StreamConfig:
     )
 
 
-async def ensure(
-    connection: NatsConnection, wanted: StreamConfig, provision: Provision, prefix: str = ""
-) -> StreamConfig:
-    """Ensure that the stream `wanted` exists, as `provision` allows, and return its configuration.
+def bucket_target(bucket: str, heartbeat: float, interval: float) -> Target:
+    """Return what the bridge requires of a bucket that it writes every `heartbeat` or compares every `interval`."""
+    return Target(bucket_stream(bucket), refresh=heartbeat if bucket == NODE else interval)
 
-    Problems are logged, each once while it lasts; with `prefix`, subjects that include commands are a problem. Raises
-    Unprovisioned, Unsuitable, the error that JetStream reports, and TimeoutError without permission for the request.
+
+async def ensure(connection: NatsConnection, target: Target, provision: Provision) -> StreamConfig:
+    """Ensure that the stream of `target` exists, as `provision` allows, and return its configuration.
+
+    Problems are logged, each once while it lasts; if the target has a prefix, subjects that include commands are a
+    problem. Raises Unprovisioned, Unsuitable, the error that JetStream reports, and TimeoutError without permission for
+    the request.
     """
-    target = Target(wanted, prefix)
     try:
         present = (await _info(connection, target))["config"]
     except NotFoundError:
@@ -212,7 +215,7 @@ class StateStream:
 
     async def ensure(self, connection: NatsConnection) -> None:
         """Ensure that the stream exists, as `ensure` of this module does."""
-        await ensure(connection, self.config, self.provision, self.prefix)
+        await ensure(connection, Target(self.config, self.prefix), self.provision)
 
 
 def state_stream(nats: NatsConfig) -> StateStream:

@@ -17,7 +17,7 @@ Methods, streams and errors are those of `vicifast.AsyncSession`, plus `BusError
 """
 
 from ..contract.nats_settings import NatsSettings
-from .discovery import Node
+from .discovery import Inventory, Node
 from .envelopes import Completeness, Envelope, MissingEvents, unpack
 from .errors import BusError, Busy, Denied, JetStreamError, SlowConsumer, Unavailable
 from .events import Events
@@ -39,6 +39,7 @@ __all__ = [
     "Events",
     "Everyone",
     "Fleet",
+    "Inventory",
     "JetStreamError",
     "MissingEvents",
     "NatsSettings",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
@@ -237,7 +238,8 @@ class NodeCall(Call):
     def _take(self, data: bytes, headers: Mapping[str, str]) -> None:
         code = headers.get(names.ERROR_CODE_HEADER) or headers.get(names.STATUS_HEADER, "")
         if code and code != "200":
-            self.fail(_error(self.node, self.command, int(code), headers, data))
+            number = int(code) if re.fullmatch("[0-9]{3}", code) else names.BAD_ANSWER
+            self.fail(_error(self.node, self.command, number, headers, data))
         elif code:
             self._end(headers.get(names.COUNT_HEADER, ""))
         elif headers.get(names.PART_HEADER) == "response":
@@ -254,7 +256,8 @@ class NodeCall(Call):
             text = f"{self._count} of {count} parts arrived; the others were lost"
             self.fail(BusError(self.node, self.command, names.BAD_ANSWER, text))
             return
-        good: dict[str, object] = {"success": "yes"} if COMMANDS[self.command].result else {}
+        known = COMMANDS.get(self.command)
+        good: dict[str, object] = {"success": "yes"} if known is not None and known.result else {}
         self._finish(self._response if self._response is not None else _value(_wire.encode(good), self._values))
 
     def _finish(self, response: Section | _wire.Message) -> None:
@@ -283,7 +286,7 @@ def _stream_of(acknowledgement: bytes) -> str:
     """Return the stream name in a JetStream acknowledgement; empty if the payload is something else."""
     try:
         return str(json.loads(acknowledgement)["stream"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

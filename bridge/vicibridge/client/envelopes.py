@@ -15,8 +15,11 @@ from vicifast import _wire
 from ..contract import names
 from ..contract.bridge_events import BRIDGE_EVENTS, from_vici
 from ..contract.codecs import CODECS, codec_of
+from ..contract.forms import check, check_plain
 
 Kind = Literal["state", "log"]
+
+_MOST = 2**63 - 1
 
 
 class Envelope(NamedTuple):
@@ -46,9 +49,25 @@ def unpack(message: Msg) -> list[Envelope]:
         if names.EVENT_HEADER in headers:
             return [_raw(headers, payload, subject)]
         found = CODECS[codec_of(payload)].envelopes(payload)
-        return [Envelope(e["node"], e["boot"], e["seq"], e["time"], e["event"], e["data"], subject) for e in found]
-    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException) as error:
+        return [
+            _checked(Envelope(e["node"], e["boot"], e["seq"], e["time"], e["event"], e["data"], subject)) for e in found
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgpack.UnpackException) as error:
         raise ValueError(f"{subject}: not an envelope: {type(error).__name__} {error}") from None
+
+
+def _checked(envelope: Envelope) -> Envelope:
+    """Raise ValueError unless a bridge can have written this envelope; other programs publish on its subjects too."""
+    node, boot, seq, time, event, data, _ = envelope
+    if not (type(node) is type(boot) is type(event) is str and type(seq) is type(time) is int and type(data) is dict):
+        raise ValueError("a value of another type")
+    if not (0 <= seq <= _MOST and 0 <= time <= _MOST):
+        raise ValueError("seq or time is not a positive number of 63 bits")
+    if event in ("gap", "status"):
+        check(data, BRIDGE_EVENTS[event])
+    else:
+        check_plain(data)
+    return envelope
 
 
 def _raw(headers: Mapping[str, str], payload: bytes, subject: str) -> Envelope:
@@ -59,7 +78,7 @@ def _raw(headers: Mapping[str, str], payload: bytes, subject: str) -> Envelope:
     data: dict[str, Any] = _wire.decode(payload)
     if event in BRIDGE_EVENTS:
         data = from_vici(event, data)
-    return Envelope(node, boot, int(seq), int(time), event, data, subject)
+    return _checked(Envelope(node, boot, int(seq), int(time), event, data, subject))
 
 
 class MissingEvents(NamedTuple):

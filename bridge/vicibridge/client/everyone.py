@@ -16,7 +16,7 @@ from vicifast.protocol import Values
 from vicifast.session import M
 
 from ..contract.names import NODE_HEADER
-from ..contract.subjects import ALL_NODES, command_subject, unescape
+from ..contract.subjects import ALL_NODES, command_subject, name_of
 from .calls import Calls, NodeCall, encode_request, is_no_responders, news, request_headers
 
 
@@ -125,13 +125,15 @@ class Answers(Generic[M]):
 
     def take(self, message: Msg) -> None:
         token = (message.headers or {}).get(NODE_HEADER)
+        node = None if token is None else name_of(token)
         if token is None:
             if not is_no_responders(message):
                 return  # an acknowledgement of JetStream, as a stream captures the request
             self._no_responders = True
+        elif node is None:
+            return  # not from a bridge
         self._last = asyncio.get_running_loop().time()
-        if token is not None:
-            node = unescape(token)
+        if node is not None:
             call = self._answering.get(node)
             if call is None:
                 call = self._answering[node] = NodeCall(node, self.subject, self._command, self._values)

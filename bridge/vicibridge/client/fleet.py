@@ -21,7 +21,7 @@ from ..contract.bucket_values import CONN, NODE, SA, ConnValue, NodeValue, SaVal
 from ..contract.nats_settings import NatsSettings, hide
 from ..contract.subjects import escape, filters
 from .calls import Calls
-from .discovery import Node, take_inventory
+from .discovery import Inventory, Node, alive, take_inventory
 from .events import LIMIT, Events, Kept, Start
 from .everyone import Everyone
 from .session import BusSession
@@ -136,12 +136,17 @@ class Fleet:
 
     async def nodes(self) -> list[Node]:
         """Return the gateways whose bridge answers or that are in the mirror, sorted by name."""
+        return (await self.inventory()).nodes
+
+    async def inventory(self) -> Inventory:
+        """Return `nodes()`, and why values of these are unknown, invalid or outdated."""
         with self._connection() as connection:
-            return await take_inventory(self._require(), connection)
+            return await take_inventory(self._require(), connection, self._settings.stream)
 
     async def present(self) -> set[str]:
         """Return the names of `nodes()` that are alive."""
-        return {node.name for node in await self.nodes() if node.alive}
+        with self._connection() as connection:
+            return await alive(self._require(), connection)
 
     def subscribe(
         self,

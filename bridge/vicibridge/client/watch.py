@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import nats.js.errors
@@ -32,13 +33,17 @@ class Watch(Source, Generic[V]):
 
     `current` has all values by key. It is complete once the watch is entered, and unchanged while NATS is not
     connected; the changes of that time follow after the reconnect. A key that changes faster than the program reads
-    yields only its last value. An invalid value raises ValueError; the iteration may continue. Use it in `async with`,
-    or call `aclose`.
+    yields only its last value. A value that no bridge can have written (`bucket_values.read`) is not in `current` and
+    raises ValueError; the iteration may continue. Use it in `async with`, or call `aclose`.
     """
 
     def __init__(self, bus: ConnectionSupervisor, bucket: str, keys: str) -> None:
         super().__init__(bus, f"the watch of {bucket}")
         self.current: dict[str, V] = {}
+        self.invalid: dict[str, ValueError] = {}
+        """The present values that no bridge can have written, by key."""
+        self.removed: dict[str, datetime] = {}
+        """When keys of VICI_NODE were deleted or expired, as long as JetStream knows."""
         self._bucket = bucket
         self._prefix = f"$KV.{bucket}."
         self._keys = keys
@@ -66,6 +71,8 @@ class Watch(Source, Generic[V]):
     async def _take(self, message: Msg) -> None:
         key = message.subject.removeprefix(self._prefix)
         if bucket_values.is_gone(message.headers):
+            if self._bucket == bucket_values.NODE:  # the keys of other buckets are too many
+                self.removed[key] = message.metadata.timestamp
             self._set(key, None)
         else:
             self._read_value(key, message.data)
@@ -77,12 +84,15 @@ class Watch(Source, Generic[V]):
         if self._listed is not None:
             self._listed.add(key)
         try:
-            self._set(key, cast(V, bucket_values.load(data)))
+            self._set(key, cast(V, bucket_values.read(self._bucket, key, data)))
         except ValueError as error:
             self.current.pop(key, None)
-            self._changed[key] = ValueError(f"{self._bucket}: {key}: {error}")
+            self.invalid[key] = self._changed[key] = error
 
     def _set(self, key: str, value: V | None) -> None:
+        self.invalid.pop(key, None)
+        if value is not None:
+            self.removed.pop(key, None)
         if self._listed is not None and value == self.current.get(key):
             return  # known from before the reconnect
         if value is None:
@@ -95,7 +105,7 @@ class Watch(Source, Generic[V]):
         if self._listed is None or self._expected is None or self._received < self._expected:
             return
         listed, self._listed = self._listed, None
-        for key in self.current.keys() - listed:
+        for key in (self.current.keys() | self.invalid.keys()) - listed:
             self._set(key, None)
         self._resumed()
         self._news()

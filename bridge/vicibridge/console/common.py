@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 DENIED = 4
 CODES = {
     **EXIT_CODES,
-    FAILED: "charon or a bridge reported an error, the output cannot be written, or another error occurred",
+    FAILED: "charon or a bridge reported an error, the mirror has an invalid value, the output cannot be written, or "
+    "another error occurred",
     NO_DAEMON: "NATS, the bridge or charon is unreachable, or did not reply in time",
     DENIED: "denied by the bridge or by NATS",
 }
@@ -96,6 +97,11 @@ class Reach(NamedTuple):
             raise ended(error) from error
 
 
+def warn(text: str) -> None:
+    """Write a line to standard error."""
+    click.echo(click.style(shown(text), fg="yellow"), err=True)
+
+
 @contextmanager
 def _reported() -> Iterator[None]:
     """Report on stderr when the connection is lost, why reconnecting fails, and when it succeeds."""
@@ -103,7 +109,7 @@ def _reported() -> Iterator[None]:
 
     class Stderr(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            click.echo(click.style(shown(record.getMessage()), fg="yellow"), err=True)
+            warn(record.getMessage())
 
     logger, handler = logging.getLogger("vicibridge"), Stderr()
     logger.addHandler(handler)

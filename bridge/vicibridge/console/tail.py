@@ -16,7 +16,7 @@ from vicifast.errors import ViciError
 
 from ..contract import bucket_values
 from ..contract.subjects import kind_of
-from .common import EPILOG, Reach, reaches
+from .common import EPILOG, Reach, reaches, warn
 
 if TYPE_CHECKING:
     from ..client import Envelope, Events, Fleet, MissingEvents
@@ -38,10 +38,16 @@ class Filter(NamedTuple):
         if envelope.event == "log":
             if self.groups and str(envelope.data.get("group", "")).upper() not in self.groups:
                 return []
-            if self.level is not None and int(str(envelope.data.get("level", "0"))) > self.level:
+            if self.level is not None and level_of(envelope) > self.level:
                 return []
         lines = text_of(envelope)
         return [line for line in lines if self.pattern.search(line)] if self.pattern else lines
+
+
+def level_of(envelope: Envelope) -> int:
+    """Return the level of a log line, 0 if it has none."""
+    level = envelope.data.get("level")
+    return int(level) if isinstance(level, str) and re.fullmatch("-?[0-9]", level) else 0
 
 
 def text_of(envelope: Envelope) -> list[str]:
@@ -131,14 +137,15 @@ def tail(
 
     async def follow(fleet: Fleet) -> None:
         log = since is None and not events and ike is None
-        async with fleet.subscribe(nodes=nodes, events=events, ike=ike, log=log, start=since) as source:
+        try:
+            subscription = fleet.subscribe(nodes=nodes, events=events, ike=ike, log=log, start=since)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        async with subscription as source:
             await write(source, wanted, count, as_json, whole=not events and ike is None)
 
-    try:
-        with until_interrupted():
-            reach.run(follow)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    with until_interrupted():
+        reach.run(follow)
 
 
 async def write(source: Events, wanted: Filter, count: int | None, as_json: bool, whole: bool) -> None:
@@ -175,7 +182,3 @@ async def batches(source: Events) -> AsyncIterator[list[Envelope]]:
             yield await source.batch()
         except (SlowConsumer, ValueError) as error:
             warn(str(error))
-
-
-def warn(text: str) -> None:
-    click.echo(click.style(shown(text), fg="yellow"), err=True)

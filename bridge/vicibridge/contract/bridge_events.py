@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NotRequired, Union, get_args, get_origin
 
 from typing_extensions import TypedDict, is_typeddict
 
 from vicifast import _wire
 
 from .bucket_values import ConnValue, SaValue, Section
+from .forms import hints, required
 from .subjects import escape
 
 
@@ -146,10 +146,10 @@ def _typed(form: Any, value: Any) -> Any:
     if get_origin(form) in (Union, types.UnionType):
         form = None if value is None else _fitting(get_args(form), value)
     if is_typeddict(form):
-        hints = _hints(form)
-        missing = {key: None for key in _required(form) if key not in value}
-        known = {key: _typed(hints.get(key), item) for key, item in value.items()}
-        return known | {key: _typed(hints[key], None) for key in missing}
+        keys = hints(form)
+        missing = {key: None for key in required(form) if key not in value}
+        known = {key: _typed(keys.get(key), item) for key, item in value.items()}
+        return known | {key: _typed(keys[key], None) for key in missing}
     if get_origin(form) is list:
         (inner,) = get_args(form)
         return [_typed(inner, item) for item in value.values()] if is_typeddict(inner) else value
@@ -164,18 +164,7 @@ def _fitting(forms: tuple[Any, ...], value: Any) -> Any:
     """Return the alternative that fits: the first section type whose required keys the value has, or the only one."""
     sections = [form for form in forms if is_typeddict(form)]
     for form in sections:
-        optional = {key for key, hint in _hints(form).items() if type(None) in get_args(hint)}
-        if _required(form) - optional <= value.keys():
+        optional = {key for key, hint in hints(form).items() if type(None) in get_args(hint)}
+        if required(form) - optional <= value.keys():
             return form
     return next(form for form in forms if form is not type(None)) if not sections else None
-
-
-@lru_cache
-def _required(form: Any) -> frozenset[str]:
-    hints = get_type_hints(form, include_extras=True)
-    return frozenset(key for key in form.__required_keys__ if get_origin(hints[key]) is not NotRequired)
-
-
-@lru_cache
-def _hints(form: Any) -> dict[str, Any]:
-    return get_type_hints(form)

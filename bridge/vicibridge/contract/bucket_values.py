@@ -9,17 +9,24 @@ A key is absent if its last message has a header that `is_gone` recognizes, or n
 `watch_sas` and `watch_conns` check that. For an expired key, such as that of a bridge that is gone, `KeyValue.get` of
 nats-py 2.16 returns an entry whose `value` is None; for a key that is absent for another reason it raises
 KeyNotFoundError or KeyDeletedError.
+
+Other clients may write to a bucket too: `read` returns only values that have the form of a bridge's.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from typing_extensions import TypedDict
+
+from .forms import check
+from .subjects import escape
 
 SA, CONN, NODE = "VICI_SA", "VICI_CONN", "VICI_NODE"
 
@@ -128,7 +135,9 @@ class NodeValue(TypedDict):
     heartbeat: float
     expires: bool
     mirror: Literal["complete", "incomplete"]
-    """Incomplete while JetStream rejects some of the node's keys, whose values are then outdated or absent."""
+    """Incomplete while JetStream rejects or drops some of the node's keys, whose values are then outdated or absent."""
+    reasons: list[str]
+    """Why the mirror is incomplete, one sentence per bucket."""
 
 
 class BucketSpec(NamedTuple):
@@ -174,9 +183,39 @@ def is_gone(headers: Mapping[str, str] | None) -> bool:
     return any(name in (headers or ()) for name in _GONE)
 
 
+def is_present(value: NodeValue) -> bool:
+    """Whether a value of VICI_NODE shows a running bridge."""
+    # A server that expires keys has removed those of stopped bridges, however the clocks differ.
+    return value["expires"] or time.time_ns() - value["updated"] < HEARTBEATS * value["heartbeat"] * 1e9
+
+
 def load(data: bytes) -> Any:
     """Return the value that `dump` wrote; raise ValueError if `data` is not JSON."""
-    return json.loads(data, object_hook=_untagged)
+    try:
+        return json.loads(data, object_hook=_untagged)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+def read(bucket: str, key: str, data: bytes) -> Any:
+    """Return the `SaValue`, `ConnValue` or `NodeValue` at a key, which other clients may have written too.
+
+    Raises ValueError, which names bucket, key and reason, unless it has that form and belongs to the key.
+    """
+    try:
+        value = load(data)
+        check(value, BUCKETS[bucket].value)
+        names = [value[word] for word in ("node", *BUCKETS[bucket].words)]
+        if key != ".".join(map(escape, names)):
+            raise ValueError(f"it belongs to another key: {'.'.join(map(escape, names))}")
+        if bucket == SA and not _NUMBER.fullmatch(value["uniqueid"]):
+            raise ValueError("uniqueid is not a number")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{bucket}: {key}: not a value of a bridge: {error}") from None
+    return value
+
+
+_NUMBER = re.compile("[0-9]{1,20}")
 
 
 def _json(value: object) -> bytes:

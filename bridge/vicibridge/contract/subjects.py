@@ -54,6 +54,14 @@ def unescape(token: str) -> str:
     return name
 
 
+def name_of(token: str) -> str | None:
+    """Return the name that `escape` turned into `token`, None if no name gives it, as in messages of other programs."""
+    try:
+        return unescape(token)
+    except ValueError:
+        return None
+
+
 class _Token(NamedTuple):
     """A token of a subject whose value comes from the message: its name, and the function that reads it.
 

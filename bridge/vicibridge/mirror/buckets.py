@@ -18,9 +18,9 @@ from nats.errors import Error as NatsError
 
 from ..bus.acked_publisher import AckedPublisher, Meaning, PublishResult, Refusal
 from ..bus.bucket_reader import BucketReader, Entry
-from ..bus.conditions import Target
+from ..bus.conditions import problems
 from ..bus.connection import NatsConnection, TooLarge, reason_of
-from ..bus.streams import MARKER, Unsuitable, bucket_stream, ensure, info_of
+from ..bus.streams import MARKER, Unsuitable, bucket_target, ensure, info_of
 from ..bus.supervisor import ConnectionSupervisor
 from ..config.model import Provision
 from ..contract.bucket_values import BUCKETS, HEARTBEATS, NODE
@@ -45,6 +45,7 @@ class _Bucket:
     trouble: str = "JetStream has not answered yet"  # why it rejects writes
     seen: bool = False  # whether the last check found it writable
     refusal: str = ""  # why it last refused a key
+    drops: str = ""  # why it does not keep what it acknowledges
     check_at: float = 0.0  # when to check that it exists, and its content
     logged: set[str] = field(default_factory=set)  # the present problems that were logged
 
@@ -55,8 +56,16 @@ class Buckets:
     WINDOW = 256  # unacknowledged values
 
     def __init__(
-        self, bus: ConnectionSupervisor, source: ValueSource, node: str, heartbeat: float, provision: Provision
+        self,
+        bus: ConnectionSupervisor,
+        source: ValueSource,
+        node: str,
+        heartbeat: float,
+        interval: float,
+        provision: Provision,
     ) -> None:
+        self.interval = interval
+        """Seconds between comparisons."""
         self.ready = asyncio.Event()
         """Set once the values of earlier runs have been read; SAs and connections are written only after that."""
         self.written = 0
@@ -82,8 +91,8 @@ class Buckets:
 
     @property
     def complete(self) -> bool:
-        """Whether the buckets accept every key."""
-        return self._ledger.complete and not any(bucket.trouble for bucket in self._buckets.values())
+        """Whether the buckets accept every key and keep it."""
+        return self._ledger.complete and not any(bucket.trouble or bucket.drops for bucket in self._buckets.values())
 
     def keys(self) -> Counter[str]:
         """Return the number of acknowledged keys, by bucket."""
@@ -101,6 +110,8 @@ class Buckets:
                 troubles.append(f"{bucket.name}: {bucket.trouble}")
             elif refused := self._ledger.unwritten(bucket.name):
                 troubles.append(f"{bucket.name}: keys refused: {refused}: {bucket.refusal}")
+            elif bucket.drops:
+                troubles.append(f"{bucket.name}: {bucket.drops}")
         return troubles
 
     def wake(self) -> None:
@@ -166,13 +177,14 @@ class Buckets:
     async def _check(self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket) -> None:
         """Check that a bucket exists, and compare its content with the acknowledged writes."""
         bucket.check_at = math.inf
-        wanted, unsuitable = bucket_stream(bucket.name), ""
+        target, unsuitable = bucket_target(bucket.name, self._heartbeat, self.interval), ""
         try:
             try:
-                config = await ensure(connection, wanted, self._provision)
+                config = await ensure(connection, target, self._provision)
             except Unsuitable as error:  # it can still be read
                 unsuitable = reason_of(error)
-                config, _ = await info_of(connection, Target(wanted))
+                config, _ = await info_of(connection, target)
+            bucket.drops = "; ".join(problem.text for problem in problems(config, target) if problem.drops)
             bucket.expires = bool(config.allow_msg_ttl)
             if bucket.name != NODE:
                 await self._compare(connection, reader, bucket, history=config.max_msgs_per_subject != 1)

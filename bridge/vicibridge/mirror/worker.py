@@ -48,7 +48,8 @@ class MirrorWorker:
         report: Callable[[str, Mapping[str, object]], None],
     ) -> None:
         self.mirror = Mirror(subjects, gateway.node, boot)
-        self.buckets = Buckets(bus, self, subjects.node, settings.mirror.heartbeat, settings.nats.provision)
+        own = settings.mirror
+        self.buckets = Buckets(bus, self, subjects.node, own.heartbeat, own.interval, settings.nats.provision)
         self.snapshots = 0
         self.differences = 0
         self._settings = settings.mirror
@@ -80,6 +81,7 @@ class MirrorWorker:
     def reload(self, settings: MirrorConfig) -> None:
         """Apply what may change at run time: the interval."""
         self._settings = settings
+        self.buckets.interval = settings.interval
 
     def event(self, time_ns: int, event: str, raw: bytes) -> None:
         """Apply an event of the state class; calls are in charon's order."""
@@ -149,6 +151,7 @@ class MirrorWorker:
                 heartbeat=self._settings.heartbeat,
                 expires=self.buckets.expires,
                 mirror="complete" if self.buckets.complete else "incomplete",
+                reasons=self.buckets.troubles(),
             )
         )
 

@@ -14,7 +14,7 @@ from vicifast.errors import ViciError
 
 from ..bus.conditions import CAPTURED, Problem, Target, problems, uncovered
 from ..bus.connection import NatsConnection, reason_of
-from ..bus.streams import bucket_stream, info_of, missing, overlapping, state_stream, streams_over
+from ..bus.streams import bucket_target, info_of, missing, overlapping, state_stream, streams_over
 from ..bus.supervisor import ConnectionSupervisor, Refused
 from ..config.model import Config
 from ..contract.bucket_values import BUCKETS
@@ -75,7 +75,7 @@ async def _inspect(connection: NatsConnection, settings: Config) -> list[Problem
     nats = settings.nats
     targets = [Target(state_stream(nats).config, nats.prefix)]
     if settings.mirror.enabled:
-        targets += [Target(bucket_stream(bucket)) for bucket in BUCKETS]
+        targets += [bucket_target(bucket, settings.mirror.heartbeat, settings.mirror.interval) for bucket in BUCKETS]
     absent = []
     for target in targets:
         try:

@@ -25,7 +25,11 @@ def sas(messages: list[ReceivedMessage]) -> Listing:
     """IKE_SAs with addresses and identities, each followed by its CHILD_SAs with traffic selectors and byte counts."""
     from ..results import IkeSa
 
-    found = [IkeSa.from_message(received.message) for received in messages]
+    return ike_sas([IkeSa.from_message(received.message) for received in messages])
+
+
+def ike_sas(found: list[IkeSa]) -> Listing:
+    """The same table for SAs that do not come from charon itself."""
     rows = (row for sa in found for row in (_ike(sa), *map(_child, sa.children)))
     return _table(("SA", "state", "local", "remote", "for", "in", "out"), rows, _sums(found))
 
