@@ -390,10 +390,10 @@ def test_bridge_survives_restarts_of_charon_and_nats(lab: Lab) -> None:
                 os.kill(lab.nats.pid, signal.SIGSTOP)  # so that events are in transit when it ends
                 hung = len(events)
                 await until(lambda: len(events) > hung + COUNT, 60)
-                before = log.read_text().count("NATS: not connected")
+                outages = log.read_text().count("NATS: not connected")
                 lab.nats.kill()
                 killed = len(events)
-                await until(lambda: log.read_text().count("NATS: not connected") > before)
+                await until(lambda: log.read_text().count("NATS: not connected") > outages)
                 await until(lambda: len(events) > killed + 4 * COUNT, 60)
                 lab.nats.start()
                 await until_kept(url, lambda seen: len(seen) > before + killed + 4 * COUNT)
