@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -220,7 +221,8 @@ def test_no_daemon_is_one_line(tmp_path: Path) -> None:
             what = listen or ["--event", "log"]
             code, out, err = await outcome("record", tmp_path / "a", "--uri", tmp_path / "vici", *what)
             assert (code, out) == (3, "")
-            assert err == f"Error: cannot connect to unix://{tmp_path / 'vici'}: No such file or directory\n"
+            says = "No such file or directory; start charon, or give the address of its VICI socket with --uri"
+            assert err == f"Error: cannot connect to unix://{tmp_path / 'vici'}: {says}\n"
             assert list(tmp_path.iterdir()) == []
 
     run(scenario)
@@ -297,6 +299,29 @@ def test_record_for_some_time(tmp_path: Path) -> None:
             assert (code, err, charon.abrupt_closes) == (0, "", 0)
 
     run(scenario)
+
+
+def test_interrupt_while_charon_does_not_answer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        for what in (["--event", "log"], ["--listen", tmp_path / "proxy"]):
+            async with daemon() as charon:
+                charon.mute("version")
+                async with vicifast("record", tmp_path / "a", "--uri", charon.address, *what) as program:
+                    await charon.requested("version")
+                    assert await program.interrupt() == (1, "", "\nAborted!\n")
+        assert list(tmp_path.iterdir()) == []
+
+    run(scenario)
+
+
+def test_missing_permission_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket, path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    result = CliRunner().invoke(main, ["sas", "--uri", "/vici"])
+    says = "Permission denied; run as root, or as a member of the group that owns the socket"
+    assert (result.exit_code, result.stderr) == (3, f"Error: cannot connect to unix:///vici: {says}\n")
 
 
 def test_second_interrupt_cuts_a_running_command(tmp_path: Path) -> None:

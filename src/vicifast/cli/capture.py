@@ -170,11 +170,11 @@ async def record_requests(
     seconds: float | None,
 ) -> bool:
     """Record a session of this program; False if a command failed."""
-    stop = Stop()
     named = [f"event {name}" for name in events] + [f"command {name}" for name, _ in commands]
     metadata = {"made": f"vicifast record: {', '.join(named)}", "daemon": await daemon_text(uri)}
     raw = {name: _wire.Raw() for name in {*EVENTS, *events}}
     server = await connect(uri)
+    stop = Stop()
     client, ours = socket.socketpair()
     with RecordingWriter(file, metadata) as writer, progress(lambda: f"{decimal(writer.size)} in {file}"):
         carried = asyncio.create_task(tee(ours, server, writer))
@@ -244,8 +244,8 @@ async def run_command(session: AsyncSession, name: str, message: Mapping[str, ob
 
 async def record_clients(file: Path, uri: Unix | Tcp, listen: Unix | Tcp, seconds: float | None) -> None:
     """Record each client that connects at `listen`."""
-    stop = Stop()
     metadata = {"made": f"vicifast record: clients of {listen}", "daemon": await daemon_text(uri)}
+    stop = Stop()
     numbers = itertools.count(1)
     writers: dict[Path, RecordingWriter] = {}
 

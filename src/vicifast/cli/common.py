@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +25,17 @@ TIMEOUT = 30.0
 FAILED, USAGE, NO_DAEMON = 1, 2, 3
 EXIT_CODES = {
     0: "done",
-    FAILED: "charon reported an error, the output cannot be written, or another error occurred",
+    FAILED: "charon reported an error, the output cannot be written, Ctrl-C, or another error",
     USAGE: "invalid usage; nothing was sent",
     NO_DAEMON: "no connection to charon, connection lost, or no reply in time",
+}
+
+
+_START = "; start charon, or give the address of its VICI socket with --uri"
+_REMEDIES = {
+    errno.ENOENT: _START,
+    errno.ECONNREFUSED: _START,
+    errno.EACCES: "; run as root, or as a member of the group that owns the socket",
 }
 
 
@@ -82,7 +91,7 @@ class NoDaemon(click.ClickException):
 def failure(error: ViciError) -> click.ClickException:
     """Convert an error to one line with its exit code."""
     if isinstance(error, ConnectionClosed | RequestTimeout):
-        return NoDaemon(shown(error))
+        return NoDaemon(shown(error) + _REMEDIES.get(error.errno or 0, ""))
     return (WrongUse if isinstance(error, EncodeError) else Failed)(shown(error))
 
 
