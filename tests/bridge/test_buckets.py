@@ -360,7 +360,10 @@ async def consumers(jetstream: JetStreamContext) -> int:
 FEW = "accounts { A { jetstream: {max_consumers: 6}, users: [{user: a, password: a}] } }\nno_auth_user: a"
 
 
-def test_starts_and_reconnects_leave_no_consumers(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_starts_and_reconnects_leave_no_consumers(
+    make_nats_server: Callable[..., NatsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vicibridge.bus.supervisor._LONGEST_DELAY", 0.05)
     server = make_nats_server(FEW)
 
     async def test() -> None:
