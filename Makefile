@@ -75,7 +75,7 @@ test: build
 	$(BIN)/python -m pytest
 
 test-faults: build
-	$(BIN)/python -m pytest -m faults tests/bridge/faults
+	$(BIN)/python -m pytest -m faults
 
 lint: build
 	$(BIN)/ruff check

@@ -52,7 +52,9 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "faults: breaks something real for seconds; only make test-faults runs it")
+    config.addinivalue_line(
+        "markers", "faults: breaks something real, or waits for it, for seconds; only make test-faults runs it"
+    )
     config.addinivalue_line(
         "markers",
         f'lab(nats=False, since=""): runs real daemons; {REQUIRE}=1 makes it fail where there are none. '
