@@ -779,6 +779,8 @@ STRANGERS: list[tuple[str, dict[str, object]]] = [
             "Error: rekey: net #7 was closed\n",
         ),
         (["--ike", "gw", "--reauth"], [], 1, "Error: rekey: not replaced within 0.5 seconds: gw #3\n"),
+        (["--child-id", "6"], [], 1, "Error: rekey: no SA is established that could be replaced: net #6 is DELETED\n"),
+        (["--ike-id", "9"], [], 1, "Error: rekey: no SA is established that could be replaced: gone #9 is DELETING\n"),
         (
             ["--ike", "gw", "--reauth", "--timeout", "0.5"],  # strongSwan 5.9.8, without a CHILD_SA
             [("ike-updown", {"gw": OLD}), ("ike-updown", {"gw": OLD})],
@@ -798,7 +800,8 @@ def test_rekey_waits_until_it_has_happened(
                     charon.emit(event, message)
                 return {"success": "yes", "matches": "1"}
 
-            charon.on("list-sas", {}, stream=[("list-sa", OLD_UP)])
+            listed = {"gone": {**OLD, "uniqueid": "9", "state": "DELETING"}} if "9" in args else OLD_UP
+            charon.on("list-sas", {}, stream=[("list-sa", listed)])
             charon.on("rekey", rekey)
             result = await invoke(charon, "rekey", "--wait", "--timeout", "10" if events else "0.5", *args)
         assert (result.exit_code, result.stderr) == (exit_code, says)

@@ -22,20 +22,30 @@ class Replacing:
         self._reauth = reauth
         self._closed: dict[int, IkeSa] = {}
         self._new: list[IkeSa] = []
+        self._others: list[IkeSa | ChildSa] = []  # being replaced or closed already
         for ike in listed:
             if child is None and child_id is None:
                 if ike.state == "ESTABLISHED":
                     self._ikes[ike.uniqueid] = ike
+                else:
+                    self._others.append(ike)
                 continue
             for own in ike.children:
-                if child in (None, own.name) and child_id in (None, own.uniqueid) and own.state == "INSTALLED":
-                    self._children[own.uniqueid] = own
+                if child in (None, own.name) and child_id in (None, own.uniqueid):
+                    if own.state == "INSTALLED":
+                        self._children[own.uniqueid] = own
+                    else:
+                        self._others.append(own)
 
     def wait(self, listener: Listener[Any], timeout: float) -> Iterator[str]:
         """Yield a line for each SA when it has been replaced. Raises `Failed` after `timeout` seconds.
 
+        Raises it immediately if no SA can be replaced: charon reports success for one that is being closed.
         `EVENTS` must be registered before the request is sent.
         """
+        if not self._ikes and not self._children:
+            states = "".join(f": {_name(sa)} is {sa.state}" for sa in self._others[:1])
+            raise Failed(f"rekey: no SA is established that could be replaced{states}")
         deadline = time.monotonic() + timeout
         while self._ikes or self._children:
             listener.timeout = max(0.0, deadline - time.monotonic())
