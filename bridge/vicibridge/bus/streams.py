@@ -19,7 +19,7 @@ from nats.js.errors import APIError, NotFoundError
 from ..config.model import NatsConfig, Provision
 from ..contract.bucket_values import BUCKETS, NODE
 from ..contract.subjects import stream_subjects
-from .conditions import CONDITIONS, Target, problems
+from .conditions import CONDITIONS, Target, fixable, problems
 from .connection import NatsConnection, reason_of
 
 _logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ async def ensure(connection: NatsConnection, target: Target, provision: Provisio
         present = (await _info(connection, target))["config"]
     except NotFoundError:
         present = await _create(connection, target, provision)
-    if provision == "reconcile":
+    if provision == "reconcile" and fixable(_parsed(present), target):
         present = await _add(connection, target, present)
     found = problems(_parsed(present), target)
     _report(connection, target.name, {each.text: _LEVELS[each.grade] for each in found if not each.blocks})
