@@ -888,6 +888,24 @@ def test_watch_refreshes_until_interrupted() -> None:
     run(scenario)
 
 
+def test_lost_connection_during_load_is_reported(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "swanctl.conf").write_text("connections { gw { } }")
+        async with FakeCharon() as charon:
+            charon.on("get-conns", {})
+
+            def lose(_: object) -> dict[str, str]:
+                charon.drop()
+                return {}
+
+            charon.on("load-conn", lose)
+            result = await invoke(charon, "load", tmp_path / "swanctl.conf", "--conns")
+        says = "Error: charon closed the connection; only a part may be loaded: run the command again\n"
+        assert (result.exit_code, result.stdout, result.stderr) == (3, "", says)
+
+    run(scenario)
+
+
 def test_load_reports_and_fails_when_something_failed(tmp_path: Path) -> None:
     async def scenario() -> None:
         file = tmp_path / "swanctl.conf"

@@ -12,7 +12,8 @@ import click
 
 from .. import _wire
 from .._wire import Message
-from .common import FAILED, Client, talks
+from ..errors import ConnectionClosed, RequestTimeout
+from .common import FAILED, Client, NoDaemon, talks
 from .output import ReceivedMessage, notes, shown
 
 if TYPE_CHECKING:
@@ -172,7 +173,10 @@ def load(client: Client, file: Path | None, clear: bool, noprompt: bool, lenient
         raise click.UsageError("--clear removes credentials: add --creds")
     plan = read_config(file, parts=parts, ask=None if noprompt or not sys.stdin.isatty() else ask)
     with Session(str(client.uri), timeout=client.timeout) as session, notes().status("load"):
-        report = plan.load(session, clear=clear)
+        try:
+            report = plan.load(session, clear=clear)
+        except (ConnectionClosed, RequestTimeout) as error:
+            raise NoDaemon(f"{shown(error)}; only a part may be loaded: run the command again") from error
         warnings = plan.warnings(str(session.version()["version"])) if plan.connections else []
     write_report(client, report, warnings)
     if report.incomplete or (report.failed and not lenient):
