@@ -170,8 +170,11 @@ def test_everyone_waits_for_present_nodes(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_frequent_queries_leave_no_consumers(make_nats_server: Callable[..., NatsServer]) -> None:
+def test_frequent_queries_leave_no_consumers(
+    make_nats_server: Callable[..., NatsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Queries for the nodes leave no consumer, and the consumer of a watch ends soon after it."""
+    monkeypatch.setattr("vicibridge.client.source._INACTIVE", 0.5)
     server = make_nats_server(
         "accounts { A { jetstream: {max_consumers: 2}, users: [{user: a, password: a}] } }\nno_auth_user: a"
     )

@@ -24,6 +24,8 @@ from vicibridge.client import Envelope, Fleet, JetStreamError
 
 pytest.importorskip("rich", reason="the command line needs rich")
 
+from click.testing import CliRunner  # noqa: E402
+from vicibridge.cli import cli  # noqa: E402
 from vicibridge.console.common import find_nats  # noqa: E402
 from vicibridge.console.tail import coloured, text_of  # noqa: E402
 
@@ -175,6 +177,7 @@ def test_nodes_and_sas(nats_server: NatsServer) -> None:
     run(test())
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_console_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path: Path) -> None:
     """The output is only the requested one, without warnings of asyncio about closed connections."""
     pki = Pki(tmp_path)
@@ -186,17 +189,15 @@ def test_console_over_tls(make_nats_server: Callable[..., NatsServer], tmp_path:
     async def test() -> None:
         await server.up()
         here = ("--server", url, "--config", str(tmp_path / "bridge.toml"))
-        for first in ((), ("--tls-first",)):
-            commands = [["nodes"]] if first else [["nodes"], ["call", "x", "y"]]
-            results = [await outcome(server, *command, *here, *first) for command in commands]
-            if not first:
-                assert [(code, err) for code, _, err in results] == [
-                    (0, "the bucket VICI_NODE does not exist: no bridge with a mirror has created it\n"),
-                    (3, "Error: x: y: no bridge serves it\n"),
-                ]
-            else:
-                assert results[0][0] == 3
-                assert "unset tls_first in [nats]" in results[0][2]
+        nodes, call = await asyncio.gather(
+            outcome(server, "nodes", *here),
+            outcome(server, "call", "x", "y", *here),
+        )
+        absent = "the bucket VICI_NODE does not exist: no bridge with a mirror has created it\n"
+        assert (nodes[0], nodes[2]) == (0, absent)
+        assert (call[0], call[2]) == (3, "Error: x: y: no bridge serves it\n")
+        tls_first = await asyncio.to_thread(CliRunner().invoke, cli, ["nodes", *here, "--tls-first"])
+        assert tls_first.exit_code == 3 and "unset tls_first in [nats]" in tls_first.stderr
 
     run(test(), 60)
 
@@ -325,14 +326,20 @@ def test_unwritable_output(nats_server: NatsServer) -> None:
             charon.on("list-conns", {})
             charon.emit("child-updown", {"up": "yes", "site": SITE})
             await mirrored(fleet)
-            for command in (
+            commands = (
                 *(["nodes"], ["nodes", "--json"], ["call", "gw1", "list-sas"], ["schema"], ["top"]),
                 *(["sas"], ["sas", "--json"], ["sas", "--watch"], ["sas", "--watch", "--json"]),
-            ):
+            )
+
+            async def unwritten(command: list[str]) -> tuple[list[str], int | None, bytes]:
                 with open("/dev/full", "w") as full:
                     async with program(nats_server, *command, stdout=full) as process:
                         _, err = await process.communicate()
-                assert (process.returncode, err) == (1, b"Error: standard output: No space left on device\n"), command
+                        return command, process.returncode, err
+
+            error = b"Error: standard output: No space left on device\n"
+            ended = await asyncio.gather(*map(unwritten, commands))
+            assert ended == [(command, 1, error) for command in commands]
 
     run(test(), 60)
 

@@ -223,7 +223,8 @@ def test_flood_delays_neither_events_nor_other_requests(nats_server: NatsServer)
                 assert code(reply) in ("404", "429")
             await until(lambda: not bridge.gateways[0].commands._tasks)
             codes = ended(bridge, "get-conns")
-            assert codes[504] >= 2 and codes[429] > 2900 and codes[400] == 1000
+            assert codes[504] >= 2 and codes[429] > codes[504]
+            assert codes[504] + codes[429] == 3000 and codes[400] == 1000
             [reply] = await observer.ask("vici.gw1.cmd.version")
             assert code(reply) == "200"
 

@@ -19,6 +19,7 @@ class Feed:
     """A publisher and the losses it reported."""
 
     def __init__(self, bus: ConnectionSupervisor, linger: float, max_bytes: int) -> None:
+        self.bus = bus
         self.losses: list[Loss] = []
         self.count = 0
         self.pipeline = LogPublisher(bus, linger, max_bytes, self.losses.append)
@@ -154,7 +155,7 @@ def test_server_killed_and_hung_under_flood(nats_server: NatsServer) -> None:
                 if fault == nats_server.kill:
                     await nats_server.up()
                 else:
-                    await asyncio.sleep(2)
+                    await until(lambda: not feed.bus.connected)  # the probe has failed
                     nats_server.resume()
                 await feed.flush()
             assert feed.pipeline.counts.published == feed.count == 40_000

@@ -190,7 +190,11 @@ def test_charon_that_accepts_no_connection(nats_server: NatsServer) -> None:
     run(test())
 
 
-def test_requests_run_concurrently_and_are_answered_at_a_stop(nats_server: NatsServer) -> None:
+def test_requests_run_concurrently_and_are_answered_at_a_stop(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vicibridge.service._COMMANDS_END", 0.5)
+
     async def test() -> None:
         await nats_server.up()
         async with FakeCharon() as charon, observing(nats_server.url) as observer:

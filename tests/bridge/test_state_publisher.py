@@ -106,7 +106,7 @@ def test_hung_server(nats_server: NatsServer) -> None:
             await feed.flush()
             nats_server.pause()
             feed.put(2000, size=5000)
-            await asyncio.sleep(2)  # longer than the probe: the connection has been given up meanwhile
+            await until(lambda: not feed.bus.connected)  # the probe has failed
             feed.put(2000)
             nats_server.resume()
             await feed.flush()
@@ -251,7 +251,7 @@ def test_forbidden_subject_blocks_nothing(make_nats_server: Callable[..., NatsSe
             feed.put(1, "vici.gw1.event.secret")
             for _ in range(12):
                 feed.put(1)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.1)
             await feed.flush()
             await until(lambda: feed.losses)
             assert feed.losses == [Loss("refused by the server", 1, 4, 4)]
