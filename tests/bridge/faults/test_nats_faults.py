@@ -276,7 +276,7 @@ def test_max_payload_lowered(make_nats_server: Callable[..., NatsServer]) -> Non
                 for _ in range(20):
                     at.traffic.emit(large="x" * 5000)
                     await asyncio.sleep(0.02)
-                await asyncio.sleep(1)
+                await until(lambda: at.bridge.gateways[0].backlog.counts.dropped)
                 await reload(server, "max_payload: 4000", "max_payload: 1000001")
                 at.traffic.emit(large="x" * 5000)
             await at.settled()
