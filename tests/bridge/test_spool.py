@@ -78,6 +78,11 @@ def numbered(boot: str, count: int, first: int = 1) -> list[str]:
     return [f"{boot} {seq}" for seq in range(first, count + 1)]
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vicibridge.events.backlog._RETRY", 0.1)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "spool" / "gw1.spool"
@@ -159,7 +164,7 @@ def test_more_than_memory_holds(nats_server: NatsServer, path: Path) -> None:
     async def test() -> None:
         boot = Boot(path, "a", max_bytes=MIB)
         await boot.open()
-        for _ in range(50):
+        for _ in range(20):
             boot.put(200, size=1000)
             await boot.saved()
             assert boot.backlog._bytes <= MIB

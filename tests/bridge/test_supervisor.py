@@ -59,8 +59,11 @@ async def greet_and_reset(last: bytes, reader: asyncio.StreamReader, writer: asy
 
 
 @pytest.mark.parametrize("last", [b"", b"-ERR 'User Authentication Expired'\r\n"])
-def test_connection_reset_leaves_no_tasks(caplog: pytest.LogCaptureFixture, last: bytes) -> None:
+def test_connection_reset_leaves_no_tasks(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
     """nats-py then fails to close completely, leaves its tasks running, and does not report the end."""
+    monkeypatch.setattr("vicibridge.bus.supervisor._LONGEST_DELAY", 0.05)
 
     async def ignore(message: Any) -> None:
         pass
