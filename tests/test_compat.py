@@ -329,6 +329,31 @@ def test_charon_has_disconnected(vici: Any, charon: Any) -> None:
             session.version()
 
 
+class ClosedByCharon:
+    """A socket whose third packet cannot be sent, while what charon sent before can be received."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._left = 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def sendall(self, data: bytes) -> None:
+        if not self._left:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        self._left -= 1
+        self._socket.sendall(data)
+
+
+@either
+def test_items_sent_before_charon_closed_are_received(vici: Any, charon: Any) -> None:
+    charon.cut("list-sas", 1)
+    with connected(charon.address) as sock:
+        items = partly(vici.Session(ClosedByCharon(sock)).list_sas())
+    assert [items[0]["names"], items[1][0]] == [["site-1"], "BrokenPipeError"]
+
+
 @either
 def test_no_charon_at_the_default_address(vici: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []

@@ -171,28 +171,38 @@ class _Exchange:
         """
         protocol, transport, receiving = self.protocol, self.transport, False
         try:
-            self._send()
+            lost = self._send()
             while not done():
                 receiving = True
-                packet = transport.receive() if timeout is RECV_TIMEOUT_DEFAULT else transport.receive(timeout)
+                try:
+                    packet = transport.receive() if timeout is RECV_TIMEOUT_DEFAULT else transport.receive(timeout)
+                except OSError:
+                    if lost is None:
+                        raise
+                    raise lost from None
                 receiving = False
                 protocol.framer.feed(len(packet).to_bytes(Transport.HEADER_LENGTH) + packet)
                 protocol.receive()
                 if protocol.closed is not None:
                     raise protocol.closed
-                self._send()
+                lost = self._send() or lost
         except BaseException as error:
             gave_up = not isinstance(error, OSError) or isinstance(error, TimeoutError)
             if not (gave_up and only_events and receiving and transport.in_step):
                 self._end(error)
             raise
 
-    def _send(self) -> None:
+    def _send(self) -> OSError | None:
+        """Send what is pending; return the error if charon has closed, as what it sent before can still be received."""
         data, size = self.protocol.data_to_send(), Transport.HEADER_LENGTH
-        while data:
-            end = size + int.from_bytes(data[:size])
-            self.transport.send(data[size:end])
-            data = data[end:]
+        try:
+            while data:
+                end = size + int.from_bytes(data[:size])
+                self.transport.send(data[size:end])
+                data = data[end:]
+        except (BrokenPipeError, ConnectionResetError) as error:
+            return error
+        return None
 
     def _end(self, error: BaseException) -> None:
         """End all open calls; later calls get the socket's error, and never a reply to an earlier call."""
