@@ -6,10 +6,7 @@ import sys
 
 from vicifast.__main__ import run
 
-_NEEDS = {
-    *("click", "cryptography", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic"),
-    *("pydantic_settings", "rich"),
-}
+_NEEDS = {"click", "cryptography", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic", "rich"}
 
 
 def main() -> None:

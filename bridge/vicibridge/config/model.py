@@ -1,7 +1,4 @@
-"""The configuration model with all defaults.
-
-`VICIBRIDGE_NATS__PASSWORD=...` sets `password` in `[nats]`; in variables, lists and the gateways are JSON.
-"""
+"""The configuration model with all defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from vicifast.address import parse_address
 from vicifast.commands import DEFAULT_ADDRESS, Danger
@@ -32,7 +28,6 @@ from ..contract.nats_settings import (
     is_address,
 )
 from ..contract.subjects import ALL_NODES
-from . import ENV_PREFIX
 
 Provision = Literal["bind", "create", "reconcile"]
 LIVE = "live"  # marks a key that SIGHUP changes; all others need a restart
@@ -290,10 +285,8 @@ class LoggingConfig(_Table):
     format: Annotated[Literal["text", "json"], LIVE] = "text"
 
 
-class Config(BaseSettings):
+class Config(_Table):
     """The whole configuration."""
-
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     nats: NatsConfig = Field(default_factory=NatsConfig)
     gateway: Annotated[list[GatewayConfig], Field(min_length=1, default_factory=lambda: [GatewayConfig()])]
@@ -311,14 +304,3 @@ class Config(BaseSettings):
         if len(set(nodes)) < len(nodes):
             raise ValueError("gateway: every gateway requires a different node")
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
