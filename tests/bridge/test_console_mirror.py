@@ -130,6 +130,7 @@ def test_a_gateway_that_nothing_but_its_sas_names(nats_server: NatsServer) -> No
         async with administrator(nats_server) as (_, jetstream):
             kept = {name: await jetstream.create_key_value(KeyValueConfig(bucket=name)) for name in BUCKETS}
             await kept["VICI_SA"].put("gw=201.a.1", sa_value("gw 1", "a", "1"))
+            await kept["VICI_CONN"].put("of-another.program", b"7")
             await kept["VICI_CONN"].put("gw2.a", conn_value("gw2", "a"))
             await kept["VICI_CONN"].put("gw3.a", conn_value("gw3", "a"))
             await kept["VICI_CONN"].purge("gw3.a")
@@ -188,7 +189,7 @@ def test_no_bucket_of_gateways(nats_server: NatsServer) -> None:
 WRONG: dict[str, tuple[str, str, bytes, str]] = {
     "another shape": ("VICI_SA", "gw9.a.1", b'{"v":1}', "node is missing"),
     "a list": ("VICI_SA", "gw9.a.1", b"[]", "the value is not an object"),
-    "msgpack": ("VICI_SA", "gw9.a.1", b"\x81\xa1v\x01", "'utf-8' codec can't decode byte"),
+    "msgpack": ("VICI_SA", "gw9.a.1", b"\x81\xa1v\x01", "not JSON: 'utf-8' codec can't decode byte"),
     "nested": ("VICI_SA", "gw9.a.1", b"[" * 100_000, "the JSON is nested too deeply"),
     "uniqueid": ("VICI_SA", "gw9.a.x", sa_value("gw9", "a", "x"), "uniqueid is not a number"),
     "another key": ("VICI_SA", "gw9.b.1", sa_value("gw9", "a", "1"), "it belongs to another key: gw9.a.1"),
@@ -295,7 +296,8 @@ def test_nodes_without_jetstream(make_nats_server: Callable[..., NatsServer]) ->
 def test_nodes_without_permission(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server(
         "accounts { A { jetstream: enabled, users: ["
-        '{user: a, password: a}, {user: b, password: b, permissions: {publish: ["$SRV.PING.vicibridge"]}}'
+        '{user: a, password: a}, {user: b, password: b, permissions: {publish: ["$SRV.PING.vicibridge"]}}, '
+        '{user: c, password: c, permissions: {subscribe: {deny: ["_INBOX.>"]}}}'
         "] } }\nno_auth_user: a"
     )
 
@@ -306,6 +308,15 @@ def test_nodes_without_permission(make_nats_server: Callable[..., NatsServer]) -
             code, out, err = await outcome(server, "nodes", "--user", "b", "--password", "b")
             assert code == 0 and "1 of 1 gateways" in out
             assert "the bucket VICI_NODE cannot be read: no answer: let this user publish to $JS.API.DIRECT.GET" in err
+            for command, what, stream in (
+                (["sas"], "the watch of VICI_SA", "KV_VICI_SA"),
+                (["tail", "--since", "1h"], "the subscription", "VICI"),
+            ):
+                code, out, err = await outcome(server, *command, "--user", "b", "--password", "b")
+                reason = f"this user may not publish to $JS.API.CONSUMER.CREATE.{stream}.>"
+                assert (code, out, err) == (4, "", f"Error: NATS: {what}: {reason}\n")
+            code, out, err = await outcome(server, "sas", "--user", "c", "--password", "c")
+            assert code == 4 and "this user may not subscribe to its reply inbox _INBOX.>" in err, err
 
     run(test(), 60)
 

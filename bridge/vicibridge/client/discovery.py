@@ -214,9 +214,10 @@ async def _with_values(connection: NatsConnection, look: _Look, known: Set[str])
     bucket, found = look.target.name.removeprefix("KV_"), set()
     for name in look.keys.keys() - known:
         for key in look.keys[name]:
-            read = connection.jetstream.get_last_msg(look.target.name, f"$KV.{bucket}.{key}", direct=look.direct)
-            with contextlib.suppress(NatsError, TimeoutError):
-                if not is_gone((await connection.unless_lost(read)).headers):
+            asking = connection.jetstream.get_last_msg(look.target.name, f"$KV.{bucket}.{key}", direct=look.direct)
+            with contextlib.suppress(NatsError, TimeoutError, ValueError):  # ValueError: of another program
+                message = await connection.unless_lost(asking)
+                if not is_gone(message.headers) and read(bucket, key, message.data or b""):
                     found.add(name)
                     break
     return found

@@ -65,6 +65,7 @@ class Events(Source):
         """The number of messages dropped so far."""
         self._queue = queue
         self._kept = kept
+        self._stream = "" if kept is None else kept.stream
         self._limit = limit
         self._connection: NatsConnection | None = None
         self._newest: Msg | None = None  # of JetStream

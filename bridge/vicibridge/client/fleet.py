@@ -212,7 +212,9 @@ class Fleet:
             raise ConnectionClosed(f"NATS: not connected: {lost}") from None
 
     def _denied(self, error: str) -> bool:
-        return self._calls is not None and self._calls.denied(error)
+        handled = self._calls is not None and self._calls.denied(error)
+        starting = [source.denied(error, self._settings.inbox_prefix) for source in list(self._sources)]
+        return handled or any(starting)
 
 
 def _settings(given: str | Sequence[str] | NatsSettings | None) -> NatsSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self
 
@@ -18,7 +19,8 @@ from vicifast.errors import ConnectionClosed, ViciError
 
 from ..bus.connection import Disconnected, NatsConnection, reason_of
 from ..bus.supervisor import ConnectionSupervisor
-from .errors import JetStreamError
+from ..contract import names
+from .errors import Denied, JetStreamError
 
 _logger = logging.getLogger(__name__)
 
@@ -37,13 +39,14 @@ class Source:
         self.wake: Callable[[], None] | None = None
         self._bus = bus
         self._name = name  # in errors
+        self._stream = ""  # the stream of JetStream that is read
         self._error: ViciError | None = None
         self._begun: asyncio.Future[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._reported = ""  # the last error in the log
 
     async def start(self) -> Self:
-        """Begin to read. Raises `JetStreamError`, and `ConnectionClosed` if NATS is not connected."""
+        """Begin to read. Raises `JetStreamError`, `Denied` without permission, `ConnectionClosed` without NATS."""
         try:
             async with asyncio.timeout(_CONNECTION_TIMEOUT):
                 await self._bus.connection()
@@ -91,6 +94,19 @@ class Source:
         elif str(error) != self._reported:
             self._reported = str(error)
             _logger.warning("%s; retrying", error)
+
+    def denied(self, error: str, inbox_prefix: str) -> bool:
+        """Fail the start if a permission error of NATS, in lower case, is about it; return whether it is."""
+        if not self._stream or self._begun is None or self._begun.done():
+            return False
+        if '"$js.api.' in error and re.search(rf"\.{re.escape(self._stream.lower())}[.\"]", error):
+            text = f"this user may not publish to $JS.API.CONSUMER.CREATE.{self._stream}.>"
+        elif f'subscription to "{inbox_prefix}.'.lower() in error:
+            text = f"this user may not subscribe to its reply inbox {inbox_prefix}.>; set inbox_prefix to another one"
+        else:
+            return False
+        self._begun.set_exception(Denied("NATS", self._name, names.DENIED, text))
+        return True
 
     def fail(self, error: ViciError) -> None:
         """Raise `error` in the reader once it has read all messages."""

@@ -45,6 +45,7 @@ class Watch(Source, Generic[V]):
         self.removed: dict[str, datetime] = {}
         """When keys of VICI_NODE were deleted or expired, as long as JetStream knows."""
         self._bucket = bucket
+        self._stream = f"KV_{bucket}"
         self._prefix = f"$KV.{bucket}."
         self._keys = keys
         self._changed: dict[str, ValueError | None] = {}
@@ -58,7 +59,7 @@ class Watch(Source, Generic[V]):
         config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subject=self._prefix + self._keys)
         async with Ordered(connection, self._take) as ordered:
             try:
-                info = await ordered.open(f"KV_{self._bucket}", config)
+                info = await ordered.open(self._stream, config)
             except nats.js.errors.NotFoundError:
                 raise JetStreamError(
                     f"JetStream: the bucket {self._bucket} does not exist: no bridge has created it"

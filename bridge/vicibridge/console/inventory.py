@@ -138,12 +138,12 @@ def sas(reach: Reach, node: str | None, ike: str | None, watch: bool, as_json: b
 @asynccontextmanager
 async def _presence(fleet: Fleet) -> AsyncIterator[Watch[NodeValue] | ViciError]:
     """Watch the gateways; yield the error if that is impossible."""
-    from ..client import JetStreamError
+    from ..client import Denied, JetStreamError
 
     watch = fleet.watch_nodes()
     try:
         await watch.start()
-    except JetStreamError as error:
+    except (Denied, JetStreamError) as error:
         yield error
         return
     async with aclosing(watch):

@@ -195,6 +195,8 @@ def load(data: bytes) -> Any:
         return json.loads(data, object_hook=_untagged)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
 
 
 def read(bucket: str, key: str, data: bytes) -> Any:
