@@ -32,6 +32,7 @@ from click.shell_completion import ShellComplete  # noqa: E402
 from click.testing import CliRunner, Result  # noqa: E402
 
 from vicifast.cli import main  # noqa: E402
+from vicifast.cli.common import until_interrupted  # noqa: E402
 
 if TYPE_CHECKING:
     from lab import Lab
@@ -263,6 +264,23 @@ def test_failed_commands_are_recorded_and_reported(tmp_path: Path) -> None:
         assert kinds == [_wire.CMD_RESPONSE, _wire.CMD_UNKNOWN, _wire.CMD_RESPONSE]
 
     run(scenario)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_cancel_the_work_of_an_event_loop(number: signal.Signals) -> None:
+    ended = []
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    with until_interrupted():
+        asyncio.run(work())
+    assert ended == ["cancelled"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

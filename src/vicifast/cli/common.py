@@ -154,7 +154,8 @@ def talks(function: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def until_interrupted() -> Iterator[None]:
     """Run a block that ends normally on Ctrl-C or SIGTERM."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # As SIGINT, for which asyncio.run() cancels its task; an exception raised at any point would leave tasks pending.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         yield
     except KeyboardInterrupt:
