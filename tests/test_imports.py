@@ -232,7 +232,7 @@ _NATS = "asyncio email importlib.metadata nats ssl"
         *((f"{name} --help", "") for name in "call check demo nodes run sas schema tail top".split()),
         ("nothing", ""),
         ("schema --list", "email importlib.metadata msgpack pydantic vicifast.results"),
-        ("check", f"{_NATS} pydantic"),
+        ("check", "asyncio email importlib.metadata pydantic ssl"),
         *((f"{name} --server nats://127.0.0.1:1", f"{_NATS} msgpack") for name in ("nodes", "sas", "tail")),
     ],
 )

@@ -10,12 +10,13 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-from nats.aio.client import RawCredentials
-
 from ..contract.nats_settings import NatsSettings
+
+if TYPE_CHECKING:
+    from nats.aio.client import RawCredentials
 
 # In a credentials file, JWT and seed are each one line between a header line and a line of dashes.
 _PART = r"-----BEGIN {}-----\s+([\w\-.=]+)\s"
@@ -96,6 +97,8 @@ class _Reading:
         }
 
     def _creds(self, path: Path) -> RawCredentials:
+        from nats.aio.client import RawCredentials  # `vicibridge check` needs nothing else of nats-py
+
         # nats-py loops indefinitely on a file without a JWT.
         text = self._read("creds", path)
         jwt, seed = _JWT.search(text), _SEED.search(text)
