@@ -104,6 +104,20 @@ def test_codecs_of_replies() -> None:
     assert re.findall(r"`(\w+)`", choice) == sorted(codecs.CODECS)
 
 
+def test_payloads_are_described_in_every_codec() -> None:
+    codecs = pytest.importorskip("vicibridge.contract.codecs", reason="needs the bridge extra")
+    asyncapi = pytest.importorskip("vicibridge.contract.asyncapi", reason="needs the bridge extra")
+    _, _, payloads = (ROOT / "README.md").read_text("utf-8").partition("A payload is one or more")
+    pages = {
+        "README.md": payloads.partition("\n")[0],
+        "docs/reference/subjects.md": (ROOT / "docs" / "reference" / "subjects.md").read_text("utf-8"),
+        "docs/start/microservice.md": (ROOT / "docs" / "start" / "microservice.md").read_text("utf-8"),
+        "AsyncAPI": asyncapi.document("vici")["info"]["description"],
+    }
+    missing = [(page, codec) for page, text in pages.items() for codec in codecs.CODECS if codec not in text.lower()]
+    assert missing == []
+
+
 def terms(page: str) -> list[str]:
     """Return the names in the definition lists of a page of the reference."""
     found = re.findall(r"^(`.*`)\n: ", (ROOT / "docs" / "reference" / page).read_text("utf-8"), re.MULTILINE)

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import nats
@@ -29,6 +28,7 @@ from vicifast.testing import FakeCharon
 
 from .bus.nats_server import NatsServer
 from .client import Completeness, Envelope, unpack
+from .console.tail import text_of
 from .contract.names import COUNT_HEADER, DENIED, ERROR_CODE_HEADER, STATUS_HEADER
 
 NODE = "gw1"
@@ -103,13 +103,14 @@ class Subscriber:
         left = _SHOWN.get(envelope.event, self.events[envelope.event]) - self.events[envelope.event]
         if left < 0:
             return
-        text = _summary(envelope.event, envelope.data) + (" ..." if envelope.event in _SHOWN and not left else "")
+        text = _summary(envelope) + (" ..." if envelope.event in _SHOWN and not left else "")
         style = "dim" if envelope.event in _SHOWN else "none"
         self._console.print(f"[dim]{clock}.{thousandths:03}[/] [cyan]{envelope.subject}[/]  ", end="")
         self._console.print(text, style=style, markup=False, soft_wrap=True)
 
 
-def _summary(event: str, data: Mapping[str, Any]) -> str:
+def _summary(envelope: Envelope) -> str:
+    event, data = envelope.event, envelope.data
     if event == "log":
         return str(data["msg"])
     if event == "status":
@@ -118,19 +119,7 @@ def _summary(event: str, data: Mapping[str, Any]) -> str:
         return f"{data['key']} {data['kind']} in {data['bucket']}"
     if event == "audit":
         return f"{data['command']}: {data['code']} {data['text']}".rstrip()
-    sections = [section for section in data.values() if isinstance(section, dict)]
-    if not sections:
-        return str(data)
-    if event == "ike-rekey":
-        return f"SA {sections[0]['old']['uniqueid']} replaced by {sections[0]['new']['uniqueid']}"
-    if event == "ike-update":
-        return f"peer moves to {data['remote-host']}"
-    ike = sections[0]
-    text = f"{ike['local-host']} <-> {ike['remote-host']}"
-    for child in ike.get("child-sas", {}).values():
-        sa = child.get("old", child)
-        text += f", {' '.join(sa['local-ts'])} === {' '.join(sa['remote-ts'])}, {sa.get('bytes-in', 0)} bytes in"
-    return text
+    return " ".join(text_of(envelope)).removeprefix(f"{event} ")
 
 
 async def run_demo(console: Console, address: str, drive: Drive, expected: Mapping[str, int] | None = None) -> None:

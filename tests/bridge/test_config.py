@@ -6,11 +6,13 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from click.testing import CliRunner
+from vicibridge import __main__
 from vicibridge.cli import cli
 from vicibridge.config.file import SettingsProblem, load, render
 from vicibridge.config.model import Config, hide
@@ -267,6 +269,13 @@ def test_missing_extra_is_named(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=30)
     assert result.returncode == 2
     assert 'pip install "strongswan-vicifast[bridge]"' in result.stderr
+
+
+def test_each_package_of_the_extra_is_named_when_it_is_missing() -> None:
+    import_names = {"nats-py": "nats", "prometheus-client": "prometheus_client", "typing-extensions": None}
+    project = tomllib.loads((EXAMPLE.parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    packages = {re.split(r"[\[<>=]", text)[0] for text in project["optional-dependencies"]["bridge"]}
+    assert __main__._NEEDS == {import_names.get(package, package) for package in packages} - {None} | {"nkeys"}
 
 
 def test_image_uses_existing_settings(monkeypatch: pytest.MonkeyPatch) -> None:

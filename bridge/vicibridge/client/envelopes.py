@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import msgpack
 from nats.aio.msg import Msg
 
 from vicifast import _wire
@@ -52,7 +51,7 @@ def unpack(message: Msg) -> list[Envelope]:
         return [
             _checked(Envelope(e["node"], e["boot"], e["seq"], e["time"], e["event"], e["data"], subject)) for e in found
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgpack.UnpackException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{subject}: not an envelope: {type(error).__name__} {error}") from None
 
 

@@ -32,7 +32,7 @@ class CodecSpec(NamedTuple):
     fill: Callable[[bytes, Mapping[str, object]], bytes]
     """Return an envelope without data with this data, whose types the codec must support."""
     envelopes: Callable[[bytes], Iterator[Mapping[str, Any]]]
-    """Yield the envelopes in a payload, with texts as a session returns them; errors are those of the decoder."""
+    """Yield the envelopes in a payload, with texts as a session returns them; raise ValueError for another payload."""
 
 
 def _join_json(parts: Sequence[bytes]) -> bytes:
@@ -62,9 +62,12 @@ def _msgpack_envelopes(payload: bytes) -> Iterator[Mapping[str, Any]]:
     unpacker.feed(payload)
     binary = any(mark in payload for mark in _BINARY)
     count = 0
-    for envelope in unpacker:
-        count = unpacker.tell()
-        yield _with_texts(envelope) if binary else envelope
+    try:
+        for envelope in unpacker:
+            count = unpacker.tell()
+            yield _with_texts(envelope) if binary else envelope
+    except msgpack.UnpackException as error:
+        raise ValueError(f"invalid msgpack: {type(error).__name__} {error}") from None
     if count != len(payload):
         raise ValueError(f"the last envelope is cut short at {count} of {len(payload)} bytes")
 
