@@ -251,6 +251,7 @@ def test_values_of_charon_in_odd_forms(nats_server: NatsServer) -> None:
     run(test(), 60)
 
 
+@pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize("stream", ["VICI", "KV_VICI_NODE", "KV_VICI_SA"])
 def test_what_is_sealed(nats_server: NatsServer, stream: str) -> None:
     async def test() -> None:
@@ -273,6 +274,7 @@ def test_what_is_sealed(nats_server: NatsServer, stream: str) -> None:
     run(test(), 60)
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_nodes_without_jetstream(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server("jetstream: disabled")
 
@@ -293,6 +295,7 @@ def test_nodes_without_jetstream(make_nats_server: Callable[..., NatsServer]) ->
     run(test(), 60)
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_nodes_without_permission(make_nats_server: Callable[..., NatsServer]) -> None:
     server = make_nats_server(
         "accounts { A { jetstream: enabled, users: ["
