@@ -3,6 +3,8 @@
 # cython: autotestdict=False, auto_pickle=False, binding=True, embedsignature=False
 """The VICI wire format: converts messages to and from Python objects, msgpack and JSON, and splits streams of packets.
 
+For the bridge it also writes messages to NATS, and reads JetStream's acknowledgements (nats.pxi).
+
 One extension module, built from the files included below; no other module parses bytes or lengths.
 Layout of the elements of a message (strongSwan, vici README):
 
@@ -73,3 +75,4 @@ include "wire/from_msgpack.pxi"
 include "wire/from_json.pxi"
 include "wire/message.pxi"
 include "wire/framer.pxi"
+include "wire/nats.pxi"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import nats
@@ -23,6 +24,7 @@ from vicibridge.bus.acked_publisher import (
     read_ack,
 )
 from vicibridge.bus.connection import NatsConnection, TooLarge
+from vicibridge.bus.hardened_client import Acks
 
 ACCOUNTS = """accounts {
   ROOMY { jetstream: enabled, users: [{user: roomy, password: x}] }
@@ -228,16 +230,24 @@ def test_error_takes_precedence_over_number(data: bytes, sentence: str) -> None:
     assert isinstance(refused, Refusal) and refused.sentence.startswith(sentence)
 
 
+Answers = dict[int, int | Refusal]  # the sequence number of what is stored
+
+
+def _note(answers: Answers, acks: Acks) -> None:
+    answers.update(acks)
+
+
 @asynccontextmanager
 async def publishing(
     server: NatsServer, **config: Any
-) -> AsyncIterator[tuple[AckedPublisher, NatsConnection, dict[int, PublishResult]]]:
-    answers: dict[int, PublishResult] = {}
+) -> AsyncIterator[tuple[AckedPublisher, NatsConnection, Answers]]:
+    answers: Answers = {}
     await server.up()
     async with running(settings(server.url)) as bus:
         connection = await bus.connection()
         await connection.jetstream.add_stream(stream(**config))
-        publisher = AckedPublisher(4, 0.3, answers.__setitem__)
+        settled, refused = (partial(_note, answers), answers.__setitem__)
+        publisher = AckedPublisher(4, 0.3, settled, refused)
         await publisher.open(connection)
         yield publisher, connection, answers
 
@@ -246,12 +256,14 @@ def test_each_answer_settles_its_message(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with publishing(nats_server, max_msg_size=10) as (publisher, _, answers):
             for number, payload in enumerate((b"x", b"x" * 50, b"x"), 1):
-                await publisher.publish(number, "s.a", payload)
-            await publisher.publish(7, "elsewhere", b"x")
+                publisher.publish(number, "s.a", payload)
+            publisher.publish(7, "elsewhere", b"x")
+            assert (publisher.room, publisher.waiting, publisher.wait(0)) == (0, 4, None)
+            publisher.flush()
             assert (publisher.room, publisher.waiting) == (0, 4)
             await until(lambda: len(answers) == 4)
             assert (publisher.room, publisher.waiting, publisher.wait(0)) == (4, 0, None)
-            assert [answers[n] for n in (1, 3)] == [Stored("S", 1, False), Stored("S", 2, False)]
+            assert [answers[n] for n in (1, 3)] == [1, 2]
             assert isinstance(answers[2], Refusal) and answers[2].meaning is Meaning.TOO_LARGE
             assert isinstance(answers[7], Refusal) and answers[7].meaning is Meaning.MISSING
 
@@ -262,8 +274,9 @@ def test_unanswered_messages_are_late(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with publishing(nats_server, no_ack=True) as (publisher, _, answers):
             now = asyncio.get_running_loop().time
-            await publisher.publish(1, "s.a", b"x")
-            await publisher.publish(2, "s.a", b"x")
+            publisher.publish(1, "s.a", b"x")
+            publisher.publish(2, "s.a", b"x")
+            publisher.flush()
             assert publisher.late(now()) == [] and 0 < (publisher.wait(now()) or 0) <= 0.3
             await asyncio.sleep(publisher.wait(now()) or 0)
             await until(lambda: now() > 0 and publisher.wait(now()) == 0)
@@ -276,9 +289,10 @@ def test_unsent_messages_get_no_answer_and_use_no_room(nats_server: NatsServer) 
     async def test() -> None:
         async with publishing(nats_server) as (publisher, _, answers):
             with pytest.raises(TooLarge):
-                await publisher.publish(1, "s.a", bytes(2 * 1024 * 1024))
+                publisher.publish(1, "s.a", bytes(2 * 1024 * 1024))
             assert (publisher.room, publisher.waiting) == (4, 0)
-            await publisher.publish(1, "s.a", b"x")
+            publisher.publish(1, "s.a", b"x")
+            publisher.flush()
             await until(lambda: answers)
 
     run(test())
@@ -287,14 +301,19 @@ def test_unsent_messages_get_no_answer_and_use_no_room(nats_server: NatsServer) 
 def test_message_sent_again_accepts_the_first_answer(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with publishing(nats_server) as (publisher, connection, answers):
-            await publisher.publish(1, "s.a", b"x")
+            publisher.publish(1, "s.a", b"x")
+            publisher.flush()
+            publisher.publish(2, "s.a", b"never sent")
             publisher.forget()
+            publisher.flush()
             await connection.fence(5)
-            assert answers == {}  # it is no longer pending
-            await publisher.publish(1, "s.a", b"x", {"Nats-Msg-Id": "1"})
-            publisher.forget()
-            await publisher.publish(1, "s.a", b"x", {"Nats-Msg-Id": "1"})
+            assert answers == {}  # they are no longer pending
+            for _ in range(2):
+                publisher.forget()
+                publisher.publish(1, "s.a", b"x", b"Nats-Msg-Id: 1\r\n")
+                publisher.flush()
             await until(lambda: answers)
-            assert answers == {1: Stored("S", 2, False)} and publisher.waiting == 0
+            assert answers == {1: 2} and publisher.waiting == 0
+            assert (await connection.jetstream.stream_info("S")).state.messages == 2
 
     run(test())

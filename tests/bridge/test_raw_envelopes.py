@@ -17,7 +17,7 @@ from vicibridge.contract.bridge_events import from_vici, to_vici
 from vicibridge.contract.bucket_values import ConnValue, SaValue
 from vicibridge.events.backlog import Backlog
 from vicibridge.events.envelopes import Envelopes
-from vicibridge.events.raw_envelopes import RawEnvelopes, split_headers
+from vicibridge.events.raw_envelopes import RawEnvelopes, read_headers, split_headers
 from vicibridge.gateway import Gateway
 
 from vicifast import DecodeError, Framer, Raw, decode, encode
@@ -55,8 +55,8 @@ BRIDGE_EVENT_DATA: list[tuple[str, Mapping[str, Any]]] = [
 
 
 def message(sealed: bytes) -> Msg:
-    headers, payload = split_headers(sealed)
-    return Msg(Client(), subject="s", data=payload, headers=headers)
+    lines, payload = split_headers(sealed)
+    return Msg(Client(), subject="s", data=payload, headers=read_headers(lines))
 
 
 @pytest.mark.parametrize(("kind", "data"), BRIDGE_EVENT_DATA)
@@ -77,13 +77,19 @@ def test_names_that_vici_does_not_allow_are_escaped() -> None:
 def test_bytes_are_unchanged() -> None:
     build = RawEnvelopes("gw1", "b")
     raw = b"\x03\x01a\x00\x02\xff\n\x03\x01a\x00\x00"  # a duplicate key, and a value that is not text
-    headers, payload = split_headers(build.wrap(5, "log", raw))
+    lines, payload = split_headers(build.wrap(5, "log", raw))
     assert payload == raw
-    assert headers == {"Vici-Node": "gw1", "Vici-Boot": "b", "Vici-Seq": "1", "Vici-Time": "5", "Vici-Event": "log"}
+    assert read_headers(lines) == {
+        "Vici-Node": "gw1",
+        "Vici-Boot": "b",
+        "Vici-Seq": "1",
+        "Vici-Time": "5",
+        "Vici-Event": "log",
+    }
     with pytest.raises(DecodeError):
         build.wrap(5, "log", b"\x03")
     assert (build.seq, build.skip(3), build.seq) == (1, (2, 4), 4)
-    assert split_headers(b"\x87\xa1v") == ({}, b"\x87\xa1v")
+    assert split_headers(b"\x87\xa1v") == (b"", b"\x87\xa1v")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import nats
 import pytest
 from harness import NatsServer, background, observing, run, settings, stored, until
+from vicibridge.bus.hardened_client import Acks
 from vicibridge.bus.streams import StateStream
 from vicibridge.bus.supervisor import ConnectionSupervisor
 from vicibridge.events.backlog import Backlog
@@ -124,16 +125,15 @@ def test_unacknowledged_events_are_sent_again(nats_server: NatsServer) -> None:
             feed.put(10)
             await feed.flush()
             publisher = feed.pipeline._publisher
-            deaf = publisher._on_answer
+            take = publisher._on_acks
 
-            async def lose_one(message: nats.aio.msg.Msg) -> None:
-                if not message.subject.endswith(".15") or lost:
-                    await deaf(message)
-                else:
-                    lost.append(message)
+            def lose_one(acks: Acks) -> None:
+                missed = [ack for ack in acks if ack[0] == 15 and not lost]
+                lost.extend(missed)
+                take([ack for ack in acks if ack not in missed])
 
-            lost: list[object] = []
-            publisher._on_answer = lose_one  # type: ignore[method-assign]
+            lost: Acks = []
+            publisher._on_acks = lose_one  # type: ignore[method-assign]
             connection = await feed.pipeline._bus.connection()
             connection.lose("test")  # the pipeline subscribes again
             feed.put(20)
@@ -394,7 +394,7 @@ def test_purged_events_are_not_stored_again(nats_server: NatsServer) -> None:
             await feed.flush()
             publisher = feed.pipeline._publisher
             settle, lost = publisher._settle, []
-            publisher._settle = lambda number, answer: lost.append(answer)  # the bridge does not get them
+            publisher._settle = lost.extend  # the bridge does not get them
             feed.put(5)
             await until(lambda: len(lost) == 5)
             await jetstream.purge_stream("VICI")

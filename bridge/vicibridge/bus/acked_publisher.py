@@ -13,7 +13,10 @@ from typing import NamedTuple, TypeAlias
 from nats.aio.msg import Msg
 from nats.js.errors import NoStreamResponseError
 
-from .connection import NatsConnection, reason_of
+from vicifast._wire import BlockWriter
+
+from .connection import NatsConnection, TooLarge, reason_of
+from .hardened_client import Acks
 
 UNEXPECTED = "unexpected reply instead of a JetStream acknowledgement"
 
@@ -62,6 +65,7 @@ _REFUSALS: dict[int, tuple[Meaning, str]] = {
     10111: (Meaning.SETTING, "set allow_rollup_hdrs of the stream"),
     10166: (Meaning.SETTING, "set allow_msg_ttl of the stream"),
 }
+_BLOCK = 128 * 1024  # bytes; a larger block is sent at once
 _NO_RESPONDERS = "503"
 _PLAIN = re.compile(rb'\{"stream":"([^"\\]+)",(?:"domain":"[^"\\]*",)?"seq":([1-9]\d*)(,"duplicate": true)?\}')
 
@@ -93,45 +97,74 @@ def _refusal(error: Mapping[str, object], stream: str) -> Refusal:
 
 
 class AckedPublisher:
-    """Publishes on one connection at a time, each message with its own reply subject; calls `settle` with every answer.
+    """Publishes on one connection at a time, each message with its own reply subject.
+
+    Messages are collected in a block, which `flush` sends. Every answer ends in a call: `settle` gets the numbers and
+    sequence numbers of messages that are stored, `refuse` that of a message that is not, and the reason.
 
     The caller numbers the messages. A number may be reused only for the same message: a late acknowledgement counts
     for both.
     """
 
-    def __init__(self, window: int, timeout: float, settle: Callable[[int, PublishResult], None]) -> None:
+    def __init__(
+        self,
+        window: int,
+        timeout: float,
+        settle: Callable[[Acks], None],
+        refuse: Callable[[int, Refusal], None],
+    ) -> None:
         self.timeout = timeout
         self._window = window
         self._settle = settle
+        self._refuse = refuse
         self._connection: NatsConnection | None = None
-        self._inbox = ""
+        self._writer: BlockWriter | None = None
         self._now = time.monotonic
+        self._added: list[int] = []  # the messages in the block
         self._deadlines: dict[int, float] = {}  # of the messages without an answer, in order
 
     async def open(self, connection: NatsConnection) -> None:
         """Publish on `connection` from now on; answers to messages on a former connection are ignored."""
         self.forget()
-        inbox = self._inbox = connection.new_inbox()
-        await connection.subscribe(f"{inbox}.*", self._on_answer)
+        inbox = connection.new_inbox()
+        self._writer = BlockWriter(inbox, connection.max_payload)
+        await connection.subscribe_acks(inbox, self._on_acks, self._on_answer)
         self._connection, self._now = connection, asyncio.get_running_loop().time
 
-    async def publish(
-        self, number: int, subject: str, payload: bytes, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Send a message without waiting; after TooLarge or Disconnected, `settle` is not called for it."""
-        assert self._connection
-        await self._connection.publish(subject, payload, f"{self._inbox}.{number}", headers)
-        self._deadlines[number] = self._now() + self.timeout
+    def publish(self, number: int, subject: str, payload: bytes, headers: bytes = b"") -> None:
+        """Add a message to the block; `headers` are whole lines, each with its CRLF.
+
+        Raises TooLarge for a message that is not added, and as `flush` if the block is full.
+        """
+        assert self._writer
+        try:
+            size = self._writer.add(number, subject, payload, headers)
+        except OverflowError as error:
+            raise TooLarge(str(error)) from None
+        self._added.append(number)
+        if size >= _BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the block without waiting; raises Disconnected."""
+        if not self._added:
+            return
+        assert self._writer and self._connection
+        deadline = self._now() + self.timeout
+        self._deadlines.update(dict.fromkeys(self._added, deadline))
+        self._added.clear()
+        self._connection.send_block(self._writer.take())
+        self._writer.max_payload = self._connection.max_payload  # the server may have changed it
 
     @property
     def room(self) -> int:
         """The number of further messages that may be sent."""
-        return self._window - len(self._deadlines)
+        return self._window - self.waiting
 
     @property
     def waiting(self) -> int:
         """The number of messages without an answer."""
-        return len(self._deadlines)
+        return len(self._deadlines) + len(self._added)
 
     def late(self, now: float) -> list[int]:
         """Forget the messages without an answer within `timeout` seconds, and return their numbers."""
@@ -150,9 +183,24 @@ class AckedPublisher:
 
     def forget(self) -> None:
         """Ignore the answers to all messages sent so far; the caller sends them again if necessary."""
+        if self._writer and self._added:
+            self._writer.take()
+        self._added.clear()
         self._deadlines.clear()
 
+    def _on_acks(self, acks: Acks) -> None:
+        deadlines = self._deadlines
+        if known := [ack for ack in acks if deadlines.pop(ack[0], None) is not None]:
+            self._settle(known)
+
     async def _on_answer(self, message: Msg) -> None:
-        number = int(message.subject.rpartition(".")[2])
-        if self._deadlines.pop(number, None) is not None:
-            self._settle(number, read_ack(message))
+        """Take an answer that is not a complete acknowledgement in one piece."""
+        token = message.subject.rpartition(".")[2]
+        number = int(token) if token.isdecimal() else -1
+        if self._deadlines.pop(number, None) is None:
+            return
+        match read_ack(message):
+            case Stored(_, seq, _):
+                self._settle([(number, seq)])
+            case Refusal() as refusal:
+                self._refuse(number, refusal)

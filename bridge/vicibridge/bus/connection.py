@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeVar
 
 import nats.errors
@@ -19,7 +19,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from vicifast._wire import MAX_SUBJECTS
+
 from .credentials import Credentials
+from .hardened_client import Acks, HardClient
 
 _T = TypeVar("_T")
 
@@ -55,8 +58,6 @@ _ALERTS = {
     "UNKNOWN_CA": "the server rejects the client certificate: its issuer is unknown",
     "BAD_CERTIFICATE": "the server rejects the client certificate, or requires one: check tls_cert and tls_key",
 }
-# Bytes of subject and reply subject; nats-server limits their protocol line to 4096 (max_control_line).
-_MAX_SUBJECTS = 3500
 
 
 class Disconnected(Exception):
@@ -72,7 +73,7 @@ class NatsConnection:
 
     def __init__(
         self,
-        client: Client,
+        client: HardClient,
         lost: asyncio.Future[str],
         url: str,
         credentials: Credentials,
@@ -144,12 +145,23 @@ class NatsConnection:
             size += _HEADER_FRAME + sum(len(key) + len(value.encode()) + 4 for key, value in headers.items())
         if size > self.client.max_payload:
             raise TooLarge(f"{size} bytes; the server's limit is {self.client.max_payload}")
-        if len(subject) + len(reply) > _MAX_SUBJECTS:
-            raise TooLarge(f"a subject of {len(subject)} bytes; the server's limit is about {_MAX_SUBJECTS}")
+        if len(subject) + len(reply) > MAX_SUBJECTS:
+            raise TooLarge(f"a subject of {len(subject)} bytes; the server's limit is about {MAX_SUBJECTS}")
+        with self._sending():
+            await self.client.publish(subject, payload, reply, dict(headers) if headers else None)
+
+    def send_block(self, block: bytes) -> None:
+        """Queue a block of a `BlockWriter` in the client, in order with `publish`; raises Disconnected."""
+        with self._sending():
+            self.client.send_block(block)
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
+        """Raise Disconnected if the connection is lost already, or if the client notices it now."""
         if not self.alive:
             raise Disconnected(self._lost.result())
         try:
-            await self.client.publish(subject, payload, reply, dict(headers) if headers else None)
+            yield
         except (
             nats.errors.ConnectionClosedError,
             nats.errors.ConnectionDrainingError,
@@ -171,6 +183,12 @@ class NatsConnection:
     ) -> Subscription:
         """Subscribe; `limits` are nats-py's limits on messages pending for `callback`, 0 for none."""
         return await self.unless_lost(self.client.subscribe(subject, queue, callback, **limits))
+
+    async def subscribe_acks(
+        self, inbox: str, settle: Callable[[Acks], None], callback: Callable[[Msg], Awaitable[None]]
+    ) -> None:
+        """Call `settle` with the acknowledgements that arrive below `inbox`, `callback` with any other message."""
+        await self.unless_lost(self.client.subscribe_acks(inbox, settle, callback))
 
     async def probe(self, timeout: float) -> None:
         """Raise Disconnected if the server does not respond within `timeout` seconds."""

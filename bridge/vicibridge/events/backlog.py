@@ -111,15 +111,16 @@ class Backlog:
         self.arrived.set()
         self._work.set()
 
-    def take(self) -> SpooledEvent | None:
-        """Move the next event into the window and return it; None when there is none."""
-        while self._queue:
+    def take(self, count: int) -> list[SpooledEvent]:
+        """Move the next events, at most `count`, into the window and return them."""
+        taken: list[SpooledEvent] = []
+        while self._queue and len(taken) < count:
             event = self._queue.popleft()
-            self._check_refill()
             if not event.done:
                 self.window[event.number] = event
-                return event
-        return None
+                taken.append(event)
+        self._check_refill()
+        return taken
 
     def rewind(self) -> None:
         """Queue the window to be sent again, in order."""
@@ -129,14 +130,17 @@ class Backlog:
     def message_id(self, event: SpooledEvent) -> str:
         return f"{self._node}.{event.boot}.{event.seq}"
 
-    def published(self, number: int) -> SpooledEvent | None:
-        """Record an acknowledgement; return None if the event is no longer in the window."""
-        event = self.window.pop(number, None)
-        if event is not None:
-            self.counts.published += 1
-            self.counts.bytes += len(event.payload)
-            self._release(event)
-        return event
+    def published(self, numbers: Iterable[int]) -> int:
+        """Record acknowledgements; return the highest number that is still in the window, 0 if none is."""
+        highest = 0
+        for number in numbers:
+            event = self.window.pop(number, None)
+            if event is not None:
+                self.counts.published += 1
+                self.counts.bytes += len(event.payload)
+                self._release(event)
+                highest = max(highest, number)
+        return highest
 
     def drop(self, event: SpooledEvent, cause: str) -> None:
         self.window.pop(event.number, None)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from ..bus.connection import Disconnected, NatsConnection, TooLarge
 from ..bus.supervisor import ConnectionSupervisor
 from .losses import Counts, Loss, Losses
-from .raw_envelopes import split_headers
+from .raw_envelopes import read_headers, split_headers
 
 STOPPED = "the bridge stopped"
 _ROOM = 250  # overhead of a batch in memory beyond its payload, in bytes
@@ -160,8 +160,8 @@ class LogPublisher:
             while self._ready and size < self.WINDOW:
                 batch = self._ready.popleft()
                 try:
-                    headers, payload = split_headers(bytes(batch.payload))
-                    await connection.publish(batch.subject, payload, headers=headers)
+                    lines, payload = split_headers(bytes(batch.payload))
+                    await connection.publish(batch.subject, payload, headers=read_headers(lines))
                 except TooLarge:
                     self._drop(batch, "larger than the server accepts")
                 except Disconnected:

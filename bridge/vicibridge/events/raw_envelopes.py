@@ -22,13 +22,18 @@ _BEGIN = b"NATS/1.0\r\n"  # no envelope of another codec begins with this
 _END = b"\r\n\r\n"
 
 
-def split_headers(payload: bytes) -> tuple[dict[str, str], bytes]:
-    """Return headers and payload of an envelope; an envelope of another codec has no headers."""
+def split_headers(payload: bytes) -> tuple[bytes, bytes]:
+    """Return the lines of the headers and the payload of an envelope; one of another codec has no headers."""
     if not payload.startswith(_BEGIN):
-        return {}, payload
-    head, _, message = payload.removeprefix(_BEGIN).partition(_END)
-    pairs = (line.partition(": ") for line in head.decode().split("\r\n"))
-    return {name: value for name, _, value in pairs}, message
+        return b"", payload
+    lines, _, message = payload.removeprefix(_BEGIN).partition(_END)
+    return lines + b"\r\n", message
+
+
+def read_headers(lines: bytes) -> dict[str, str]:
+    """Return the headers in lines of `split_headers`."""
+    pairs = (line.partition(": ") for line in lines.decode().splitlines())
+    return {name: value for name, _, value in pairs}
 
 
 class RawEnvelopes:

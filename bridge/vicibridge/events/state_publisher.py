@@ -8,8 +8,9 @@ from contextlib import suppress
 
 from nats.errors import Error as NatsError
 
-from ..bus.acked_publisher import AckedPublisher, PublishResult, Refusal
+from ..bus.acked_publisher import AckedPublisher, Refusal
 from ..bus.connection import NatsConnection, TooLarge, reason_of
+from ..bus.hardened_client import Acks
 from ..bus.streams import StateStream, Unsuitable
 from ..bus.supervisor import ConnectionSupervisor
 from .backlog import Backlog
@@ -44,7 +45,7 @@ class StatePublisher:
         """Why events are not accepted, as a sentence; empty while they are."""
         self._bus = bus
         self._stream = stream
-        self._publisher = AckedPublisher(self.WINDOW, ack_timeout, self._settle)
+        self._publisher = AckedPublisher(self.WINDOW, ack_timeout, self._settle, self._refuse)
         self._longest_delay = ack_timeout
         self._first_delay = self._delay = delay
         self._window = backlog.window
@@ -104,7 +105,7 @@ class StatePublisher:
         loop = asyncio.get_running_loop()
         while connection.alive:
             self._wake.clear()
-            await self._send()
+            self._send()
             late = bool(self._publisher.late(loop.time()))
             if late or self._refused:
                 return await self._abandon_window(connection, late)
@@ -114,14 +115,18 @@ class StatePublisher:
                 break
         return None
 
-    async def _send(self) -> None:
-        while self._publisher.room and not self._refused and (event := self._backlog.take()):
-            headers, payload = split_headers(event.payload)
-            headers["Nats-Msg-Id"] = self._backlog.message_id(event)
+    def _send(self) -> None:
+        room = self._publisher.room
+        if self._refused or room < self.WINDOW // 4:  # acknowledgements make room for a larger block
+            return
+        for event in self._backlog.take(room):
+            lines, payload = split_headers(event.payload)
+            lines += f"Nats-Msg-Id: {self._backlog.message_id(event)}\r\n".encode()
             try:
-                await self._publisher.publish(event.number, event.subject, payload, headers)
+                self._publisher.publish(event.number, event.subject, payload, lines)
             except TooLarge:
                 self._backlog.drop(event, "larger than the server accepts")
+        self._publisher.flush()
 
     async def _pause(self, now: float) -> bool:
         """Wait for a new event, an acknowledgement, the loss of the connection or a deadline; return False if idle."""
@@ -140,19 +145,20 @@ class StatePublisher:
         """Whether a gap envelope would be queued behind the events that caused the gap."""
         return self._troubled or bool(self._refused)
 
-    def _settle(self, number: int, answer: PublishResult) -> None:
-        if isinstance(answer, Refusal):
-            if number in self._window:
-                self._refused[number] = answer
-                self._wake.set()
-            return
-        if self._backlog.published(number) is None:
-            return  # the spool has dropped it meanwhile
-        self._highest_ack = max(self._highest_ack, number)
+    def _settle(self, acks: Acks) -> None:
+        highest = self._backlog.published([number for number, _ in acks])
+        if not highest:
+            return  # the spool has dropped them meanwhile
+        self._highest_ack = max(self._highest_ack, highest)
         self._delay = self._first_delay
         if self.trouble:
             self._recover()
         self._wake.set()
+
+    def _refuse(self, number: int, refusal: Refusal) -> None:
+        if number in self._window:
+            self._refused[number] = refusal
+            self._wake.set()
 
     async def _abandon_window(self, connection: NatsConnection, late: bool) -> str:
         """Wait for the window's answers, queue the rest again, and return why no message was acknowledged, if so."""

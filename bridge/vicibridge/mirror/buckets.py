@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 
 from nats.errors import Error as NatsError
 
-from ..bus.acked_publisher import AckedPublisher, Meaning, PublishResult, Refusal
+from ..bus.acked_publisher import AckedPublisher, Meaning, Refusal
 from ..bus.bucket_reader import BucketReader, Entry
 from ..bus.conditions import problems
 from ..bus.connection import NatsConnection, TooLarge, reason_of
+from ..bus.hardened_client import Acks
 from ..bus.streams import MARKER, Unsuitable, bucket_target, ensure, info_of
 from ..bus.supervisor import ConnectionSupervisor
 from ..config.model import Provision
@@ -77,7 +78,7 @@ class Buckets:
         self._heartbeat = heartbeat
         self._provision: Provision = provision
         self._ledger = Ledger(source)
-        self._publisher = AckedPublisher(self.WINDOW, _ACK_TIMEOUT, self._settle)
+        self._publisher = AckedPublisher(self.WINDOW, _ACK_TIMEOUT, self._settle, self._refused)
         self._buckets = {name: _Bucket(name, _RETRY, restored=name == NODE) for name in BUCKETS}
         self._deleted: dict[BucketKey, tuple[float, int]] = {}  # the time, and the revision of the marker
         self._announced = False  # the last published state: whether the mirror is complete
@@ -266,27 +267,28 @@ class Buckets:
             bucket = self._buckets[write.key[0]]
             headers = self._headers(bucket, write.value is None)
             try:
-                await self._publisher.publish(write.number, f"$KV.{'.'.join(write.key)}", write.value or b"", headers)
+                self._publisher.publish(write.number, f"$KV.{'.'.join(write.key)}", write.value or b"", headers)
             except TooLarge as error:
                 self._refuse(write.number, Refusal(0, 0, Meaning.TOO_LARGE, f"too large for NATS: {error}"))
             if not count % _BATCH:
+                self._publisher.flush()
                 await asyncio.sleep(0)
+        self._publisher.flush()
 
-    def _headers(self, bucket: _Bucket, delete: bool) -> dict[str, str] | None:
-        headers = {}
-        if delete:
-            headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
-            if bucket.expires:
-                headers["Nats-TTL"] = f"{MARKER:.0f}s"
-        elif bucket.name == NODE and bucket.expires:
-            headers["Nats-TTL"] = f"{max(1.0, HEARTBEATS * self._heartbeat):.0f}s"
-        return headers or None
+    def _headers(self, bucket: _Bucket, delete: bool) -> bytes:
+        lines = b"KV-Operation: PURGE\r\nNats-Rollup: sub\r\n" if delete else b""
+        if bucket.expires and (delete or bucket.name == NODE):
+            seconds = MARKER if delete else max(1.0, HEARTBEATS * self._heartbeat)
+            lines += b"Nats-TTL: %.0fs\r\n" % seconds
+        return lines
 
-    def _settle(self, number: int, answer: PublishResult) -> None:
-        if isinstance(answer, Refusal):
-            self._refuse(number, answer)
-        else:
-            self._stored(number, answer.seq)
+    def _settle(self, acks: Acks) -> None:
+        for number, revision in acks:
+            self._stored(number, revision)
+        self._wake.set()
+
+    def _refused(self, number: int, refusal: Refusal) -> None:
+        self._refuse(number, refusal)
         self._wake.set()
 
     def _stored(self, number: int, revision: int) -> None:

@@ -1,0 +1,236 @@
+"""BlockWriter and AckReader: blocks of messages for NATS, and JetStream's acknowledgements out of a stream of bytes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from generate import collecting, exact, only_where_c_code_is_interrupted
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vicifast._wire import MAX_SUBJECTS, AckReader, BlockWriter
+
+INBOX = "_INBOX.a-b_c.1"
+ACK = re.compile(
+    rb"MSG (?P<inbox>[!-~]+)\.(?P<number>0|[1-9]\d{0,18}) (?P<sid>0|[1-9]\d{0,18}) (?P<size>0|[1-9]\d{0,18})\r\n"
+)
+ANSWER = re.compile(
+    rb'\{"stream":"[^"\\\x00-\x1f]+"(?:,"domain":"[^"\\\x00-\x1f]*")?,"seq":([1-9]\d{0,18})(,"duplicate": true)?\}'
+)
+
+
+def writer(max_payload: int = 1 << 20) -> BlockWriter:
+    return BlockWriter(INBOX, max_payload)
+
+
+def expected(number: int, subject: str, payload: bytes, headers: bytes) -> bytes:
+    reply = f"{INBOX}.{number}"
+    if not headers:
+        return f"PUB {subject} {reply} {len(payload)}\r\n".encode() + payload + b"\r\n"
+    head = b"NATS/1.0\r\n" + headers + b"\r\n"
+    return f"HPUB {subject} {reply} {len(head)} {len(head + payload)}\r\n".encode() + head + payload + b"\r\n"
+
+
+TOKENS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=".*>"), min_size=1, max_size=9)
+SUBJECTS = st.lists(TOKENS, min_size=1, max_size=6).map(".".join)
+NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), min_size=1, max_size=9)
+VALUES = st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]), max_size=9)
+HEADERS = st.lists(st.tuples(NAMES, VALUES).map(lambda pair: f"{pair[0]}: {pair[1]}\r\n"), max_size=3).map(
+    lambda lines: "".join(lines).encode()
+)
+MESSAGES = st.tuples(st.integers(0, 2**64 - 1), SUBJECTS, st.binary(max_size=40), HEADERS)
+
+
+@given(st.lists(MESSAGES, max_size=9))
+def test_a_block_is_its_messages_in_order(messages: list[tuple[int, str, bytes, bytes]]) -> None:
+    block, size = writer(), 0
+    for message in messages:
+        size += len(expected(*message))
+        assert block.add(*message) == size
+    assert block.take() == b"".join(expected(*message) for message in messages)
+    assert block.take() == b""
+
+
+def test_a_block_larger_than_the_buffer() -> None:
+    block = writer(1 << 22)
+    for _ in range(2):
+        block.add(1, "a", bytes(3_000_000))
+        assert block.take() == expected(1, "a", bytes(3_000_000), b"")
+
+
+@pytest.mark.parametrize(
+    "subject",
+    ["", ".", "a.", ".a", "a..b", "a b", "a\tb", "a\r\nPUB x 0", "a\x00", "\x7f", "ä", "\ud800", "*", "a.*.b", "a.>"],
+)
+def test_subjects_that_nobody_can_publish_to_are_refused(subject: str) -> None:
+    block = writer()
+    with pytest.raises(ValueError, match="cannot publish to the subject"):
+        block.add(1, subject, b"x")
+    with pytest.raises(ValueError, match="cannot publish with the reply subject|surrogates"):
+        BlockWriter(subject, 10)
+    assert block.take() == b""
+
+
+@pytest.mark.parametrize("subject", ["a*", "*a", "a>b", "$KV.B.=20", "_x.-.~"])
+def test_wildcards_are_tokens_of_one_character(subject: str) -> None:
+    block = writer()
+    block.add(1, subject, b"")
+    assert block.take() == expected(1, subject, b"", b"")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [b"a", b"a: b", b"a: b\n", b"a: b\r", b"a:b\r\n", b": b\r\n", b"a b: c\r\n", b"a: b\r\n\r\n", b"\r\n",
+     b"a: b\r\nc\r\n",
+     b"a: \x00\r\n", b"a: b\rc: d\r\n", b"a: b\nc: d\r\n", b"\xc3\xa4: b\r\n", b"a: \x7f\r\n"],
+)  # fmt: skip
+def test_malformed_headers_are_refused(headers: bytes) -> None:
+    block = writer()
+    with pytest.raises(ValueError, match="malformed headers"):
+        block.add(1, "a", b"x", headers)
+    assert block.take() == b""
+
+
+def test_limits_count_headers_and_reply_subject() -> None:
+    headers = b"a: b\r\n"
+    block = writer(30)
+    block.add(1, "a", bytes(30))
+    block.add(1, "a", bytes(30 - 12 - len(headers)), headers)
+    block.take()
+    with pytest.raises(OverflowError, match="31 bytes; the server's limit is 30"):
+        block.add(1, "a", bytes(31))
+    with pytest.raises(OverflowError, match="31 bytes"):
+        block.add(1, "a", bytes(30 - 11 - len(headers)), headers)
+    longest = MAX_SUBJECTS - len(INBOX) - 1 - 20
+    with pytest.raises(OverflowError, match=f"a subject of {longest + 1} bytes"):
+        block.add(1, "a" * (longest + 1), b"")
+    block.add(2**64 - 1, "a" * longest, b"")
+    assert len(block.take().partition(b"\r\n")[0]) < 4096
+    block.max_payload = 31
+    block.add(1, "a", bytes(31))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(-1, "a", b""), (2**64, "a", b""), (1, b"a", b""), (1, "a", "x"), (1, "a", bytearray()), (1, None, b"")],
+)
+def test_other_types_and_numbers_are_refused(arguments: Any) -> None:
+    with pytest.raises((TypeError, OverflowError)):
+        writer().add(*arguments)
+
+
+# --- acknowledgements ---
+
+
+def ack(number: int, seq: int, sid: int = 3, more: bytes = b"", inbox: str = INBOX) -> bytes:
+    answer = b'{"stream":"VICI",%b"seq":%d}' % (b'"domain":"hub",' if more == b"domain" else b"", seq)
+    if more == b"duplicate":
+        answer = answer[:-1] + b',"duplicate": true}'
+    return f"MSG {inbox}.{number} {sid} {len(answer)}\r\n".encode() + answer + b"\r\n"
+
+
+def model(data: bytes, watched: dict[int, str]) -> tuple[int, dict[int, list[tuple[int, int]]]]:
+    """What a reader must find, the slow way."""
+    used, found = 0, {}
+    while line := ACK.match(data, used):
+        end = line.end() + int(line["size"])
+        answer = ANSWER.fullmatch(data[line.end() : end])
+        sid = int(line["sid"])
+        if data[end : end + 2] != b"\r\n" or not answer or watched.get(sid, "").encode() != line["inbox"]:
+            break
+        found.setdefault(sid, []).append((int(line["number"]), int(answer[1])))
+        used = end + 2
+    return used, found
+
+
+def reader(watched: dict[int, str] | None = None) -> AckReader:
+    made = AckReader()
+    for sid, inbox in (watched or {3: INBOX}).items():
+        made.watch(sid, inbox)
+    return made
+
+
+def test_acknowledgements_by_subscription() -> None:
+    acks = reader({3: INBOX, 4: "_INBOX.other"})
+    data = (
+        ack(1, 10) + ack(7, 1, 4, inbox="_INBOX.other") + ack(2, 2**63, more=b"duplicate") + ack(3, 12, more=b"domain")
+    )
+    assert acks.read(data) == len(data)
+    assert acks.read(ack(4, 13)) == len(ack(4, 13))
+    assert acks.take() == {3: [(1, 10), (2, 2**63), (3, 12), (4, 13)], 4: [(7, 1)]}
+    assert acks.take() == {}
+
+
+def test_nothing_is_read_when_nothing_is_watched() -> None:
+    acks = AckReader()
+    assert acks.read(ack(1, 1)) == 0 and acks.take() == {}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [b"PING\r\n", b"+OK\r\n", b"INFO {}\r\n", ack(1, 1, sid=4), ack(1, 1, inbox="_INBOX.other"), ack(0, 0),
+     ack(10**19, 1),
+     ack(1, 10**19), ack(1, 1).replace(b".1 3", b".01 3"), ack(1, 1).replace(b".1 3", b".x 3"),
+     ack(1, 1).replace(b" 3 ", b" 3 reply "), ack(1, 1).replace(b"MSG", b"HMSG"), ack(1, 1).replace(b"}\r\n", b"}  "),
+     ack(1, 1).replace(b'"VICI"', b'"VI\\u"'), ack(1, 1).replace(b"stream", b"strean"),
+     b"MSG " + INBOX.encode() + b".1 3 9999999999999999999\r\n{}",
+     b"MSG " + INBOX.encode() + b".1 3 99999999999999999999\r\n",
+     b'MSG %b.1 3 28\r\n{"error":{"code":503},"seq":0}\r\n' % INBOX.encode(), b"MSG x 3 0\r\n\r\n", b"MSG ", b"M", b""],
+)  # fmt: skip
+def test_anything_else_ends_the_reading(other: bytes) -> None:
+    acks, first = reader(), ack(5, 6)
+    assert acks.read(exact(first + other)) == len(first)
+    assert acks.take() == {3: [(5, 6)]}
+
+
+def test_every_cut() -> None:
+    """What is cut is left for later, or for the client; nothing is read twice or beyond the end."""
+    data = ack(1, 10) + ack(2, 11, more=b"duplicate") + ack(3, 12, more=b"domain")
+    for cut in range(len(data) + 1):
+        acks = reader()
+        used = acks.read(exact(data[:cut]))
+        assert used <= cut and acks.read(exact(data[used:])) == len(data) - used
+        assert acks.take() == {3: [(1, 10), (2, 11), (3, 12)]}
+
+
+PIECES = st.one_of(
+    st.builds(
+        ack,
+        st.integers(0, 2**64),
+        st.integers(0, 2**64),
+        st.integers(2, 5),
+        st.sampled_from([b"", b"duplicate", b"domain"]),
+        st.sampled_from([INBOX, "_INBOX.other"]),
+    ),
+    st.sampled_from([b"PING\r\n", b"MSG ", b"\r\n", b'{"stream":"', b',"seq":1', b"}", b"_INBOX.a-b_c.1.1 3 "]),
+    st.binary(max_size=3),
+)
+
+
+@given(st.lists(PIECES, max_size=8).map(b"".join), st.integers(0, 600), st.binary(max_size=2))
+def test_any_bytes_as_the_model(data: bytes, place: int, replaced: bytes) -> None:
+    watched = {3: INBOX, 4: "_INBOX.other"}
+    data = data[:place] + replaced + data[place + len(replaced) :]
+    acks = reader(watched)
+    assert (acks.read(exact(data)), acks.take()) == model(data, watched)
+
+
+@only_where_c_code_is_interrupted
+def test_collector_takes_acknowledgements_meanwhile() -> None:
+    """The garbage collector runs while numbers are created; whoever takes then loses none."""
+    acks, data = (
+        reader({3: INBOX, 4: "_INBOX.other"}),
+        b"".join(ack(n, n + 1) + ack(n, n, 4, inbox="_INBOX.other") for n in range(1, 300)),
+    )
+    taken: list[tuple[int, int]] = []
+
+    def take() -> None:
+        for found in acks.take().values():
+            taken.extend(found)
+
+    with collecting(take):
+        assert acks.read(data) == len(data)
+    take()
+    assert sorted(taken) == sorted([(n, n + 1) for n in range(1, 300)] + [(n, n) for n in range(1, 300)])
