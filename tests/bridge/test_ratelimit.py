@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from harness import NatsServer, envelopes, run, service, settings, stored, until, up
 from vicibridge.client import Completeness, unpack
-from vicibridge.contract.subjects import Subjects, kind_of
+from vicibridge.contract.subjects import OUTLINE, Subjects, kind_of
 from vicibridge.events import reader
 from vicibridge.events.ratelimit import BURST, TokenBucket, UnauthenticatedLimit, unauthenticated
 from vicibridge.service import Service
 
 from vicifast import decode, encode
+from vicifast._wire import Outliner
 from vicifast.commands import ALERTS, Trigger
 from vicifast.recording import Recording
 from vicifast.testing import FakeCharon
@@ -64,6 +65,7 @@ def alert(type: str, sa: dict[str, str] | None = None, name: str = "gw") -> tupl
 def test_classification_of_events(event: tuple[str, dict[str, Any]], kind: str | None) -> None:
     name, message = event
     assert unauthenticated(name, encode(message)) == kind
+    assert unauthenticated(name, Outliner(OUTLINE).outline(encode(message))) == kind
 
 
 @pytest.mark.parametrize("event", ["ike-updown", "child-updown"])
@@ -81,10 +83,10 @@ def test_no_event_of_kind_up_or_down_is_limited(event: str) -> None:
 
 def test_limit_of_a_type() -> None:
     limit = UnauthenticatedLimit(2.0)
-    failed, other = encode({"gw": CONNECTING}), encode({"(unnamed)": CONNECTING})
+    other = "ike-updown (unnamed)"
 
-    def taken(second: int, count: int, raw: bytes = failed) -> int:
-        return sum(limit.allows(second * 10**9, "ike-updown", raw) for _ in range(count))
+    def taken(second: int, count: int, kind: str = "ike-updown") -> int:
+        return sum(limit.allows(second * 10**9, kind) for _ in range(count))
 
     assert taken(1, 1000) == BURST
     assert taken(1, 1000, other) == BURST  # a separate limit

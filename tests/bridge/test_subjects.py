@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from itertools import combinations, product
+from typing import Any
 
 import nats
 import pytest
+from generate import packed, trees
 from harness import NatsServer, run
 from hypothesis import given
 from hypothesis import strategies as st
 from vicibridge.contract.bucket_values import BUCKETS
 from vicibridge.contract.subjects import (
+    OUTLINE,
     WORDS,
     Subjects,
     covered,
@@ -23,6 +26,7 @@ from vicibridge.contract.subjects import (
     stream_subjects,
     unescape,
 )
+from vicibridge.events.ratelimit import unauthenticated
 
 import vicifast
 
@@ -100,6 +104,16 @@ CHILD_REKEY = {"ike": {**SA, "child-sas": {"net": {"old": {"name": "net"}, "new"
 def test_subject_of_every_event(event: str, message: dict[str, object], subject: str) -> None:
     raw = vicifast.encode(message)
     assert Subjects("vici", "gw.1").event(event, raw) == f"vici.gw=2E1.{subject}"
+
+
+@pytest.mark.parametrize("event", [name for name in patterns("vici") if name != "log"])
+@given(tree=trees | st.tuples(st.just("gw"), trees).map(lambda pair: ((pair[0], (("child-sas", pair[1]),)),)))
+def test_outline_determines_subject_and_limit(event: str, tree: Any) -> None:
+    """The bridge keeps both by the outline of an event."""
+    subjects, raw = Subjects("vici", "gw"), packed(tree)
+    outline = vicifast._wire.Outliner(OUTLINE).outline(raw)
+    assert subjects.event(event, outline) == subjects.event(event, raw)
+    assert unauthenticated(event, outline) == unauthenticated(event, raw)
 
 
 @pytest.mark.parametrize(

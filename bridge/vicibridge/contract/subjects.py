@@ -121,6 +121,9 @@ def section_of(message: _wire.Message) -> tuple[str, _wire.Message | None]:
     return "", None
 
 
+OUTLINE = ("up", "state", "type")
+"""The keys that, with the names of sections, determine subject, kind and limit of an event of the state class."""
+
 _IKE, _CHILD = _Token("ike", _ike), _Token("child", _child)
 _IKE_DIRECTION = _Token("direction", _ike_direction, ("up", "down", "failed"))
 _CHILD_DIRECTION = _Token("direction", _direction, ("up", "down"))  # charon raises no event for a CHILD_SA that failed

@@ -10,20 +10,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
-from vicifast._wire import Raw, Reader
+from vicifast._wire import Outliner, Raw, Reader
 from vicifast.aio import AsyncSession, Listener
 from vicifast.commands import EVENTS
 from vicifast.errors import DecodeError, UnknownEvent, ViciError
 
 from ..config.model import Config, LogConfig
-from ..contract.subjects import Subjects, kind_of
+from ..contract.subjects import OUTLINE, Subjects, kind_of
 from .backlog import Backlog
 from .envelopes import Envelopes
 from .log_publisher import STOPPED, LogPublisher
 from .losses import OVER_UNAUTHENTICATED_RATE, gap
-from .ratelimit import UnauthenticatedLimit
+from .ratelimit import UnauthenticatedLimit, unauthenticated
 from .raw_envelopes import RawEnvelopes
 
 _logger = logging.getLogger(__name__)
@@ -32,7 +33,18 @@ _STANDALONE = [event.name for event in EVENTS.values() if event.standalone]
 _STATE = [name for name in _STANDALONE if name != "log"]
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 3.0
 _LIMITED_EVERY = 5.0  # seconds; the events over the limit in that time are reported as one gap
+_LABELS = 4096  # outlines whose labels are cached; each connection has a few
 _TIMEOUT = 10.0  # seconds for charon to accept a connection and answer registrations
+
+
+class _Label(NamedTuple):
+    """What the outline of an event determines."""
+
+    subject: str
+    counted: tuple[str, str]
+    """Its name and kind."""
+    limited: str | None
+    """The type by which it is limited, None for an event that only an authenticated peer can cause."""
 
 
 class StateObserver(Protocol):
@@ -85,6 +97,8 @@ class EventReader:
         self._mirror = mirror
         self._filter(settings.log)
         self._limit = UnauthenticatedLimit(settings.events.unauthenticated_rate)
+        self._outliner = Outliner(OUTLINE)
+        self._label = lru_cache(_LABELS)(self._new_label)
         self._over_limit = 0
         self._session: AsyncSession | None = None
         self._stopping = asyncio.Event()
@@ -222,19 +236,23 @@ class EventReader:
             try:
                 if not isinstance(raw, bytes):
                     raise DecodeError("no message", 0)
-                subject = self._subjects.event(event, raw)
-                within_limit = self._limit.allows(time_ns, event, raw)
+                label = self._label(event, self._outliner.outline(raw))
+                within_limit = self._limit.allows(time_ns, label.limited)
                 envelope = self._events.wrap(time_ns, event, raw) if within_limit else b""
             except DecodeError:
                 self._backlog.lost("malformed message from charon", *self._events.skip(1))
                 continue
-            self.events[event, kind_of(event, subject)] += 1
+            self.events[label.counted] += 1
             if not within_limit:
                 self._drop()
                 continue
-            self._backlog.put(self._events.seq, subject, envelope)
+            self._backlog.put(self._events.seq, label.subject, envelope)
             if self._mirror:
                 self._mirror.event(time_ns, event, raw)
+
+    def _new_label(self, event: str, outline: bytes) -> _Label:
+        subject = self._subjects.event(event, outline)
+        return _Label(subject, (event, kind_of(event, subject)), unauthenticated(event, outline))
 
     def _drop(self) -> None:
         """Drop an event over the limit; those of a few seconds get consecutive numbers, so that one gap covers them."""
