@@ -43,6 +43,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     For tests whose subject is what happens after the wait; replies that do arrive must have room in it on a busy host.
     """
     monkeypatch.setattr("vicibridge.bus.connection._API_TIMEOUT", 1.0)
+    monkeypatch.setattr("vicibridge.bus.bucket_reader._TIMEOUT", 1.0)
     monkeypatch.setattr("vicibridge.bus.supervisor._CONNECT_TIMEOUT", 2)
     monkeypatch.setattr("vicibridge.bus.supervisor._LONGEST_DELAY", 0.2)
     monkeypatch.setattr("vicibridge.service._FLUSH", 0.5)
