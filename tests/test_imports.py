@@ -160,7 +160,7 @@ def test_each_client_loads_only_itself() -> None:
 
 SLOW = {  # packages that take long to import, or import such a package
     *("aiohttp", "asyncio", "cryptography", "email", "importlib.metadata", "msgpack", "nacl", "nats", "nkeys"),
-    *("prometheus_client", "pydantic", "rich", "ssl", "vicifast.results", "vicifast.swanctl"),
+    *("prometheus_client", "pydantic", "pydantic_settings", "rich", "ssl", "vicifast.results", "vicifast.swanctl"),
 }
 
 
@@ -232,7 +232,7 @@ _NATS = "asyncio email importlib.metadata nats ssl"
         *((f"{name} --help", "") for name in "call check demo nodes run sas schema tail top".split()),
         ("nothing", ""),
         ("schema --list", "email importlib.metadata msgpack pydantic vicifast.results"),
-        ("check", "asyncio email importlib.metadata pydantic ssl"),
+        ("check", "asyncio email importlib.metadata pydantic pydantic_settings ssl"),
         *((f"{name} --server nats://127.0.0.1:1", f"{_NATS} msgpack") for name in ("nodes", "sas", "tail")),
     ],
 )

@@ -219,7 +219,7 @@ def test_any_bytes_as_the_model(data: bytes, place: int, replaced: bytes) -> Non
 
 @only_where_c_code_is_interrupted
 def test_collector_takes_acknowledgements_meanwhile() -> None:
-    """The garbage collector runs while numbers are created; whoever takes then loses none."""
+    """The garbage collector runs while numbers are created; a caller that takes them meanwhile loses none."""
     acks, data = (
         reader({3: INBOX, 4: "_INBOX.other"}),
         b"".join(ack(n, n + 1) + ack(n, n, 4, inbox="_INBOX.other") for n in range(1, 300)),

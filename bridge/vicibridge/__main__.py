@@ -6,7 +6,10 @@ import sys
 
 from vicifast.__main__ import run
 
-_NEEDS = {"click", "cryptography", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic", "rich"}
+_NEEDS = {
+    *("click", "cryptography", "msgpack", "nats", "nkeys", "prometheus_client", "pydantic"),
+    *("pydantic_settings", "rich"),
+}
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from nats.aio.msg import Msg
 from nats.js.errors import BucketNotFoundError
 from vicibridge.bus import nats_server
 from vicibridge.bus.supervisor import ConnectionSupervisor
-from vicibridge.config.file import environment, override
 from vicibridge.config.model import Config, GatewayConfig
 from vicibridge.service import Service
 
@@ -182,14 +181,9 @@ async def bucket(client: Client, name: str, keys: str = ">") -> dict[str, Any]:
 def settings(url: str, address: str = "/nowhere/charon.vici", node: str = "gw1", **sections: Any) -> Config:
     """A configuration of one gateway, with a probe interval short enough for tests, and without the mirror."""
     bus = {"servers": [url], "probe_interval": 0.3, "probe_timeout": 1} | sections.pop("nats", {})
-    return configured(
+    return Config(
         nats=bus, gateway=[GatewayConfig(node=node, vici=address)], **{"mirror": {"enabled": False}} | sections
     )
-
-
-def configured(**sections: Any) -> Config:
-    """A configuration with the environment of the test."""
-    return Config(**override(sections, environment()))
 
 
 @asynccontextmanager

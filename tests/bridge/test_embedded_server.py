@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from harness import configured, run, service, start_bridge, stored, until
+from harness import run, service, start_bridge, stored, until
 from vicibridge.bus.nats_server import find_nats_server, free_port
 from vicibridge.cli import cli
 from vicibridge.config.model import Config, GatewayConfig
@@ -23,7 +23,7 @@ SUBJECTS = ["vici.*.event.>", "vici.*.bridge.>"]
 
 def own(directory: Path, **more: Any) -> Config:
     bus = {"embedded": {"port": free_port(), "directory": directory / "nats"}, "probe_interval": 0.3, **more}
-    return configured(nats=bus, gateway=[GatewayConfig(node="gw 1", vici="/nowhere")])
+    return Config(nats=bus, gateway=[GatewayConfig(node="gw 1", vici="/nowhere")])
 
 
 def test_server_is_restarted_and_ends_with_the_bridge(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

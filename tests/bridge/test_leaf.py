@@ -12,13 +12,13 @@ from typing import Any
 
 import nats
 import pytest
-from harness import NatsServer, configured, envelopes, observing, run, service, until, up
+from harness import NatsServer, envelopes, observing, run, service, until, up
 from identities import Pki
 from nats.js import JetStreamContext
 from test_mirror_worker import child, listed, sa, settled
 from vicibridge.bus.nats_server import free_port
 from vicibridge.client import Fleet, JetStreamError, Unavailable
-from vicibridge.config.model import GatewayConfig
+from vicibridge.config.model import Config, GatewayConfig
 from vicibridge.contract.nats_settings import NatsSettings
 from vicibridge.service import Service
 
@@ -55,7 +55,7 @@ async def a_leaf(leaves: int) -> AsyncIterator[tuple[FakeCharon, Service]]:
         bus: dict[str, Any] = {"embedded": {"port": free_port()}, "probe_interval": 0.3}
         bus["leaf"] = {"remotes": [f"nats-leaf://gw1:gw1@127.0.0.1:{leaves}"]}
         gateway = GatewayConfig(node="gw1", vici=charon.address)
-        config = configured(
+        config = Config(
             nats=bus, gateway=[gateway], commands={"allow": ["@read", "@operate"]}, mirror={"heartbeat": 0.4}
         )
         async with service(config) as bridge:
@@ -141,7 +141,7 @@ def test_renewed_certificate_for_the_hub(make_nats_server: Callable[..., NatsSer
     hub = make_nats_server(f'server_name: hub\nleafnodes {{ listen: "127.0.0.1:{leaves}", {tls} }}')
     pki.renew(-60)
     leaf = {"remotes": [f"tls://localhost:{leaves}"], "tls_ca": pki.ca, "tls_cert": pki.cert, "tls_key": pki.key}
-    config = configured(nats={"embedded": {"port": free_port()}, "leaf": leaf}, mirror={"enabled": False})
+    config = Config(nats={"embedded": {"port": free_port()}, "leaf": leaf}, mirror={"enabled": False})
 
     async def test() -> None:
         await hub.up()

@@ -1,7 +1,4 @@
-"""Reads the configuration from a TOML file and the environment, and renders it; each problem is one line of text.
-
-`VICIBRIDGE_NATS__PASSWORD=...` sets `password` in `[nats]`; in variables, lists and the gateways are JSON.
-"""
+"""Reads the configuration from a TOML file and the environment, and renders it; each problem is one line of text."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_settings.exceptions import SettingsError
 
 from ..contract.nats_settings import hide
 from . import ENV_PREFIX
@@ -40,61 +37,11 @@ def load(path: Path | None) -> Config:
     if wrong := list(_wrong_variables()):
         raise SettingsProblem(wrong)
     try:
-        return Config(**override(values, environment()))
+        return Config(**values)
     except ValidationError as error:
         raise SettingsProblem([f"{path or 'environment'}: {explain(problem)}" for problem in error.errors()]) from None
-
-
-def environment() -> dict[str, Any]:
-    """Return what the environment sets, as the tables that a file would have."""
-    values: dict[str, Any] = {}
-    found = {name.upper().removeprefix(ENV_PREFIX): text for name, text in os.environ.items() if _is_ours(name)}
-    for name in sorted(found, key=lambda name: name.count("__")):  # a table in JSON, then its keys
-        *tables, key = name.lower().split("__")
-        target, kind = values, Config
-        for each in tables:
-            if not isinstance(target.get(each), dict):
-                target[each] = {}
-            target, kind = target[each], _type_of(kind, each)
-        target[key] = _value(found[name], _type_of(kind, key))
-    return values
-
-
-def override(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with those of `others` in their place; tables are merged."""
-    both = {key: override(values[key], others[key]) for key in values if _are_tables(values[key], others.get(key))}
-    return {**values, **others, **both}
-
-
-def _are_tables(*values: object) -> bool:
-    return all(isinstance(value, Mapping) for value in values)
-
-
-def _is_ours(variable: str) -> bool:
-    return variable.upper().startswith(ENV_PREFIX)
-
-
-def _type_of(kind: Any, key: str) -> Any:
-    """Return the type of a key in a table of that type; None if there is no such key."""
-    known = isinstance(kind, type) and issubclass(kind, BaseModel) and key in kind.model_fields
-    return kind.model_fields[key].annotation if known else None
-
-
-def _value(text: str, kind: Any) -> Any:
-    """Return a list or a table from JSON; other values as text, which the model converts."""
-    try:
-        return json.loads(text) if _is_nested(kind) else text
-    except ValueError:
-        return text  # an error that `explain` explains
-
-
-def _is_nested(kind: Any) -> bool:
-    origin = get_origin(kind)
-    if origin is Annotated:
-        return _is_nested(get_args(kind)[0])
-    if origin in (Union, UnionType):
-        return any(map(_is_nested, get_args(kind)))
-    return origin is list or (isinstance(kind, type) and issubclass(kind, BaseModel))
+    except SettingsError as error:
+        raise SettingsProblem([f"environment: {error}; write lists as JSON"]) from None
 
 
 def adopt(old: Config, new: Config) -> tuple[Config, list[str], list[str]]:
@@ -144,7 +91,7 @@ def _table(header: str, values: Mapping[str, object]) -> list[str]:
 
 def _wrong_variables() -> Iterator[str]:
     for variable, value in os.environ.items():
-        if not _is_ours(variable):
+        if not variable.upper().startswith(ENV_PREFIX):
             continue
         section, mark, _ = variable.upper().removeprefix(ENV_PREFIX).partition("__")
         if section.lower() not in Config.model_fields:

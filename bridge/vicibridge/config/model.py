@@ -1,4 +1,7 @@
-"""The configuration model with all defaults."""
+"""The configuration model with all defaults.
+
+`VICIBRIDGE_NATS__PASSWORD=...` sets `password` in `[nats]`; in variables, lists and the gateways are JSON.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from vicifast.address import parse_address
 from vicifast.commands import DEFAULT_ADDRESS, Danger
@@ -28,6 +32,7 @@ from ..contract.nats_settings import (
     is_address,
 )
 from ..contract.subjects import ALL_NODES
+from . import ENV_PREFIX
 
 Provision = Literal["bind", "create", "reconcile"]
 LIVE = "live"  # marks a key that SIGHUP changes; all others need a restart
@@ -285,8 +290,10 @@ class LoggingConfig(_Table):
     format: Annotated[Literal["text", "json"], LIVE] = "text"
 
 
-class Config(_Table):
+class Config(BaseSettings):
     """The whole configuration."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     nats: NatsConfig = Field(default_factory=NatsConfig)
     gateway: Annotated[list[GatewayConfig], Field(min_length=1, default_factory=lambda: [GatewayConfig()])]
@@ -304,3 +311,14 @@ class Config(_Table):
         if len(set(nodes)) < len(nodes):
             raise ValueError("gateway: every gateway requires a different node")
         return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
