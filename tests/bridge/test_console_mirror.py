@@ -223,7 +223,8 @@ def test_values_of_others(nats_server: NatsServer, name: str) -> None:
                 assert code == (bucket == "VICI_NODE") and (line in err) == (bucket == "VICI_NODE"), err
                 assert "gw1" in out and "Traceback" not in err
             assert (await outcome(nats_server, "call", "all", "version"))[0] == 3
-            for more in ([], ["--json"]):
+
+            async def watched(*more: str) -> None:
                 async with program(nats_server, "sas", "--watch", *more) as watch:
                     assert watch.stdout and watch.stderr
                     await (watch.stderr if more else watch.stdout).readuntil(line.encode())
@@ -232,6 +233,8 @@ def test_values_of_others(nats_server: NatsServer, name: str) -> None:
                     watch.send_signal(signal.SIGINT)
                     await watch.communicate()
                     assert watch.returncode == 0
+
+            await asyncio.gather(watched(), watched("--json"))
 
     run(test(), 60)
 
