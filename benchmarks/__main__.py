@@ -91,7 +91,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--charon", metavar="ADDRESS", help="Address of a running charon with SAs to measure.")
     parser.add_argument(
-        "--against", metavar="REV", help="Measure the commands of another revision too, built in build/revisions."
+        "--against",
+        metavar="REV",
+        help="Measure the commands and the bridge of another revision too, built in build/revisions.",
     )
     parser.add_argument("--json", metavar="FILE", help="Write all results to a file, or with - to standard output.")
     parser.add_argument("--chart", metavar="DIR", type=Path, help="Write a chart (SVG) for each table.")

@@ -8,19 +8,35 @@ import marshal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .corpus import recorded
 from .measure import Settings, Table, interleave
+from .revision import python_of
 
 OURS = ["vicibridge, msgpack", "vicibridge, json"]
 NAIVE = "python vici, msgpack, nats-py"
 PARTS = ["vicifast, reading and coding", "vicifast, reading alone"]
-# Events per second.
-RATES = {"log": 200_000, "ike-updown": 20_000}
 NAIVE_COUNT = 20_000
+
+
+class Flood(NamedTuple):
+    """What charon sends to each contestant: `rate` events per second, as fast as it can if that is less."""
+
+    table: str
+    title: str
+    event: str
+    rate: int
+    contestants: Sequence[str]
+
+
+FLOODS = [
+    Flood("bridge-log", "class log", "log", 200_000, [*OURS, *PARTS, NAIVE]),
+    Flood("bridge-state", "class state", "ike-updown", 20_000, [*OURS, NAIVE]),
+    Flood("bridge-state-flood", "class state, more than NATS takes", "ike-updown", 100_000, OURS),
+]
 
 
 def tables(settings: Settings) -> Iterator[Table]:
@@ -29,30 +45,33 @@ def tables(settings: Settings) -> Iterator[Table]:
         from vicibridge.bus.nats_server import NatsServer
     except ModuleNotFoundError as error:
         raise SystemExit(f'not installed: {error.name}; run: pip install "strongswan-vicifast[demo]"') from None
-    for event, rate in RATES.items():
-        count = int(rate * (0.3 if settings.quick else settings.flood))
-        kind = "log" if event == "log" else "state"
-        title = f"from charon's socket to NATS, class {kind}"
-        table = Table(f"bridge-{kind}", title, "µs per event, of the bridge")
-        settings.report(title)
+    if settings.against:
+        settings.report(f"building {settings.against}")
+        python_of(settings.against)
+    for flood in FLOODS:
+        table = Table(flood.table, f"from charon's socket to NATS, {flood.title}", "µs per event, of the bridge")
+        settings.report(table.title)
         with tempfile.TemporaryDirectory() as directory:
             server = NatsServer(Path(directory))
             server.start()
             try:
-                _measure(table, settings, event, count, server.url, Path(directory))
+                _measure(table, settings, flood, server.url, Path(directory))
             finally:
                 server.kill()
         yield table
 
 
-def _measure(table: Table, settings: Settings, event: str, count: int, url: str, directory: Path) -> None:
-    contestants = [*OURS, *PARTS, NAIVE] if event == "log" else OURS
+def _measure(table: Table, settings: Settings, flood: Flood, url: str, directory: Path) -> None:
     corpus = directory / "messages"
-    corpus.write_bytes(marshal.dumps(recorded("events", event)))
+    corpus.write_bytes(marshal.dumps(recorded("events", flood.event)))
+    count = int(flood.rate * (0.3 if settings.quick else settings.flood))
+    contestants = {name: (name, sys.executable) for name in flood.contestants}
+    if settings.against and NAIVE in flood.contestants:
+        contestants[f"{OURS[0]} of {settings.against}"] = OURS[0], str(python_of(settings.against))
     runs = {}
-    for number, name in enumerate(contestants):
+    for number, (title, (name, python)) in enumerate(contestants.items()):
         of_it = min(count, NAIVE_COUNT) if name == NAIVE else count
-        runs[name] = _run(name, of_it, event, url, directory / f"{event}-{number}", corpus)
+        runs[title] = _run(python, name, of_it, flood, url, directory / str(number), corpus)
     results = interleave(1 if settings.quick else 3, runs)
     for clock in ("CPU", "wall"):
         table.add(clock, {name: [run[clock] for run in of_one] for name, of_one in results.items()}, 1e6)
@@ -62,16 +81,18 @@ def _measure(table: Table, settings: Settings, event: str, count: int, url: str,
     table.notes.append("source, bridge and nats-server share this machine")
 
 
-def _run(name: str, count: int, event: str, url: str, directory: Path, corpus: Path) -> Callable[[], dict[str, float]]:
+def _run(
+    python: str, name: str, count: int, flood: Flood, url: str, directory: Path, corpus: Path
+) -> Callable[[], dict[str, float]]:
     """Return a function that runs a bridge through one flood and returns its time per event."""
     directory.mkdir()
 
     def run() -> dict[str, float]:
         path = directory / "vici"
         path.unlink(missing_ok=True)
-        source = ["bridge_source", str(path), event, str(count), str(RATES[event]), str(corpus)]
-        client = ["bridge_client", name, str(path), url, event, str(count), str(directory)]
-        with _process(source) as daemon, _process(client) as bridge:
+        source = ["bridge_source", str(path), flood.event, str(count), str(flood.rate), str(corpus)]
+        client = ["bridge_client", name, str(path), url, flood.event, str(count), str(directory)]
+        with _process(sys.executable, source) as daemon, _process(python, client) as bridge:
             daemon.stdin.write(b"go\n")
             daemon.stdin.flush()
             answer: dict[str, Any] = json.loads(bridge.stdout.readline() or "null")
@@ -83,9 +104,9 @@ def _run(name: str, count: int, event: str, url: str, directory: Path, corpus: P
 
 
 @contextlib.contextmanager
-def _process(arguments: list[str]) -> Iterator[Any]:
+def _process(python: str, arguments: list[str]) -> Iterator[Any]:
     """Run a module of this package that prints a line when it is ready."""
-    command = [sys.executable, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]]
+    command = [python, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

@@ -10,11 +10,12 @@ import json
 import resource
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from .stream_client import Clock
+from .measure import Clock
 
 _TICK = 0.01  # polling interval of a counter, in seconds
 
@@ -69,12 +70,14 @@ async def _read(path: str, event: str, count: int, *, code: bool) -> Clock:
 
 
 async def _naive(path: str, url: str, event: str, count: int) -> Clock:
-    """A simple bridge: python vici, msgpack, and a publish for each event."""
+    """A simple bridge: python vici, msgpack, and a publish for each event, acknowledged for the state class."""
     import msgpack
     import nats
     import vici  # type: ignore[import-untyped]
 
     client = await nats.connect(url)
+    jetstream = client.jetstream()  # our bridge has made the stream
+    boot = time.time_ns()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)
         events = vici.Session(sock).listen([event], timeout=0.5)
@@ -84,13 +87,19 @@ async def _naive(path: str, url: str, event: str, count: int) -> Clock:
             for label, message in events:
                 if label is None:
                     continue
-                text = {key: value.decode() for key, value in message.items()}
-                await client.publish(f"vici.gw1.log.{text['group']}.{text['level']}", msgpack.packb(text))
-                await asyncio.sleep(0)
                 seen += 1
+                if event == "log":
+                    text = {key: value.decode() for key, value in message.items()}
+                    await client.publish(f"vici.gw1.log.{text['group']}.{text['level']}", msgpack.packb(text))
+                else:
+                    name = next(name for name in message if name != "up")
+                    headers = {"Nats-Msg-Id": f"gw1.{boot}.{seen}"}
+                    subject = f"vici.gw1.event.{event}.{name}.{'up' if 'up' in message else 'down'}"
+                    await jetstream.publish_async(subject, msgpack.packb(message), headers=headers)
+                await asyncio.sleep(0)
                 if seen == count:
                     break
-            await client.flush()
+            await (client.flush() if event == "log" else jetstream.publish_async_completed())
         events.close()
     await client.close()
     return clock

@@ -67,6 +67,17 @@ class Table:
         return above.minimum / below.minimum if above and below and below.minimum > 0 else None
 
 
+class Clock:
+    """CPU and wall time of a part of the program."""
+
+    def __enter__(self) -> Clock:
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cpu, self.wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+
+
 def is_ours(contestant: str) -> bool:
     return contestant.startswith(("vicifast", "vicibridge"))
 

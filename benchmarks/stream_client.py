@@ -7,24 +7,13 @@ import hashlib
 import json
 import socket
 import sys
-import time
 from collections.abc import Iterable
 from typing import Any
 
 from vicifast import _wire
 
 from .corpus import plain
-
-
-class Clock:
-    """CPU and wall time of a part of the program."""
-
-    def __enter__(self) -> Clock:
-        self.cpu, self.wall = time.process_time(), time.perf_counter()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.cpu, self.wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+from .measure import Clock
 
 
 def _digest(messages: Iterable[Any]) -> str:
