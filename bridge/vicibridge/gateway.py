@@ -88,7 +88,7 @@ class Gateway:
         except EncodeError:
             self.backlog.lost("larger than VICI allows", *self._events.skip(1))
             return
-        self.backlog.put(self._events.seq, self.subjects.bridge(kind), envelope, report_loss=kind != "gap")
+        self.backlog.put([(self._events.seq, self.subjects.bridge(kind), envelope)], report_loss=kind != "gap")
 
     def _report_loss(self, kind: str, loss: Loss) -> None:
         boot = {"boot": loss.boot or self.boot}

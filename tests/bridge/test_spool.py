@@ -43,7 +43,7 @@ class Boot:
     def put(self, count: int, size: int = 1) -> None:
         for _ in range(count):
             self.seq += 1
-            self.backlog.put(self.seq, "vici.gw1.event.x", f"{self.name} {self.seq}".encode().ljust(size))
+            self.backlog.put([(self.seq, "vici.gw1.event.x", f"{self.name} {self.seq}".encode().ljust(size))])
             self.check()
 
     def check(self) -> None:

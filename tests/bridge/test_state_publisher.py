@@ -36,7 +36,7 @@ class Feed:
     def put(self, count: int, subject: str = "vici.gw1.event.x", size: int = 1) -> None:
         for _ in range(count):
             self.count += 1
-            self.backlog.put(self.count, subject, b"%d".ljust(size) % self.count)
+            self.backlog.put([(self.count, subject, b"%d".ljust(size) % self.count)])
 
     async def flush(self) -> None:
         await asyncio.wait_for(self.backlog.flush(), 15)
@@ -266,7 +266,7 @@ def test_lost_gap_causes_no_gap(nats_server: NatsServer, caplog: pytest.LogCaptu
     async def test() -> None:
         await nats_server.up()
         async with feeding(nats_server.url) as feed:
-            feed.backlog.put(1, "vici.gw1.bridge.gap", b"x" * 2 * MIB, report_loss=False)
+            feed.backlog.put([(1, "vici.gw1.bridge.gap", b"x" * 2 * MIB)], report_loss=False)
             await feed.flush()
             feed.backlog.lost("malformed", 2, 4)
             await until(lambda: feed.losses)

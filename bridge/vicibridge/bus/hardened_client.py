@@ -82,11 +82,12 @@ class HardClient(Client):
             raise ConnectionDrainingError
         if not self.is_connected:
             raise OutboundBufferLimitError
-        assert self._flush_queue is not None
-        self._pending.append(block)
-        self._pending_data_size += len(block)
-        if self._flush_queue.empty():
-            self._flush_queue.put_nowait(asyncio.Future())
+        if self._pending:  # the flusher writes it soon
+            self._pending.append(block)
+            self._pending_data_size += len(block)
+        else:
+            assert self._transport is not None
+            self._transport.write(block)
 
     async def subscribe_acks(
         self, inbox: str, settle: Callable[[Acks], None], callback: Callable[[Msg], Awaitable[None]]

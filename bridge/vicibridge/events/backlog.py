@@ -50,7 +50,7 @@ class Backlog:
         self.window: dict[int, SpooledEvent] = {}  # sent and not acknowledged, in order, by number
         self.arrived = asyncio.Event()  # there is a new event to send
         self.max_bytes = max_bytes
-        self._node = node
+        self.node = node
         self._boot = boot
         self._spool = spool
         self._seq = 0
@@ -81,25 +81,32 @@ class Backlog:
         """Events that JetStream has not acknowledged."""
         return self.in_flight + self.spooled
 
-    def put(self, seq: int, subject: str, payload: bytes, report_loss: bool = True) -> None:
-        """Add one envelope; `seq` must increase from call to call."""
-        self.counts.received += 1
-        self._seq = seq
-        self.in_flight += 1
-        event = SpooledEvent(self._boot, seq, subject, payload, report_loss)
-        self._bytes += event.size
-        if self._open and not self.spool_trouble and self._bytes > self.max_bytes // 2:
-            self._behind = True
-        if not self._behind:
-            self._enqueue(event)
-        if self._spool is not None:
-            self._unsaved.append(event)
-            self._work.set()
+    @property
+    def queued(self) -> bool:
+        """Whether there may be an event to `take`."""
+        return bool(self._queue)
+
+    def put(self, envelopes: Iterable[tuple[int, str, bytes]], report_loss: bool = True) -> None:
+        """Add envelopes as (seq, subject, payload); `seq` must increase from one to the next."""
+        self._empty.clear()
+        for seq, subject, payload in envelopes:
+            self.counts.received += 1
+            self._seq = seq
+            self.in_flight += 1
+            event = SpooledEvent(self._boot, seq, subject, payload, report_loss)
+            self._bytes += event.size
+            if self._bytes > self.max_bytes // 2 and self._open and not self.spool_trouble:
+                self._behind = True
+            if not self._behind:
+                self._enqueue(event)
+            if self._spool is not None:
+                self._unsaved.append(event)
+            if self._bytes > self.max_bytes:
+                self._shed()
         if not report_loss:
             self._at_once = True  # the next note no longer has the loss that this gap envelope reports
-        if self._bytes > self.max_bytes:
-            self._shed()
-        self._empty.clear()
+        self.arrived.set()
+        self._work.set()
 
     def lost(self, cause: str, first_seq: int, last_seq: int) -> None:
         """Count events that never became envelopes."""
@@ -127,9 +134,6 @@ class Backlog:
         self._queue.extendleft(reversed(self.window.values()))
         self.window.clear()
 
-    def message_id(self, event: SpooledEvent) -> str:
-        return f"{self._node}.{event.boot}.{event.seq}"
-
     def published(self, numbers: Iterable[int]) -> int:
         """Record acknowledgements; return the highest number that is still in the window, 0 if none is."""
         highest = 0
@@ -139,7 +143,9 @@ class Backlog:
                 self.counts.published += 1
                 self.counts.bytes += len(event.payload)
                 self._release(event)
-                highest = max(highest, number)
+                if number > highest:
+                    highest = number
+        self._released()
         return highest
 
     def drop(self, event: SpooledEvent, cause: str) -> None:
@@ -148,6 +154,7 @@ class Backlog:
         if event.report_loss:
             self.losses.add(cause, 1, event.seq, event.seq, self._other(event.boot))
         self._release(event)
+        self._released()
 
     async def flush(self) -> None:
         """Wait until everything is acknowledged or dropped."""
@@ -189,21 +196,23 @@ class Backlog:
         self._number += 1
         event.number = self._number
         self._queue.append(event)
-        self.arrived.set()
 
     def _release(self, event: SpooledEvent) -> None:
+        """Account for an event that is published or dropped; `_released` must follow."""
         event.done = True
         self._bytes -= event.size
         row = event.row
         if row is None:
             self.in_flight -= 1
-            while self._unsaved and self._unsaved[0].done:
-                self._unsaved.popleft()
         else:
             self.spooled -= 1
             row.left -= 1
             if not row.left:
                 self._finish(row)
+
+    def _released(self) -> None:
+        while self._unsaved and self._unsaved[0].done:
+            self._unsaved.popleft()
         self._check_refill()
         self._check_empty()
 
@@ -407,12 +416,14 @@ class Backlog:
             event.row = row
             self._bytes += event.size
             self._enqueue(event)
+        self.arrived.set()
 
     def _catch_up(self) -> None:
         self._behind = False
         for event in self._unsaved:
             if not event.number:
                 self._enqueue(event)
+        self.arrived.set()
 
     async def _give_up_file(self) -> None:
         """Move the damaged file away; events that are also in memory are saved again in a new file."""

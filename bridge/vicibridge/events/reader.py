@@ -232,6 +232,8 @@ class EventReader:
 
     def _take_state(self, batch: Sequence[tuple[str, object]]) -> None:
         time_ns = time.time_ns()
+        envelopes: list[tuple[int, str, bytes]] = []
+        mirrored: list[tuple[str, bytes]] = []
         for event, raw in batch:
             try:
                 if not isinstance(raw, bytes):
@@ -240,14 +242,19 @@ class EventReader:
                 within_limit = self._limit.allows(time_ns, label.limited)
                 envelope = self._events.wrap(time_ns, event, raw) if within_limit else b""
             except DecodeError:
+                self._backlog.put(envelopes)
+                envelopes.clear()
                 self._backlog.lost("malformed message from charon", *self._events.skip(1))
                 continue
             self.events[label.counted] += 1
             if not within_limit:
                 self._drop()
                 continue
-            self._backlog.put(self._events.seq, label.subject, envelope)
-            if self._mirror:
+            envelopes.append((self._events.seq, label.subject, envelope))
+            mirrored.append((event, raw))
+        self._backlog.put(envelopes)
+        if self._mirror:
+            for event, raw in mirrored:
                 self._mirror.event(time_ns, event, raw)
 
     def _new_label(self, event: str, outline: bytes) -> _Label:

@@ -119,9 +119,10 @@ class StatePublisher:
         room = self._publisher.room
         if self._refused or room < self.WINDOW // 4:  # acknowledgements make room for a larger block
             return
+        node = self._backlog.node
         for event in self._backlog.take(room):
             lines, payload = split_headers(event.payload)
-            lines += f"Nats-Msg-Id: {self._backlog.message_id(event)}\r\n".encode()
+            lines += f"Nats-Msg-Id: {node}.{event.boot}.{event.seq}\r\n".encode()
             try:
                 self._publisher.publish(event.number, event.subject, payload, lines)
             except TooLarge:
@@ -153,7 +154,8 @@ class StatePublisher:
         self._delay = self._first_delay
         if self.trouble:
             self._recover()
-        self._wake.set()
+        if self._backlog.queued or not self._publisher.waiting:
+            self._wake.set()
 
     def _refuse(self, number: int, refusal: Refusal) -> None:
         if number in self._window:
