@@ -76,6 +76,18 @@ def test_ten_thousand_events_once_and_in_order(nats_server: NatsServer) -> None:
     run(test())
 
 
+def test_nothing_put_holds_up_nothing() -> None:
+    """A read from charon may bring only events that are limited or malformed."""
+
+    async def test() -> None:
+        backlog = Backlog("gw1", "b", MIB, lambda loss: None, None)
+        backlog.put([])
+        await asyncio.wait_for(backlog.flush(), 1)
+        assert backlog.take(1) == [] and not backlog.queued
+
+    run(test())
+
+
 def test_server_killed_repeatedly(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with feeding(nats_server.url) as feed:

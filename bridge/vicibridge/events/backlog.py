@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
@@ -86,16 +86,19 @@ class Backlog:
         """Whether there may be an event to `take`."""
         return bool(self._queue)
 
-    def put(self, envelopes: Iterable[tuple[int, str, bytes]], report_loss: bool = True) -> None:
+    def put(self, envelopes: Sequence[tuple[int, str, bytes]], report_loss: bool = True) -> None:
         """Add envelopes as (seq, subject, payload); `seq` must increase from one to the next."""
+        if not envelopes:
+            return
+        boot, half = self._boot, self.max_bytes // 2
         self._empty.clear()
+        self._seq = envelopes[-1][0]
+        self.counts.received += len(envelopes)
+        self.in_flight += len(envelopes)
         for seq, subject, payload in envelopes:
-            self.counts.received += 1
-            self._seq = seq
-            self.in_flight += 1
-            event = SpooledEvent(self._boot, seq, subject, payload, report_loss)
+            event = SpooledEvent(boot, seq, subject, payload, report_loss)
             self._bytes += event.size
-            if self._bytes > self.max_bytes // 2 and self._open and not self.spool_trouble:
+            if self._bytes > half and self._open and not self.spool_trouble:
                 self._behind = True
             if not self._behind:
                 self._enqueue(event)

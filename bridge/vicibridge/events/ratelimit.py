@@ -44,9 +44,9 @@ class UnauthenticatedLimit:
         self.rate = rate
         self._buckets: dict[str, TokenBucket] = {}
 
-    def allows(self, time_ns: int, kind: str | None) -> bool:
-        """Count an event that `unauthenticated` finds of this type, and return whether it is within the limit."""
-        if kind is None or not self.rate:
+    def allows(self, time_ns: int, kind: str) -> bool:
+        """Count an event of a type that `unauthenticated` returned, and return whether it is within the limit."""
+        if not self.rate:
             return True
         return self._buckets.setdefault(kind, TokenBucket()).allows(time_ns, self.rate, max(BURST, self.rate))
 

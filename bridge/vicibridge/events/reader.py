@@ -41,8 +41,8 @@ class _Label(NamedTuple):
     """What the outline of an event determines."""
 
     subject: str
-    counted: tuple[str, str]
-    """Its name and kind."""
+    kind: tuple[str, str]
+    """The name of the event, and its kind."""
     limited: str | None
     """The type by which it is limited, None for an event that only an authenticated peer can cause."""
 
@@ -232,26 +232,29 @@ class EventReader:
 
     def _take_state(self, batch: Sequence[tuple[str, object]]) -> None:
         time_ns = time.time_ns()
+        outline, wrap = self._outliner.outline, self._events.wrap
+        kinds: list[tuple[str, str]] = []
         envelopes: list[tuple[int, str, bytes]] = []
         mirrored: list[tuple[str, bytes]] = []
         for event, raw in batch:
             try:
                 if not isinstance(raw, bytes):
                     raise DecodeError("no message", 0)
-                label = self._label(event, self._outliner.outline(raw))
-                within_limit = self._limit.allows(time_ns, label.limited)
-                envelope = self._events.wrap(time_ns, event, raw) if within_limit else b""
+                subject, kind, limited = self._label(event, outline(raw))
+                within_limit = limited is None or self._limit.allows(time_ns, limited)
+                envelope = wrap(time_ns, event, raw) if within_limit else b""
             except DecodeError:
                 self._backlog.put(envelopes)
                 envelopes.clear()
                 self._backlog.lost("malformed message from charon", *self._events.skip(1))
                 continue
-            self.events[label.counted] += 1
+            kinds.append(kind)
             if not within_limit:
                 self._drop()
                 continue
-            envelopes.append((self._events.seq, label.subject, envelope))
+            envelopes.append((self._events.seq, subject, envelope))
             mirrored.append((event, raw))
+        self.events.update(kinds)
         self._backlog.put(envelopes)
         if self._mirror:
             for event, raw in mirrored:
