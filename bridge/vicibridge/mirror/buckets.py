@@ -263,7 +263,9 @@ class Buckets:
 
     async def _send(self, connection: NatsConnection) -> None:
         """Send changed keys, as far as the window allows."""
-        for count, write in enumerate(self._ledger.writes(self._now(), self._publisher.room), 1):
+        if (room := self._publisher.room) < self.WINDOW // 4:  # acknowledgements make room for a larger block
+            return
+        for count, write in enumerate(self._ledger.writes(self._now(), room), 1):
             bucket = self._buckets[write.key[0]]
             headers = self._headers(bucket, write.value is None)
             try:
