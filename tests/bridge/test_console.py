@@ -32,6 +32,7 @@ from vicibridge.cli import cli  # noqa: E402
 from vicibridge.console.common import find_nats  # noqa: E402
 from vicibridge.console.tail import coloured, text_of  # noqa: E402
 
+from vicifast.cli import output  # noqa: E402
 from vicifast.cli.common import WrongUse  # noqa: E402
 
 SA = {"uniqueid": "7", "state": "ESTABLISHED", "local-host": "192.0.2.1", "remote-host": "192.0.2.2"}
@@ -81,6 +82,12 @@ async def outcome(server: NatsServer, *args: str) -> tuple[int, str, str]:
 _ONE_AT_A_TIME = threading.Lock()  # CliRunner replaces the standard streams
 
 
+def _forget_consoles() -> None:
+    """A console keeps the width that it had when it was created."""
+    for console in (output.results, output.notes):
+        console.cache_clear()
+
+
 def _outcome(environment: dict[str, str], args: tuple[str, ...]) -> tuple[int, str, str]:
     thread, logger = threading.get_ident(), logging.getLogger("vicibridge")
 
@@ -92,9 +99,11 @@ def _outcome(environment: dict[str, str], args: tuple[str, ...]) -> tuple[int, s
         patch.setattr(logger, "addHandler", add)
         patch.setattr("vicifast.cli.common.signal", Mock())  # only the main thread may set signal handlers
         level = logger.level
+        _forget_consoles()
         try:
             result = CliRunner(env=environment).invoke(cli, args)
         finally:
+            _forget_consoles()
             logger.setLevel(level)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -148,22 +148,19 @@ def test_a_gateway_that_nothing_but_its_sas_names(nats_server: NatsServer) -> No
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (node_value("gw1", charon="down"), "its bridge has no connection to charon"),
-        (
-            node_value("gw1", mirror="incomplete", reasons=["VICI_SA: full"]),
-            "the mirror is incomplete: VICI_SA: full",
-        ),
-        (node_value("gw1", updated=10**18, expires=False), "no bridge is running since 2001-09-09"),
-        (node_value("gw1", updated=10**18), "no heartbeat of its bridge since 2001-09-09"),
+        ({"charon": "down"}, "its bridge has no connection to charon"),
+        ({"mirror": "incomplete", "reasons": ["VICI_SA: full"]}, "the mirror is incomplete: VICI_SA: full"),
+        ({"updated": 10**18, "expires": False}, "no bridge is running since 2001-09-09"),
+        ({"updated": 10**18}, "no heartbeat of its bridge since 2001-09-09"),
     ],
 )
-def test_a_mirror_that_is_not_current(nats_server: NatsServer, value: bytes, reason: str) -> None:
+def test_a_mirror_that_is_not_current(nats_server: NatsServer, value: dict[str, Any], reason: str) -> None:
     async def test() -> None:
         async with administrator(nats_server) as (_, jetstream):
             kept = {name: await jetstream.create_key_value(KeyValueConfig(bucket=name)) for name in BUCKETS}
             await kept["VICI_SA"].put("gw1.a.1", sa_value("gw1", "a", "1"))
             await kept["VICI_SA"].put("gw2.a.1", sa_value("gw2", "a", "1"))
-            await kept["VICI_NODE"].put("gw1", value)
+            await kept["VICI_NODE"].put("gw1", node_value("gw1", **value))
             await kept["VICI_NODE"].put("gw2", node_value("gw2"))
             code, out, err = await outcome(nats_server, "sas")
             assert code == 0 and "2 IKE_SAs" in out
