@@ -34,7 +34,7 @@ class Flood(NamedTuple):
 
 FLOODS = [
     Flood("bridge-log", "class log", "log", 200_000, [*OURS, *PARTS, NAIVE]),
-    Flood("bridge-state", "class state", "ike-updown", 20_000, [*OURS, NAIVE]),
+    Flood("bridge-state", "class state", "ike-updown", 60_000, [*OURS, NAIVE]),
     Flood("bridge-state-flood", "class state, more than NATS takes", "ike-updown", 100_000, OURS),
 ]
 

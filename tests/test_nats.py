@@ -131,7 +131,7 @@ def ack(number: int, seq: int, sid: int = 3, more: bytes = b"", inbox: str = INB
     return f"MSG {inbox}.{number} {sid} {len(answer)}\r\n".encode() + answer + b"\r\n"
 
 
-def model(data: bytes, watched: dict[int, str]) -> tuple[int, dict[int, list[tuple[int, int]]]]:
+def model(data: bytes, watched: dict[int, str]) -> tuple[int, dict[int, dict[int, int]]]:
     """What a reader must find, the slow way."""
     used, found = 0, {}
     while line := ACK.match(data, used):
@@ -140,7 +140,7 @@ def model(data: bytes, watched: dict[int, str]) -> tuple[int, dict[int, list[tup
         sid = int(line["sid"])
         if data[end : end + 2] != b"\r\n" or not answer or watched.get(sid, "").encode() != line["inbox"]:
             break
-        found.setdefault(sid, []).append((int(line["number"]), int(answer[1])))
+        found.setdefault(sid, {})[int(line["number"])] = int(answer[1])
         used = end + 2
     return used, found
 
@@ -159,7 +159,7 @@ def test_acknowledgements_by_subscription() -> None:
     )
     assert acks.read(data) == len(data)
     assert acks.read(ack(4, 13)) == len(ack(4, 13))
-    assert acks.take() == {3: [(1, 10), (2, 2**63), (3, 12), (4, 13)], 4: [(7, 1)]}
+    assert acks.take() == {3: {1: 10, 2: 2**63, 3: 12, 4: 13}, 4: {7: 1}}
     assert acks.take() == {}
 
 
@@ -182,7 +182,7 @@ def test_nothing_is_read_when_nothing_is_watched() -> None:
 def test_anything_else_ends_the_reading(other: bytes) -> None:
     acks, first = reader(), ack(5, 6)
     assert acks.read(exact(first + other)) == len(first)
-    assert acks.take() == {3: [(5, 6)]}
+    assert acks.take() == {3: {5: 6}}
 
 
 def test_every_cut() -> None:
@@ -192,7 +192,7 @@ def test_every_cut() -> None:
         acks = reader()
         used = acks.read(exact(data[:cut]))
         assert used <= cut and acks.read(exact(data[used:])) == len(data) - used
-        assert acks.take() == {3: [(1, 10), (2, 11), (3, 12)]}
+        assert acks.take() == {3: {1: 10, 2: 11, 3: 12}}
 
 
 PIECES = st.one_of(
@@ -228,7 +228,7 @@ def test_collector_takes_acknowledgements_meanwhile() -> None:
 
     def take() -> None:
         for found in acks.take().values():
-            taken.extend(found)
+            taken.extend(found.items())
 
     with collecting(take):
         assert acks.read(data) == len(data)

@@ -140,11 +140,11 @@ def test_unacknowledged_events_are_sent_again(nats_server: NatsServer) -> None:
             take = publisher._on_acks
 
             def lose_one(acks: Acks) -> None:
-                missed = [ack for ack in acks if ack[0] == 15 and not lost]
-                lost.extend(missed)
-                take([ack for ack in acks if ack not in missed])
+                if 15 in acks and not lost:
+                    lost[15] = acks.pop(15)
+                take(acks)
 
-            lost: Acks = []
+            lost: Acks = {}
             publisher._on_acks = lose_one  # type: ignore[method-assign]
             connection = await feed.pipeline._bus.connection()
             connection.lose("test")  # the pipeline subscribes again

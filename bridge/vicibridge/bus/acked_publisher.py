@@ -189,9 +189,11 @@ class AckedPublisher:
         self._deadlines.clear()
 
     def _on_acks(self, acks: Acks) -> None:
-        deadlines = self._deadlines
-        if known := [ack for ack in acks if deadlines.pop(ack[0], None) is not None]:
-            self._settle(known)
+        pop = self._deadlines.pop
+        for number in [number for number in acks if pop(number, None) is None]:
+            del acks[number]
+        if acks:
+            self._settle(acks)
 
     async def _on_answer(self, message: Msg) -> None:
         """Take an answer that is not a complete acknowledgement in one piece."""
@@ -201,6 +203,6 @@ class AckedPublisher:
             return
         match read_ack(message):
             case Stored(_, seq, _):
-                self._settle([(number, seq)])
+                self._settle({number: seq})
             case Refusal() as refusal:
                 self._refuse(number, refusal)

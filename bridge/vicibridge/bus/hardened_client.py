@@ -25,8 +25,8 @@ from nats.protocol.parser import Parser
 
 from vicifast._wire import AckReader
 
-Acks: TypeAlias = list[tuple[int, int]]
-"""Acknowledged messages: the number of each, and its sequence number in the stream."""
+Acks: TypeAlias = dict[int, int]
+"""Acknowledged messages: by number of each, its sequence number in the stream."""
 
 _MAX_HEADERS = 16 * 1024  # bytes; limits the time that nats-py spends on reading headers line by line
 _END = b"\r\n"

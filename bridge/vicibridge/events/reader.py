@@ -232,7 +232,7 @@ class EventReader:
 
     def _take_state(self, batch: Sequence[tuple[str, object]]) -> None:
         time_ns = time.time_ns()
-        outline, wrap = self._outliner.outline, self._events.wrap
+        outline, wrap, seq = self._outliner.outline, self._events.wrap, self._events.seq
         kinds: list[tuple[str, str]] = []
         envelopes: list[tuple[int, str, bytes]] = []
         mirrored: list[tuple[str, bytes]] = []
@@ -247,18 +247,21 @@ class EventReader:
                 self._backlog.put(envelopes)
                 envelopes.clear()
                 self._backlog.lost("malformed message from charon", *self._events.skip(1))
+                seq += 1
                 continue
             kinds.append(kind)
             if not within_limit:
                 self._drop()
                 continue
-            envelopes.append((self._events.seq, subject, envelope))
-            mirrored.append((event, raw))
+            seq += 1
+            envelopes.append((seq, subject, envelope))
+            if self._mirror:
+                mirrored.append((event, raw))
         self.events.update(kinds)
         self._backlog.put(envelopes)
-        if self._mirror:
-            for event, raw in mirrored:
-                self._mirror.event(time_ns, event, raw)
+        for event, raw in mirrored:
+            assert self._mirror
+            self._mirror.event(time_ns, event, raw)
 
     def _new_label(self, event: str, outline: bytes) -> _Label:
         subject = self._subjects.event(event, outline)

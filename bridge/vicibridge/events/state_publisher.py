@@ -147,14 +147,14 @@ class StatePublisher:
         return self._troubled or bool(self._refused)
 
     def _settle(self, acks: Acks) -> None:
-        highest = self._backlog.published([number for number, _ in acks])
+        highest = self._backlog.published(acks)
         if not highest:
             return  # the spool has dropped them meanwhile
         self._highest_ack = max(self._highest_ack, highest)
         self._delay = self._first_delay
         if self.trouble:
             self._recover()
-        if self._backlog.queued or not self._publisher.waiting:
+        if self._backlog.queued or self._refused:  # otherwise nothing is to be done before the next event
             self._wake.set()
 
     def _refuse(self, number: int, refusal: Refusal) -> None:

@@ -285,7 +285,7 @@ class Buckets:
         return lines
 
     def _settle(self, acks: Acks) -> None:
-        for number, revision in acks:
+        for number, revision in acks.items():
             self._stored(number, revision)
         self._wake.set()
 

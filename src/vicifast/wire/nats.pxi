@@ -208,7 +208,7 @@ cdef class AckReader:
     cdef dict found
     cdef uint64_t sid
     cdef bytes inbox  # of `sid`
-    cdef list acks  # of `sid`, also in `found`
+    cdef dict acks  # of `sid`, also in `found`
 
     def __cinit__(self):
         self.watched = {}
@@ -238,23 +238,22 @@ cdef class AckReader:
         cdef Cursor cursor
         cdef Ack ack
         cdef Py_ssize_t used = 0
-        cdef list acks
+        cdef dict acks
         cursor.pos = data
         cursor.end = data + size
         while skip_ack(&cursor, &ack):
-            found = (ack.number, ack.seq)  # first, as it can run the garbage collector, which may call `take`
             acks = self.acks_of(&ack)
             if acks is None:
                 break
-            acks.append(found)
+            acks[ack.number] = ack.seq
             used = cursor.pos - data
         return used
 
-    cdef list acks_of(self, Ack* ack):
-        """Return the list for an acknowledgement; None if its subscription and inbox are not watched."""
-        cdef list none_yet
+    cdef dict acks_of(self, Ack* ack):
+        """Return where to put an acknowledgement; None if its subscription and inbox are not watched."""
+        cdef dict none_yet
         if self.acks is None or ack.sid != self.sid:
-            sid, none_yet = ack.sid, []
+            sid, none_yet = ack.sid, {}
             inbox = self.watched.get(sid)
             if inbox is None or not same_bytes(<PyObject*>inbox, ack.inbox, ack.inbox_size):
                 return None
@@ -265,7 +264,7 @@ cdef class AckReader:
 
     @cython.critical_section
     def take(self):
-        """Return the acknowledgements since the last call by subscription, as (number, sequence in the stream)."""
+        """Return the acknowledgements since the last call, by subscription: the sequence in the stream by number."""
         found = self.found
         self.found = {}
         self.acks = None
