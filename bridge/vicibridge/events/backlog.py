@@ -139,25 +139,19 @@ class Backlog:
 
     def published(self, numbers: Iterable[int]) -> int:
         """Record acknowledgements; return the highest number that is still in the window, 0 if none is."""
-        highest = 0
-        for number in numbers:
-            event = self.window.pop(number, None)
-            if event is not None:
-                self.counts.published += 1
-                self.counts.bytes += len(event.payload)
-                self._release(event)
-                if number > highest:
-                    highest = number
-        self._released()
-        return highest
+        window = self.window
+        events = [window.pop(number) for number in numbers if number in window]
+        self.counts.published += len(events)
+        self.counts.bytes += sum([len(event.payload) for event in events])
+        self._release(events)
+        return max([event.number for event in events], default=0)
 
     def drop(self, event: SpooledEvent, cause: str) -> None:
         self.window.pop(event.number, None)
         self.counts.drop(cause, 1)
         if event.report_loss:
             self.losses.add(cause, 1, event.seq, event.seq, self._other(event.boot))
-        self._release(event)
-        self._released()
+        self._release([event])
 
     async def flush(self) -> None:
         """Wait until everything is acknowledged or dropped."""
@@ -200,20 +194,19 @@ class Backlog:
         event.number = self._number
         self._queue.append(event)
 
-    def _release(self, event: SpooledEvent) -> None:
-        """Account for an event that is published or dropped; `_released` must follow."""
-        event.done = True
-        self._bytes -= event.size
-        row = event.row
-        if row is None:
-            self.in_flight -= 1
-        else:
-            self.spooled -= 1
-            row.left -= 1
-            if not row.left:
-                self._finish(row)
-
-    def _released(self) -> None:
+    def _release(self, events: Iterable[SpooledEvent]) -> None:
+        """Account for events that are published or dropped."""
+        for event in events:
+            event.done = True
+            self._bytes -= event.size
+            row = event.row
+            if row is None:
+                self.in_flight -= 1
+            else:
+                self.spooled -= 1
+                row.left -= 1
+                if not row.left:
+                    self._finish(row)
         while self._unsaved and self._unsaved[0].done:
             self._unsaved.popleft()
         self._check_refill()
