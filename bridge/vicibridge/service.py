@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from .bus.embedded_server import EmbeddedServer
 from .bus.supervisor import ConnectionSupervisor
+from .commands.discovery import DiscoveryResponder
 from .config.file import SettingsProblem, adopt
 from .config.model import Config
 from .gateway import Gateway
@@ -42,6 +43,7 @@ class Service:
             for kind, events in (("state", gateway.backlog), ("log", gateway.log))
         ]
         self.mirrorings = [gateway.mirroring for gateway in self.gateways if gateway.mirroring]
+        self.discovery = DiscoveryResponder(self.bus, [gateway.commands.instance for gateway in self.gateways])
         self.systemd = Systemd()
         self.watchdog = Watchdog([pipeline.lag for pipeline in self.pipelines], self.systemd, self.status)
         self.web = HttpServer(settings.http.listen, self)
@@ -61,7 +63,7 @@ class Service:
         ]
         serving = [asyncio.create_task(gateway.commands.run()) for gateway in self.gateways]
         mirroring = [asyncio.create_task(mirroring.run()) for mirroring in self.mirrorings]
-        others = [asyncio.create_task(self.bus.run()), asyncio.create_task(self.watchdog.run())]
+        others = [asyncio.create_task(part.run()) for part in (self.bus, self.discovery, self.watchdog)]
         if self.embedded:
             others.append(asyncio.create_task(self.embedded.run()))
         everything = [*reading, *publishing, *serving, *mirroring, *others]
@@ -124,7 +126,9 @@ class Service:
         _logger.info("stopping")
         self._stopping = True
         self.systemd.stopping()
-        await asyncio.gather(*(gateway.commands.stop(_COMMANDS_END) for gateway in self.gateways))
+        await asyncio.gather(
+            self.discovery.stop(), *(gateway.commands.stop(_COMMANDS_END) for gateway in self.gateways)
+        )
         stops = [asyncio.create_task(gateway.reader.stop()) for gateway in self.gateways]
         _, late = await asyncio.wait([*stops, *reading], timeout=_READING_END)
         if late:

@@ -444,7 +444,8 @@ def readers_for(values: Values, readers: Mapping[str, _wire.Reader]) -> tuple[_w
             return _wire.Decoder(values=values, binary=binary)
         return _wire.MessageReader(binary=binary)
 
-    return make(), {**{event.name: make(event.binary) for event in EVENTS.values() if event.binary}, **readers}
+    binary = [event for event in EVENTS.values() if event.binary and event.name not in readers]
+    return make(), {**{event.name: make(event.binary) for event in binary}, **readers}
 
 
 def check_text(command: str, message: Mapping[str, object]) -> None:

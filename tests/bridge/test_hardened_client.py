@@ -24,7 +24,7 @@ class Answers:
         self.acks: Acks = {}
         self.others: list[Msg] = []
 
-    async def take(self, message: Msg) -> None:
+    def take(self, message: Msg) -> None:
         self.others.append(message)
 
     @property

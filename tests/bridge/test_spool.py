@@ -34,7 +34,8 @@ class Boot:
         self.name = name
         self.losses: list[Loss] = []
         self.seq = 0
-        self.backlog = Backlog("gw1", name, max_bytes, self.losses.append, Spool(path, spool, max_age))
+        self.spool = Spool(path, spool, max_age)
+        self.backlog = Backlog("gw1", name, max_bytes, self.losses.append, self.spool)
 
     async def open(self) -> Note | None:
         self.keeper = asyncio.create_task(self.backlog.run())
@@ -59,7 +60,8 @@ class Boot:
         """Leave only the file, without its lock, as after `kill -9`."""
         self.keeper.cancel()
         await asyncio.gather(self.keeper, return_exceptions=True)
-        self.backlog._thread.shutdown()
+        work = self.backlog._last_work
+        await until(lambda: (work is None or work.done()) and self.spool._database is None)
 
 
 @asynccontextmanager

@@ -195,7 +195,7 @@ class AckedPublisher:
         if acks:
             self._settle(acks)
 
-    async def _on_answer(self, message: Msg) -> None:
+    def _on_answer(self, message: Msg) -> None:
         """Take an answer that is not a complete acknowledgement in one piece."""
         token = message.subject.rpartition(".")[2]
         number = int(token) if token.isdecimal() else -1

@@ -53,11 +53,10 @@ class BucketReader:
         self._moved = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._on_reply)
+        self._subscription = await self._connection.subscribe_directly(f"{self._inbox}.*", self._on_reply)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._connection.release_inbox(self._inbox)
         with suppress(NatsError, OSError):  # the connection may have ended
             await self._subscription.unsubscribe()
 
@@ -107,7 +106,7 @@ class BucketReader:
             raise NatsError("unexpected reply to a direct get: a client other than JetStream answered") from None
         return entries, bool(entries) and end.get("Nats-Num-Pending") != "0"
 
-    async def _on_reply(self, message: Msg) -> None:
+    def _on_reply(self, message: Msg) -> None:
         if message.subject == f"{self._inbox}.{self._page}":  # others belong to a page that was given up
             self._replies.append(message)
             self._moved.set()

@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias, cast
 from urllib.parse import ParseResult
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.errors import ConnectionClosedError, ConnectionDrainingError, Error, OutboundBufferLimitError, ProtocolError
 from nats.protocol.parser import Parser
@@ -89,14 +90,20 @@ class HardClient(Client):
             assert self._transport is not None
             self._transport.write(block)
 
+    async def subscribe_directly(
+        self, subject: str, callback: Callable[[Msg], object], queue: str = ""
+    ) -> Subscription:
+        """Subscribe; the event loop calls `callback` with each message, without a task for the subscription."""
+        return await self.subscribe(subject, queue, future=cast("asyncio.Future[Msg]", _Soon(callback)))
+
     async def subscribe_acks(
-        self, inbox: str, settle: Callable[[Acks], None], callback: Callable[[Msg], Awaitable[None]]
+        self, inbox: str, settle: Callable[[Acks], None], callback: Callable[[Msg], object]
     ) -> None:
         """Subscribe to `<inbox>.*`: `settle` gets the acknowledgements, `callback` everything else.
 
         An acknowledgement that arrives in several pieces goes to `callback`, too.
         """
-        subscription = await self.subscribe(f"{inbox}.*", cb=callback)
+        subscription = await self.subscribe_directly(f"{inbox}.*", callback)
         self._settle[subscription._id] = settle
         self.acks.watch(subscription._id, inbox)
 
@@ -123,6 +130,22 @@ class HardClient(Client):
             await super()._process_msg(sid, subject, reply, data, headers)
         except (ValueError, IndexError):
             await self._error_cb(Malformed())
+
+
+class _Soon:
+    """Replaces the future that nats-py completes with a message if a subscription has no callback."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[Msg], object]) -> None:
+        self._callback = callback
+
+    def cancelled(self) -> bool:
+        return False
+
+    def set_result(self, message: Msg) -> None:
+        # Not called at once: an exception would end nats-py's reading.
+        asyncio.get_running_loop().call_soon(self._callback, message)
 
 
 class _Parser(Parser):

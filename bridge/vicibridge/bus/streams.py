@@ -6,10 +6,12 @@ with `provision = "reconcile"` missing settings are added, and none are removed.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nats.errors import Error as NatsError
@@ -84,6 +86,36 @@ async def ensure(connection: NatsConnection, target: Target, provision: Provisio
         if each.blocks:
             raise Unsuitable(each.text)
     return _parsed(present)
+
+
+@dataclass(slots=True)
+class Check:
+    """The last check of a stream on one connection."""
+
+    began: float = -math.inf  # in the event loop's time
+    outcome: StreamConfig | Exception | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+async def ensure_since(connection: NatsConnection, target: Target, provision: Provision, since: float) -> StreamConfig:
+    """As `ensure`, but a check that began at `since` or later, in the event loop's time, is not repeated.
+
+    All gateways on one connection use the same streams.
+    """
+    check: Check = connection.checks.setdefault(target.name, Check())
+    async with check.lock:
+        if check.began < since:
+            began = asyncio.get_running_loop().time()
+            try:
+                check.outcome = await ensure(connection, target, provision)
+            except (NatsError, TimeoutError) as error:
+                check.outcome = error
+            check.began = began
+        outcome = check.outcome
+    if isinstance(outcome, Exception):
+        raise outcome.with_traceback(None)
+    assert outcome
+    return outcome
 
 
 _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
@@ -213,9 +245,9 @@ class StateStream:
             duplicate_window=min(_DUPLICATE_WINDOW, self.max_age or _DUPLICATE_WINDOW),  # the server requires it
         )
 
-    async def ensure(self, connection: NatsConnection) -> None:
-        """Ensure that the stream exists, as `ensure` of this module does."""
-        await ensure(connection, Target(self.config, self.prefix), self.provision)
+    async def ensure(self, connection: NatsConnection, since: float = math.inf) -> None:
+        """Ensure that the stream exists, as `ensure_since` of this module does."""
+        await ensure_since(connection, Target(self.config, self.prefix), self.provision, since)
 
 
 def state_stream(nats: NatsConfig) -> StateStream:

@@ -32,7 +32,7 @@ from ..contract.subjects import Subjects, unescape
 from ..events.losses import Tally
 from . import audit
 from .audit import Audit
-from .discovery import DiscoveryResponder
+from .discovery import Instance, unsubscribe
 from .limiter import Limiter
 from .policy import Policy, may_block
 from .reply import Reply
@@ -118,7 +118,7 @@ class CommandServer:
         self._bus = bus
         self._audit = Audit(report, settings.audit)
         self._charon = SessionPool(address)
-        self._discovery = DiscoveryResponder(subjects, self._policy, self.stats, self._charon)
+        self.instance = Instance(subjects, self._policy, self.stats, self._charon)
         self._tasks: set[asyncio.Task[None]] = set()
         self._exchanges: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
@@ -127,7 +127,7 @@ class CommandServer:
     def reload(self, settings: CommandsConfig) -> None:
         """Apply new settings to later requests."""
         self._settings = settings
-        self._policy = self._discovery.policy = Policy(settings)
+        self._policy = self.instance.policy = Policy(settings)
         self._audit.scope = settings.audit
 
     async def run(self) -> None:
@@ -137,11 +137,7 @@ class CommandServer:
     async def stop(self, timeout: float) -> None:
         """Stop accepting requests and wait `timeout` seconds for running ones; the rest get error 503."""
         self._stopping = True
-        for subscription in self._subscriptions:
-            try:
-                await subscription.unsubscribe()
-            except Exception:  # if the connection is lost, so is the subscription
-                _logger.debug("unsubscribing failed", exc_info=True)
+        await unsubscribe(self._subscriptions)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
         for tasks in (self._tasks, self._exchanges):
@@ -155,11 +151,11 @@ class CommandServer:
         # The queue group is the node, so that only one of two bridges for the same node answers.
         group = self._subjects.node
         take = partial(self._take, connection)
-        commands = [await connection.subscribe(subject, take, group) for subject in self._subjects.commands()]
-        self._subscriptions = [*commands, *await self._discovery.subscribe(connection)]
+        self._subscriptions = [
+            await connection.subscribe_directly(subject, take, group) for subject in self._subjects.commands()
+        ]
 
-    async def _take(self, connection: NatsConnection, message: Msg) -> None:
-        """Start a task for the request: nats-py delivers the next message only after this returns."""
+    def _take(self, connection: NatsConnection, message: Msg) -> None:
         task = asyncio.create_task(self._serve(connection, Request(message)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

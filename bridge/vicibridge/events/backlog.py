@@ -11,9 +11,9 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .losses import Counts, Loss, Losses
 from .spool import DAMAGED, Found, Note, Row, Spool, SpooledEvent, SpoolError
@@ -31,6 +31,7 @@ _CHUNK = 1024 * 1024  # bytes read back at once
 _LOW = 2048  # with fewer queued events in memory, more are read back
 _RETRY = 1.0  # seconds until a failed spool is retried
 _OPENING = 2.0  # seconds for which the start waits for a slow disk
+_DISK = ThreadPoolExecutor(4, "spool")  # of all backlogs; each does one thing at a time
 
 
 class Backlog:
@@ -74,7 +75,7 @@ class Backlog:
         self._empty = asyncio.Event()
         self._empty.set()
         self._closing = False
-        self._thread = ThreadPoolExecutor(1, "spool")
+        self._last_work: Future[Any] | None = None
 
     @property
     def waiting(self) -> int:
@@ -240,10 +241,9 @@ class Backlog:
         try:
             await self._keep(self._spool)
         finally:
-            self._thread.submit(self._spool.close)  # not awaited, as this may be cancelled
+            self._close_after(self._last_work, self._spool)
             self._begun.set()
             self._ended.set()
-            self._thread.shutdown(wait=False)
 
     async def _keep(self, spool: Spool) -> None:
         while True:
@@ -271,7 +271,17 @@ class Backlog:
                 await self._refill.wait()
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        self._last_work = _DISK.submit(function, *arguments)
+        done: _T = await asyncio.wrap_future(self._last_work)
+        return done
+
+    @staticmethod
+    def _close_after(work: Future[Any] | None, spool: Spool) -> None:
+        """Close the file without waiting, as this may be called on cancellation, while a thread still uses it."""
+        if work is None or work.done():
+            _DISK.submit(spool.close)
+        else:
+            work.add_done_callback(lambda _: spool.close())
 
     def _begin(self, found: Found) -> Note | None:
         """Add the events and losses of earlier boots."""

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from vicifast._wire import Outliner, Raw, Reader
+from vicifast._wire import Message, Outliner, Raw, Reader
 from vicifast.aio import AsyncSession, Listener
 from vicifast.commands import EVENTS
 from vicifast.errors import DecodeError, UnknownEvent, ViciError
@@ -50,7 +50,7 @@ class _Label(NamedTuple):
 class StateObserver(Protocol):
     """Receives the events of the state class as VICI messages: the mirror."""
 
-    def connected(self, session: AsyncSession) -> None:
+    def connected(self, session: AsyncSession[Message]) -> None:
         """charon is connected and its events are registered on `session`."""
 
     def disconnected(self) -> None:
@@ -100,7 +100,7 @@ class EventReader:
         self._outliner = Outliner(OUTLINE)
         self._label = lru_cache(_LABELS)(self._new_label)
         self._over_limit = 0
-        self._session: AsyncSession | None = None
+        self._session: AsyncSession[Message] | None = None
         self._stopping = asyncio.Event()
         self._unregistered = asyncio.Event()
         self._up: bool | None = None
@@ -176,7 +176,7 @@ class EventReader:
     async def _read(self) -> None:
         readers: dict[str, Reader] = {name: Raw() for name in _STATE}
         readers["log"] = self._intake.reader
-        session = AsyncSession(self._address, timeout=_TIMEOUT, readers=readers)
+        session = AsyncSession(self._address, timeout=_TIMEOUT, values=Message, readers=readers)
         self._session = session
         try:
             await session.connect()
@@ -195,14 +195,17 @@ class EventReader:
             await session.close()
             self._gather(asyncio.get_running_loop().time())
 
-    async def _ready(self, listener: Listener) -> None:
+    async def _ready(self, listener: Listener[Message]) -> None:
         try:
             await listener.ready()
         except UnknownEvent as error:
             _logger.info("%s: %s; continuing without", self._node, error)
 
     async def _follow(
-        self, listener: Listener, lose: Callable[[int], None], take: Callable[[Sequence[tuple[str, object]]], None]
+        self,
+        listener: Listener[Message],
+        lose: Callable[[int], None],
+        take: Callable[[Sequence[tuple[str, object]]], None],
     ) -> None:
         """Take the events of a listener until its connection ends."""
         lost = 0
@@ -285,7 +288,7 @@ class EventReader:
         for cause, count, first, last in self._batcher.dropped():
             self._log.lost(cause, first, last, count)
 
-    def _came_up(self, session: AsyncSession) -> None:
+    def _came_up(self, session: AsyncSession[Message]) -> None:
         if self._up is False and self._down_since:
             times = {"since": self._down_since, "until": time.time_ns()}
             self._report("gap", gap("all", "charon was gone") | times)

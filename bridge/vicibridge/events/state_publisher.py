@@ -18,7 +18,7 @@ from .raw_envelopes import split_headers
 
 _logger = logging.getLogger(__name__)
 
-_IDLE = 60.0  # seconds without events after which the stream is checked
+_IDLE = 60.0  # seconds without events after which the stream is checked, unless another gateway has done so lately
 
 
 class StatePublisher:
@@ -66,7 +66,9 @@ class StatePublisher:
         self._idle, refusal = _IDLE, None
         try:
             while connection.alive:
-                if not await self._check_stream(connection):
+                # After trouble the stream is checked again, even if another gateway has just done so.
+                fresh = self._troubled or refusal is not None
+                if not await self._check_stream(connection, since=_now() - (0 if fresh else _IDLE / 2)):
                     await connection.unless_lost(asyncio.sleep(self._longest_delay))
                     continue
                 if refusal is not None:
@@ -78,11 +80,11 @@ class StatePublisher:
         finally:
             self._rewind()
 
-    async def _check_stream(self, connection: NatsConnection) -> bool:
-        """Ensure that the stream exists; return whether to publish."""
+    async def _check_stream(self, connection: NatsConnection, since: float) -> bool:
+        """Ensure that the stream exists, unless that was checked after `since`; return whether to publish."""
         unchecked, self._unchecked = self._unchecked, ""
         try:
-            await self._stream.ensure(connection)
+            await self._stream.ensure(connection, since)
         except Unsuitable as error:
             self._report(reason_of(error))
             return False
@@ -201,3 +203,7 @@ class StatePublisher:
         if self._troubled:
             self._troubled = False
             _logger.info("JetStream: acknowledges events again")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

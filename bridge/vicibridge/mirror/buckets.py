@@ -21,7 +21,7 @@ from ..bus.bucket_reader import BucketReader, Entry
 from ..bus.conditions import problems
 from ..bus.connection import NatsConnection, TooLarge, reason_of
 from ..bus.hardened_client import Acks
-from ..bus.streams import MARKER, Unsuitable, bucket_target, ensure, info_of
+from ..bus.streams import MARKER, Unsuitable, bucket_target, ensure_since, info_of
 from ..bus.supervisor import ConnectionSupervisor
 from ..config.model import Provision
 from ..contract.bucket_values import BUCKETS, HEARTBEATS, NODE
@@ -31,6 +31,7 @@ from .model import BucketKey
 _logger = logging.getLogger(__name__)
 
 _ACK_TIMEOUT = 5.0
+_RECENT = 30.0  # seconds for which the gateways on a connection share a check
 _RETRY, _LONGEST_RETRY = 1.0, 30.0  # seconds until a bucket that rejects writes is checked again
 _BATCH = 64  # keys between two turns of the event loop
 
@@ -48,6 +49,7 @@ class _Bucket:
     refusal: str = ""  # why it last refused a key
     drops: str = ""  # why it does not keep what it acknowledges
     check_at: float = 0.0  # when to check that it exists, and its content
+    doubted: float = -math.inf  # when it last rejected a write or a check: an earlier check does not count
     logged: set[str] = field(default_factory=set)  # the present problems that were logged
 
 
@@ -140,20 +142,19 @@ class Buckets:
         connection.on_lost(self._wake.set)
         self.compare()
         try:
-            async with BucketReader(connection) as reader:
-                while connection.alive:
-                    await self._step(connection, reader)
+            while connection.alive:
+                await self._step(connection)
         finally:
             self._publisher.forget()
             self._ledger.recall()
 
-    async def _step(self, connection: NatsConnection, reader: BucketReader) -> None:
+    async def _step(self, connection: NatsConnection) -> None:
         """Do the work that is due, then wait for more."""
         self._wake.clear()
         self._give_up_late()
         for bucket in self._buckets.values():
             if self._now() >= bucket.check_at:
-                await self._check(connection, reader, bucket)
+                await self._check(connection, bucket)
         self._open()
         await self._send(connection)
         await self._sweep(connection)
@@ -175,20 +176,21 @@ class Buckets:
             async with asyncio.timeout(None if wait == math.inf else wait):
                 await self._wake.wait()
 
-    async def _check(self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket) -> None:
+    async def _check(self, connection: NatsConnection, bucket: _Bucket) -> None:
         """Check that a bucket exists, and compare its content with the acknowledged writes."""
         bucket.check_at = math.inf
         target, unsuitable = bucket_target(bucket.name, self._heartbeat, self.interval), ""
+        since = max(bucket.doubted, self._now() - min(_RECENT, self.interval / 2))
         try:
             try:
-                config = await ensure(connection, target, self._provision)
+                config = await ensure_since(connection, target, self._provision, since)
             except Unsuitable as error:  # it can still be read
                 unsuitable = reason_of(error)
                 config, _ = await info_of(connection, target)
             bucket.drops = "; ".join(problem.text for problem in problems(config, target) if problem.drops)
             bucket.expires = bool(config.allow_msg_ttl)
             if bucket.name != NODE:
-                await self._compare(connection, reader, bucket, history=config.max_msgs_per_subject != 1)
+                await self._compare(connection, bucket, history=config.max_msgs_per_subject != 1)
         except (NatsError, TimeoutError) as error:
             self._shut(bucket, reason_of(error))
         else:
@@ -196,9 +198,7 @@ class Buckets:
             if unsuitable:
                 self._shut(bucket, unsuitable)
 
-    async def _compare(
-        self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket, *, history: bool
-    ) -> None:
+    async def _compare(self, connection: NatsConnection, bucket: _Bucket, *, history: bool) -> None:
         """Restore the values of an earlier run; in later calls, rewrite keys that differ from acknowledged writes."""
         comparison = self._ledger.compare(bucket.name, restore=not bucket.restored)
 
@@ -212,7 +212,8 @@ class Buckets:
                     await asyncio.sleep(0)
             await self._send(connection)
 
-        await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
+        async with BucketReader(connection) as reader:
+            await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
         differences = comparison.finish()
         if differences and bucket.restored:
             _logger.info("%s: %d keys differed from what was written; rewriting them", bucket.name, differences)
@@ -231,7 +232,7 @@ class Buckets:
     def _shut(self, bucket: _Bucket, reason: str) -> None:
         """Stop writing to a bucket until it has been checked again."""
         bucket.seen = False
-        bucket.trouble = reason
+        bucket.trouble, bucket.doubted = reason, self._now()
         bucket.check_at = self._now() + bucket.delay
         bucket.delay = min(bucket.delay * 2, _LONGEST_RETRY)
         self._ledger.open.discard(bucket.name)
@@ -306,6 +307,7 @@ class Buckets:
     def _refuse(self, number: int, refusal: Refusal) -> None:
         bucket = self._buckets[self._ledger.key(number)[0]]
         self.refusals[bucket.name] += 1
+        bucket.doubted = self._now()
         if refusal.meaning is Meaning.MISSING:
             self._ledger.put_back(number)
             if bucket.name in self._ledger.open:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterable, Callable, Mapping
 from contextlib import suppress
 
-from vicifast._wire import Raw, Reader
+from vicifast._wire import Message, Raw, Reader
 from vicifast.aio import AsyncSession
 from vicifast.errors import UnknownCommand, ViciError
 from vicifast.version import VERSION
@@ -58,7 +58,7 @@ class MirrorWorker:
         self._report = report
         self._key: BucketKey = (bucket_values.NODE, subjects.key())
         self._started = time.time_ns()
-        self._session: AsyncSession | None = None
+        self._session: AsyncSession[Message] | None = None
         self._charon_version: str | None = None
         self._wanted = asyncio.Event()
         self._requests: set[asyncio.Task[str | None]] = set()
@@ -91,7 +91,7 @@ class MirrorWorker:
             asyncio.get_running_loop().call_later(_SOON, self.lost)
         self.buckets.wake()
 
-    def connected(self, session: AsyncSession) -> None:
+    def connected(self, session: AsyncSession[Message]) -> None:
         """charon is connected and its events are registered on `session`."""
         self._session = session
         self.lost()
@@ -175,7 +175,7 @@ class MirrorWorker:
                     self._trouble(error)
                     wait = min(wait, _SOON)
 
-    async def _snapshot(self, session: AsyncSession) -> bool:
+    async def _snapshot(self, session: AsyncSession[Message]) -> bool:
         """Take one snapshot; return whether it should be followed by another."""
         snapshot = Reconciliation(self.mirror)
         try:
@@ -202,11 +202,11 @@ class MirrorWorker:
     async def _listed(self) -> tuple[list[bytes], list[bytes]]:
         """Return the messages of list-sas and list-conns undecoded: thousands of dicts would take much memory."""
         readers: dict[str, Reader] = {"list-sa": Raw(), "list-conn": Raw()}
-        async with AsyncSession(self._gateway.vici, timeout=_TIMEOUT, readers=readers) as session:
+        async with AsyncSession(self._gateway.vici, timeout=_TIMEOUT, values=Message, readers=readers) as session:
             # Without noblock, which would omit SAs that charon is working on.
             return await _raw(session.stream("list-sas")), await _raw(session.stream("list-conns"))
 
-    async def _caught_up(self, session: AsyncSession) -> None:
+    async def _caught_up(self, session: AsyncSession[Message]) -> None:
         """Wait until every event that charon has raised so far has been read from the event connection."""
         # charon sends the reply in order with its events. The request must not time out or be cancelled, which would
         # close the connection, so it runs in a separate task.
@@ -228,7 +228,7 @@ class MirrorWorker:
         if not request.cancelled():
             request.exception()  # the waiter may have timed out
 
-    async def _others(self, session: AsyncSession) -> None:
+    async def _others(self, session: AsyncSession[Message]) -> None:
         """Let the event loop run."""
         await asyncio.sleep(0)
         if self._session is not session:
@@ -254,7 +254,7 @@ async def _raw(stream: AsyncIterable[object]) -> list[bytes]:
     return [message async for message in stream if isinstance(message, bytes)]
 
 
-async def _version(session: AsyncSession) -> str | None:
+async def _version(session: AsyncSession[Message]) -> str | None:
     try:
         return str((await session.call("version", timeout=None)).get("version"))
     except UnknownCommand:
