@@ -27,10 +27,10 @@ cdef enum:
 
 cdef enum:
     KNOWN_NAMES = 512  # slots in a decoder's name cache; charon uses about 200 names
+    KNOWN_TITLES = 64  # cached names of sections
     KNOWN_SHAPES = 64  # cached section shapes: the same names in the same order
     KNOWN_KEYS = 64  # most keys in a cached shape
-    KEPT_ENTRIES = 4096  # more working memory than this is freed after each message
-    OWNED_PER_ELEMENT = 3  # most objects that one element can create or evict: two names, and a value or container
+    KEPT_WORK = 8192  # working memory for longer messages is freed after each
     KNOWN_VALUE = 64  # longest value kept for reuse, which bounds a decoder's memory
     READ_SIZE = 65536  # minimum free space offered to a read
     BUFFER_SIZE = 262144

@@ -134,6 +134,11 @@ cdef inline bint has_chunk(Cursor* cursor, const uint8_t* text, Py_ssize_t size)
     return size <= CHUNK and cursor.end - text >= CHUNK
 
 
+cdef inline bint has_end_chunk(Cursor* cursor, const uint8_t* text) noexcept:
+    """Whether the message has a chunk that ends where this text does, whatever its size up to `CHUNK`."""
+    return text - cursor.start >= CHUNK
+
+
 cdef inline int check_name(Cursor* cursor, Element* element) except -1:
     if has_chunk(cursor, element.name, element.name_size):
         if is_printable_chunk(load_chunk(element.name), element.name_size):

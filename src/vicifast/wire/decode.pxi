@@ -4,7 +4,7 @@ cdef inline PyObject* name_object(Decoder cache, Work* work, Cursor* cursor, Ele
     """The name of a key or list; sets `last` to its slot."""
     if cache is None:
         return new_name(work, cursor, element)
-    last[0] = cache.known(cursor, element, last[0])
+    last[0] = cache.known(cursor, element, last[0], has_end_chunk(cursor, element.name))
     return last[0].name.made
 
 
@@ -19,10 +19,10 @@ cdef inline PyObject* section_object(
 
 
 cdef inline PyObject* value_object(
-    Decoder cache, Work* work, Element* element, Slot* last, bint as_bytes, bint blob
+    Decoder cache, Work* work, Cursor* cursor, Element* element, Slot* last, bint as_bytes, bint blob
 ) except NULL:
     if cache is not None and not blob:
-        return cache.value(element, last)
+        return cache.value(element, last, has_end_chunk(cursor, element.value))
     cdef PyObject* made = new_value(element, as_bytes or blob)
     own(work, made)
     return made
@@ -40,8 +40,8 @@ cdef PyObject* make_list(Work* work, Py_ssize_t first) except NULL:
     return items
 
 
-cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first) except NULL:
-    """Make a dict of the entries from `first` on, and remove them."""
+cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first, int depth) except NULL:
+    """Make a dict of the entries from `first` on, and remove them; the root has depth 0."""
     cdef Entry* entries = work.entries + first
     cdef Py_ssize_t count = work.used - first
     cdef PyObject* section
@@ -49,17 +49,22 @@ cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first) except 
     if cache is None or count < 4 or count > KNOWN_KEYS:
         section = new_section(work, entries, count)
     else:
-        section = alike_section(cache, work, entries, count)
+        section = alike_section(cache, work, entries, count, depth)
     work.used = first
     return section
 
 
-cdef PyObject* alike_section(Decoder cache, Work* work, Entry* entries, Py_ssize_t count) except NULL:
+cdef PyObject* alike_section(Decoder cache, Work* work, Entry* entries, Py_ssize_t count, int depth) except NULL:
     """Make a dict, by copying one with the same names from their third occurrence on."""
-    cdef uint64_t names_hash = hash_names(entries, count)
-    cdef Shape* shape = &cache.shapes[names_hash % KNOWN_SHAPES]
+    # Usually the section has the shape of the last one at its depth, so that no hash is needed.
+    cdef Shape* shape = cache.last_shapes[depth]
+    cdef uint64_t names_hash
     cdef PyObject* section
-    if shape.names_hash == names_hash and shape.example and has_shape(shape, entries, count):
+    if shape and has_shape(shape, entries, count):
+        return copy_example(shape, work, entries)
+    names_hash = hash_names(entries, count)
+    shape = cache.last_shapes[depth] = &cache.shapes[names_hash % KNOWN_SHAPES]
+    if shape.names_hash == names_hash and has_shape(shape, entries, count):
         return copy_example(shape, work, entries)
     section = new_section(work, entries, count)
     if shape.names_hash == names_hash:
@@ -80,7 +85,7 @@ cdef inline uint64_t hash_names(Entry* entries, Py_ssize_t count) noexcept:
 
 cdef inline bint has_shape(Shape* shape, Entry* entries, Py_ssize_t count) noexcept:
     cdef Py_ssize_t i
-    if shape.count != count:
+    if shape.count != count or not shape.example:
         return False
     for i in range(count):
         if shape.names[i] != entries[i].name:
@@ -137,22 +142,22 @@ cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssiz
     cdef int kind, top = 0
     cdef Entry* entry
     begin(&cursor, data, size)
+    if unlikely(size >= work.size):
+        grow_work(work, max(size + 1, 1024))
     firsts[0] = 0
     while True:
         if cache is not None and not cursor.in_list and (cursor.depth or not has_binary):
             last = cache.keys(&cursor, last)
-        if work.used == work.size or work.owned_used + OWNED_PER_ELEMENT > work.owned_size:
-            grow_work(work)
         entry = &work.entries[work.used]
         kind = next_element(&cursor, &element)
         if kind == KEY_VALUE:
             entry.name = name_object(cache, work, &cursor, &element, &last)
             if has_binary:
                 blob = not cursor.depth and is_one_of(binary, element.name, element.name_size)
-            entry.value = value_object(cache, work, &element, last, as_bytes, blob)
+            entry.value = value_object(cache, work, &cursor, &element, last, as_bytes, blob)
             work.used += 1
         elif kind == LIST_ITEM:
-            entry.value = value_object(cache, work, &element, last, as_bytes, list_blob)
+            entry.value = value_object(cache, work, &cursor, &element, last, as_bytes, list_blob)
             work.used += 1
         elif kind == LIST_START:
             entry.name = name_object(cache, work, &cursor, &element, &last)
@@ -169,15 +174,15 @@ cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssiz
             work.entries[firsts[top] - 1].value = make_list(work, firsts[top])
             top -= 1
         elif kind == SECTION_END:
-            work.entries[firsts[top] - 1].value = make_section(cache, work, firsts[top])
+            work.entries[firsts[top] - 1].value = make_section(cache, work, firsts[top], cursor.depth + 1)
             top -= 1
         else:
-            return <dict>make_section(cache, work, 0)
+            return <dict>make_section(cache, work, 0, 0)
 
 
 cdef dict decode_alone(const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
     """Decode without a cache."""
-    cdef Work work = Work(NULL, 0, 0, NULL, 0, 0)
+    cdef Work work = Work(0, NULL, 0, NULL, 0)
     try:
         return decode_message(None, &work, data, size, as_bytes, binary)
     finally:

@@ -1,7 +1,7 @@
 # Reader, Raw and Decoder. A Decoder caches names, values and section shapes between messages.
 
 cdef struct Known:
-    # A text seen before, and the object made from it, owned.
+    # A text seen before, and the object made from it, owned. The size is -1 when there is none.
     PyObject* made
     const uint8_t* text
     Py_ssize_t size
@@ -21,14 +21,13 @@ cdef struct Entry:
 
 
 cdef struct Work:
-    # Working memory for one message: the entries of the open sections, and the objects kept alive for them, owned.
-    # Most values are owned by their slot, and need no reference counting here.
+    # Working memory for a message of up to `size` bytes: the entries of the open sections, and the objects kept alive
+    # for them, owned. Most values are owned by their slot, and need no reference counting here.
+    Py_ssize_t size
     Entry* entries
     Py_ssize_t used
-    Py_ssize_t size
     PyObject** owned
     Py_ssize_t owned_used
-    Py_ssize_t owned_size
 
 
 cdef struct Shape:
@@ -76,7 +75,9 @@ cdef class Decoder(Reader):
 
     cdef Slot* slots
     cdef Slot[MAX_DEPTH + 1] sections
+    cdef Known[KNOWN_TITLES] titles
     cdef Shape* shapes
+    cdef (Shape*)[MAX_DEPTH + 1] last_shapes
     cdef Work work
     cdef unsigned int turn
     cdef bint busy
@@ -113,6 +114,8 @@ cdef class Decoder(Reader):
             forget_slot(&self.slots[i])
         for i in range(MAX_DEPTH + 1):
             forget_slot(&self.sections[i])
+        for i in range(KNOWN_TITLES):
+            forget_known(&self.titles[i])
 
     def decode(self, data, /):
         """Return the message in `data`, a bytes-like object, as a dict: section = dict, list = list, value = text.
@@ -140,23 +143,23 @@ cdef class Decoder(Reader):
         cdef Entry* entry
         cdef const uint8_t* here = cursor.pos
         cdef const uint8_t* after = next_key(here, cursor.end, &element)
+        cdef bint has_end
         while after:
-            if work.used == work.size or work.owned_used + OWNED_PER_ELEMENT > work.owned_size:
-                grow_work(work)
+            has_end = has_end_chunk(cursor, element.name)
             entry = &work.entries[work.used]
-            last = self.known(cursor, &element, last)
+            last = self.known(cursor, &element, last, has_end)
             entry.name = last.name.made
-            entry.value = self.value(&element, last)
+            entry.value = self.value(&element, last, has_end)
             work.used += 1
             here = after
             after = next_key(here, cursor.end, &element)
         cursor.pos = here
         return last
 
-    cdef inline Slot* known(self, Cursor* cursor, Element* element, Slot* last) except NULL:
+    cdef inline Slot* known(self, Cursor* cursor, Element* element, Slot* last, bint has_end) except NULL:
         """The slot of a name; usually the one that followed last time, so that no hash is needed."""
         cdef Slot* slot = last.next
-        if not (slot and is_known(&slot.name, element.name, element.name_size)):
+        if not (slot and is_known(&slot.name, element.name, element.name_size, has_end)):
             slot = self.find(cursor, element)
             last.next = slot
         return slot
@@ -165,10 +168,10 @@ cdef class Decoder(Reader):
         # The depth is part of the hash: an IKE_SA and its CHILD_SAs share key names, but not values and order.
         cdef uint64_t place = (hash_name(element.name, element.name_size) + 37 * cursor.depth) % KNOWN_NAMES
         cdef Slot* slot = &self.slots[place]
-        if is_known(&slot.name, element.name, element.name_size):
+        if is_known(&slot.name, element.name, element.name_size, False):
             return slot
         slot = &self.slots[place ^ 1]
-        if is_known(&slot.name, element.name, element.name_size):
+        if is_known(&slot.name, element.name, element.name_size, False):
             return slot
         check_name(cursor, element)
         # New names alternate between two places, so that unique names cannot fill the table permanently.
@@ -181,16 +184,34 @@ cdef class Decoder(Reader):
     cdef inline Slot* section(self, Cursor* cursor, Element* element) except NULL:
         """The slot for sections of this depth, renamed to this section: sibling sections often have the same keys."""
         cdef Slot* slot = &self.sections[cursor.depth]
-        if not is_known(&slot.name, element.name, element.name_size):
-            name = <object>self.find(cursor, element).name.made
+        if not is_known(&slot.name, element.name, element.name_size, False):
+            name = <object>self.title(cursor, element)
             Py_INCREF(name)
             keep_text(&self.work, &slot.name, <PyObject*>name)
         return slot
 
-    cdef inline PyObject* value(self, Element* element, Slot* slot) except NULL:
+    cdef PyObject* title(self, Cursor* cursor, Element* element) except NULL:
+        """The name of a section. Many are unique, and in the table of the keys they would replace those that repeat."""
+        cdef Known* known = &self.titles[hash_name(element.name, element.name_size) % KNOWN_TITLES]
+        if not is_known(known, element.name, element.name_size, False):
+            check_name(cursor, element)
+            keep_text(&self.work, known, new_text(element.name, element.name_size))
+        return known.made
+
+    cdef inline PyObject* value(self, Element* element, Slot* slot, bint has_end) except NULL:
         """The value, borrowed; reuses the key's previous object when the bytes are equal."""
-        if is_known(&slot.value, element.value, element.value_size):
+        cdef Py_ssize_t size = element.value_size
+        if is_known(&slot.value, element.value, size, has_end):
             return slot.value.made
+        cdef PyObject* made
+        if has_end and 1 < size <= CHUNK and is_ascii_end(load_chunk(element.value + size - CHUNK), size):
+            if not self.as_bytes:
+                made = new_ascii(element.value, size)
+                keep(&self.work, &slot.value, made, plain_text(<object>made), size)
+                return made
+        return self.any_value(element, slot)
+
+    cdef PyObject* any_value(self, Element* element, Slot* slot) except NULL:
         cdef PyObject* made = new_value(element, self.as_bytes)
         if element.value_size > KNOWN_VALUE:
             own(&self.work, made)
@@ -203,8 +224,13 @@ cdef class Decoder(Reader):
         return made
 
 
-cdef inline bint is_known(Known* known, const uint8_t* text, Py_ssize_t size) noexcept:
-    return known.made and known.size == size and is_same(known.text, text, size)
+cdef inline bint is_known(Known* known, const uint8_t* text, Py_ssize_t size, bint has_end) noexcept:
+    """`has_end`: whether a chunk that ends with the text lies within the message. It does within the known object."""
+    if known.size != size:
+        return False
+    if has_end and size <= CHUNK:
+        return is_same_end(load_chunk(known.text + size - CHUNK), load_chunk(text + size - CHUNK), size)
+    return is_same(known.text, text, size)
 
 
 cdef inline void keep_text(Work* work, Known* known, PyObject* text) noexcept:
@@ -221,7 +247,7 @@ cdef inline void keep(Work* work, Known* known, PyObject* made, const void* text
 
 
 cdef inline void own(Work* work, PyObject* made) noexcept:
-    """Give an object to the message, which must have room for it (`OWNED_PER_ELEMENT`)."""
+    """Give an object to the message, at most one for each of its bytes and one for the message itself."""
     work.owned[work.owned_used] = made
     work.owned_used += 1
 
@@ -234,9 +260,14 @@ cdef inline void replace(PyObject** place, PyObject* made) noexcept:
 
 
 cdef inline void forget_slot(Slot* slot) noexcept:
-    replace(&slot.name.made, NULL)
-    replace(&slot.value.made, NULL)
+    forget_known(&slot.name)
+    forget_known(&slot.value)
     slot.next = NULL
+
+
+cdef inline void forget_known(Known* known) noexcept:
+    replace(&known.made, NULL)
+    known.size = -1
 
 
 cdef inline PyObject* new_value(Element* element, bint as_bytes) except NULL:
@@ -252,18 +283,18 @@ cdef PyObject* new_name(Work* work, Cursor* cursor, Element* element) except NUL
     return made
 
 
-cdef int grow_work(Work* work) except -1:
-    cdef Py_ssize_t size = 2 * work.size or 128
-    cdef void* data = realloc(work.entries, size * sizeof(Entry))
-    if not data:
+cdef int grow_work(Work* work, Py_ssize_t size) except -1:
+    """Make room for a message of `size` bytes, so that nothing has to be checked while it is read.
+
+    An element that adds an entry has two bytes at least. The start of a section has two, and can evict two names; an
+    end has one, and creates one object; all others have more bytes than objects.
+    """
+    free_work(work)
+    work.entries = <Entry*>malloc((size // 2 + 1) * sizeof(Entry))
+    work.owned = <PyObject**>malloc((size + 1) * sizeof(PyObject*))
+    if not work.entries or not work.owned:
         raise MemoryError
-    work.entries = <Entry*>data
     work.size = size
-    data = realloc(work.owned, size * OWNED_PER_ELEMENT * sizeof(PyObject*))
-    if not data:
-        raise MemoryError
-    work.owned = <PyObject**>data
-    work.owned_size = size * OWNED_PER_ELEMENT
     return 0
 
 
@@ -273,7 +304,7 @@ cdef void clear_work(Work* work) noexcept:
     for i in range(work.owned_used):
         Py_DECREF(<object>work.owned[i])
     work.used = work.owned_used = 0
-    if work.size > KEPT_ENTRIES:
+    if work.size > KEPT_WORK:
         free_work(work)
 
 
@@ -282,4 +313,4 @@ cdef void free_work(Work* work) noexcept:
     free(work.owned)
     work.entries = NULL
     work.owned = NULL
-    work.size = work.owned_size = 0
+    work.size = 0

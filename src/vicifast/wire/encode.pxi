@@ -28,7 +28,32 @@ cdef inline int add_name(Writer* out, int kind, const uint8_t* text, Py_ssize_t 
     return 0
 
 
+cdef inline uint8_t* plain_name(Writer* out, int kind, object name, Py_ssize_t more) except? NULL:
+    """Write the type of an element and its name, a plain str, and return the position after it, not yet in `out.used`.
+
+    NULL when the name is not plain or too long: the slow path reports errors. `more` bytes are reserved after it.
+    """
+    if unlikely(not is_plain(name)):
+        return NULL
+    cdef Py_ssize_t size = PyUnicode_GET_LENGTH(<PyObject*>name)
+    if unlikely(size > MAX_NAME):
+        return NULL
+    reserve(out, size + 2 + CHUNK + more)
+    cdef uint8_t* to = out.data + out.used
+    to[0] = <uint8_t>kind
+    to[1] = <uint8_t>size
+    return to + 2 + size if copy_name(to + 2, plain_text(name), size) else NULL
+
+
 cdef inline int put_name(Writer* out, int kind, object name) except -1:
+    cdef uint8_t* after = plain_name(out, kind, name, 0)
+    if not after:
+        return put_odd_name(out, kind, name)
+    out.used = after - out.data
+    return 0
+
+
+cdef int put_odd_name(Writer* out, int kind, object name) except -1:
     cdef Py_ssize_t size
     cdef const uint8_t* text
     if not PyUnicode_Check(name):
@@ -105,16 +130,6 @@ cdef int put_other(Writer* out, object value) except -1:
     return refuse(f"{type(value).__name__} is not a VICI value")
 
 
-cdef inline bint is_plain(object value) noexcept:
-    """Whether a value is an ASCII str and not a subclass, as nearly all are, so that its bytes can be read directly."""
-    return PyUnicode_CheckExact(value) and PyUnicode_IS_COMPACT_ASCII(<PyObject*>value)
-
-
-cdef inline const uint8_t* plain_text(object text) noexcept:
-    """The bytes of a plain str, without the checks of PyUnicode_DATA."""
-    return <const uint8_t*>(<PyASCIIObject*><PyObject*>text + 1)
-
-
 cdef inline int put_value(Writer* out, object value) except -1:
     if is_plain(value):
         return put_bytes(out, PyUnicode_DATA(<PyObject*>value), PyUnicode_GET_LENGTH(<PyObject*>value))
@@ -125,23 +140,18 @@ cdef inline int put_value(Writer* out, object value) except -1:
 
 cdef inline bint put_plain(Writer* out, object name, object value) except -1:
     """Write a key and value when both are plain str within the limits; else nothing: the slow path reports errors."""
-    if unlikely(not is_plain(name) or not is_plain(value)):
+    if unlikely(not is_plain(value)):
         return False
-    cdef const uint8_t* text = plain_text(name)
-    cdef Py_ssize_t name_size = PyUnicode_GET_LENGTH(<PyObject*>name)
     cdef Py_ssize_t size = PyUnicode_GET_LENGTH(<PyObject*>value)
-    if unlikely(name_size > MAX_NAME or size > MAX_VALUE):
+    if unlikely(size > MAX_VALUE):
         return False
-    reserve(out, name_size + size + 4 + CHUNK)
-    cdef uint8_t* to = out.data + out.used
-    to[0] = KEY_VALUE
-    to[1] = <uint8_t>name_size
-    if unlikely(not copy_printable(to + 2, text, name_size)):
+    cdef uint8_t* to = plain_name(out, KEY_VALUE, name, size + 2)
+    if unlikely(not to):
         return False
-    to[name_size + 2] = <uint8_t>(size >> 8)
-    to[name_size + 3] = <uint8_t>size
-    copy_text(to + name_size + 4, plain_text(value), size)
-    out.used += name_size + size + 4
+    to[0] = <uint8_t>(size >> 8)
+    to[1] = <uint8_t>size
+    copy_text(to + 2, plain_text(value), size)
+    out.used = to + 2 + size - out.data
     return True
 
 
@@ -150,7 +160,10 @@ cdef inline bint put_plain_list(Writer* out, object name, object items, Py_ssize
     cdef Py_ssize_t start = out.used
     cdef Py_ssize_t i, size
     cdef PyObject* item
-    put_name(out, LIST_START, name)
+    cdef uint8_t* after = plain_name(out, LIST_START, name, 0)
+    if unlikely(not after):
+        return False
+    out.used = after - out.data
     with cython.critical_section(items):
         for i in range(PyList_GET_SIZE(items)):
             item = PyList_GET_ITEM(items, i)
@@ -213,12 +226,17 @@ cdef int put_plain_items(Writer* out, Frame* frame, Place* place, Py_ssize_t lim
     """Write the items of a section up to the first that is not plain, which `place` then owns; 0 at the end."""
     cdef PyObject* name
     cdef PyObject* value
+    cdef bint is_written
     replace(&place.name, NULL)
     replace(&place.value, NULL)
     # Nothing in this block runs other code, so that names and values can be borrowed.
     with cython.critical_section(<object>frame.section):
         while PyDict_Next(frame.section, &frame.position, &name, &value):
-            if not put_plain(out, <object>name, <object>value):
+            if PyList_CheckExact(<object>value):
+                is_written = put_plain_list(out, <object>name, <object>value, limit)
+            else:
+                is_written = put_plain(out, <object>name, <object>value)
+            if not is_written:
                 Py_INCREF(<object>name)
                 Py_INCREF(<object>value)
                 place.name = name
@@ -248,8 +266,6 @@ cdef int put_sections(Writer* out, Frame* frames, int* depth, Place* place, Py_s
 cdef int put_item(Writer* out, Frame* frames, int* depth, Place* place, Py_ssize_t limit) except -1:
     name = <object>place.name
     value = <object>place.value
-    if PyList_CheckExact(value) and put_plain_list(out, name, value, limit):
-        return 0
     if not PyDict_CheckExact(value):
         if isinstance(value, (list, tuple)):
             return put_list(out, name, value, place, limit)
