@@ -144,8 +144,13 @@ def _from_msgpack() -> list[Contestant]:
 
 
 def _from_json() -> list[Contestant]:
+    def msgspec_and_encode() -> Function:
+        decode = msgspec.json.Decoder().decode
+        return lambda data: vicifast.encode(_with_binary(decode(data)))
+
     return [
         Contestant("vicifast from_json", lambda: vicifast.from_json, "json", "messages"),
+        Contestant("vicifast encode, msgspec.json", msgspec_and_encode, "json", "messages"),
         Contestant("vicifast encode, orjson", lambda: _json_to_vicifast, "json", "messages"),
         Contestant("python vici, orjson", lambda: _json_to_python_vici, "json", "messages"),
     ]
@@ -181,16 +186,16 @@ def _msgpack_to_python_vici(data: bytes) -> bytes:
     return PythonVici.serialize(msgpack.unpackb(data))  # type: ignore[no-any-return]
 
 
-def _from_orjson(data: bytes) -> Any:
-    section = orjson.loads(data)
+def _with_binary(section: Any) -> Any:
+    """Decode the binary value of list-cert in place."""
     if type(section.get("data")) is dict:
         section["data"] = base64.b64decode(section["data"]["$base64"])
     return section
 
 
 def _json_to_vicifast(data: bytes) -> bytes:
-    return vicifast.encode(_from_orjson(data))
+    return vicifast.encode(_with_binary(orjson.loads(data)))
 
 
 def _json_to_python_vici(data: bytes) -> bytes:
-    return PythonVici.serialize(_from_orjson(data))  # type: ignore[no-any-return]
+    return PythonVici.serialize(_with_binary(orjson.loads(data)))  # type: ignore[no-any-return]

@@ -34,7 +34,12 @@ CODEC = {
     | {"python vici, msgpack"},
     "to-json": {"vicifast Transcoder", "vicifast to_json", "python vici, orjson"},
     "from-msgpack": {"vicifast from_msgpack", "vicifast encode, msgspec.msgpack", "python vici, msgpack"},
-    "from-json": {"vicifast from_json", "vicifast encode, orjson", "python vici, orjson"},
+    "from-json": {
+        "vicifast from_json",
+        "vicifast encode, msgspec.json",
+        "vicifast encode, orjson",
+        "python vici, orjson",
+    },
 }
 
 
