@@ -239,9 +239,37 @@ def test_a_decoder_outlives_many_names_and_values() -> None:
             assert decoder.decode(encode(message)) == message
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 31, 63, 64, 65, 255])
+def test_unique_section_names_do_not_displace_keys() -> None:
+    decoder, keys = (
+        Decoder(),
+        dict.fromkeys(("uniqueid", "version", "state", "local-host", "encr-alg", "established"), ""),
+    )
+    first: dict[str, Any] = decoder.decode(encode({"s": keys}))
+    for number in range(2000):
+        last: dict[str, Any] = decoder.decode(encode({f"s{number}": keys}))
+    assert all(one is other for one, other in zip(first["s"], last["s1999"], strict=True))
+
+
 @pytest.mark.parametrize("values", [str, bytes])
-def test_decoder_distinguishes_texts_that_differ_in_one_byte(size: int, values: type[str] | type[bytes]) -> None:
+def test_ordered_sections(values: type[str] | type[bytes]) -> None:
+    keys = tuple((f"k{number}", b"v%d" % number) for number in range(6))
+    tree = ("s", (*keys, ("t", ()), ("k0", b"last"))), ("k", [b"1"])
+    decoder = Decoder(values=values, ordered=True)
+    for _ in range(4):
+        message: Any = decoder.decode(packed(tree))
+        assert message == reference.plain(tree, values)
+        assert {type(section) for section in (message, message["s"], message["s"]["t"])} == {OrderedDict}
+        assert list(message["s"]) == [*(name for name, _ in keys), "t"]
+        message["s"].move_to_end("k0")
+        assert list(message["s"])[-1] == "k0"
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 255])
+@pytest.mark.parametrize("values", [str, bytes])
+@pytest.mark.parametrize("before", [(), (("a key", b"before the others"),)])
+def test_decoder_distinguishes_texts_that_differ_in_one_byte(
+    size: int, values: type[str] | type[bytes], before: tuple[tuple[str, bytes], ...]
+) -> None:
     decoder, usual = Decoder(values=values), b"n" * size
     for at in range(size):
         other = usual[:at] + b"m" + usual[at + 1 :]
@@ -251,7 +279,7 @@ def test_decoder_distinguishes_texts_that_differ_in_one_byte(size: int, values: 
             (usual, other, usual),
             (usual, usual, other),
         ]:
-            tree = ((section.decode(), ((key.decode(), value), ("l", [value, usual]))),)
+            tree = (*before, (section.decode(), ((key.decode(), value), ("l", [value, usual]))))
             assert decoder.decode(packed(tree)) == reference.plain(tree, values)
 
 

@@ -43,6 +43,8 @@ from vicifast.wire.cpython cimport (
     PyList_SET_ITEM,
     PyLong_AsLongLongAndOverflow,
     PyLong_Check,
+    PyODict_New,
+    PyODict_SetItem,
     PyTypeObject,
     PyUnicode_Check,
     PyUnicode_CheckExact,

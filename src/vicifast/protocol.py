@@ -436,12 +436,17 @@ def stream_event(command: str, event: str | None) -> str:
     return known.event
 
 
-def readers_for(values: Values, readers: Mapping[str, _wire.Reader]) -> tuple[_wire.Reader, dict[str, _wire.Reader]]:
-    """Return the default reader, and the readers of events with binary fields and of those in `readers`."""
+def readers_for(
+    values: Values, readers: Mapping[str, _wire.Reader], *, ordered: bool = False
+) -> tuple[_wire.Reader, dict[str, _wire.Reader]]:
+    """Return the default reader, and the readers of events with binary fields and of those in `readers`.
+
+    With `ordered`, sections are OrderedDicts.
+    """
 
     def make(binary: Iterable[str] = ()) -> _wire.Reader:
         if values is str or values is bytes:
-            return _wire.Decoder(values=values, binary=binary)
+            return _wire.Decoder(values=values, binary=binary, ordered=ordered)
         return _wire.MessageReader(binary=binary)
 
     binary = [event for event in EVENTS.values() if event.binary and event.name not in readers]

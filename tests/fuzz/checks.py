@@ -10,6 +10,7 @@ import base64
 import json
 import pickle
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -148,6 +149,7 @@ def check_caches(data: bytes, tree: reference.Tree) -> None:
         (Decoder, reference.plain(tree)),
         (lambda: Decoder(values=bytes), reference.plain(tree, bytes)),
         (lambda: Decoder(binary=BINARY), reference.plain(tree, binary=BINARY)),
+        (lambda: Decoder(ordered=True), with_ordered_sections(reference.plain(tree))),
     ):
         decoder = make()
         for other in (data, data.swapcase(), data[: len(data) // 2], data[:-1], data):
@@ -156,6 +158,12 @@ def check_caches(data: bytes, tree: reference.Tree) -> None:
         same(first, expected)
         spoil(first)
         same(decoder.decode(exact(data)), expected)
+
+
+def with_ordered_sections(value: Any) -> Any:
+    if type(value) is not dict:
+        return value
+    return OrderedDict((name, with_ordered_sections(content)) for name, content in value.items())
 
 
 def attempt(reader: Callable[[Any], object], data: bytes) -> object:

@@ -8,7 +8,7 @@ from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping, MappingView, Set
 from contextlib import suppress
 from types import NoneType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from .. import _wire
 from ..errors import ConnectionClosed
@@ -21,15 +21,6 @@ RECV_TIMEOUT_DEFAULT: Final[Any] = object()
 
 # Passed to the encoder, which accepts or rejects them; other values, such as an IPv4Address, are sent as their str().
 _NO_TEXT = (str, bytes, bytearray, memoryview, int, NoneType, Mapping, list, tuple, Set, Iterator, MappingView)
-
-
-def ordered(section: dict[str, Any]) -> Section:
-    """Return a received message with OrderedDicts, for which programs test with isinstance."""
-    copy = OrderedDict(section)
-    for key, value in section.items():
-        if type(value) is dict:
-            copy[key] = ordered(value)
-    return copy
 
 
 def sendable(message: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -132,7 +123,7 @@ class Message:
     def deserialize(cls, stream: io.BytesIO) -> Section:
         """Return the message in the rest of a stream. Raises `DeserializationException`."""
         with Translated():
-            return ordered(_wire.decode(stream.read(), values=bytes))
+            return cast(Section, _wire.Decoder(values=bytes, ordered=True).decode(stream.read()))
 
 
 class Transport:

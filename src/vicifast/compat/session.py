@@ -6,7 +6,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, cast
+from typing import cast
 
 from .._blocking_connection import InUse
 from ..address import Tcp, parse_address
@@ -14,7 +14,7 @@ from ..errors import ConnectionClosed, UnknownEvent
 from ..protocol import CLOSE_TIMEOUT, Protocol, Subscription, content, readers_for
 from .command_wrappers import CommandWrappers, Request
 from .exception import CommandException, EventUnknownException, SessionException, Translated
-from .protocol import RECV_TIMEOUT_DEFAULT, Message, Packet, Section, Transport, ordered, sendable
+from .protocol import RECV_TIMEOUT_DEFAULT, Message, Packet, Section, Transport, sendable
 
 # Programs import all of them from here, as strongSwan's module allows.
 __all__ = [
@@ -94,7 +94,7 @@ class _Exchange:
         with self._in_use:
             call = self._open().call(command, message, None)
             self._until(lambda: call.done)
-        return ordered(cast(dict[str, Any], call.result()))
+        return cast(Section, call.result())
 
     def stream(self, command: str, message: Request | None, event: str) -> Generator[Section, None, None]:
         with self._in_use:
@@ -106,7 +106,7 @@ class _Exchange:
                     self._until(lambda: bool(call.items) or call.done)
                 if not call.items:
                     break
-                yield ordered(cast(dict[str, Any], content(call.items.popleft())))
+                yield cast(Section, content(call.items.popleft()))
             with self._in_use:
                 self._until(lambda: not protocol.unregistering)
             if call.error is not None:
@@ -130,7 +130,7 @@ class _Exchange:
             while True:
                 if subscription.items or self._wait_event(subscription, timeout):
                     name, body = subscription.items.popleft()
-                    yield name.encode(), ordered(cast(dict[str, Any], content(body)))
+                    yield name.encode(), cast(Section, content(body))
                 else:
                     yield None, None
         except (ConnectionClosed, ConnectionResetError):
@@ -237,7 +237,7 @@ class _Exchange:
 
 
 def _protocol() -> Protocol:
-    return Protocol(*readers_for(bytes, {}))
+    return Protocol(*readers_for(bytes, {}, ordered=True))
 
 
 def _connect() -> socket.socket:

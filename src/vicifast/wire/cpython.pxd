@@ -7,6 +7,8 @@ cdef extern from "Python.h":
     PyObject* PyDict_New() except NULL
     int PyDict_SetItem(PyObject* section, PyObject* key, PyObject* value) except -1
     PyObject* PyDict_Copy(PyObject* section) except NULL
+    PyObject* PyODict_New() except NULL
+    int PyODict_SetItem(PyObject* section, PyObject* key, PyObject* value) except -1
     int PyDict_Next(PyObject* section, Py_ssize_t* position, PyObject** key, PyObject** value)
     bint PyDict_CheckExact(object value)
     PyObject* PyList_New(Py_ssize_t size) except NULL

@@ -40,13 +40,15 @@ cdef PyObject* make_list(Work* work, Py_ssize_t first) except NULL:
     return items
 
 
-cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first, int depth) except NULL:
+cdef PyObject* make_section(Decoder cache, Work* work, Py_ssize_t first, int depth, bint ordered) except NULL:
     """Make a dict of the entries from `first` on, and remove them; the root has depth 0."""
     cdef Entry* entries = work.entries + first
     cdef Py_ssize_t count = work.used - first
     cdef PyObject* section
     # The cache gains nothing below four keys, and charon sends no section above the limit.
-    if cache is None or count < 4 or count > KNOWN_KEYS:
+    if ordered:
+        section = ordered_section(work, entries, count)
+    elif cache is None or count < 4 or count > KNOWN_KEYS:
         section = new_section(work, entries, count)
     else:
         section = alike_section(cache, work, entries, count, depth)
@@ -113,6 +115,15 @@ cdef PyObject* new_section(Work* work, Entry* entries, Py_ssize_t count) except 
     return section
 
 
+cdef PyObject* ordered_section(Work* work, Entry* entries, Py_ssize_t count) except NULL:
+    cdef PyObject* section = PyODict_New()
+    cdef Py_ssize_t i
+    own(work, section)
+    for i in range(count):
+        PyODict_SetItem(section, entries[i].name, entries[i].value)
+    return section
+
+
 cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
     """Cache the names of a section seen for the second time, and its values unless they are large or mutable."""
     cdef dict example = {}
@@ -133,7 +144,9 @@ cdef int learn(Shape* shape, Entry* entries, Py_ssize_t count) except -1:
     return 0
 
 
-cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
+cdef dict decode_message(
+    Decoder cache, Work* work, const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary, bint ordered
+):
     cdef Cursor cursor
     cdef Element element
     cdef Py_ssize_t[MAX_DEPTH + 2] firsts  # index of the first entry of each open section, and of an open list
@@ -174,17 +187,17 @@ cdef dict decode_message(Decoder cache, Work* work, const uint8_t* data, Py_ssiz
             work.entries[firsts[top] - 1].value = make_list(work, firsts[top])
             top -= 1
         elif kind == SECTION_END:
-            work.entries[firsts[top] - 1].value = make_section(cache, work, firsts[top], cursor.depth + 1)
+            work.entries[firsts[top] - 1].value = make_section(cache, work, firsts[top], cursor.depth + 1, ordered)
             top -= 1
         else:
-            return <dict>make_section(cache, work, 0, 0)
+            return <dict>make_section(cache, work, 0, 0, ordered)
 
 
-cdef dict decode_alone(const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary):
+cdef dict decode_alone(const uint8_t* data, Py_ssize_t size, bint as_bytes, tuple binary, bint ordered):
     """Decode without a cache."""
     cdef Work work = Work(0, NULL, 0, NULL, 0)
     try:
-        return decode_message(None, &work, data, size, as_bytes, binary)
+        return decode_message(None, &work, data, size, as_bytes, binary, ordered)
     finally:
         clear_work(&work)
         free_work(&work)
@@ -210,7 +223,7 @@ cdef class Forgetful(Reader):
     cdef tuple binary
 
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
-        return decode_alone(data, size, self.as_bytes, self.binary)
+        return decode_alone(data, size, self.as_bytes, self.binary, False)
 
 
 def decode(data, *, values=str, binary=()):

@@ -69,8 +69,8 @@ cdef class Decoder(Reader):
     """Decodes messages into dicts, and caches names and values between messages.
 
     `values` is `str` (UTF-8, with surrogateescape for other bytes) or `bytes`; `binary` names root keys whose values
-    are always `bytes`. Use one decoder per connection; several threads may use it, one at a time. Its memory is
-    bounded for any input.
+    are always `bytes`; with `ordered`, sections are OrderedDicts, which takes 2.5 times as long. Use one decoder
+    per connection; several threads may use it, one at a time. Its memory is bounded for any input.
     """
 
     cdef Slot* slots
@@ -82,6 +82,7 @@ cdef class Decoder(Reader):
     cdef unsigned int turn
     cdef bint busy
     cdef bint as_bytes
+    cdef bint ordered
     cdef tuple binary
 
     def __cinit__(self):
@@ -91,12 +92,13 @@ cdef class Decoder(Reader):
             raise MemoryError
 
     @cython.critical_section
-    def __init__(self, *, values=str, binary=()):
-        as_bytes, names = are_bytes(values), root_names(binary)
+    def __init__(self, *, values=str, binary=(), ordered=False):
+        as_bytes, names, in_order = are_bytes(values), root_names(binary), bool(ordered)
         if self.busy:
             raise RuntimeError("a Decoder was initialized again while it was decoding")
         self.as_bytes = as_bytes
         self.binary = names
+        self.ordered = in_order
         self.forget()
 
     def __dealloc__(self):
@@ -128,10 +130,10 @@ cdef class Decoder(Reader):
     cdef object read(self, const uint8_t* data, Py_ssize_t size):
         # Creating a dict can run the garbage collector, which can run any code, also a second decode on this decoder.
         if self.busy:
-            return decode_alone(data, size, self.as_bytes, self.binary)
+            return decode_alone(data, size, self.as_bytes, self.binary, self.ordered)
         self.busy = True
         try:
-            return decode_message(self, &self.work, data, size, self.as_bytes, self.binary)
+            return decode_message(self, &self.work, data, size, self.as_bytes, self.binary, self.ordered)
         finally:
             clear_work(&self.work)
             self.busy = False

@@ -320,7 +320,7 @@ cdef class Message:
 
     def to_dict(self):
         """Return the message as `decode` would."""
-        return decode_alone(self.at(self.first), self.end - self.first, self.as_bytes, self.binary)
+        return decode_alone(self.at(self.first), self.end - self.first, self.as_bytes, self.binary, False)
 
     def to_msgpack(self):
         """Return the message as the function `to_msgpack` would."""
