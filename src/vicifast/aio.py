@@ -174,7 +174,8 @@ class Stream(BaseStream[Waits, M]):
             if call.has_ended():
                 raise StopAsyncIteration
             await self._connection.wait_call(call, self._timeout)
-        return cast(M, content(call.items.popleft()))
+        message: M = content(call.items.popleft())
+        return message
 
     async def wait(self) -> M:
         """Read and drop the remaining messages and return the reply, or raise the error of the command."""

@@ -155,7 +155,8 @@ class Stream(BaseStream[BlockingConnection, M]):
         call = self._call
         while True:
             try:
-                return cast(M, content(call.items.popleft()))
+                message: M = content(call.items.popleft())
+                return message
             except IndexError:
                 pass  # an error raised below must not have this one as its context
             if call.has_ended():

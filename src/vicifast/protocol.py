@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from . import _wire
 from .commands import COMMANDS, EVENTS
@@ -241,13 +241,20 @@ class Protocol:
         """Process the packets in the framer and return the calls and subscriptions that changed, with duplicates."""
         self._drop_left()
         touched: list[Call | Subscription] = []
+        call = self._only_receiver()
         for kind, name, body in self.framer.packets():
-            if kind == _wire.EVENT:
-                assert name is not None and body is not None
-                self._event(name, body, touched)
-                continue
-            if not self._answer(kind, body, touched):
+            if name is not None:  # of an event
+                assert body is not None
+                if call is not None and call.event == name:
+                    call.items.append(body)
+                else:
+                    self._event(name, body, touched)
+            elif self._answer(kind, body, touched):
+                call = self._only_receiver()
+            else:
                 return touched + self.fail(self._out_of_step(kind))
+        if call is not None and call.items:
+            touched.append(call)
         if self.framer.error is not None:
             return touched + self.fail(self.framer.error)
         return touched
@@ -321,6 +328,13 @@ class Protocol:
             if registration.known or not registration.answered:
                 self._out.append(_wire.packet(_wire.EVENT_UNREGISTER, event))
                 self._asked.append(None)
+
+    def _only_receiver(self) -> Call | None:
+        """Return the running call if its event has no other receiver, so that nothing is looked up for each message."""
+        call = self._asked[0] if self._asked else None
+        if not isinstance(call, Call) or call.abandoned or call.event in self._listeners:
+            return None
+        return call
 
     def _event(self, name: str, body: Body, touched: list[Call | Subscription]) -> None:
         call = self._asked[0] if self._asked else None
@@ -404,7 +418,7 @@ def _confirm(registration: _Registration, known: bool) -> list[Call | Subscripti
     return waiting
 
 
-def content(body: Body) -> object:
+def content(body: Body) -> Any:
     """Return a message, or raise the error in its place."""
     if isinstance(body, ViciError):
         raise body

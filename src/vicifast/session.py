@@ -128,7 +128,7 @@ class BaseListener(Generic[C, M]):
 
     def _take(self) -> tuple[str, M]:
         name, body = self._subscription.items.popleft()
-        return name, cast(M, protocol.content(body))
+        return name, protocol.content(body)
 
     def __del__(self) -> None:
         self._connection.protocol.leave(self._subscription)

@@ -106,7 +106,7 @@ class _Exchange:
                     self._until(lambda: bool(call.items) or call.done)
                 if not call.items:
                     break
-                yield cast(Section, content(call.items.popleft()))
+                yield content(call.items.popleft())
             with self._in_use:
                 self._until(lambda: not protocol.unregistering)
             if call.error is not None:
@@ -130,7 +130,7 @@ class _Exchange:
             while True:
                 if subscription.items or self._wait_event(subscription, timeout):
                     name, body = subscription.items.popleft()
-                    yield name.encode(), cast(Section, content(body))
+                    yield name.encode(), content(body)
                 else:
                     yield None, None
         except (ConnectionClosed, ConnectionResetError):
