@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -178,6 +179,18 @@ def _scalar(value: Any) -> bytes:
     return len(raw).to_bytes(2, "big") + raw
 
 
+def outline(tree: Tree, keys: Collection[str], level: int = 0) -> Tree:
+    """Return the outline of a tree whose sections are at the level below `level`."""
+    kept: list[tuple[str, Any]] = []
+    for name, value in tree:
+        if isinstance(value, tuple) and level < 3:
+            named = level == 2 and any(key == "name" and isinstance(own, bytes) for key, own in value)
+            kept.append(("" if named else name, outline(value, keys, level + 1)))
+        elif isinstance(value, bytes) and (name == "name" if level == 3 else level < 3 and name in keys):
+            kept.append((name, value))
+    return tuple(kept)
+
+
 def packets(stream: bytes) -> tuple[list[tuple[int, str | None, bytes | None]], bool]:
     """Return the packets that a daemon sent, messages as bytes, and whether a violation follows them."""
     found: list[tuple[int, str | None, bytes | None]] = []
@@ -208,3 +221,42 @@ def _event(rest: bytes) -> tuple[str, bytes] | None:
         return None
     name, message = rest[1 : 1 + rest[0]], rest[1 + rest[0] :]
     return (name.decode(), message) if all(0x20 <= byte <= 0x7E for byte in name) else None
+
+
+# --- NATS ---
+
+_MSG = re.compile(
+    rb"MSG (?P<inbox>[!-~]+)\.(?P<number>0|[1-9]\d{0,18}) (?P<sid>0|[1-9]\d{0,18}) (?P<size>0|[1-9]\d{0,18})\r\n"
+)
+_STORED = re.compile(
+    rb'\{"stream":"[^"\\\x00-\x1f]+"(?:,"domain":"[^"\\\x00-\x1f]*")?,"seq":([1-9]\d{0,18})(,"duplicate": true)?\}'
+)
+_SUBJECT = re.compile(r"(?!.*\.\.)(?!\.)(?!.*(?<![^.])[*>](?![^.]))[!-~]+(?<!\.)")
+_HEADERS = re.compile(rb"([!-9;-~]+: [^\x00-\x1f\x7f]*\r\n)*")
+
+
+def published(reply: str, subject: str, payload: bytes, headers: bytes) -> bytes:
+    """Return a message as a client sends it."""
+    if not headers:
+        return f"PUB {subject} {reply} {len(payload)}\r\n".encode() + payload + b"\r\n"
+    head = b"NATS/1.0\r\n" + headers + b"\r\n"
+    return f"HPUB {subject} {reply} {len(head)} {len(head + payload)}\r\n".encode() + head + payload + b"\r\n"
+
+
+def can_be_published(subject: str, headers: bytes) -> bool:
+    """Whether these are a subject without wildcards and whole lines of headers."""
+    return bool(_SUBJECT.fullmatch(subject) and _HEADERS.fullmatch(headers))
+
+
+def acknowledged(data: bytes, watched: Mapping[int, str]) -> tuple[int, dict[int, dict[int, int]]]:
+    """Return the size of the acknowledgements at the beginning of what a server sent, and them by subscription."""
+    used, found = 0, dict[int, dict[int, int]]()
+    while line := _MSG.match(data, used):
+        end = line.end() + int(line["size"])
+        answer = _STORED.fullmatch(data[line.end() : end])
+        sid = int(line["sid"])
+        if data[end : end + 2] != b"\r\n" or not answer or watched.get(sid, "").encode() != line["inbox"]:
+            break
+        found.setdefault(sid, {})[int(line["number"])] = int(answer[1])
+        used = end + 2
+    return used, found

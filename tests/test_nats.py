@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
+import reference
 from generate import collecting, exact, only_where_c_code_is_interrupted
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +13,6 @@ from hypothesis import strategies as st
 from vicifast._wire import MAX_SUBJECTS, AckReader, BlockWriter
 
 INBOX = "_INBOX.a-b_c.1"
-ACK = re.compile(
-    rb"MSG (?P<inbox>[!-~]+)\.(?P<number>0|[1-9]\d{0,18}) (?P<sid>0|[1-9]\d{0,18}) (?P<size>0|[1-9]\d{0,18})\r\n"
-)
-ANSWER = re.compile(
-    rb'\{"stream":"[^"\\\x00-\x1f]+"(?:,"domain":"[^"\\\x00-\x1f]*")?,"seq":([1-9]\d{0,18})(,"duplicate": true)?\}'
-)
 
 
 def writer(max_payload: int = 1 << 20) -> BlockWriter:
@@ -26,11 +20,7 @@ def writer(max_payload: int = 1 << 20) -> BlockWriter:
 
 
 def expected(number: int, subject: str, payload: bytes, headers: bytes) -> bytes:
-    reply = f"{INBOX}.{number}"
-    if not headers:
-        return f"PUB {subject} {reply} {len(payload)}\r\n".encode() + payload + b"\r\n"
-    head = b"NATS/1.0\r\n" + headers + b"\r\n"
-    return f"HPUB {subject} {reply} {len(head)} {len(head + payload)}\r\n".encode() + head + payload + b"\r\n"
+    return reference.published(f"{INBOX}.{number}", subject, payload, headers)
 
 
 TOKENS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=".*>"), min_size=1, max_size=9)
@@ -131,20 +121,6 @@ def ack(number: int, seq: int, sid: int = 3, more: bytes = b"", inbox: str = INB
     return f"MSG {inbox}.{number} {sid} {len(answer)}\r\n".encode() + answer + b"\r\n"
 
 
-def model(data: bytes, watched: dict[int, str]) -> tuple[int, dict[int, dict[int, int]]]:
-    """What a reader must find, the slow way."""
-    used, found = 0, {}
-    while line := ACK.match(data, used):
-        end = line.end() + int(line["size"])
-        answer = ANSWER.fullmatch(data[line.end() : end])
-        sid = int(line["sid"])
-        if data[end : end + 2] != b"\r\n" or not answer or watched.get(sid, "").encode() != line["inbox"]:
-            break
-        found.setdefault(sid, {})[int(line["number"])] = int(answer[1])
-        used = end + 2
-    return used, found
-
-
 def reader(watched: dict[int, str] | None = None) -> AckReader:
     made = AckReader()
     for sid, inbox in (watched or {3: INBOX}).items():
@@ -214,7 +190,7 @@ def test_any_bytes_as_the_model(data: bytes, place: int, replaced: bytes) -> Non
     watched = {3: INBOX, 4: "_INBOX.other"}
     data = data[:place] + replaced + data[place + len(replaced) :]
     acks = reader(watched)
-    assert (acks.read(exact(data)), acks.take()) == model(data, watched)
+    assert (acks.read(exact(data)), acks.take()) == reference.acknowledged(data, watched)
 
 
 @only_where_c_code_is_interrupted

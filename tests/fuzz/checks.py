@@ -37,7 +37,7 @@ from vicifast import (
     to_json,
     to_msgpack,
 )
-from vicifast._wire import EVENT
+from vicifast._wire import EVENT, AckReader, BlockWriter, Outliner
 from vicifast.errors import DecodeError, EncodeError
 
 BINARY = ("data", "", "name")  # the first is that of list-certs
@@ -79,6 +79,7 @@ def check_message(data: bytes) -> None:
     check_batches(data)
     check_encode(data, tree)
     check_view(data, tree)
+    same(reference.parse(Outliner(BINARY).outline(exact(data))), reference.outline(tree, BINARY))
 
 
 def check_long(data: bytes) -> None:
@@ -108,6 +109,7 @@ def check_refusal(data: bytes, malformed: reference.Malformed) -> None:
         Decoder(values=bytes).decode,
         to_msgpack,
         to_json,
+        Outliner(BINARY).outline,
         Transcoder("msgpack").transcode,
         Transcoder("json").transcode,
         Message,
@@ -486,10 +488,40 @@ def is_value(value: object) -> bool:
     return isinstance(value, bool | int) or (isinstance(value, bytes) and len(value) <= 65535)
 
 
+# --- NATS ---
+
+
+def check_acks(data: bytes) -> None:
+    """Acknowledgements are found as by the reference, wherever the bytes are cut."""
+    watched = {3: "_INBOX.a", 4: "_INBOX.b"}
+    cut = data[0] if data else 0
+    for given in (data[1:], data[1 : 1 + cut]):
+        reader = AckReader()
+        for sid, inbox in watched.items():
+            reader.watch(sid, inbox)
+        same((reader.read(exact(given)), reader.take()), reference.acknowledged(given, watched))
+
+
+def check_block(data: bytes) -> None:
+    """A message is written as by the reference, or refused if its subject or headers are malformed."""
+    name, headers, payload = (data.split(b"\0", 2) + [b"", b""])[:3]
+    subject, writer = name.decode("latin-1"), BlockWriter("_INBOX.a", 1 << 20)
+    try:
+        writer.add(7, subject, payload, headers)
+    except ValueError:
+        assert not reference.can_be_published(subject, headers)
+        same(writer.take(), b"")
+    else:
+        assert reference.can_be_published(subject, headers)
+        same(writer.take(), reference.published("_INBOX.a.7", subject, payload, headers))
+
+
 CHECKS: dict[bytes, Callable[[bytes], None]] = {
     b"m": check_message,
     b"M": check_long,
     b"s": check_stream,
     b"p": check_msgpack,
     b"j": check_json,
+    b"a": check_acks,
+    b"b": check_block,
 }

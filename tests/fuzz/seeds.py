@@ -33,6 +33,11 @@ def seeds() -> Iterator[bytes]:
         yield b"s\0\0" + stream[:LONGEST]
         yield b"s\1\1" + stream[: LONGEST // 4]
     yield from (b"M" + part for part in (b"r\3\1k\0\1v", b"s\3\0\0\0", b"l\5\0\0", b"r\1\0\2"))
+    ack = b'MSG _INBOX.a.12 3 34\r\n{"stream":"VICI","domain":"hub","seq":9,"duplicate": true}\r\n'
+    ack = ack.replace(b"34", b"%d" % (len(ack) - 24))
+    yield b"a\x20" + ack + ack.replace(b"a.12 3", b"b.13 4") + b"PING\r\n"
+    yield b"bvici.gw1.event.a=2E.up\0Nats-Msg-Id: gw1.1.2\r\nA: \xc3\xa4\r\n\0payload"
+    yield b"ba.*\0\0x"
     for path in REGRESSIONS:
         yield path.read_bytes()
 
