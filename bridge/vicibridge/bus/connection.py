@@ -85,6 +85,8 @@ class NatsConnection:
         self.reported = reported
         """The problems of JetStream that were logged, by topic; shared by successive connections."""
         self._lost = lost
+        # Not callbacks of `_lost`: removing one of hundreds takes time in proportion to their number.
+        self._waiting: set[asyncio.Future[None]] = set()
         self.checks: dict[str, Any] = {}
         """The last check of each stream on this connection, by name; of type `streams.Check`."""
         self._inboxes = 0
@@ -213,9 +215,12 @@ class NatsConnection:
         A timeout of `work` does not prove a lost connection: the server does not reply to forbidden requests either.
         """
         task = asyncio.ensure_future(work)
-        either: set[asyncio.Future[Any]] = {task, self._lost}
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task.add_done_callback(lambda _: _end(ended))
+        self._waiting.add(ended)
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self.alive:
+                await ended
             if not task.done():
                 raise Disconnected(self._lost.result())
             return task.result()
@@ -227,12 +232,15 @@ class NatsConnection:
             self.lose(reason_of(error))
             raise Disconnected(reason_of(error)) from None
         finally:
+            self._waiting.discard(ended)
             task.cancel()
             task.add_done_callback(_retrieve)  # nats-py may still raise an error
 
     def lose(self, reason: str) -> None:
         if not self._lost.done():
             self._lost.set_result(reason)
+            for ended in self._waiting:
+                _end(ended)
 
     @property
     def connected(self) -> bool:
@@ -255,6 +263,11 @@ class NatsConnection:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _end(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _retrieve(task: asyncio.Future[Any]) -> None:

@@ -83,12 +83,18 @@ class HardClient(Client):
             raise ConnectionDrainingError
         if not self.is_connected:
             raise OutboundBufferLimitError
-        if self._pending:  # the flusher writes it soon
-            self._pending.append(block)
-            self._pending_data_size += len(block)
-        else:
+        if not self._pending:  # otherwise the flusher writes it soon
+            asyncio.get_running_loop().call_soon(self._write_pending)
+        self._pending.append(block)
+        self._pending_data_size += len(block)
+
+    def _write_pending(self) -> None:
+        """Write the blocks of all publishers at once."""
+        if self._pending and self.is_connected:
             assert self._transport is not None
-            self._transport.write(block)
+            self._transport.writelines(self._pending)
+            self._pending = []
+            self._pending_data_size = 0
 
     async def subscribe_directly(
         self, subject: str, callback: Callable[[Msg], object], queue: str = ""

@@ -12,7 +12,8 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from nats.errors import Error as NatsError
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
@@ -21,7 +22,7 @@ from nats.js.errors import APIError, NotFoundError
 from ..config.model import NatsConfig, Provision
 from ..contract.bucket_values import BUCKETS, NODE
 from ..contract.subjects import stream_subjects
-from .conditions import CONDITIONS, Target, fixable, problems
+from .conditions import CONDITIONS, Problem, Target, fixable, problems
 from .connection import NatsConnection, reason_of
 
 _logger = logging.getLogger(__name__)
@@ -62,13 +63,21 @@ def bucket_stream(bucket: str) -> StreamConfig:
     )
 
 
+@lru_cache(16)
 def bucket_target(bucket: str, heartbeat: float, interval: float) -> Target:
     """Return what the bridge requires of a bucket that it writes every `heartbeat` or compares every `interval`."""
     return Target(bucket_stream(bucket), refresh=heartbeat if bucket == NODE else interval)
 
 
-async def ensure(connection: NatsConnection, target: Target, provision: Provision) -> StreamConfig:
-    """Ensure that the stream of `target` exists, as `provision` allows, and return its configuration.
+class Checked(NamedTuple):
+    """A stream that accepts messages, and the problems that it has nevertheless."""
+
+    config: StreamConfig
+    problems: list[Problem]
+
+
+async def ensure(connection: NatsConnection, target: Target, provision: Provision) -> Checked:
+    """Ensure that the stream of `target` exists, as `provision` allows.
 
     Problems are logged, each once while it lasts; if the target has a prefix, subjects that include commands are a
     problem. Raises Unprovisioned, Unsuitable, the error that JetStream reports, and TimeoutError without permission for
@@ -85,7 +94,7 @@ async def ensure(connection: NatsConnection, target: Target, provision: Provisio
     for each in found:
         if each.blocks:
             raise Unsuitable(each.text)
-    return _parsed(present)
+    return Checked(_parsed(present), found)
 
 
 @dataclass(slots=True)
@@ -93,11 +102,11 @@ class Check:
     """The last check of a stream on one connection."""
 
     began: float = -math.inf  # in the event loop's time
-    outcome: StreamConfig | Exception | None = None
+    outcome: Checked | Exception | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-async def ensure_since(connection: NatsConnection, target: Target, provision: Provision, since: float) -> StreamConfig:
+async def ensure_since(connection: NatsConnection, target: Target, provision: Provision, since: float) -> Checked:
     """As `ensure`, but a check that began at `since` or later, in the event loop's time, is not repeated.
 
     All gateways on one connection use the same streams.

@@ -220,8 +220,11 @@ def read(bucket: str, key: str, data: bytes) -> Any:
 _NUMBER = re.compile("[0-9]{1,20}")
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _COMPACT.encode(value).encode()
 
 
 def tagged(value: Any) -> Any:

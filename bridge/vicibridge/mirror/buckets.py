@@ -31,6 +31,7 @@ from .model import BucketKey
 _logger = logging.getLogger(__name__)
 
 _ACK_TIMEOUT = 5.0
+_SILENCE = Refusal(0, 0, Meaning.OTHER, f"no acknowledgement within {_ACK_TIMEOUT:g} seconds")
 _RECENT = 30.0  # seconds for which the gateways on a connection share a check
 _RETRY, _LONGEST_RETRY = 1.0, 30.0  # seconds until a bucket that rejects writes is checked again
 _BATCH = 64  # keys between two turns of the event loop
@@ -142,19 +143,21 @@ class Buckets:
         connection.on_lost(self._wake.set)
         self.compare()
         try:
-            while connection.alive:
-                await self._step(connection)
+            async with BucketReader(connection) as reader:
+                while connection.alive:
+                    await self._step(connection, reader)
         finally:
             self._publisher.forget()
             self._ledger.recall()
 
-    async def _step(self, connection: NatsConnection) -> None:
+    async def _step(self, connection: NatsConnection, reader: BucketReader) -> None:
         """Do the work that is due, then wait for more."""
         self._wake.clear()
         self._give_up_late()
+        now = self._now()
         for bucket in self._buckets.values():
-            if self._now() >= bucket.check_at:
-                await self._check(connection, bucket)
+            if now >= bucket.check_at:
+                await self._check(connection, reader, bucket)
         self._open()
         await self._send(connection)
         await self._sweep(connection)
@@ -169,28 +172,30 @@ class Buckets:
         now = self._now()
         if self._ledger.settled:
             self._settled.set()
-        waits = [bucket.check_at - now for bucket in self._buckets.values()]
-        waits += [wait for wait in (self._publisher.wait(now), self._ledger.retry_in(now)) if wait is not None]
-        wait = min(waits)
+        wait = min([bucket.check_at for bucket in self._buckets.values()]) - now
+        for other in (self._publisher.wait(now), self._ledger.retry_in(now)):
+            if other is not None and other < wait:
+                wait = other
         with suppress(TimeoutError):
             async with asyncio.timeout(None if wait == math.inf else wait):
                 await self._wake.wait()
 
-    async def _check(self, connection: NatsConnection, bucket: _Bucket) -> None:
+    async def _check(self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket) -> None:
         """Check that a bucket exists, and compare its content with the acknowledged writes."""
         bucket.check_at = math.inf
         target, unsuitable = bucket_target(bucket.name, self._heartbeat, self.interval), ""
         since = max(bucket.doubted, self._now() - min(_RECENT, self.interval / 2))
         try:
             try:
-                config = await ensure_since(connection, target, self._provision, since)
+                config, found = await ensure_since(connection, target, self._provision, since)
             except Unsuitable as error:  # it can still be read
                 unsuitable = reason_of(error)
                 config, _ = await info_of(connection, target)
-            bucket.drops = "; ".join(problem.text for problem in problems(config, target) if problem.drops)
+                found = problems(config, target)
+            bucket.drops = "; ".join(problem.text for problem in found if problem.drops)
             bucket.expires = bool(config.allow_msg_ttl)
             if bucket.name != NODE:
-                await self._compare(connection, bucket, history=config.max_msgs_per_subject != 1)
+                await self._compare(connection, reader, bucket, history=config.max_msgs_per_subject != 1)
         except (NatsError, TimeoutError) as error:
             self._shut(bucket, reason_of(error))
         else:
@@ -198,7 +203,9 @@ class Buckets:
             if unsuitable:
                 self._shut(bucket, unsuitable)
 
-    async def _compare(self, connection: NatsConnection, bucket: _Bucket, *, history: bool) -> None:
+    async def _compare(
+        self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket, *, history: bool
+    ) -> None:
         """Restore the values of an earlier run; in later calls, rewrite keys that differ from acknowledged writes."""
         comparison = self._ledger.compare(bucket.name, restore=not bucket.restored)
 
@@ -212,8 +219,7 @@ class Buckets:
                     await asyncio.sleep(0)
             await self._send(connection)
 
-        async with BucketReader(connection) as reader:
-            await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
+        await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
         differences = comparison.finish()
         if differences and bucket.restored:
             _logger.info("%s: %d keys differed from what was written; rewriting them", bucket.name, differences)
@@ -221,6 +227,8 @@ class Buckets:
 
     def _open(self) -> None:
         """Open the buckets that a check found writable."""
+        if len(self._ledger.open) == len(self._buckets):
+            return
         if all(bucket.restored for bucket in self._buckets.values()):
             self.ready.set()
         for bucket in self._buckets.values():
@@ -323,12 +331,11 @@ class Buckets:
 
     def _give_up_late(self) -> None:
         """Schedule writes that were not acknowledged in time for a retry, and check their buckets at once."""
-        silence = Refusal(0, 0, Meaning.OTHER, f"no acknowledgement within {_ACK_TIMEOUT:g} seconds")
         for number in self._publisher.late(self._now()):
             bucket = self._buckets[self._ledger.key(number)[0]]
             bucket.check_at = min(bucket.check_at, self._now())
             self._ledger.unsure(number)
-            self._refuse(number, silence)
+            self._refuse(number, _SILENCE)
 
     def _announce(self) -> None:
         """If the mirror has become complete or incomplete, log that and write it to the key of the node."""
@@ -336,7 +343,8 @@ class Buckets:
             if bucket.logged and not bucket.trouble and not self._ledger.unwritten(bucket.name):
                 bucket.logged.clear()
                 _logger.info("JetStream: the bucket %s accepts all writes again", bucket.name)
-        if self.complete != self._announced:
-            self._announced = self.complete
+        complete = self.complete
+        if complete != self._announced:
+            self._announced = complete
             self._source.changed[NODE, self._node] = None
             self._wake.set()

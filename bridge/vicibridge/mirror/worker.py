@@ -33,6 +33,7 @@ _TIMEOUT = 10.0  # seconds for each reply of charon
 _LONGEST = 60.0  # seconds for a whole list
 _SOON = 5.0  # seconds to the next snapshot after one that failed or found SAs in transition
 _BATCH = 64  # rows between two turns of the event loop
+_BEATS = 16  # times in a heartbeat at which the gateways of a bridge write their keys
 
 
 class MirrorWorker:
@@ -125,15 +126,22 @@ class MirrorWorker:
         self.buckets.wake()
 
     async def _heartbeats(self) -> None:
+        wait = self._settings.heartbeat * random.uniform(0.5, 1)  # gateways that start together beat apart
         while True:
             self._beat()
-            await asyncio.sleep(self._settings.heartbeat)
+            now = asyncio.get_running_loop().time()
+            # Those that beat at nearly the same time share a write and a read of the connection.
+            grid = self._settings.heartbeat / _BEATS
+            await asyncio.sleep((now + wait) // grid * grid - now)
+            wait = self._settings.heartbeat
 
     async def _comparisons(self) -> None:
         """Compare the buckets with the acknowledged values, as other clients may write or delete keys."""
+        wait = self._settings.interval * random.uniform(0.5, 1.1)
         while True:
-            await asyncio.sleep(self._settings.interval * random.uniform(0.9, 1.1))
+            await asyncio.sleep(wait)
             self.buckets.compare()
+            wait = self._settings.interval * random.uniform(0.9, 1.1)
 
     def _presence(self) -> bytes | None:
         if self._stopping:

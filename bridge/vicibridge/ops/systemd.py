@@ -18,6 +18,11 @@ class Systemd:
         self._status = ""
 
     @property
+    def listens(self) -> bool:
+        """Whether systemd receives notifications."""
+        return bool(self._address)
+
+    @property
     def watchdog(self) -> float | None:
         """The watchdog timeout in seconds, None if systemd does not supervise this process."""
         microseconds = os.environ.get("WATCHDOG_USEC", "")

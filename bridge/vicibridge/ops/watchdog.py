@@ -22,6 +22,9 @@ class Lag:
 
     def sample(self, now: float) -> None:
         received = self._counts.received
+        if received == self._done:
+            self._samples.clear()
+            return
         if not self._samples or self._samples[-1][1] != received:
             self._samples.append((now, received))
         while self._samples and self._samples[0][1] <= self._done:
@@ -55,9 +58,11 @@ class Watchdog:
         loop = asyncio.get_running_loop()
         interval = min(_INTERVAL, (self._systemd.watchdog or _INTERVAL * 2) / 2)
         while True:
+            now = loop.time()
             for lag in self._lags:
-                lag.sample(loop.time())
-            self._systemd.alive(self._status())
+                lag.sample(now)
+            if self._systemd.listens:
+                self._systemd.alive(self._status())
             due = loop.time() + interval
             await asyncio.sleep(interval)
             self.delay = max(0.0, loop.time() - due)
