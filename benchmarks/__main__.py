@@ -22,8 +22,10 @@ PARTS = {
     "start": "start",
     "charon": "charon",
     "bridge": "bridge",
+    "gateways": "gateways",
 }
-ON_REQUEST = {"charon", "bridge"}  # they take minutes; charon needs root and strongSwan, bridge a nats-server
+# They take minutes; charon needs root and strongSwan, bridge and gateways a nats-server.
+ON_REQUEST = ("charon", "bridge", "gateways")
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def _options() -> argparse.Namespace:
         "--quick", action="store_true", help="Measure every row in less than 30 seconds, with few rounds."
     )
     parser.add_argument(
-        "--only", choices=PARTS, help=f"Run only one part; {' and '.join(ON_REQUEST)} run only with this option."
+        "--only", choices=PARTS, help=f"Run only one part; {', '.join(ON_REQUEST)} run only with this option."
     )
     parser.add_argument(
         "--flood", metavar="SECONDS", type=float, default=5, help="Duration of the flood for the bridge."

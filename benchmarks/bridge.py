@@ -41,10 +41,6 @@ FLOODS = [
 
 def tables(settings: Settings) -> Iterator[Table]:
     """CPU of the bridge and wall time, for each class of events."""
-    try:
-        from vicibridge.bus.nats_server import NatsServer
-    except ModuleNotFoundError as error:
-        raise SystemExit(f'not installed: {error.name}; run: pip install "strongswan-vicifast[demo]"') from None
     if settings.against:
         settings.report(f"building {settings.against}")
         python_of(settings.against)
@@ -52,12 +48,8 @@ def tables(settings: Settings) -> Iterator[Table]:
         table = Table(flood.table, f"from charon's socket to NATS, {flood.title}", "µs per event, of the bridge")
         settings.report(table.title)
         with tempfile.TemporaryDirectory() as directory:
-            server = NatsServer(Path(directory))
-            server.start()
-            try:
-                _measure(table, settings, flood, server.url, Path(directory))
-            finally:
-                server.kill()
+            with nats_server(Path(directory)) as url:
+                _measure(table, settings, flood, url, Path(directory))
         yield table
 
 
@@ -92,7 +84,7 @@ def _run(
         path.unlink(missing_ok=True)
         source = ["bridge_source", str(path), flood.event, str(count), str(flood.rate), str(corpus)]
         client = ["bridge_client", name, str(path), url, flood.event, str(count), str(directory)]
-        with _process(sys.executable, source) as daemon, _process(python, client) as bridge:
+        with process(sys.executable, source) as daemon, process(python, client) as bridge:
             daemon.stdin.write(b"go\n")
             daemon.stdin.flush()
             answer: dict[str, Any] = json.loads(bridge.stdout.readline() or "null")
@@ -104,14 +96,29 @@ def _run(
 
 
 @contextlib.contextmanager
-def _process(python: str, arguments: list[str]) -> Iterator[Any]:
+def nats_server(directory: Path) -> Iterator[str]:
+    """Run a nats-server with JetStream in a directory, and yield its address."""
+    try:
+        from vicibridge.bus.nats_server import NatsServer
+    except ModuleNotFoundError as error:
+        raise SystemExit(f'not installed: {error.name}; run: pip install "strongswan-vicifast[demo]"') from None
+    server = NatsServer(directory)
+    server.start()
+    try:
+        yield server.url
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def process(python: str, arguments: list[str]) -> Iterator[Any]:
     """Run a module of this package that prints a line when it is ready."""
     command = [python, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         try:
-            assert process.stdout is not None
-            if not process.stdout.readline():
+            assert child.stdout is not None
+            if not child.stdout.readline():
                 raise RuntimeError(f"{arguments[0]} {arguments[1]} did not start")
-            yield process
+            yield child
         finally:
-            process.kill()
+            child.kill()

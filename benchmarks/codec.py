@@ -13,7 +13,7 @@ import msgpack
 from . import contest, memory
 from .contestants import Function, Operation, operations
 from .corpus import Traffic, plain, traffics
-from .measure import Settings, Table, interleave
+from .measure import MEMORY_IS_KNOWN, Settings, Table, interleave
 
 Files = dict[str, list[FilePath]]  # for each contestant one of each traffic
 
@@ -53,7 +53,7 @@ def _timed(operation: Operation, corpora: list[Traffic], files: Files, settings:
 
 def _kept_memory(operation: Operation, corpora: list[Traffic], files: Files, settings: Settings) -> Table:
     table = Table("decode-memory", "memory of decoded messages that are kept", "kB of RSS per message")
-    if not memory.SUPPORTED:
+    if not MEMORY_IS_KNOWN:
         table.notes = ["not measured: requires /proc of Linux"]
         return table
     for case, traffic in enumerate(corpora):

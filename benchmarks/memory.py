@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gc
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 from .contest import stored
 from .contestants import contestant_of
-
-_ROLLUP = Path("/proc/self/smaps_rollup")
-SUPPORTED = _ROLLUP.exists()
+from .measure import resident
 
 _WARM_UP = 50  # messages, so that one-time allocations of a decoder do not count
 
@@ -23,13 +20,6 @@ def measured(contestant: str, file: Path) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout)
 
 
-def _resident() -> int:
-    """Exact, unlike the RSS in /proc/self/statm, which newer kernels count in batches."""
-    found = re.search(r"^Rss:\s+(\d+) kB", _ROLLUP.read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
-
-
 def main() -> None:
     name, file = sys.argv[1:]
     items = stored(file)
@@ -37,9 +27,9 @@ def main() -> None:
     for item in items[:_WARM_UP]:
         decode(item)
     gc.collect()
-    before = _resident()
+    before = resident()
     kept = [decode(item) for item in items]
-    print(_resident() - before)
+    print(resident() - before)
     del kept
 
 

@@ -105,6 +105,25 @@ def test_without_a_charon_it_says_so(tmp_path: Path) -> None:
     assert "not measured: cannot connect to" in output
 
 
+@pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)} (the group bench)")
+def test_a_bridge_of_many_gateways_is_measured() -> None:
+    command = [sys.executable, "-W", "error", "-m", "benchmarks", "--quick", "--only", "gateways", "--json", "-"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = {
+        (table["name"], row["contestant"], row["case"]): row["minimum"]
+        for table in json.loads(done.stdout)["tables"]
+        for row in table["rows"]
+    }
+    memory = ("one gateway", "each further gateway")
+    assert rows.keys() == {
+        *(("gateways-memory", "vicibridge", case) for case in memory),
+        ("gateways-present", "vicibridge", "wall"),
+        ("gateways-idle", "vicibridge", "CPU"),
+    }
+    assert all(value > 0 for value in rows.values())
+
+
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed (group bench)")
 def test_a_chart_is_svg_with_its_words_as_text(tmp_path: Path) -> None:
     from benchmarks.chart import draw
