@@ -287,10 +287,13 @@ def test_unanswered_messages_are_late(nats_server: NatsServer) -> None:
 
 def test_unsent_messages_get_no_answer_and_use_no_room(nats_server: NatsServer) -> None:
     async def test() -> None:
-        async with publishing(nats_server) as (publisher, _, answers):
+        async with publishing(nats_server) as (publisher, connection, answers):
             with pytest.raises(TooLarge):
                 publisher.publish(1, "s.a", bytes(2 * 1024 * 1024))
             assert (publisher.room, publisher.waiting) == (4, 0)
+            connection.client._max_payload = 5  # as the server reports after a reload
+            with pytest.raises(TooLarge, match="6 bytes; the server's limit is 5"):
+                publisher.publish(1, "s.a", bytes(6))
             publisher.publish(1, "s.a", b"x")
             publisher.flush()
             await until(lambda: answers)

@@ -136,7 +136,9 @@ class AckedPublisher:
 
         Raises TooLarge for a message that is not added, and as `flush` if the block is full.
         """
-        assert self._writer
+        assert self._writer and self._connection
+        if not self._added:
+            self._writer.max_payload = self._connection.max_payload  # the server may have changed it
         try:
             size = self._writer.add(number, subject, payload, headers)
         except OverflowError as error:
@@ -154,7 +156,6 @@ class AckedPublisher:
         self._deadlines.update(dict.fromkeys(self._added, deadline))
         self._added.clear()
         self._connection.send_block(self._writer.take())
-        self._writer.max_payload = self._connection.max_payload  # the server may have changed it
 
     @property
     def room(self) -> int:
@@ -196,7 +197,7 @@ class AckedPublisher:
             self._settle(acks)
 
     def _on_answer(self, message: Msg) -> None:
-        """Take an answer that is not a complete acknowledgement in one piece."""
+        """Take a refusal, or an acknowledgement that arrived in several pieces."""
         token = message.subject.rpartition(".")[2]
         number = int(token) if token.isdecimal() else -1
         if self._deadlines.pop(number, None) is None:
