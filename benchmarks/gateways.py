@@ -114,7 +114,7 @@ async def _observe(python: Path, directory: Path, count: int, url: str, quick: b
 def _config(directory: Path, count: int, url: str) -> Path:
     file = directory / "bridge.toml"
     spool = directory / "spool"
-    lines = [f'nats = {{servers = ["{url}"]}}', f'spool = {{path = "{spool}"}}', 'http = {listen = ""}']
+    lines = [f'nats = {{servers = ["{url}"]}}', f'spool = {{path = "{spool}"}}', 'http = {listen = "127.0.0.1:0"}']
     for number in range(count):
         lines += ["[[gateway]]", f'node = "gw{number}"', f'vici = "unix://{directory}/{number}"']
     file.write_text("\n".join(lines) + "\n")

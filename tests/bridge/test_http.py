@@ -168,7 +168,9 @@ def test_incomplete_request_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_client_that_hangs_does_not_delay_the_stop(monkeypatch: pytest.MonkeyPatch, request_: bytes) -> None:
     """The client reads no response, or sends an incomplete request."""
     large = b"x" * 64_000_000
-    monkeypatch.setattr(http, "choose_encoder", lambda accept: (lambda registry: large, "text/plain"))
+    monkeypatch.setattr(
+        "prometheus_client.exposition.choose_encoder", lambda accept: (lambda registry: large, "text/plain")
+    )
 
     async def test() -> None:
         async with service(settings("nats://127.0.0.1:1")) as bridge:

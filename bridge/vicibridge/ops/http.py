@@ -9,16 +9,17 @@ import asyncio
 import json
 import socket
 from datetime import UTC, datetime
+from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
-from typing import Any, NamedTuple
-
-from prometheus_client.exposition import choose_encoder
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config.model import parse_listen
-from .metrics import registry
 from .view import ServiceView
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 _LONGEST = 10.0  # seconds for a request and its response
 _MOST = 16  # connections at a time
@@ -40,7 +41,6 @@ class HttpServer:
     def __init__(self, listen: str, service: ServiceView) -> None:
         self._listen = listen
         self._service = service
-        self._registry = registry(service)
         self._server: _Server | None = None
         self.port = 0
 
@@ -67,6 +67,8 @@ class HttpServer:
         """Return the response to a GET of this path; `accept` is the header of this name."""
         match path:
             case "/metrics":
+                from prometheus_client.exposition import choose_encoder
+
                 encode, content_type = choose_encoder(accept)
                 return _Response(encode(self._registry), type=content_type)
             case "/healthz":  # a hung event loop does not reply
@@ -74,6 +76,13 @@ class HttpServer:
             case "/readyz":
                 return self._readyz()
         return _Response(b"404 Not Found\n", HTTPStatus.NOT_FOUND)
+
+    @cached_property
+    def _registry(self) -> CollectorRegistry:
+        """Its packages are loaded by the first scrape: they take 2 MB."""
+        from .metrics import registry
+
+        return registry(self._service)
 
     def _readyz(self) -> _Response:
         """Readiness: 200 if every charon is connected and JetStream accepts its events and mirror; else 503.
