@@ -31,7 +31,7 @@ _CHUNK = 1024 * 1024  # bytes read back at once
 _LOW = 2048  # with fewer queued events in memory, more are read back
 _RETRY = 1.0  # seconds until a failed spool is retried
 _OPENING = 2.0  # seconds for which the start waits for a slow disk
-_DISK = ThreadPoolExecutor(4, "spool")  # of all backlogs; each does one thing at a time
+_DISK = ThreadPoolExecutor(16, "spool")  # of all backlogs: a thread for each takes more memory
 
 
 class Backlog:
