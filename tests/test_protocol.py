@@ -375,19 +375,23 @@ def test_random_conversations_stay_in_step() -> None:
             assert list(call.items) == [{"of": number, "at": str(at)} for at in range(count)]
 
 
-def test_only_a_long_slow_stream_accumulates() -> None:
+def test_only_a_long_stream_accumulates_and_never_fills_the_socket() -> None:
     def pauses(gap: float, size: int, streaming: bool = True, count: int = 2000) -> list[float]:
-        trickle = Trickle()
+        trickle = Trickle(0.0001)
         return [trickle.pause(100 + number * gap, size, streaming) for number in range(count)]
 
-    slow = pauses(0.0005, 850)
+    slow = pauses(0.0005, 85)
     assert slow[:20] == [0.0] * 20 and 0 < slow[30] < 0.001 and slow[-1] == 0.03
-    assert not any(pauses(0.00005, 850))  # a fast stream
+    assert not any(
+        pauses(0.000002, 850, count=50_000)
+    )  # a stream that fills the socket in less than the shortest pause
+    for gap in (0.0005, 0.00005, 0.00001):
+        assert 30_000 < max(pauses(gap, 850, count=20_000)) / gap * 850 < 33_000
     assert not any(pauses(0.0005, 850, streaming=False))  # events are wanted as they happen
 
 
 def test_each_stream_is_judged_by_itself() -> None:
-    trickle = Trickle()
+    trickle = Trickle(0.0001)
     assert [trickle.pause(now, 850, True) > 0 for now in (100, 101)] == [False, True]
     trickle.pause(102, 850, False)
     assert [trickle.pause(now, 850, True) > 0 for now in (103, 103.005, 104)] == [False, False, True]

@@ -10,6 +10,8 @@ from .address import RETRY_DELAYS, broken
 from .errors import ConnectionClosed, ViciError
 from .protocol import CLOSE_TIMEOUT, Call, Protocol, Subscription, Trickle, overdue, unanswered
 
+_SHORTEST_PAUSE = 0.001  # asyncio rounds a shorter one up
+
 
 class AsyncConnection(asyncio.BufferedProtocol):
     """Transfers bytes between a transport and a `Protocol`, and wakes tasks that wait for a reply or an event."""
@@ -20,7 +22,7 @@ class AsyncConnection(asyncio.BufferedProtocol):
         self._idle: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[None] = self._loop.create_future()
-        self._trickle = Trickle()
+        self._trickle = Trickle(_SHORTEST_PAUSE)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)

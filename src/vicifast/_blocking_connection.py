@@ -14,6 +14,7 @@ from .errors import ConnectionClosed, ViciError
 from .protocol import CLOSE_TIMEOUT, Call, Protocol, Subscription, Trickle, overdue, unanswered
 
 _LONGEST_POLL = 3600.0  # poll counts milliseconds in 31 bits
+_SHORTEST_PAUSE = 0.0001  # Linux wakes a sleeping thread 50 microseconds late
 
 
 class InUse:
@@ -41,7 +42,7 @@ class BlockingConnection:
         self._sock = sock
         self._unsent = b""
         self._wait_ready = _poller(sock)
-        self._trickle = Trickle()
+        self._trickle = Trickle(_SHORTEST_PAUSE)
         self._pause = 0.0
 
     def finish(self, call: Call, timeout: float | None) -> None:

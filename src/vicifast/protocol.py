@@ -31,10 +31,11 @@ Section: TypeAlias = dict[str, "str | bytes | list[str | bytes] | Section"]
 Body: TypeAlias = "Section | _wire.Message | bytes | _wire.Batcher | ViciError"
 Values: TypeAlias = type[str] | type[bytes] | type[_wire.Message]
 
-# Below _SLOW bytes per second, waking up for each message of a stream costs more than reading it (charon with the
-# kernel's IPsec needs half a millisecond per SA). The client then lets messages accumulate, for _PART of the stream's
-# duration so far, at most _LONGEST_PAUSE seconds; a stream shorter than _SHORT seconds is not delayed.
-_SLOW, _SHORT, _PART, _LONGEST_PAUSE = 4e6, 0.01, 0.05, 0.03
+# Waking up for each message of a stream costs more than reading it: charon needs 50 microseconds for an SA, and half a
+# millisecond with the kernel's IPsec. The client lets messages accumulate for _PART of the stream's duration so far, at
+# most _LONGEST_PAUSE seconds, and at most until _ROOM bytes should have arrived: half of what the socket holds of
+# charon's small writes, so that charon is not delayed. A stream shorter than _SHORT seconds is not delayed either.
+_ROOM, _SHORT, _PART, _LONGEST_PAUSE = 32_000, 0.01, 0.05, 0.03
 
 # A listener keeps this many unread events, then drops the oldest: charon must not be blocked.
 LISTENER_LIMIT = 100_000
@@ -115,11 +116,15 @@ class _Registration:
 
 
 class Trickle:
-    """Decides when to let the messages of a slow stream accumulate before reading them."""
+    """Decides when to let the messages of a stream accumulate before reading them.
 
-    __slots__ = ("_began", "_bytes")
+    `shortest` is the shortest pause in seconds that the client can make.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_began", "_bytes", "_shortest")
+
+    def __init__(self, shortest: float) -> None:
+        self._shortest = shortest
         self._began = 0.0
         self._bytes = 0
 
@@ -132,9 +137,10 @@ class Trickle:
             self._began, self._bytes = now, 0
         self._bytes += size
         elapsed = now - self._began
-        if elapsed < _SHORT or self._bytes > _SLOW * elapsed:
+        if elapsed < _SHORT:
             return 0.0
-        return min(_LONGEST_PAUSE, _PART * elapsed)
+        pause = min(_LONGEST_PAUSE, _PART * elapsed, _ROOM * elapsed / self._bytes)
+        return pause if pause >= self._shortest else 0.0
 
 
 class Protocol:
