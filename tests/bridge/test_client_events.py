@@ -40,12 +40,13 @@ def test_envelopes_of_the_bridge_are_decoded(codec: Any) -> None:
     payload = envelopes.wrap(2**62, "ike-updown", b"") + envelopes.wrap_object(5, "gap", own)
     raw = encode({"up": "yes", "g": data["gä"]})
     payload += envelopes.wrap(7, "ike-updown", raw)
-    assert unpack(message(payload)) == [
-        Envelope("gw 1", "b0", 1, 2**62, "ike-updown", {}, SUBJECT),
-        Envelope("gw 1", "b0", 2, 5, "gap", own, SUBJECT),
-        Envelope("gw 1", "b0", 3, 7, "ike-updown", {"up": "yes", "g": data["gä"]}, SUBJECT),
+    subject = "vici.gw=201.event.ike-updown.gw.up"
+    assert unpack(message(payload, subject)) == [
+        Envelope("gw 1", "b0", 1, 2**62, "ike-updown", {}, subject),
+        Envelope("gw 1", "b0", 2, 5, "gap", own, subject),
+        Envelope("gw 1", "b0", 3, 7, "ike-updown", {"up": "yes", "g": data["gä"]}, subject),
     ]
-    assert [envelope.kind for envelope in unpack(message(payload))] == ["state"] * 3
+    assert [envelope.kind for envelope in unpack(message(payload, subject))] == ["state"] * 3
 
 
 GOOD = {"v": 1, "node": "gw1", "boot": "b", "seq": 1, "time": 1, "event": "log", "data": {"msg": "Ä"}}
@@ -72,8 +73,39 @@ def test_text_that_looks_like_bytes() -> None:
     ],
 )  # fmt: skip
 def test_payloads_that_are_not_envelopes(payload: bytes) -> None:
-    with pytest.raises(ValueError, match=f"{SUBJECT}: not an envelope: "):
+    with pytest.raises(ValueError, match=f"{SUBJECT}: not an envelope: ") as caught:
         unpack(message(payload))
+    assert "Error" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"x", "the value is not an object"),
+        (b'{"v":1}', "node is missing"),
+        (b"\x81" * 5000, "the msgpack is nested too deeply"),
+        (b'{"a":' * 50000, "the JSON is nested too deeply"),
+        (msgpack.packb({**GOOD, "v": 2}), "v is not 1"),
+        (msgpack.packb({**GOOD, "node": 1}), "node is not a string"),
+        (msgpack.packb({**GOOD, "seq": True}), "seq is not an integer of 64 bits"),
+    ],
+)
+def test_reasons_why_payloads_are_not_envelopes(payload: bytes, reason: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        unpack(message(payload))
+    assert str(caught.value) == f"{SUBJECT}: not an envelope: {reason}"
+
+
+def test_envelopes_of_another_node_than_in_the_subject_are_rejected() -> None:
+    # The permissions of NATS limit a gateway to the subjects of its node, but not what it writes in the payload.
+    payload = msgpack.packb({**GOOD, "node": "gw2"})
+    for subject in (SUBJECT, "vici.gw1.event.gw2.event.x", "vici.gw1"):
+        with pytest.raises(ValueError, match="not an envelope: node is 'gw2', not that of the subject"):
+            unpack(message(payload, subject))
+    for subject in ("other.vici.gw2.event.x", "gw2"):
+        with pytest.raises(ValueError, match="not an envelope: the subject does not begin with vici"):
+            unpack(message(payload, subject))
+    assert unpack(message(payload, "a.b.gw2.log.IKE.1"), "a.b")
 
 
 @pytest.mark.parametrize(

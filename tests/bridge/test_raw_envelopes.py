@@ -56,7 +56,7 @@ BRIDGE_EVENT_DATA: list[tuple[str, Mapping[str, Any]]] = [
 
 def message(sealed: bytes) -> Msg:
     lines, payload = split_headers(sealed)
-    return Msg(Client(), subject="s", data=payload, headers=read_headers(lines))
+    return Msg(Client(), subject="vici.gw=201=3A=20=C3=B6.x", data=payload, headers=read_headers(lines))
 
 
 @pytest.mark.parametrize(("kind", "data"), BRIDGE_EVENT_DATA)
@@ -65,7 +65,9 @@ def test_bridge_events_round_trip(kind: str, data: Mapping[str, Any]) -> None:
     assert "None" not in str(encoded)
     assert from_vici(kind, encoded) == data
     sealed = RawEnvelopes("gw 1: ö", "b0").wrap_object(2**62, kind, data)
-    assert unpack(message(sealed)) == [Envelope("gw 1: ö", "b0", 1, 2**62, kind, dict(data), "s")]
+    assert unpack(message(sealed)) == [
+        Envelope("gw 1: ö", "b0", 1, 2**62, kind, dict(data), "vici.gw=201=3A=20=C3=B6.x")
+    ]
 
 
 def test_names_that_vici_does_not_allow_are_escaped() -> None:
@@ -102,8 +104,9 @@ def test_bytes_are_unchanged() -> None:
 )
 @pytest.mark.parametrize("payload", [b"x", encode({"previous": "no section"})])
 def test_invalid_envelopes(headers: dict[str, str], payload: bytes) -> None:
-    with pytest.raises(ValueError, match="s: not an envelope: "):
-        unpack(Msg(Client(), subject="s", data=payload, headers=headers))
+    with pytest.raises(ValueError, match="vici.n.x: not an envelope: ") as caught:
+        unpack(Msg(Client(), subject="vici.n.x", data=payload, headers=headers))
+    assert "KeyError" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,10 @@ class Events(Source):
     """
 
     def __init__(
-        self, bus: ConnectionSupervisor, filters: Sequence[str], queue: str, kept: Kept | None, limit: int
+        self, bus: ConnectionSupervisor, prefix: str, filters: Sequence[str], queue: str, kept: Kept | None, limit: int
     ) -> None:
         super().__init__(bus, "the subscription")
+        self._prefix = prefix
         self.filters = list(filters)
         self.lost = 0
         """The number of messages dropped so far."""
@@ -253,7 +254,7 @@ class Events(Source):
         self._space.set()
         if self._kept is not None and self._kept.durable is not None:
             self._taken.append(message)
-        self._envelopes.extend(unpack(message))
+        self._envelopes.extend(unpack(message, self._prefix))
 
     async def aclose(self) -> None:
         """Unsubscribe. A durable consumer remains, and redelivers unacknowledged messages."""

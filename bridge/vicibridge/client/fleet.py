@@ -180,7 +180,7 @@ class Fleet:
         subjects = filters(self.prefix, nodes, events, ike)
         if log:
             subjects += filters(self.prefix, nodes, ["log"])
-        opened = Events(self._required, subjects, queue, kept, limit)
+        opened = Events(self._required, self.prefix, subjects, queue, kept, limit)
         self._sources.add(opened)
         return opened
 

@@ -138,7 +138,10 @@ def _name(name: str) -> str:
 
 def from_vici(kind: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data that was passed to `to_vici`; raise ValueError if the section is not of that kind."""
-    data: dict[str, Any] = _typed(BRIDGE_EVENTS[kind], section)
+    try:
+        data: dict[str, Any] = _typed(BRIDGE_EVENTS[kind], section)
+    except (AttributeError, TypeError):  # a text in place of a section, or the reverse
+        raise ValueError(f"the data is not that of {kind}") from None
     return data
 
 

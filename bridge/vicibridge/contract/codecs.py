@@ -66,8 +66,10 @@ def _msgpack_envelopes(payload: bytes) -> Iterator[Mapping[str, Any]]:
         for envelope in unpacker:
             count = unpacker.tell()
             yield _with_texts(envelope) if binary else envelope
+    except msgpack.StackError:
+        raise ValueError("the msgpack is nested too deeply") from None
     except msgpack.UnpackException as error:
-        raise ValueError(f"invalid msgpack: {type(error).__name__} {error}") from None
+        raise ValueError(f"not msgpack: {error or type(error).__name__}") from None
     if count != len(payload):
         raise ValueError(f"the last envelope is cut short at {count} of {len(payload)} bytes")
 
