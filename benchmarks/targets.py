@@ -31,9 +31,9 @@ class Verdict(NamedTuple):
 
 TARGETS = [
     Target("decode, dropped", "decode-drop", "uniform", "vicifast Decoder", "python vici", 22),
-    Target("decode, dropped", "decode-drop", "uniform", "vicifast Decoder", "msgspec.msgpack", 1.25),
+    Target("decode, dropped", "decode-drop", "uniform", "vicifast Decoder", "msgspec.msgpack", 2),
     Target("encode", "encode", "uniform", "vicifast encode", "python vici", 30),
-    Target("encode", "encode", "uniform", "vicifast encode", "ormsgpack", 1.3),
+    Target("encode", "encode", "uniform", "vicifast encode", "ormsgpack", 1.6),
     Target("VICI to msgpack", "to-msgpack", "uniform", "vicifast Transcoder", "python vici, msgpack", 140),
     Target("five fields", "lazy", "uniform", "vicifast Message", "python vici", 45),
     Target("list-sas, blocking", "stream", "packets, CPU", "vicifast Session", "python vici", 15),

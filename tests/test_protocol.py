@@ -385,6 +385,7 @@ def test_only_a_long_stream_accumulates_and_never_fills_the_socket() -> None:
     assert not any(
         pauses(0.000002, 850, count=50_000)
     )  # a stream that fills the socket in less than the shortest pause
+    assert not any(pauses(0.0001, 32_000))  # a client that is slower than the daemon
     for gap in (0.0005, 0.00005, 0.00001):
         assert 30_000 < max(pauses(gap, 850, count=20_000)) / gap * 850 < 33_000
     assert not any(pauses(0.0005, 850, streaming=False))  # events are wanted as they happen

@@ -137,7 +137,7 @@ class Trickle:
             self._began, self._bytes = now, 0
         self._bytes += size
         elapsed = now - self._began
-        if elapsed < _SHORT:
+        if elapsed < _SHORT or size >= _ROOM:  # a socket that was full has already let them accumulate
             return 0.0
         pause = min(_LONGEST_PAUSE, _PART * elapsed, _ROOM * elapsed / self._bytes)
         return pause if pause >= self._shortest else 0.0
