@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vicifast import AsyncSession, Message, _wire
+from vicifast import AsyncSession, Message, _wire, encode
 from vicifast.__main__ import main as start
 from vicifast.commands import COMMANDS
 from vicifast.errors import ConnectionClosed
@@ -33,6 +33,7 @@ from click.testing import CliRunner, Result  # noqa: E402
 
 from vicifast.cli import main  # noqa: E402
 from vicifast.cli.common import until_interrupted  # noqa: E402
+from vicifast.cli.event_lines import event_lines  # noqa: E402
 
 if TYPE_CHECKING:
     from lab import Lab
@@ -922,6 +923,29 @@ def test_lost_connection_during_load_is_reported(tmp_path: Path) -> None:
         assert (result.exit_code, result.stdout, result.stderr) == (3, "", says)
 
     run(scenario)
+
+
+def test_load_names_a_file_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "swanctl.conf").touch()
+        (tmp_path / "x509").mkdir()
+        (tmp_path / "x509" / os.fsdecode(b"a\xff.pem")).write_text("no certificate")
+        async with FakeCharon() as charon:
+            for command in ("get-keys", "get-shared"):
+                charon.on(command, {})
+            charon.on("version", VERSION)
+            charon.on("load-cert", {"success": "no", "errmsg": "not today"})
+            result = await invoke(charon, "load", tmp_path / "swanctl.conf", "--creds")
+        assert (result.exit_code, result.stderr) == (1, f"failed: certificate {tmp_path}/x509/a\\xff.pem: not today\n")
+
+    run(scenario)
+
+
+def test_lines_of_events_are_readable_with_bytes_that_are_not_utf_8() -> None:
+    line = {"group": "IKE", "level": "1", "thread": "7", "msg": b"a\xff\x1bb"}
+    assert event_lines("log", Message(encode(line))) == ["07[IKE] a\\xff\\x1bb"]
+    message = {"up": "yes", "gw": {"uniqueid": "1", "state": "ESTABLISHED", "local-id": b"\xfc"}}
+    assert "[\\xfc]" in event_lines("ike-updown", Message(encode(message)))[0]
 
 
 def test_load_reports_and_fails_when_something_failed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import click
 
 from vicifast._wire import Message
 from vicifast.cli.common import NO_DAEMON
-from vicifast.cli.output import FORMATS, Output, ReceivedMessage, lines, shown
+from vicifast.cli.output import FORMATS, Output, ReceivedMessage, escaped, lines, shown
 from vicifast.cli.queries import complete_command, parse_arguments
 from vicifast.commands import COMMANDS
 
@@ -107,7 +107,7 @@ def write_answer(output: Output, answer: Answer[Message]) -> None:
         click.echo(as_json(answer))
         return
     if answer.error is not None:
-        click.echo(shown(answer.error), err=True)
+        click.echo(escaped(str(answer.error)), err=True)
         return
     output.text(f"{shown(answer.node)}:")
     for message in (*answer.parts, answer.response):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from vicifast.cli.common import EXIT_CODES, FAILED, NO_DAEMON, NoDaemon, WrongUse, failure
-from vicifast.cli.output import shown
+from vicifast.cli.output import escaped
 from vicifast.errors import ViciError
 
 from ..config import ENV_PREFIX
@@ -67,9 +67,9 @@ def ended(error: ViciError) -> click.ClickException:
 
     match error:
         case Denied():
-            return NotAllowed(shown(error))
+            return NotAllowed(escaped(str(error)))
         case Unavailable() | Busy():
-            return NoDaemon(shown(error))
+            return NoDaemon(escaped(str(error)))
     return failure(error)
 
 
@@ -99,7 +99,7 @@ class Reach(NamedTuple):
 
 def warn(text: str) -> None:
     """Write a line to standard error."""
-    click.echo(click.style(shown(text), fg="yellow"), err=True)
+    click.echo(click.style(escaped(text), fg="yellow"), err=True)
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def below_trouble(fleet: Fleet, picture: RenderableType) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    return Group(Text(shown(fleet.trouble), style="yellow"), picture)
+    return Group(Text(escaped(fleet.trouble), style="yellow"), picture)
 
 
 def _user() -> str | None:

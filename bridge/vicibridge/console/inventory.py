@@ -16,7 +16,7 @@ import click
 
 from vicifast.cli import tables
 from vicifast.cli.common import FAILED, until_interrupted
-from vicifast.cli.output import results, shown
+from vicifast.cli.output import escaped, results, shown
 from vicifast.errors import ViciError
 from vicifast.standard_output import write_bytes
 
@@ -239,7 +239,7 @@ async def _follow(fleet: Fleet, view: _View) -> None:
 def _line_of(text: str) -> Text:
     from rich.text import Text
 
-    return Text(shown(text), style="yellow", no_wrap=True, overflow="ellipsis")
+    return Text(escaped(text), style="yellow", no_wrap=True, overflow="ellipsis")
 
 
 async def _pause(mirror: Watch[SaValue]) -> None:
@@ -263,7 +263,7 @@ async def _list_changes(view: _View) -> None:
                     await _next_change(view.mirror)
         lines = view.lines()
         for line in lines:
-            results().print(shown(line))
+            results().print(escaped(line))
         results().print(listing(view.mirror.current.values()))
         while lines == view.lines():
             with contextlib.suppress(TimeoutError):

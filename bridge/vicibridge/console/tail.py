@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from vicifast.cli.common import until_interrupted
-from vicifast.cli.output import shown
+from vicifast.cli.output import escaped, shown
 from vicifast.errors import ViciError
 
 from ..contract import bucket_values
@@ -56,7 +56,7 @@ def text_of(envelope: Envelope) -> list[str]:
 
     with contextlib.suppress(ViciError):  # a bridge's own events have numbers and null as well
         return event_lines(envelope.event, envelope.data)
-    return [shown(f"{envelope.event} {bucket_values.dump(envelope.data).decode()}")]
+    return [escaped(f"{envelope.event} {bucket_values.dump(envelope.data).decode()}")]
 
 
 def coloured(envelope: Envelope, lines: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from .. import _wire
 from .._wire import Message
 from ..errors import ConnectionClosed, RequestTimeout
 from .common import FAILED, Client, NoDaemon, talks
-from .output import ReceivedMessage, notes, shown
+from .output import ReceivedMessage, escaped, notes, shown
 
 if TYPE_CHECKING:
     from ..blocking import Session, Stream
@@ -139,7 +139,7 @@ def rekey(
             waiting = Replacing(listed, child=child, child_id=child_id, reauth=reauth)
             reply = start()
             for line in waiting.wait(listener, client.timeout):
-                notes().print(shown(line), soft_wrap=True)
+                notes().print(escaped(line), soft_wrap=True)
     finish(client, "rekey", reply)
 
 
@@ -176,7 +176,7 @@ def load(client: Client, file: Path | None, clear: bool, noprompt: bool, lenient
         try:
             report = plan.load(session, clear=clear)
         except (ConnectionClosed, RequestTimeout) as error:
-            raise NoDaemon(f"{shown(error)}; only a part may be loaded: run the command again") from error
+            raise NoDaemon(f"{escaped(str(error))}; only a part may be loaded: run the command again") from error
         warnings = plan.warnings(str(session.version()["version"])) if plan.connections else []
     write_report(client, report, warnings)
     if report.incomplete or (report.failed and not lenient):
@@ -185,7 +185,7 @@ def load(client: Client, file: Path | None, clear: bool, noprompt: bool, lenient
 
 def ask(prompt: str) -> str:
     """Prompt for a secret on the terminal; empty if none was entered."""
-    answer: str = click.prompt(shown(prompt), default="", show_default=False, hide_input=True, err=True)
+    answer: str = click.prompt(escaped(prompt), default="", show_default=False, hide_input=True, err=True)
     return answer
 
 
@@ -205,9 +205,9 @@ def write_report(client: Client, report: Report, warnings: list[str]) -> None:
     for name, lines in lists.items():
         for line in lines:
             if name in ("failed", "warnings"):
-                notes().print(f"{name.removesuffix('s')}: {shown(line)}", soft_wrap=True)
+                notes().print(f"{name.removesuffix('s')}: {escaped(line)}", soft_wrap=True)
             else:
-                client.output.text(f"{name} {shown(line)}")
+                client.output.text(f"{name} {escaped(line)}")
     client.output.text(", ".join(f"{len(lines)} {name}" for name, lines in lists.items() if name != "warnings"))
 
 

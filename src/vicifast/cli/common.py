@@ -15,7 +15,7 @@ import click
 from .._wire import Message
 from ..commands import DEFAULT_ADDRESS
 from ..errors import ConnectionClosed, EncodeError, RequestTimeout, ViciError
-from .output import FORMATS, Output, shown
+from .output import FORMATS, Output, escaped
 
 if TYPE_CHECKING:
     from ..address import Tcp, Unix
@@ -91,8 +91,8 @@ class NoDaemon(click.ClickException):
 def failure(error: ViciError) -> click.ClickException:
     """Convert an error to one line with its exit code."""
     if isinstance(error, ConnectionClosed | RequestTimeout):
-        return NoDaemon(shown(error) + _REMEDIES.get(error.errno or 0, ""))
-    return (WrongUse if isinstance(error, EncodeError) else Failed)(shown(error))
+        return NoDaemon(escaped(str(error)) + _REMEDIES.get(error.errno or 0, ""))
+    return (WrongUse if isinstance(error, EncodeError) else Failed)(escaped(str(error)))
 
 
 def parse_endpoint(ctx: click.Context, param: click.Parameter, value: str | None) -> Unix | Tcp | None:

@@ -9,7 +9,7 @@ from typing import Any, assert_never
 from .. import _wire
 from .._wire import Message
 from ..results import Alert, ChildRekey, ChildUpDown, IkeRekey, IkeSa, IkeUpdate, IkeUpDown, LogLine, parse_event
-from .output import shown
+from .output import escaped
 
 
 def event_lines(name: str, message: Mapping[str, Any] | Message) -> list[str]:
@@ -17,7 +17,7 @@ def event_lines(name: str, message: Mapping[str, Any] | Message) -> list[str]:
     try:
         event = parse_event(name, message)
     except ValueError:
-        return [f"{name} {shown(_wire.to_json(_wire.encode(message)).decode())}"]
+        return [f"{name} {escaped(_wire.to_json(_wire.encode(message)).decode())}"]
     match event:
         case LogLine():
             return log_lines(event)
@@ -37,14 +37,14 @@ def event_lines(name: str, message: Mapping[str, Any] | Message) -> list[str]:
         case _:
             assert_never(event)
     extra = f" {json.dumps(event.extra)}" if event.extra and isinstance(event, Alert) else ""
-    return [shown(f"{name} {text}{extra}")]
+    return [escaped(f"{name} {text}{extra}")]
 
 
 def log_lines(line: LogLine) -> list[str]:
     """A log message as charon writes it to files."""
     thread = "" if line.thread is None else f"{line.thread:02}"
     sa = "" if line.ikesa_name is None else f"<{line.ikesa_name}|{line.ikesa_uniqueid}> "
-    return [shown(f"{thread}[{line.group}] {sa}{text}") for text in line.msg.splitlines() or [""]]
+    return [escaped(f"{thread}[{line.group}] {sa}{text}") for text in line.msg.splitlines() or [""]]
 
 
 def _ike(sa: IkeSa) -> str:

@@ -105,7 +105,7 @@ class Output:
 
 
 def shown(value: object) -> str:
-    """A value as readable text: bytes as their length and first bytes, terminal control characters escaped."""
+    """A value as readable text: `escaped`, or the length and first bytes of one that is not UTF-8."""
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value))
     data = (
@@ -115,7 +115,15 @@ def shown(value: object) -> str:
         text = data.decode()
     except UnicodeDecodeError:
         return f"<{len(data)} bytes: {data[:16].hex()}{'...' if len(data) > 16 else ''}>"
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return escaped(text)
+
+
+def escaped(text: str) -> str:
+    """A line with bytes that are not UTF-8 and terminal control characters escaped, so that the rest stays readable."""
+    if text.isprintable():
+        return text
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def lines(section: Mapping[str, object], indent: str = "") -> Iterator[str]:
