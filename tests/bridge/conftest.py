@@ -38,7 +38,8 @@ def _restored_logging() -> Iterator[None]:
 
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the waits of the product for replies that do not arrive, and before retries, to two seconds or less.
+    """Shorten the waits of the product for replies that do not arrive, and before retries, to two seconds or less, and
+    let gateways share no check of a bucket.
 
     For tests whose subject is what happens after the wait; replies that do arrive must have room in it on a busy host.
     """
@@ -47,6 +48,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vicibridge.bus.supervisor._CONNECT_TIMEOUT", 2)
     monkeypatch.setattr("vicibridge.bus.supervisor._LONGEST_DELAY", 0.2)
     monkeypatch.setattr("vicibridge.service._FLUSH", 0.5)
+    monkeypatch.setattr("vicibridge.mirror.buckets._RECENT", 0.0)
     monkeypatch.setattr("vicibridge.client.source._CONNECTION_TIMEOUT", 1.0)
     monkeypatch.setattr("vicibridge.client.source._HEARTBEAT", 0.25)
     monkeypatch.setattr("vicibridge.client.source._SILENCE", 1.0)

@@ -324,6 +324,7 @@ def test_nodes_without_permission(make_nats_server: Callable[..., NatsServer]) -
     run(test(), 60)
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_a_bucket_that_drops_values_sooner_than_they_are_written_again(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with administrator(nats_server) as (_, jetstream), a_charon() as charon:
