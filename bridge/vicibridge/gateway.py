@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -16,11 +17,13 @@ from .contract.subjects import Subjects
 from .events.backlog import KILLED, Backlog
 from .events.envelopes import new_boot, new_envelopes
 from .events.log_publisher import LogPublisher
-from .events.losses import Loss, gap
+from .events.losses import CONFIGURED, Loss, gap
 from .events.reader import EventReader
 from .events.spool import Spool
 from .events.state_publisher import StatePublisher
 from .mirror.worker import MirrorWorker
+
+_logger = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -91,6 +94,9 @@ class Gateway:
         self.backlog.put([(self._events.seq, self.subjects.bridge(kind), envelope)], report_loss=kind != "gap")
 
     def _report_loss(self, kind: str, loss: Loss) -> None:
+        count = "an unknown number of" if loss.count is None else loss.count
+        level = logging.DEBUG if loss.cause in CONFIGURED else logging.WARNING
+        _logger.log(level, "%s: %s events of class %s lost: %s", self.node, count, kind, loss.cause)
         boot = {"boot": loss.boot or self.boot}
         self.report("gap", gap(kind, loss.cause, loss.count, loss.first_seq, loss.last_seq) | boot)
         if kind == "state" and loss.cause == KILLED:  # log lines are never on disk

@@ -530,7 +530,8 @@ def test_unpublished_lines_of_one_start_are_reported_by_the_next(nats_server: Na
                 gaps = of_log(client)
                 boots = dict.fromkeys(e["boot"] for _, e in client.seen(".bridge.status"))
             bridge.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(bridge.communicate(), 10)
+            _, stderr = await asyncio.wait_for(bridge.communicate(), 10)
+        assert "gw1: an unknown number of events of class state lost: the bridge was killed" in stderr.decode()
         counts = {"count": 5, "first_seq": 1, "last_seq": 5}, {"count": None, "first_seq": None, "last_seq": None}
         causes = "the bridge stopped", "the bridge was killed"
         assert gaps == [

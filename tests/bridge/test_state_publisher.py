@@ -196,7 +196,7 @@ def test_stream_deleted_at_run_time_is_created_again(nats_server: NatsServer, ca
         await client.close()
 
     run(test())
-    assert caplog.text.count("JetStream: rejects events") == 1
+    assert caplog.text.count("gw1: JetStream: rejects events") == 1
 
 
 def test_without_jetstream_events_wait_until_memory_is_full(

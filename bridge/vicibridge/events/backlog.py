@@ -289,12 +289,12 @@ class Backlog:
         self.counts.received += found.count
         self.spooled += found.count
         if found.count:
-            _logger.info("spool: %d events of earlier runs are pending", found.count)
+            _logger.info("%s: spool: %d events of earlier runs are pending", self.node, found.count)
             self._empty.clear()
             self._behind = True
             self._refill.set()
         if found.damaged:
-            _logger.error("spool: the file was damaged; moved to %s", found.damaged)
+            _logger.error("%s: spool: the file was damaged; moved to %s", self.node, found.damaged)
             self.losses.add(DAMAGED, None, None, None)
         note = found.note
         if note is not None and note.boot != self._boot:
@@ -354,7 +354,7 @@ class Backlog:
             self._trimmed(id, loss)
         if self.spool_trouble:
             self.spool_trouble = ""
-            _logger.info("spool: in use again")
+            _logger.info("%s: spool: in use again", self.node)
 
     def _saved(self, row: Row) -> None:
         in_memory = bool(row.events[0].number)
@@ -435,7 +435,7 @@ class Backlog:
         """Move the damaged file away; events that are also in memory are saved again in a new file."""
         assert self._spool
         with suppress(SpoolError):
-            _logger.error("spool: moved to %s", await self._in_thread(self._spool.set_aside))
+            _logger.error("%s: spool: moved to %s", self.node, await self._in_thread(self._spool.set_aside))
         self._open = False
         in_memory = [e for row in self._rows.values() for e in row.events if not e.done]
         count = self.spooled - len(in_memory)
@@ -456,7 +456,7 @@ class Backlog:
     def _report(self, reason: str) -> None:
         if reason != self.spool_trouble:
             self.spool_trouble = reason
-            _logger.error("spool: %s; events are kept in memory only", reason)
+            _logger.error("%s: spool: %s; events are kept in memory only", self.node, reason)
 
 
 def _batches(events: Iterable[SpooledEvent], max_bytes: int) -> Iterator[list[SpooledEvent]]:

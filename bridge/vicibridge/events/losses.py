@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-
-_logger = logging.getLogger(__name__)
 
 SAMPLED = "sampled"
 OVER_RATE = "over the rate limit"
 OVER_UNAUTHENTICATED_RATE = "over the rate limit of unauthenticated events"
 
-_CONFIGURED = {SAMPLED, OVER_RATE, OVER_UNAUTHENTICATED_RATE}  # intended, so not logged as a warning
+CONFIGURED = {SAMPLED, OVER_RATE, OVER_UNAUTHENTICATED_RATE}  # intended, so not logged as a warning
 _REPORT_EVERY = 1.0  # seconds between gap envelopes of one class
 
 
@@ -94,9 +91,6 @@ class Losses:
         self._due = now + _REPORT_EVERY
         losses, self._unreported = self._unreported, {}
         for loss in losses.values():
-            count = "an unknown number of" if loss.count is None else loss.count
-            level = logging.DEBUG if loss.cause in _CONFIGURED else logging.WARNING
-            _logger.log(level, "%s events lost: %s", count, loss.cause)
             self._report(loss)
 
 

@@ -196,13 +196,14 @@ class StatePublisher:
         self.trouble = self._unchecked or trouble
         if not self._troubled:
             self._troubled = True
-            _logger.warning("JetStream: rejects events: %s; keeping %d", trouble, self._backlog.waiting)
+            node = self._backlog.node
+            _logger.warning("%s: JetStream: rejects events: %s; keeping %d", node, trouble, self._backlog.waiting)
 
     def _recover(self) -> None:
         self.trouble = ""
         if self._troubled:
             self._troubled = False
-            _logger.info("JetStream: acknowledges events again")
+            _logger.info("%s: JetStream: acknowledges events again", self._backlog.node)
 
 
 def _now() -> float:

@@ -222,7 +222,9 @@ class Buckets:
         await reader.read(bucket.name, f"{self._node}.>", take, history=history, values=not bucket.restored)
         differences = comparison.finish()
         if differences and bucket.restored:
-            _logger.info("%s: %d keys differed from what was written; rewriting them", bucket.name, differences)
+            _logger.info(
+                "%s: %s: %d keys differed from what was written; rewriting them", self._node, bucket.name, differences
+            )
         bucket.restored = True
 
     def _open(self) -> None:
