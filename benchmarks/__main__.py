@@ -22,10 +22,11 @@ PARTS = {
     "start": "start",
     "charon": "charon",
     "bridge": "bridge",
+    "subscribe": "subscribers",
     "gateways": "gateways",
 }
-# They take minutes; charon needs root and strongSwan, bridge and gateways a nats-server.
-ON_REQUEST = ("charon", "bridge", "gateways")
+# They take minutes; charon needs root and strongSwan, the others a nats-server.
+ON_REQUEST = ("charon", "bridge", "subscribe", "gateways")
 
 
 def main() -> None:

@@ -48,6 +48,10 @@ TARGETS = [
         at_most=1e6 / 60_000,
         unit="µs",
     ),
+    *(
+        Target(f"subscriber, {way}", f"subscribe-{way}", "CPU", "vicibridge, batch", "nats-py, msgpack", 5)
+        for way in ("state", "log", "kept", "durable")
+    ),
     Target("memory of a bridge", "gateways-memory", "one gateway", "vicibridge", at_most=38, unit="MB"),
     Target("memory of a gateway", "gateways-memory", "each further gateway", "vicibridge", at_most=0.4, unit="MB"),
     Target("600 gateways present", "gateways-present", "wall", "vicibridge", at_most=8, unit="s"),

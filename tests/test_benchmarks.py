@@ -16,6 +16,8 @@ from benchmarks.__main__ import ON_REQUEST
 from benchmarks.instructions import compare, regressions
 from benchmarks.measure import Table, interleave
 from benchmarks.start import COMMANDS, FLEET
+from benchmarks.subscriber import CONTESTANTS
+from benchmarks.subscribers import WAYS
 from benchmarks.targets import TARGETS, Target, judge
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +124,20 @@ def test_a_bridge_of_many_gateways_is_measured() -> None:
         ("gateways-idle", "vicibridge", "CPU"),
     }
     assert all(value > 0 for value in rows.values())
+
+
+@pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)} (the group bench)")
+def test_subscribers_are_measured() -> None:
+    command = [sys.executable, "-W", "error", "-m", "benchmarks", "--quick", "--only", "subscribe", "--json", "-"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    tables = {table["name"]: table["rows"] for table in json.loads(done.stdout)["tables"]}
+    assert tables.keys() == {f"subscribe-{way.name}" for way in WAYS}
+    for rows in tables.values():
+        assert {(row["contestant"], row["case"]) for row in rows} == {
+            (name, clock) for name in CONTESTANTS for clock in ("CPU", "wall")
+        }
+        assert all(row["minimum"] > 0 for row in rows)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed (group bench)")

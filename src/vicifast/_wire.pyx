@@ -3,7 +3,8 @@
 # cython: autotestdict=False, auto_pickle=False, binding=True, embedsignature=False
 """The VICI wire format: converts messages to and from Python objects, msgpack and JSON, and splits streams of packets.
 
-For the bridge it also writes messages to NATS, and reads JetStream's acknowledgements (nats.pxi).
+For the bridge and its clients it also writes messages to NATS, reads JetStream's acknowledgements (nats.pxi), and
+reads envelopes (envelopes.pxi).
 
 One extension module, built from the files included below; no other module parses bytes or lengths.
 Layout of the elements of a message (strongSwan, vici README):
@@ -22,7 +23,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from cpython.unicode cimport PyUnicode_AsEncodedString
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from vicifast.wire.cpython cimport (
     PY_BIG_ENDIAN,
@@ -79,3 +80,4 @@ include "wire/from_json.pxi"
 include "wire/message.pxi"
 include "wire/framer.pxi"
 include "wire/nats.pxi"
+include "wire/envelopes.pxi"

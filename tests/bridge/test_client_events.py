@@ -20,7 +20,7 @@ from vicibridge.client import Completeness, Envelope, Events, Fleet, JetStreamEr
 from vicibridge.contract.subjects import filters
 from vicibridge.events.envelopes import Envelopes
 
-from vicifast import encode
+from vicifast import _wire, encode
 from vicifast.errors import ConnectionClosed
 from vicifast.testing import FakeCharon
 
@@ -106,6 +106,33 @@ def test_envelopes_of_another_node_than_in_the_subject_are_rejected() -> None:
         with pytest.raises(ValueError, match="not an envelope: the subject does not begin with vici"):
             unpack(message(payload, subject))
     assert unpack(message(payload, "a.b.gw2.log.IKE.1"), "a.b")
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "json"])
+def test_the_extension_and_the_codecs_agree(codec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, rng = Envelopes(codec, "gw1", "b"), random.Random(1)
+    good = build.wrap(2**62, "ike-updown", encode({"up": "yes", "g": {"l": ["x", "\udcff"], "e": {}}}))
+    payloads = [good, *(_changed(rng, good * rng.randrange(1, 3)) for _ in range(3000))]
+    found = [_unpacked(payload) for payload in payloads]
+    assert any(isinstance(one, list) for one in found[1:]) and any(isinstance(one, str) for one in found)
+    monkeypatch.setattr(_wire, "envelopes", lambda payload, subject, node: None)
+    assert [_unpacked(payload) for payload in payloads] == found
+
+
+def _changed(rng: random.Random, payload: bytes) -> bytes:
+    changed = bytearray(payload)
+    for _ in range(rng.randrange(1, 3)):
+        changed[rng.randrange(len(changed))] = rng.choice(
+            [*b'\x00\x80\xa1\xc2\xc4\xff"\\{}[],:\n\r 1e.', rng.randrange(256)]
+        )
+    return bytes(changed)
+
+
+def _unpacked(payload: bytes) -> list[Envelope] | str:
+    try:
+        return unpack(message(payload))
+    except ValueError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize(

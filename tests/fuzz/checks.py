@@ -37,7 +37,7 @@ from vicifast import (
     to_json,
     to_msgpack,
 )
-from vicifast._wire import EVENT, AckReader, BlockWriter, Outliner
+from vicifast._wire import EVENT, AckReader, BlockWriter, Outliner, envelopes
 from vicifast.errors import DecodeError, EncodeError
 
 BINARY = ("data", "", "name")  # the first is that of list-certs
@@ -516,6 +516,32 @@ def check_block(data: bytes) -> None:
         same(writer.take(), reference.published("_INBOX.a.7", subject, payload, headers))
 
 
+def check_envelopes(data: bytes) -> None:
+    """Envelopes are read as msgpack and json read them, or not at all."""
+    found = envelopes(data, "s", "gw")
+    if found is None:
+        return
+    if data[:1] == b"{":
+        expected = [json.loads(line) for line in data.splitlines()]
+    else:
+        unpacker = msgpack.Unpacker(unicode_errors="surrogateescape", max_buffer_size=len(data))
+        unpacker.feed(data)
+        expected = [texts(envelope) for envelope in unpacker]
+        assert unpacker.tell() == len(data)
+    same(
+        [{"v": 1, **envelope.to_dict()} for envelope in found], [{**envelope, "subject": "s"} for envelope in expected]
+    )
+
+
+def texts(value: Any) -> Any:
+    """The same with bytes as texts."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, list):
+        return [texts(item) for item in value]
+    return {name: texts(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
 CHECKS: dict[bytes, Callable[[bytes], None]] = {
     b"m": check_message,
     b"M": check_long,
@@ -524,4 +550,5 @@ CHECKS: dict[bytes, Callable[[bytes], None]] = {
     b"j": check_json,
     b"a": check_acks,
     b"b": check_block,
+    b"e": check_envelopes,
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from generate import RECORDINGS, recorded
 
-from vicifast import to_json, to_msgpack
+from vicifast import EnvelopeWriter, Transcoder, to_json, to_msgpack
 from vicifast.recording import Recording
 
 REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.input"))
@@ -29,6 +29,9 @@ def seeds() -> Iterator[bytes]:
             yield b"m" + message
             yield b"p" + to_msgpack(message)
             yield b"j" + to_json(message)
+            for format in ("msgpack", "json"):
+                transcoder = Transcoder(format, envelope=EnvelopeWriter(format, "gw", "b"), event="ike-updown")
+                yield b"e" + transcoder.transcode(message) + transcoder.transcode(b"")
         stream = Recording.load(path).stream("server")
         yield b"s\0\0" + stream[:LONGEST]
         yield b"s\1\1" + stream[: LONGEST // 4]

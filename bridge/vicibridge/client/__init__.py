@@ -16,9 +16,11 @@
 Methods, streams and errors are those of `vicifast.AsyncSession`, plus `BusError` for errors of the bridge or NATS.
 """
 
+from vicifast._wire import Envelope
+
 from ..contract.nats_settings import NatsSettings
 from .discovery import Inventory, Node
-from .envelopes import Completeness, Envelope, MissingEvents, unpack
+from .envelopes import Completeness, MissingEvents, unpack
 from .errors import BusError, Busy, Denied, JetStreamError, SlowConsumer, Unavailable
 from .events import Events
 from .everyone import Answer, Answers, Everyone

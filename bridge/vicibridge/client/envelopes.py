@@ -5,11 +5,11 @@ from __future__ import annotations
 import bisect
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypedDict
-
-from nats.aio.msg import Msg
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 from vicifast import _wire
+from vicifast._wire import Envelope
 
 from ..contract import names
 from ..contract.bridge_events import BRIDGE_EVENTS, from_vici
@@ -22,27 +22,18 @@ Kind = Literal["state", "log"]
 _MOST = 2**63 - 1
 
 
-class Envelope(NamedTuple):
-    """One event of a gateway: charon's, or the bridge's own (`status`, `gap`, `resync`, ...).
-
-    `time` is when the bridge read it, in nanoseconds since the epoch. `seq` counts the events of a class, `kind`, since
-    the start `boot` of the bridge. `data` is the VICI message as a session returns it: texts with `surrogateescape`.
-    """
-
-    node: str
-    boot: str
-    seq: int
-    time: int
-    event: str
-    data: dict[str, Any]
-    subject: str
+class Carrier(Protocol):
+    """A message, of nats-py or of `HardClient.subscribe_blocks`."""
 
     @property
-    def kind(self) -> Kind:
-        return "log" if self.event == "log" else "state"
+    def subject(self) -> str: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str] | None: ...
 
 
-def unpack(message: Msg, prefix: str = "vici") -> list[Envelope]:
+def unpack(message: Carrier, prefix: str = "vici") -> list[Envelope]:
     """Return the envelopes in a message of any codec.
 
     Raises ValueError if the payload is something else, or if an envelope has another node than the subject, whose
@@ -52,12 +43,18 @@ def unpack(message: Msg, prefix: str = "vici") -> list[Envelope]:
     try:
         if not subject.startswith(f"{prefix}."):
             raise ValueError(f"the subject does not begin with {prefix}")
-        node = unescape(subject.removeprefix(f"{prefix}.").partition(".")[0])
+        node = _node(subject.removeprefix(f"{prefix}.").partition(".")[0])
         if names.EVENT_HEADER in headers:
             return [_checked(_raw(headers, payload), node, subject)]
+        quickly = _wire.envelopes(payload, subject, node)
+        if quickly is not None:
+            return quickly
         return [_checked(found, node, subject) for found in CODECS[codec_of(payload)].envelopes(payload)]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{subject}: not an envelope: {error}") from None
+
+
+_node = lru_cache(1024)(unescape)
 
 
 class _Form(TypedDict):
@@ -74,18 +71,16 @@ def _checked(found: Mapping[str, Any], node: str, subject: str) -> Envelope:
     """Raise ValueError unless the bridge of `node` can have written this: other programs publish on its subjects."""
     if not _has_form(found):
         check(found, _Form)
-    envelope = Envelope(
-        found["node"], found["boot"], found["seq"], found["time"], found["event"], found["data"], subject
-    )
-    if envelope.node != node:
-        raise ValueError(f"node is {envelope.node!r}, not that of the subject")
-    if not (0 <= envelope.seq <= _MOST and 0 <= envelope.time <= _MOST):
+    boot, seq, time, event, data = (found[name] for name in ("boot", "seq", "time", "event", "data"))
+    if found["node"] != node:
+        raise ValueError(f"node is {found['node']!r}, not that of the subject")
+    if not (0 <= seq <= _MOST and 0 <= time <= _MOST):
         raise ValueError("seq or time is not a positive number of 63 bits")
-    if envelope.event in ("gap", "status"):
-        check(envelope.data, BRIDGE_EVENTS[envelope.event])
+    if event in ("gap", "status"):
+        check(data, BRIDGE_EVENTS[event])
     else:
-        check_plain(envelope.data)
-    return envelope
+        check_plain(data)
+    return Envelope(node, boot, seq, time, event, data, subject)
 
 
 def _has_form(found: Mapping[str, Any]) -> bool:

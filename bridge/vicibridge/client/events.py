@@ -17,10 +17,12 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from vicifast._wire import Envelope
+
 from ..bus.connection import Disconnected, NatsConnection
 from ..bus.supervisor import ConnectionSupervisor
 from .calls import news
-from .envelopes import Envelope, unpack
+from .envelopes import unpack
 from .errors import JetStreamError, SlowConsumer
 from .source import Ordered, Source, stream_number, unsubscribe
 

@@ -162,7 +162,7 @@ async def write(source: Events, wanted: Filter, count: int | None, as_json: bool
             lines = wanted.lines(envelope)
             if not lines:
                 continue
-            text += bucket_values.dump(envelope._asdict()).decode() + "\n" if as_json else coloured(envelope, lines)
+            text += bucket_values.dump(envelope.to_dict()).decode() + "\n" if as_json else coloured(envelope, lines)
             if count is not None and (count := count - 1) == 0:
                 break
         click.echo(text, nl=False)
