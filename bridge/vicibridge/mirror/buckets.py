@@ -169,16 +169,21 @@ class Buckets:
 
     async def _pause(self) -> None:
         """Wait for a change or the next due time."""
-        now = self._now()
         if self._ledger.settled:
             self._settled.set()
+        while not self._wake.is_set() and (wait := self._idle()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if wait == math.inf else wait):
+                    await self._wake.wait()
+
+    def _idle(self) -> float:
+        """Return the seconds until the next due time."""
+        now = self._now()
         wait = min([bucket.check_at for bucket in self._buckets.values()]) - now
         for other in (self._publisher.wait(now), self._ledger.retry_in(now)):
             if other is not None and other < wait:
                 wait = other
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if wait == math.inf else wait):
-                await self._wake.wait()
+        return wait
 
     async def _check(self, connection: NatsConnection, reader: BucketReader, bucket: _Bucket) -> None:
         """Check that a bucket exists, and compare its content with the acknowledged writes."""
@@ -298,7 +303,10 @@ class Buckets:
     def _settle(self, acks: Acks) -> None:
         for number, revision in acks.items():
             self._stored(number, revision)
-        self._wake.set()
+        if not self._ledger.settled or self._news:
+            self._wake.set()
+        else:  # as after most heartbeats: another step would find nothing to do
+            self._settled.set()
 
     def _refused(self, number: int, refusal: Refusal) -> None:
         self._refuse(number, refusal)
@@ -338,6 +346,11 @@ class Buckets:
             bucket.check_at = min(bucket.check_at, self._now())
             self._ledger.unsure(number)
             self._refuse(number, _SILENCE)
+
+    @property
+    def _news(self) -> bool:
+        """Whether `_announce` may have something to do."""
+        return self.complete != self._announced or any([bucket.logged for bucket in self._buckets.values()])
 
     def _announce(self) -> None:
         """If the mirror has become complete or incomplete, log that and write it to the key of the node."""
