@@ -21,8 +21,9 @@ class Lag:
         self._samples: deque[tuple[float, int]] = deque()  # time, and the number received by then
 
     def sample(self, now: float) -> None:
-        received = self._counts.received
-        if received == self._done:
+        counts = self._counts
+        received = counts.received
+        if received == counts.published + counts.dropped:  # as nearly always: `_done` would be a call for nothing
             self._samples.clear()
             return
         if not self._samples or self._samples[-1][1] != received:
