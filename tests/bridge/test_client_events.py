@@ -166,6 +166,11 @@ def _unpacked(payload: bytes) -> list[Envelope] | str:
             ],
         ),
         ({"events": ["child-updown.up"], "ike": "a.b"}, ["vici.*.event.child-updown.a=2Eb.*.up"]),
+        (
+            {"nodes": ["a", "a"], "events": ["ike-updown.failed", "ike-updown", "gap", "gap"]},
+            ["vici.a.event.ike-updown.>", "vici.a.bridge.gap"],
+        ),
+        ({"events": ["ike-updown.up", "ike-updown"], "ike": "a"}, ["vici.*.event.ike-updown.a.*"]),
     ],
 )
 def test_filters(arguments: dict[str, Any], expected: list[str]) -> None:

@@ -178,7 +178,7 @@ class Fleet:
                 raise ValueError("queue must equal durable, the name of the consumer")
             kept = Kept(self._settings.stream, durable, "first" if start is None else start)
         subjects = filters(self.prefix, nodes, events, ike)
-        if log:
+        if log and "log" not in events:
             subjects += filters(self.prefix, nodes, ["log"])
         opened = Events(self._required, self.prefix, subjects, queue, kept, limit)
         self._sources.add(opened)

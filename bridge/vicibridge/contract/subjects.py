@@ -193,8 +193,9 @@ def filters(prefix: str, nodes: Sequence[str] = (), events: Sequence[str] = (), 
     """Return the subjects to subscribe to for `events` of `nodes`; by default all state events of all nodes.
 
     Events are charon's or the bridge's own (`status`, `gap`, ...); `child-updown.down` or `alert.cert-expired` is one
-    kind of an event. `ike` selects one connection. Raises ValueError for an unknown kind, and with `ike` for an event
-    whose subject names no connection.
+    kind of an event. `ike` selects one connection. The subjects do not overlap: JetStream would reject them, and NATS
+    send a message twice. Raises ValueError for an unknown kind, and with `ike` for an event whose subject names no
+    connection.
     """
     tokens = [escape(node) for node in nodes] or ["*"]
     if ike is not None:
@@ -202,7 +203,9 @@ def filters(prefix: str, nodes: Sequence[str] = (), events: Sequence[str] = (), 
         parts = [_filter(name, escape(ike)) for name in names]
     else:
         parts = [_filter(name) for name in events] or ["event.>", "bridge.>"]
-    return [f"{prefix}.{token}.{part}" for token in tokens for part in parts]
+    different = dict.fromkeys(parts)
+    parts = [part for part in different if not any(covered(part, [other]) for other in different if other != part)]
+    return [f"{prefix}.{token}.{part}" for token in dict.fromkeys(tokens) for part in parts]
 
 
 def _filter(event: str, ike: str | None = None) -> str:
