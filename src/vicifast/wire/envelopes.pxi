@@ -251,8 +251,9 @@ cdef bint is_typed(Token* event) noexcept:
 def envelopes(bytes payload not None, str subject not None, str node not None, /):
     """Return the envelopes of a node in a payload, msgpack or lines of JSON, with this subject.
 
-    Return None unless all are of this node and as `EnvelopeWriter` writes them, with data that has only texts, lists and sections, and
-    in JSON no escapes; and for the events `gap` and `status`, whose data has a form that the caller must check.
+    Return None unless all are of this node and as `EnvelopeWriter` writes them, with data that has only texts, lists
+    and sections, and in JSON no escapes; and for the events `gap` and `status`, whose data has a form that the caller
+    must check.
     """
     cdef Cursor cursor
     cdef Sealed found, last
@@ -261,6 +262,7 @@ def envelopes(bytes payload not None, str subject not None, str node not None, /
     cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(<PyObject*>payload)
     cdef list all_made = []
     cdef bint json
+    memset(&last, 0, sizeof(last))  # not read before it is set, but the compiler cannot know
     cursor.start = cursor.pos = start
     cursor.end = start + PyBytes_GET_SIZE(<PyObject*>payload)
     json = cursor.pos < cursor.end and cursor.pos[0] == c"{"
