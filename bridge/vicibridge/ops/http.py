@@ -118,14 +118,19 @@ class _Server(ThreadingMixIn, TCPServer):
         super().__init__(address, _Handler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return len(self._open) < _MOST
+        """Accept a connection, in place of the oldest of too many: idle ones must not lock out a health check."""
+        if len(self._open) >= _MOST:
+            oldest = next(iter(self._open))
+            _end(oldest)
+            self._forget(oldest)
+        return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._open[request] = self.loop.call_later(_LONGEST, _end, request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """End a connection, in its thread, or in the event loop when it was refused."""
+        """End a connection in its thread."""
         super().shutdown_request(request)
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._forget, request)
