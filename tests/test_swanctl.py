@@ -298,6 +298,15 @@ def test_errors_in_includes(tmp_path: Path) -> None:
         assert str(refusal.value).startswith(expected)
 
 
+@pytest.mark.parametrize("include", ["pipe.conf", "*.conf", "link.conf"])
+def test_included_pipe_is_an_error(include: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.conf")
+    (tmp_path / "link.conf").symlink_to("pipe.conf")
+    settings = written(tmp_path, f"\ninclude {include}\n").rename(tmp_path / "t")
+    with pytest.raises(ConfigError, match=r"t:2: .*(pipe|link)\.conf is not a regular file"):
+        Settings.read(settings)
+
+
 @pytest.mark.parametrize("include", ["conf.d/*.conf", "conf.d/a.conf", "*/a.conf", "loop/*", "loop/a.conf", "gone/*"])
 def test_unreadable_include_is_an_error(include: str, tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()

@@ -3,8 +3,8 @@
 It accepts the syntax of strongSwan 5.9.8 to 6.1.0 (`settings_lexer.l`, `settings_parser.y`, `settings.c` and
 strongswan.conf(5)): nested sections, references to other sections, merging of repeated sections, `key =` to unset an
 inherited value, strings with escapes, includes with wildcards. Unlike strongSwan, which ignores these or crashes, it
-rejects an included file or directory that cannot be read, and circular includes and references. No error contains any
-part of a value, as values may be secrets.
+rejects an included file or directory that cannot be read, an included device or pipe, and circular includes and
+references. No error contains any part of a value, as values may be secrets.
 """
 
 from __future__ import annotations
@@ -259,8 +259,11 @@ def _included(file: _File, pattern: str) -> Iterator[_File]:
         for path in _matches(os.path.join(glob.escape(os.path.dirname(file.path)), pattern)):
             if os.path.realpath(path) in file.within:
                 raise ConfigError(f"{where}: {path} includes itself")
-            if stat.S_ISREG(os.stat(path).st_mode):
+            mode = os.stat(path).st_mode
+            if stat.S_ISREG(mode):
                 yield _File(path, file.within)
+            elif not stat.S_ISDIR(mode):  # strongSwan ignores it, and vicifast would unload what it was to hold
+                raise ConfigError(f"{where}: {path} is not a regular file")
     except OSError as error:
         raise ConfigError(f"{where}: {error.filename}: {error.strerror}") from None
 
