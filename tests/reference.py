@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeAlias
 
 MAX_PACKET, MAX_NAME, MAX_VALUE, MAX_DEPTH = 524288, 255, 65535, 64
 SECTION_START, SECTION_END, KEY_VALUE, LIST_START, LIST_ITEM, LIST_END = 1, 2, 3, 4, 5, 6
@@ -260,3 +260,34 @@ def acknowledged(data: bytes, watched: Mapping[int, str]) -> tuple[int, dict[int
         found.setdefault(sid, {})[int(line["number"])] = int(answer[1])
         used = end + 2
     return used, found
+
+
+_LINES = (
+    re.compile(rb"MSG ([!-~]+) (0|[1-9]\d{0,18}) (?:([!-~]+) )?()(0|[1-9]\d{0,18})\r\n"),
+    re.compile(rb"HMSG ([!-~]+) (0|[1-9]\d{0,18}) (?:([!-~]+) )?(0|[1-9]\d{0,18}) (0|[1-9]\d{0,18})\r\n"),
+)
+Delivered: TypeAlias = tuple[str, str, bytes, dict[str, str] | None]
+
+
+def delivered(data: bytes, watched: Iterable[int]) -> tuple[int, bool, dict[int, list[Delivered]]]:
+    """Return the size of the messages at the beginning of what a server sent, whether one is cut, and them."""
+    used, found = 0, dict[int, list[Delivered]]()
+    while line := _LINES[0].match(data, used) or _LINES[1].match(data, used):
+        sid, head, size = int(line[2]), int(line[4] or 0), int(line[5])
+        end = line.end() + size
+        if sid not in watched or head > size or size >= 2**31 - 1:
+            break
+        if len(data) < end + 2:
+            return used, True, found
+        headers, payload = data[line.end() : line.end() + head], data[line.end() + head : end]
+        lines = headers[10:-2]
+        if head and (head > 16384 or headers != b"NATS/1.0\r\n" + lines + b"\r\n" or not _HEADERS.fullmatch(lines)):
+            break
+        if data[end : end + 2] != b"\r\n":
+            break
+        pairs = [one.partition(b": ") for one in lines.split(b"\r\n")[:-1]]
+        named = {name.decode(): value.strip().decode("utf-8", "replace") for name, _, value in pairs}
+        message = line[1].decode(), (line[3] or b"").decode(), payload, named if head else None
+        found.setdefault(sid, []).append(message)
+        used = end + 2
+    return used, False, found

@@ -1,4 +1,4 @@
-"""BlockWriter and AckReader: blocks of messages for NATS, and JetStream's acknowledgements out of a stream of bytes."""
+"""BlockWriter, AckReader, BlockReader: blocks of messages for NATS, acknowledgements and messages out of its bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from generate import collecting, exact, only_where_c_code_is_interrupted
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vicifast._wire import MAX_SUBJECTS, AckReader, BlockWriter
+from vicifast._wire import MAX_HEADERS, MAX_SUBJECTS, AckReader, BlockReader, BlockWriter, Received
 
 INBOX = "_INBOX.a-b_c.1"
 
@@ -210,3 +210,119 @@ def test_collector_takes_acknowledgements_meanwhile() -> None:
         assert acks.read(data) == len(data)
     take()
     assert sorted(taken) == sorted([(n, n + 1) for n in range(1, 300)] + [(n, n) for n in range(1, 300)])
+
+
+# --- messages ---
+
+
+def delivery(
+    payload: bytes = b"x", headers: bytes = b"", sid: int = 3, subject: bytes = b"vici.gw1.log", reply: bytes = b""
+) -> bytes:
+    """A message as a server sends it."""
+    head = b"NATS/1.0\r\n" + headers + b"\r\n" if headers else b""
+    sizes = b"%d %d" % (len(head), len(head + payload)) if head else b"%d" % len(payload)
+    line = b" ".join([b"HMSG" if head else b"MSG", subject, b"%d" % sid, *([reply] if reply else []), sizes])
+    return line + b"\r\n" + head + payload + b"\r\n"
+
+
+def block_reader(*watched: int) -> BlockReader:
+    made = BlockReader()
+    for sid in watched or (3,):
+        made.watch(sid)
+    return made
+
+
+def taken(blocks: BlockReader) -> dict[int, list[reference.Delivered]]:
+    return {
+        sid: [(message.subject, message.reply, message.data, message.headers) for message in messages]
+        for sid, messages in blocks.take().items()
+    }
+
+
+def test_messages_by_subscription() -> None:
+    blocks = block_reader(3, 4)
+    data = b"".join(
+        [
+            delivery(b""),
+            delivery(b"a\r\nMSG", b"A: \xc3\xa4\r\nB:  \xff \r\nB: \r\n", reply=b"7"),
+            delivery(b"b", sid=4, reply=b"$JS.ACK.x"),
+            delivery(b"c"),
+        ]
+    )
+    assert blocks.read(data) == len(data) and not blocks.incomplete
+    subject = "vici.gw1.log"
+    assert taken(blocks) == {
+        3: [(subject, "", b"", None), (subject, "7", b"a\r\nMSG", {"A": "ä", "B": ""}), (subject, "", b"c", None)],
+        4: [(subject, "$JS.ACK.x", b"b", None)],
+    }
+    assert blocks.take() == {}
+    blocks.forget(4)
+    assert blocks.read(delivery(sid=4)) == 0 and BlockReader().read(data) == 0
+
+
+def test_messages_that_were_left_to_the_client_keep_their_order() -> None:
+    blocks, other = block_reader(), Received("s", "r", b"d", {"Status": "100"})
+    blocks.read(delivery(b"a"))
+    blocks.add(3, other)
+    blocks.read(delivery(b"b"))
+    assert [data for _, _, data, _ in taken(blocks)[3]] == [b"a", b"d", b"b"]
+    assert (other.subject, other.reply, other.data, other.headers) == ("s", "r", b"d", {"Status": "100"})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [b"PING\r\n", b"M", b"", b"MSG s 3 1", delivery(sid=5), delivery(subject=b"a\tb"), delivery(subject=b"\xc3\xa4"),
+     delivery(reply=b"a\tb"), delivery()[:-1] + b"x", delivery().replace(b" 3 ", b" 03 "), b"msg s 3 0\r\n\r\n",
+     b"MSG  s 3 0\r\n\r\n", b"MSG s 3 a b 0\r\n\r\n", b"HMSG s 3 9 3\r\nabc\r\n", b"HMSG s 3 3\r\nabc\r\n",
+     b"HMSG s 3 16 16\r\nNATS/1.0 503\r\n\r\n\r\n", delivery(headers=b"A:b\r\n"), delivery(headers=b"A: \t\r\n"),
+     b"MSG s 3 9999999999999999999\r\n", delivery(headers=b"A: %b\r\n" % bytes(MAX_HEADERS))],
+)  # fmt: skip
+def test_any_other_message_is_left_to_the_client(other: bytes) -> None:
+    blocks, first = block_reader(), delivery(b"first")
+    assert blocks.read(exact(first + other)) == len(first) and not blocks.incomplete
+    assert len(blocks.take()[3]) == 1
+
+
+def test_every_cut_of_messages() -> None:
+    data = delivery(b"a") + delivery(b"b" * 40, b"A: b\r\n", reply=b"r") + delivery(b"c")
+    for cut in range(len(data) + 1):
+        blocks = block_reader()
+        used = blocks.read(exact(data[:cut]))
+        assert used <= cut and blocks.read(exact(data[used:])) == len(data) - used and not blocks.incomplete
+        assert [message[2] for message in taken(blocks)[3]] == [b"a", b"b" * 40, b"c"]
+
+
+DELIVERIES = st.one_of(
+    st.builds(
+        delivery,
+        st.binary(max_size=9),
+        HEADERS,
+        st.integers(2, 5),
+        st.sampled_from([b"s", b"a.b", b"a b", b"1"]),
+        st.sampled_from([b"", b"r", b"9", b"a b"]),
+    ),
+    st.sampled_from([b"PING\r\n", b"MSG ", b"HMSG s 3 ", b"\r\n", b"NATS/1.0\r\n", b"1 "]),
+    st.binary(max_size=3),
+)
+
+
+@given(st.lists(DELIVERIES, max_size=8).map(b"".join), st.integers(0, 600), st.binary(max_size=2))
+def test_any_bytes_of_messages_as_the_model(data: bytes, place: int, replaced: bytes) -> None:
+    data = data[:place] + replaced + data[place + len(replaced) :]
+    blocks = block_reader(3, 4)
+    assert (blocks.read(exact(data)), blocks.incomplete, taken(blocks)) == reference.delivered(data, (3, 4))
+
+
+@only_where_c_code_is_interrupted
+def test_collector_takes_messages_meanwhile() -> None:
+    blocks, data = block_reader(3, 4), b"".join(delivery(b"%d" % n, sid=3 + n % 2) for n in range(300))
+    found: list[int] = []
+
+    def take() -> None:
+        for messages in blocks.take().values():
+            found.extend(int(message.data) for message in messages)
+
+    with collecting(take):
+        assert blocks.read(data) == len(data)
+    take()
+    assert sorted(found) == list(range(300))

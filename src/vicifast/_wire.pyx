@@ -3,8 +3,8 @@
 # cython: autotestdict=False, auto_pickle=False, binding=True, embedsignature=False
 """The VICI wire format: converts messages to and from Python objects, msgpack and JSON, and splits streams of packets.
 
-For the bridge and its clients it also writes messages to NATS, reads JetStream's acknowledgements (nats.pxi), and
-reads envelopes (envelopes.pxi).
+For the bridge and its clients it also writes and reads messages of NATS (nats.pxi), and reads envelopes
+(envelopes.pxi).
 
 One extension module, built from the files included below; no other module parses bytes or lengths.
 Layout of the elements of a message (strongSwan, vici README):

@@ -349,7 +349,7 @@ def test_durable_consumer_resumes_after_the_last_acknowledgement(nats_server: Na
             await filled(fleet.client, 5)
             async with fleet.subscribe(durable="pager") as events:
                 assert await take(events, 3) == [1, 2, 3]
-                with pytest.raises(JetStreamError, match="already bound"):
+                with pytest.raises(JetStreamError, match="already read by another program"):
                     await fleet.subscribe(durable="pager").start()
             await acknowledged(fleet, 2)
             with pytest.raises(JetStreamError, match="pager reads vici.*.bridge.>, not vici.gw1.event.>"):

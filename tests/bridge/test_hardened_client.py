@@ -12,9 +12,9 @@ import pytest
 from harness import NatsServer, processed, run, until
 from nats.aio import client as nats_py
 from nats.aio.msg import Msg
-from vicibridge.bus.hardened_client import Acks, HardClient
+from vicibridge.bus.hardened_client import Acks, HardClient, Malformed
 
-from vicifast._wire import BlockWriter
+from vicifast._wire import BlockWriter, Received
 
 
 class Answers:
@@ -132,6 +132,77 @@ def test_error_in_a_callback_does_not_end_the_connection(nats_server: NatsServer
     run(test())
 
 
+def test_messages_in_blocks_cut_anywhere(nats_server: NatsServer) -> None:
+    """Every message arrives once and in order: those that nats-py parses, too. Malformed ones are reported."""
+
+    async def test() -> None:
+        async with connected(nats_server) as (client, _, _):
+            got: list[tuple[str, bytes, dict[str, str] | None]] = []
+            errors: list[Exception] = []
+
+            async def note(error: Exception) -> None:
+                errors.append(error)
+
+            def receive(messages: list[Received]) -> None:
+                got.extend((message.subject, message.data, message.headers) for message in messages)
+
+            client._error_cb = note
+            subscription = await client.subscribe_blocks("none", receive)
+            idle = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 7\r\n\r\n"
+            plain = b"NATS/1.0\r\nA: b\r\n\r\n"
+            data = b"".join(
+                [
+                    b"MSG a 2 3\r\none\r\n",
+                    b"HMSG b 2 %d %d\r\n%b\r\n" % (len(idle), len(idle), idle),
+                    b"MSG \xff 2 1\r\nx\r\nPING\r\n",
+                    b"MSG a\tb 2 r 3\r\ntwo\r\n",
+                    b"HMSG c 2 r %d %d\r\n%bthree\r\n" % (len(plain), len(plain) + 5, plain),
+                ]
+            )
+            status = {"Status": "100", "Description": "Idle Heartbeat", "Nats-Last-Consumer": "7"}
+            wanted = [("a", b"one", None), ("b", b"", status), ("a\tb", b"two", None), ("c", b"three", {"A": "b"})]
+            for cut in range(len(data) + 1):
+                await client._ps.parse(data[:cut])
+                await client._ps.parse(data[cut:])
+                assert got == wanted
+                assert [type(error) for error in errors] == [Malformed]
+                got.clear()
+                errors.clear()
+            for byte in data:
+                await client._ps.parse(bytes([byte]))
+            assert got == wanted
+            await subscription.unsubscribe()
+            await client._ps.parse(data)
+            assert got == wanted
+            await processed(client)
+
+    run(test())
+
+
+def test_large_messages_and_other_subscriptions_in_between(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with connected(nats_server) as (client, _, _):
+            got: list[bytes] = []
+            others: list[bytes] = []
+
+            def fail(messages: list[Received]) -> None:
+                raise KeyError("test")
+
+            async def note(message: Msg) -> None:
+                others.append(message.data)
+
+            await client.subscribe_blocks("s.>", lambda messages: got.extend(message.data for message in messages))
+            await client.subscribe_blocks("s.>", fail)  # must not end the reading
+            await client.subscribe("s.>", cb=note)
+            sizes = [0, 1, 40_000, 7, 300_000, 1_000_000, 32_768, 2]
+            for size in sizes:
+                await client.publish("s.a", bytes(size))
+            await until(lambda: len(others) == len(sizes))
+            assert list(map(len, got)) == list(map(len, others)) == sizes
+
+    run(test())
+
+
 def test_lost_connection_sends_no_block(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with connected(nats_server) as (client, _, _):
@@ -159,5 +230,7 @@ def test_nats_py_queues_and_writes_as_send_block_expects() -> None:
     assert "if self._flush_queue is not None and self._flush_queue.empty():" in inspect.getsource(
         nats_py.Client._send_publish
     )
+    subscribing = inspect.getsource(nats_py.Client.subscribe)
+    assert "await" not in subscribing.partition("self._sid += 1\n")[0]  # `subscribe_blocks` knows the number before
     assert "await self._ps.parse(b)" in inspect.getsource(nats_py.Client._read_loop)
     assert "self._transport.writelines(self._pending[:])" in inspect.getsource(nats_py.Client._flusher)

@@ -37,7 +37,7 @@ from vicifast import (
     to_json,
     to_msgpack,
 )
-from vicifast._wire import EVENT, AckReader, BlockWriter, Outliner, envelopes
+from vicifast._wire import EVENT, AckReader, BlockReader, BlockWriter, Outliner, envelopes
 from vicifast.errors import DecodeError, EncodeError
 
 BINARY = ("data", "", "name")  # the first is that of list-certs
@@ -502,6 +502,22 @@ def check_acks(data: bytes) -> None:
         same((reader.read(exact(given)), reader.take()), reference.acknowledged(given, watched))
 
 
+def check_messages(data: bytes) -> None:
+    """Messages are found as by the reference, wherever the bytes are cut."""
+    cut = data[0] if data else 0
+    for given in (data[1:], data[1 : 1 + cut]):
+        reader = BlockReader()
+        reader.watch(3)
+        reader.watch(4)
+        used = reader.read(exact(given))
+        found = {
+            sid: [(message.subject, message.reply, message.data, message.headers) for message in messages]
+            for sid, messages in sorted(reader.take().items())
+        }
+        expected = reference.delivered(given, (3, 4))
+        same((used, reader.incomplete, found), (*expected[:2], dict(sorted(expected[2].items()))))
+
+
 def check_block(data: bytes) -> None:
     """A message is written as by the reference, or refused if its subject or headers are malformed."""
     name, headers, payload = (data.split(b"\0", 2) + [b"", b""])[:3]
@@ -549,6 +565,7 @@ CHECKS: dict[bytes, Callable[[bytes], None]] = {
     b"p": check_msgpack,
     b"j": check_json,
     b"a": check_acks,
+    b"d": check_messages,
     b"b": check_block,
     b"e": check_envelopes,
 }

@@ -39,6 +39,9 @@ def seeds() -> Iterator[bytes]:
     ack = b'MSG _INBOX.a.12 3 34\r\n{"stream":"VICI","domain":"hub","seq":9,"duplicate": true}\r\n'
     ack = ack.replace(b"34", b"%d" % (len(ack) - 24))
     yield b"a\x20" + ack + ack.replace(b"a.12 3", b"b.13 4") + b"PING\r\n"
+    head = b"NATS/1.0\r\nNats-Msg-Id: gw1.1.2\r\nA: \xc3\xa4\r\n\r\n"
+    message = b"HMSG vici.gw1.event.x 3 _INBOX.a %d %d\r\n" % (len(head), len(head) + 3) + head + b"abc\r\n"
+    yield b"d\x50" + message + b"MSG s 4 0\r\n\r\n" + message.replace(b"x 3", b"x 4") + b"PING\r\n"
     yield b"bvici.gw1.event.a=2E.up\0Nats-Msg-Id: gw1.1.2\r\nA: \xc3\xa4\r\n\0payload"
     yield b"ba.*\0\0x"
     for path in REGRESSIONS:

@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
-from vicifast._wire import MAX_SUBJECTS
+from vicifast._wire import MAX_SUBJECTS, Received
 
 from .credentials import Credentials
 from .hardened_client import Acks, HardClient
@@ -197,6 +197,12 @@ class NatsConnection:
     ) -> None:
         """Call `settle` with the acknowledgements that arrive below `inbox`, `callback` with any other message."""
         await self.unless_lost(self.client.subscribe_acks(inbox, settle, callback))
+
+    async def subscribe_blocks(
+        self, subject: str, receive: Callable[[list[Received]], None], queue: str = ""
+    ) -> Subscription:
+        """Subscribe; `receive` gets all messages of each read at once, in order."""
+        return await self.unless_lost(self.client.subscribe_blocks(subject, receive, queue))
 
     async def probe(self, timeout: float) -> None:
         """Raise Disconnected if the server does not respond within `timeout` seconds."""

@@ -1,11 +1,12 @@
-"""A nats-py client that survives malformed messages from other clients, and publishes with little CPU.
+"""A nats-py client that survives malformed messages from other clients, and publishes and reads with little CPU.
 
 nats-server passes subjects, reply subjects and headers on unchanged. nats-py ends a subject at any white space, and
 stops reading at a subject that is not UTF-8 or at truncated headers: one message from any client that may send requests
 would end the connection.
 
-nats-py runs several coroutines for each published message and for each acknowledgement. Here the extension writes many
-messages as one block and reads many acknowledgements at once; everything else stays nats-py's.
+nats-py runs several coroutines for each published message, each acknowledgement and each received message. Here the
+extension writes many messages as one block, and reads many acknowledgements and messages at once; everything else stays
+nats-py's.
 """
 
 from __future__ import annotations
@@ -24,12 +25,11 @@ from nats.aio.transport import TcpTransport
 from nats.errors import ConnectionClosedError, ConnectionDrainingError, Error, OutboundBufferLimitError, ProtocolError
 from nats.protocol.parser import Parser
 
-from vicifast._wire import AckReader
+from vicifast._wire import MAX_HEADERS, AckReader, BlockReader, Received
 
 Acks: TypeAlias = dict[int, int]
 """Acknowledged messages: by number of each, its sequence number in the stream."""
 
-_MAX_HEADERS = 16 * 1024  # bytes; limits the time that nats-py spends on reading headers line by line
 _END = b"\r\n"
 
 
@@ -73,7 +73,9 @@ class HardClient(Client):
         self._ps = _Parser(self)
         self._transport = _Transport()  # type: ignore[no-untyped-call]
         self.acks = AckReader()
+        self.blocks = BlockReader()
         self._settle: dict[int, Callable[[Acks], None]] = {}  # by number of the subscription
+        self._receive: dict[int, Callable[[list[Received]], None]] = {}
 
     def send_block(self, block: bytes) -> None:
         """Queue a block of a `BlockWriter`; errors are those of `publish`, and as there nothing is awaited."""
@@ -113,12 +115,40 @@ class HardClient(Client):
         self._settle[subscription._id] = settle
         self.acks.watch(subscription._id, inbox)
 
-    async def settle_acks(self) -> None:
-        """Pass on the acknowledgements that were read."""
+    async def subscribe_blocks(
+        self, subject: str, receive: Callable[[list[Received]], None], queue: str = ""
+    ) -> Subscription:
+        """Subscribe; `receive` gets all messages of each read at once, in order."""
+        number = self._sid + 1  # nats-py numbers a subscription before it first waits
+        self.blocks.watch(number)
+        self._receive[number] = receive
+        try:
+            subscription = await self.subscribe_directly(subject, _unused, queue)
+        except BaseException:
+            self._remove_sub(number)
+            raise
+        assert subscription._id == number
+        return subscription
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        super()._remove_sub(sid, max_msgs)
+        self.blocks.forget(sid)
+        self._receive.pop(sid, None)
+
+    async def pass_on(self) -> None:
+        """Pass on the acknowledgements and messages that were read."""
         for number, acks in self.acks.take().items():
             try:
                 self._settle[number](acks)
             except Exception as error:  # as for the callbacks of subscriptions: it must not end the reading
+                await self._error_cb(error)
+        for number, messages in self.blocks.take().items():
+            self.stats["in_msgs"] += len(messages)
+            self.stats["in_bytes"] += sum([len(message.data) for message in messages])
+            try:
+                if receive := self._receive.get(number):
+                    receive(messages)
+            except Exception as error:
                 await self._error_cb(error)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
@@ -131,11 +161,19 @@ class HardClient(Client):
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
-            if headers and len(headers) > _MAX_HEADERS:
+            if headers and len(headers) > MAX_HEADERS:
                 raise ValueError
-            await super()._process_msg(sid, subject, reply, data, headers)
+            if sid in self._receive:
+                lines = await self._process_headers(headers)
+                self.blocks.add(sid, Received(subject.decode(), reply.decode(), data, lines))
+            else:
+                await super()._process_msg(sid, subject, reply, data, headers)
         except (ValueError, IndexError):
             await self._error_cb(Malformed())
+
+
+def _unused(message: Msg) -> None:
+    """The callback of a subscription whose messages are read in blocks."""
 
 
 class _Soon:
@@ -164,14 +202,19 @@ class _Parser(Parser):
     async def parse(self, data: bytes = b"") -> None:
         """Append received data, and process every complete message."""
         self.buf += data
-        while await self._take_next():
-            pass
-        await self.nc.settle_acks()
+        try:
+            while await self._take_next():
+                pass
+        finally:
+            await self.nc.pass_on()
 
     async def _take_next(self) -> bool:
-        """Process acknowledgements and one line or message; False if the rest is incomplete."""
+        """Process all that is read in blocks, and one line or other message; False if the rest is incomplete."""
         if self._message is None:
             del self.buf[: self.nc.acks.read(self.buf)]
+            del self.buf[: self.nc.blocks.read(self.buf)]
+            if self.nc.blocks.incomplete:
+                return False
             end = self.buf.find(_END)
             if end < 0:
                 return False

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,16 +14,16 @@ from typing import Literal, Self
 import nats.js.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 
-from vicifast._wire import Envelope
+from vicifast._wire import Envelope, Received
 
 from ..bus.connection import Disconnected, NatsConnection
 from ..bus.supervisor import ConnectionSupervisor
 from .calls import news
 from .envelopes import unpack
 from .errors import JetStreamError, SlowConsumer
-from .source import Ordered, Source, stream_number, unsubscribe
+from .source import ACK, Ordered, Source, publication, stream_number, unsubscribe
 
 _logger = logging.getLogger(__name__)
 
@@ -71,12 +70,13 @@ class Events(Source):
         self._stream = "" if kept is None else kept.stream
         self._limit = limit
         self._connection: NatsConnection | None = None
-        self._newest: Msg | None = None  # of JetStream
-        self._messages: deque[Msg] = deque()
+        self._ordered: Ordered | None = None
+        self._newest: Received | None = None  # of JetStream
+        self._messages: deque[Received] = deque()
         self._bytes = 0
-        self._space = asyncio.Event()
         self._envelopes: deque[Envelope] = deque()
-        self._taken: list[Msg] = []  # not acknowledged yet
+        self._taken: list[Received] = []  # not acknowledged yet
+        self._here: set[int | None] = set()  # the numbers of the messages of a durable consumer that are here
         self._reported_lost = 0  # of the lost messages
 
     async def start(self) -> Self:
@@ -104,10 +104,7 @@ class Events(Source):
         subscriptions: list[Subscription] = []
         try:
             for subject in self.filters:
-                subscription = await connection.subscribe(
-                    subject, self._take, self._queue, pending_msgs_limit=0, pending_bytes_limit=0
-                )
-                subscriptions.append(subscription)
+                subscriptions.append(await connection.subscribe_blocks(subject, self._take, self._queue))
             await connection.fence(_API_TIMEOUT)
             self._resumed()
             await connection.lost()
@@ -140,30 +137,22 @@ class Events(Source):
     async def _follow(self, connection: NatsConnection, kept: Kept) -> None:
         start = kept.start
         if self._newest is not None:
-            start = stream_number(self._newest) + 1
+            start = (stream_number(self._newest) or 0) + 1
             if start > await self._last(connection, kept.stream) + 1:
                 _logger.warning("JetStream: the stream %s was recreated; reading it from its beginning", kept.stream)
                 start = "first"
-        async with Ordered(connection, partial(self._take_when_space, connection)) as consumer:
+        async with Ordered(connection, partial(self._take_next, connection), self._has_space) as consumer:
+            self._ordered = consumer
             await consumer.open(kept.stream, self._config(start))
             self._resumed()
             await consumer.broken()
 
     async def _share(self, connection: NatsConnection, kept: Kept, durable: str) -> None:
-        await self._check(connection, kept.stream, durable)
-        config = self._config(kept.start)
-        config.ack_policy, config.ack_wait = AckPolicy.EXPLICIT, _ACK_WAIT
-        config.max_ack_pending = _UNACKNOWLEDGED
-        subscription = await connection.unless_lost(
-            connection.jetstream.subscribe(
-                self.filters[0],
-                queue=self._queue or None,
-                durable=durable,
-                stream=kept.stream,
-                cb=self._take_unless_here,
-                config=config,
-                manual_ack=True,
-            )
+        config = await self._durable(connection, kept, durable)
+        # Unread messages of the connection before are delivered again.
+        self._here = {number for message in (*self._messages, *self._taken) if (number := stream_number(message))}
+        subscription = await connection.subscribe_blocks(
+            str(config.deliver_subject), partial(self._take_unless_here, connection), config.deliver_group or ""
         )
         try:
             self._resumed()
@@ -171,42 +160,68 @@ class Events(Source):
         finally:
             await unsubscribe(subscription)
 
-    async def _check(self, connection: NatsConnection, stream: str, durable: str) -> None:
-        """Raise `JetStreamError` if a consumer of that name has other filters."""
+    async def _durable(self, connection: NatsConnection, kept: Kept, durable: str) -> ConsumerConfig:
+        """Return the durable consumer, created if absent; raise `JetStreamError` if this program cannot read it."""
         try:
-            config = (await connection.unless_lost(connection.jetstream.consumer_info(stream, durable))).config
+            info: ConsumerInfo = await connection.unless_lost(connection.jetstream.consumer_info(kept.stream, durable))
         except nats.js.errors.NotFoundError:
-            return
+            config = self._config(kept.start).evolve(
+                durable_name=durable,
+                deliver_subject=connection.client.new_inbox(),
+                deliver_group=self._queue or None,
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=_ACK_WAIT,
+                max_ack_pending=_UNACKNOWLEDGED,
+            )
+            info = await connection.unless_lost(connection.jetstream.add_consumer(kept.stream, config))
+        else:
+            self._check(info, durable)
+        return info.config
+
+    def _check(self, info: ConsumerInfo, durable: str) -> None:
+        config = info.config
         reads = config.filter_subjects or [config.filter_subject or ""]
         if sorted(reads) != sorted(self.filters):
-            raise JetStreamError(
-                f"JetStream: the durable consumer {durable} reads {', '.join(reads)}, not {', '.join(self.filters)}: "
-                "choose another name, or delete it"
-            )
+            problem = f"reads {', '.join(reads)}, not {', '.join(self.filters)}: choose another name, or delete it"
+        elif config.deliver_subject is None:
+            problem = "is a pull consumer: choose another name, or delete it"
+        elif (config.deliver_group or "") != self._queue:
+            problem = f"is for the queue {config.deliver_group}" if config.deliver_group else "is not for a queue"
+        elif info.push_bound and not self._queue:
+            problem = "is already read by another program"
+        else:
+            return
+        raise JetStreamError(f"JetStream: the durable consumer {durable} {problem}")
 
-    async def _take(self, message: Msg) -> None:
-        self._append(message)
+    def _take(self, messages: list[Received]) -> None:
+        self._append(messages)
         while self._bytes > self._limit and len(self._messages) > 1:
             self._bytes -= _size(self._messages.popleft())
             self.lost += 1
 
-    async def _take_when_space(self, connection: NatsConnection, message: Msg) -> None:
-        while self._bytes > self._limit:
-            self._space.clear()
-            await self._space.wait()
-        if connection is self._connection:  # otherwise the new connection receives it again
-            self._newest = message
-            self._append(message)
+    def _has_space(self) -> bool:
+        return self._bytes <= self._limit
 
-    async def _take_unless_here(self, message: Msg) -> None:
+    def _take_next(self, connection: NatsConnection, messages: list[Received]) -> None:
+        if connection is self._connection:  # otherwise the new connection receives them again
+            self._newest = messages[-1]
+            self._append(messages)
+
+    def _take_unless_here(self, connection: NatsConnection, messages: list[Received]) -> None:
         # JetStream redelivers messages that were not acknowledged in time, even if they are still unread here.
-        number = stream_number(message)
-        if not any(stream_number(m) == number for m in (*self._messages, *self._taken)):
-            self._append(message)
+        new: list[Received] = []
+        for message in messages:
+            number = stream_number(message) if message.reply.startswith(ACK) else None
+            if number is None and message.reply and message.headers:  # flow control, if the consumer has it
+                connection.send_block(publication(message.reply, b""))
+            elif number is not None and number not in self._here:
+                self._here.add(number)
+                new.append(message)
+        self._append(new)
 
-    def _append(self, message: Msg) -> None:
-        self._messages.append(message)
-        self._bytes += _size(message)
+    def _append(self, messages: list[Received]) -> None:
+        self._messages.extend(messages)
+        self._bytes += sum([_size(message) for message in messages])
         self._news()
 
     def __aiter__(self) -> Self:
@@ -229,15 +244,16 @@ class Events(Source):
 
     async def ack(self) -> None:
         """Acknowledge the messages whose last envelope was read, as continuing the iteration does."""
-        taken, self._taken = self._taken, []
-        for message in taken:
-            await self._answer(message, Msg.Ack.Ack)
+        if self._taken:
+            taken, self._taken = self._taken, []
+            self._answer(taken, Msg.Ack.Ack)
 
-    async def _answer(self, message: Msg, what: bytes) -> None:
-        """Acknowledge or refuse a message; without a connection JetStream redelivers it."""
+    def _answer(self, messages: Iterable[Received], what: bytes) -> None:
+        """Acknowledge or refuse messages; without a connection JetStream redelivers them."""
+        self._here.difference_update(map(stream_number, messages))
         with contextlib.suppress(Disconnected):
             if self._connection is not None:
-                await self._connection.publish(message.reply, what)
+                self._connection.send_block(b"".join([publication(message.reply, what) for message in messages]))
 
     async def _next_message(self) -> None:
         """Wait for a message, and acknowledge those whose envelopes were all read."""
@@ -251,9 +267,10 @@ class Events(Source):
             raise SlowConsumer(lost)
         self._open(self._messages.popleft())
 
-    def _open(self, message: Msg) -> None:
+    def _open(self, message: Received) -> None:
         self._bytes -= _size(message)
-        self._space.set()
+        if self._ordered is not None:
+            self._ordered.resume()
         if self._kept is not None and self._kept.durable is not None:
             self._taken.append(message)
         self._envelopes.extend(unpack(message, self._prefix))
@@ -263,10 +280,9 @@ class Events(Source):
         reads = self._reading is not None
         await super().aclose()
         if reads and self._kept is not None and self._kept.durable is not None:
-            for message in (*self._taken, *self._messages):
-                await self._answer(message, Msg.Ack.Nak)
+            self._answer([*self._taken, *self._messages], Msg.Ack.Nak)
             self._messages.clear()
 
 
-def _size(message: Msg) -> int:
+def _size(message: Received) -> int:
     return len(message.data) + _OVERHEAD

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Self
 
 import nats.errors
 import nats.js.errors
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo
 
+from vicifast._wire import MAX_SUBJECTS, Received
 from vicifast.errors import ConnectionClosed, ViciError
 
 from ..bus.connection import Disconnected, NatsConnection, reason_of
@@ -29,7 +30,8 @@ _CONNECTION_TIMEOUT = 5.0  # seconds to wait for a connection at the start
 _HEARTBEAT = 1.0  # seconds; JetStream forgets ordered consumers when it restarts
 _SILENCE = 4 * _HEARTBEAT
 _INACTIVE = 2.0  # seconds after which JetStream deletes an unused consumer: each connection creates its own
-_ACK = "$JS.ACK."
+ACK = "$JS.ACK."
+"""The beginning of the reply subject of a message of JetStream."""
 
 
 class Source:
@@ -135,24 +137,28 @@ class Source:
 class Ordered:
     """An ordered JetStream consumer on one connection: passes each message to `take` once and in order until it breaks.
 
-    Flow control makes JetStream wait for `take`.
+    Flow control makes JetStream wait while `has_space` is unset.
     """
 
-    def __init__(self, connection: NatsConnection, take: Callable[[Msg], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        connection: NatsConnection,
+        take: Callable[[list[Received]], None],
+        has_space: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._connection = connection
         self._take = take
+        self._has_space = has_space
         self._inbox = connection.client.new_inbox()
         self._subscription: Subscription | None = None
         self._count = 0  # of messages, as JetStream numbers them for this consumer
-        self._busy = False
+        self._stalled = ""  # where to let JetStream continue, once there is space
         self._broken = False
         self._received = asyncio.Event()
 
     async def open(self, stream: str, config: ConsumerConfig) -> ConsumerInfo:
         """Create the consumer; raises the errors of JetStream."""
-        self._subscription = await self._connection.subscribe(
-            self._inbox, self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        self._subscription = await self._connection.subscribe_blocks(self._inbox, self._on_messages)
         config = config.evolve(
             deliver_subject=self._inbox,
             ack_policy=AckPolicy.NONE,
@@ -177,32 +183,46 @@ class Ordered:
                     await self._received.wait()
             except TimeoutError:
                 await self._connection.probe(_SILENCE)  # messages received meanwhile are read before its reply
-                if not self._received.is_set() and not self._busy:
+                if not self._received.is_set() and not self._stalled:
                     return
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_messages(self, messages: list[Received]) -> None:
         self._received.set()
-        if self._broken:
-            return
-        if not message.reply.startswith(_ACK):
-            await self._control(message.reply, message.headers or {})
-            return
-        if _number(message.reply) != self._count + 1:
-            self._broken = True
-            return
-        self._count += 1
-        self._busy = True
-        try:
-            await self._take(message)
-        finally:
-            self._busy = False
+        taken: list[Received] = []
+        for message in messages:
+            if self._broken:
+                break
+            if not message.reply.startswith(ACK):
+                self._pass(taken)
+                taken = []
+                self._control(message.reply, message.headers or {})
+                continue
+            number = consumer_number(message)
+            if number is None:
+                continue  # of another program
+            if number != self._count + 1:
+                self._broken = True
+                break
+            self._count = number
+            taken.append(message)
+        self._pass(taken)
 
-    async def _control(self, reply: str, headers: Mapping[str, str]) -> None:
+    def _pass(self, taken: list[Received]) -> None:
+        if taken:
+            self._take(taken)
+
+    def _control(self, reply: str, headers: Mapping[str, str]) -> None:
         """Acknowledge flow control after the messages before it; compare the count of a heartbeat."""
-        if to := reply or headers.get("Nats-Consumer-Stalled"):
-            with contextlib.suppress(Disconnected):
-                await self._connection.publish(to, b"")
+        self._stalled = reply or headers.get("Nats-Consumer-Stalled") or self._stalled
+        self.resume()
         self._broken = headers.get("Nats-Last-Consumer", str(self._count)) != str(self._count)
+
+    def resume(self) -> None:
+        """Let JetStream continue, if it waits and there is space."""
+        if self._stalled and self._has_space():
+            to, self._stalled = self._stalled, ""
+            with contextlib.suppress(Disconnected):
+                self._connection.send_block(publication(to, b""))
 
     async def __aenter__(self) -> Self:
         return self
@@ -218,12 +238,34 @@ async def unsubscribe(subscription: Subscription) -> None:
         await subscription.unsubscribe()
 
 
-def stream_number(message: Msg) -> int:
-    """Return the sequence number of a JetStream message in its stream."""
+def publication(subject: str, payload: bytes) -> bytes:
+    """Return a message in the protocol of NATS clients; empty if nothing can be published to the subject.
+
+    For subjects of the server, which are short. Another program may have sent one that would begin another message.
+    """
+    if not subject.isascii() or not subject.isprintable() or " " in subject or len(subject) > MAX_SUBJECTS:
+        return b""
+    return b"PUB %b %d\r\n%b\r\n" % (subject.encode(), len(payload), payload)
+
+
+def stream_number(message: Received) -> int | None:
+    """Return the sequence number of a JetStream message in its stream; None for a message of another program."""
+    return _field(message, 5)
+
+
+def consumer_number(message: Received) -> int | None:
+    """Return the sequence number of a JetStream message in its consumer."""
+    return _field(message, 6)
+
+
+def stored_at(message: Received) -> datetime:
+    """Return when JetStream stored a message."""
+    return datetime.fromtimestamp((_field(message, 7) or 0) / 1e9, UTC)
+
+
+def _field(message: Received, index: int) -> int | None:
     tokens = message.reply.split(".")
-    return int(tokens[5 if len(tokens) == 9 else 7])  # the longer form includes a domain and an account
-
-
-def _number(reply: str) -> int:
-    tokens = reply.split(".")
-    return int(tokens[6 if len(tokens) == 9 else 8])
+    if len(tokens) < 9:
+        return None
+    text = tokens[index if len(tokens) == 9 else index + 2]  # the longer form includes a domain and an account
+    return int(text) if text.isdecimal() and len(text) <= 20 else None

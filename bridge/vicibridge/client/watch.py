@@ -7,15 +7,16 @@ from datetime import datetime
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import nats.js.errors
-from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig, DeliverPolicy
+
+from vicifast._wire import Received
 
 from ..bus.connection import NatsConnection
 from ..bus.supervisor import ConnectionSupervisor
 from ..contract import bucket_values
 from .calls import news
 from .errors import JetStreamError
-from .source import Ordered, Source
+from .source import Ordered, Source, stored_at
 
 V = TypeVar("V", bound=Mapping[str, Any])
 
@@ -69,17 +70,21 @@ class Watch(Source, Generic[V]):
             self._check_complete()
             await ordered.broken()
 
-    async def _take(self, message: Msg) -> None:
+    def _take(self, messages: list[Received]) -> None:
+        for message in messages:
+            self._take_one(message)
+        self._received += len(messages)
+        self._check_complete()
+        self._news()
+
+    def _take_one(self, message: Received) -> None:
         key = message.subject.removeprefix(self._prefix)
         if bucket_values.is_gone(message.headers):
             if self._bucket == bucket_values.NODE:  # the keys of other buckets are too many
-                self.removed[key] = message.metadata.timestamp
+                self.removed[key] = stored_at(message)
             self._set(key, None)
         else:
             self._read_value(key, message.data)
-        self._received += 1
-        self._check_complete()
-        self._news()
 
     def _read_value(self, key: str, data: bytes) -> None:
         if self._listed is not None:

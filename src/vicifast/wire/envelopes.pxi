@@ -135,29 +135,23 @@ cdef object take_items(const uint8_t** at, const uint8_t* end, Py_ssize_t count,
             return section if is_map else items
         count -= 1
         if is_map:
-            name = text_in(&item)
+            name = text_at(item.text, item.size)
             at[0] = value_after(at[0], end, json, &item)
         if item.kind < PLAIN_STRING:
             value = take_items(at, end, item.size, item.kind == PLAIN_MAP)
         else:
-            value = text_in(&item)
+            value = text_at(item.text, item.size)
         if is_map:
             section[name] = value
         else:
             items.append(value)
 
 
-cdef inline str text_in(Token* token):
-    made = <object>new_text(token.text, token.size)
-    Py_DECREF(made)
-    return made
-
-
 cdef inline str text_or(str known, Token* last, Token* token):
     """The text of a token: `known`, unless None, if it is that of `last`."""
     if known is not None and token.size == last.size and is_same(token.text, last.text, token.size):
         return known
-    return text_in(token)
+    return text_at(token.text, token.size)
 
 
 cdef struct Sealed:

@@ -15,10 +15,7 @@ cdef uint64_t take_number(Cursor* cursor, int size) except? 0xFFFFFFFF:
 
 
 cdef object take_text(Cursor* cursor, Py_ssize_t size):
-    cdef const uint8_t* text = take(cursor, size, b"a msgpack string")
-    made = <object>new_text(text, size)
-    Py_DECREF(made)
-    return made
+    return text_at(take(cursor, size, b"a msgpack string"), size)
 
 
 cdef object take_integer(Cursor* cursor, int kind):

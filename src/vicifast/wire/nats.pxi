@@ -1,9 +1,11 @@
-# BlockWriter and AckReader: the two ends of publishing to JetStream, in the protocol of NATS clients.
+# BlockWriter, AckReader and BlockReader: messages to and from a server, in the protocol of NATS clients.
 
 cpdef enum:
     MAX_SUBJECTS = 3500  # bytes of subject and reply subject; nats-server limits their line to 4096 (max_control_line)
+    MAX_HEADERS = 16384  # bytes of headers that a client reads; limits the time that it takes
 
 cdef enum:
+    MAX_MESSAGE = 0x7FFFFFFF  # more than any server sends
     NUMBER = 20  # digits of a 64-bit number
     LINE = 128  # more than the rest of a line: operation, blanks, reply number, two sizes
 
@@ -269,3 +271,218 @@ cdef class AckReader:
         self.found = {}
         self.acks = None
         return found
+
+
+@cython.final
+cdef class Received:
+    """A message of a subscription. `headers` is None without headers."""
+
+    cdef readonly str subject
+    cdef readonly str reply
+    cdef readonly bytes data
+    cdef object lines  # the headers: bytes, a dict, or None
+
+    def __init__(self, str subject not None, str reply not None, bytes data not None, dict headers=None):
+        self.subject = subject
+        self.reply = reply
+        self.data = data
+        self.lines = headers
+
+    @property
+    def headers(self):
+        lines = self.lines
+        if not PyBytes_CheckExact(lines):
+            return lines
+        found = {}
+        for line in lines.split(b"\r\n"):
+            name, mark, value = line.partition(b":")
+            if mark:
+                found[name.decode("ascii")] = value.strip().decode("utf-8", "replace")
+        return found
+
+
+cdef struct Delivery:
+    # A message in the protocol: where its parts are.
+    uint64_t sid
+    const uint8_t* subject
+    Py_ssize_t subject_size
+    const uint8_t* reply
+    Py_ssize_t reply_size
+    const uint8_t* headers
+    Py_ssize_t headers_size  # 0 without headers
+    const uint8_t* payload
+    Py_ssize_t payload_size
+
+
+cdef enum:
+    OTHER = 0  # a message that is left to the client, or something else
+    PART = 1  # the beginning of a message
+    WHOLE = 2
+
+
+cdef inline const uint8_t* skip_printable(Cursor* cursor) noexcept:
+    """Move past printable ASCII and the blank after it, and return the position of the blank; NULL without both."""
+    cdef const uint8_t* start = cursor.pos
+    while cursor.pos < cursor.end and c" " < cursor.pos[0] <= c"~":
+        cursor.pos += 1
+    if cursor.pos == start or cursor.pos == cursor.end or cursor.pos[0] != c" ":
+        return NULL
+    cursor.pos += 1
+    return cursor.pos - 1
+
+
+cdef bint skip_line(Cursor* cursor, Delivery* found, uint64_t* head, uint64_t* size) noexcept:
+    """Move past the line before a message: `[H]MSG subject sid [reply] [bytes of headers] bytes`."""
+    cdef bint has_headers = skip_text(cursor, b"HMSG ", 5)
+    cdef const uint8_t* after
+    cdef Cursor before
+    head[0] = 0
+    if not has_headers and not skip_text(cursor, b"MSG ", 4):
+        return False
+    found.subject = cursor.pos
+    after = skip_printable(cursor)
+    if not after:
+        return False
+    found.subject_size = after - found.subject
+    if not skip_number(cursor, &found.sid) or not skip_text(cursor, b" ", 1):
+        return False
+    # A reply may be a number too: the count of fields decides.
+    found.reply = cursor.pos
+    found.reply_size = 0
+    before = cursor[0]
+    if skip_sizes(cursor, has_headers, head, size):
+        return True
+    cursor[0] = before
+    after = skip_printable(cursor)
+    if not after:
+        return False
+    found.reply_size = after - found.reply
+    return skip_sizes(cursor, has_headers, head, size)
+
+
+cdef inline bint skip_sizes(Cursor* cursor, bint has_headers, uint64_t* head, uint64_t* size) noexcept:
+    """Move past the last fields of the line and its end."""
+    if has_headers and not (skip_number(cursor, head) and skip_text(cursor, b" ", 1)):
+        return False
+    return skip_number(cursor, size) and skip_text(cursor, b"\r\n", 2) and head[0] <= size[0] < MAX_MESSAGE
+
+
+cdef inline bint are_plain_headers(const uint8_t* text, Py_ssize_t size) noexcept:
+    """Whether this is `NATS/1.0`, lines of headers and an empty line, without a status."""
+    if not 12 < size <= MAX_HEADERS or memcmp(text, b"NATS/1.0\r\n", 10) or memcmp(text + size - 2, b"\r\n", 2):
+        return False
+    return are_headers(text + 10, size - 12)
+
+
+@cython.final
+cdef class BlockReader:
+    """Reads the messages that some subscriptions receive, without an object of the client for each.
+
+    Messages with a status instead of headers, or with malformed or unusual headers or subjects, are left to the client,
+    which passes them to `add` to keep their order.
+    """
+
+    cdef dict found  # the messages by subscription
+    cdef uint64_t sid
+    cdef list messages  # of `sid`, also in `found`
+    cdef readonly bint incomplete
+    """Whether the next message is one to be read, but has not arrived as a whole."""
+
+    def __cinit__(self):
+        self.found = {}
+
+    @cython.critical_section
+    def watch(self, uint64_t sid):
+        """Read the messages of the subscription numbered `sid`."""
+        self.found[sid] = []
+
+    @cython.critical_section
+    def forget(self, uint64_t sid):
+        """Leave the messages of a subscription to the client again, and discard those read."""
+        self.found.pop(sid, None)
+        self.messages = None
+
+    @cython.critical_section
+    def read(self, data, /):
+        """Read the messages at the beginning of `data`, a bytes-like object that begins with a message.
+
+        Return the number of bytes that they fill; the next byte belongs to something else, or to an incomplete message.
+        """
+        cdef Py_buffer view
+        self.incomplete = False
+        if not self.found:
+            return 0
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self.read_all(<const uint8_t*>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef Py_ssize_t read_all(self, const uint8_t* data, Py_ssize_t size) except -1:
+        cdef Cursor cursor
+        cdef Delivery found
+        cdef Py_ssize_t used = 0
+        cdef int kind
+        cdef list messages
+        cursor.pos = data
+        cursor.end = data + size
+        while True:
+            kind = self.skip(&cursor, &found)
+            if kind != WHOLE:
+                self.incomplete = kind == PART
+                return used
+            made = received(&found)
+            messages = self.messages_of(found.sid)  # after creating objects, which can run any code
+            if messages is not None:
+                messages.append(made)
+            used = cursor.pos - data
+
+    cdef int skip(self, Cursor* cursor, Delivery* found) except -1:
+        """Move past a message of a watched subscription."""
+        cdef uint64_t head, size
+        if not skip_line(cursor, found, &head, &size) or self.messages_of(found.sid) is None:
+            return OTHER
+        if <uint64_t>(cursor.end - cursor.pos) < size + 2:
+            return PART
+        found.headers = cursor.pos
+        found.headers_size = head
+        if head and not are_plain_headers(found.headers, head):
+            return OTHER
+        found.payload = cursor.pos + head
+        found.payload_size = size - head
+        cursor.pos += size
+        return WHOLE if skip_text(cursor, b"\r\n", 2) else OTHER
+
+    cdef list messages_of(self, uint64_t sid):
+        if self.messages is None or sid != self.sid:
+            self.messages = self.found.get(sid)
+            self.sid = sid
+        return self.messages
+
+    @cython.critical_section
+    def add(self, uint64_t sid, Received message not None):
+        """Add a message that was left to the client."""
+        self.found[sid].append(message)
+
+    @cython.critical_section
+    def take(self):
+        """Return the messages since the last call, by subscription, in order."""
+        cdef dict taken = {}
+        for sid in list(self.found):
+            none_yet = []  # before the messages are read, as creating it can run any code
+            messages = self.found.get(sid)
+            if messages:
+                self.found[sid] = none_yet
+                self.messages = None
+                taken[sid] = messages
+        return taken
+
+
+cdef Received received(Delivery* found):
+    cdef Received made = Received.__new__(Received)
+    made.subject = text_at(found.subject, found.subject_size)
+    made.reply = text_at(found.reply, found.reply_size)
+    made.data = found.payload[:found.payload_size]
+    if found.headers_size:
+        made.lines = (found.headers + 10)[:found.headers_size - 12]
+    return made

@@ -213,6 +213,12 @@ cdef inline PyObject* new_text(const uint8_t* text, Py_ssize_t size) except NULL
     return PyUnicode_DecodeUTF8(<const char*>text, size, "surrogateescape")
 
 
+cdef inline str text_at(const uint8_t* text, Py_ssize_t size):
+    made = <object>new_text(text, size)
+    Py_DECREF(made)
+    return made
+
+
 cdef inline bint same_text(PyObject* known, const uint8_t* text, Py_ssize_t size) noexcept:
     return PyUnicode_GET_LENGTH(known) == size and is_same(<const uint8_t*>PyUnicode_DATA(known), text, size)
 
