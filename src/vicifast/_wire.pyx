@@ -46,6 +46,8 @@ from vicifast.wire.cpython cimport (
     PyLong_Check,
     PyODict_New,
     PyODict_SetItem,
+    PyObject_GC_Track,
+    PyObject_GC_UnTrack,
     PyTypeObject,
     PyUnicode_Check,
     PyUnicode_CheckExact,

@@ -31,6 +31,10 @@ Acks: TypeAlias = dict[int, int]
 """Acknowledged messages: by number of each, its sequence number in the stream."""
 
 _END = b"\r\n"
+# Bytes that asyncio's transport receives at once. By default they are 256 KiB: malloc then maps and unmaps memory for
+# each read, and its page faults take as much CPU as all of the parsing.
+_RECEIVED = 64 * 1024
+_READ = 4 * _RECEIVED  # more than asyncio's reader holds
 
 
 class Malformed(Error):
@@ -47,6 +51,13 @@ class _Transport(TcpTransport):
     eof_received() has no effect when using ssl"), and read ahead without limit.
     """
 
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        await super().connect(uri, buffer_size, connect_timeout)
+        assert self._io_writer is not None
+        transport = self._io_writer.transport
+        if hasattr(transport, "max_size"):
+            transport.max_size = _RECEIVED
+
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
@@ -60,6 +71,11 @@ class _Transport(TcpTransport):
         assert transport is not None
         protocol.connection_made(transport)
         self._io_reader, self._io_writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def read(self, buffer_size: int) -> bytes:
+        """Read all that has been received, of which nats-py would read 32 KiB."""
+        assert self._io_reader is not None
+        return await self._io_reader.read(_READ)
 
     def __bool__(self) -> bool:
         return True  # nats-py would replace a transport that is not connected yet
@@ -201,6 +217,8 @@ class _Parser(Parser):
 
     async def parse(self, data: bytes = b"") -> None:
         """Append received data, and process every complete message."""
+        if not self.buf and self._message is None:
+            data = data[self.nc.blocks.read(data) :]  # most of it, without another copy
         self.buf += data
         try:
             while await self._take_next():

@@ -34,6 +34,8 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         vectorcallfunc tp_vectorcall
     bint PyLong_Check(object value)
+    void PyObject_GC_Track(PyObject* object)
+    void PyObject_GC_UnTrack(PyObject* object)
     long long PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
 

@@ -58,6 +58,7 @@ cdef class Envelope:
             made = take_plain(&at, self.start, PyBytes_GET_SIZE(<PyObject*>content), self.count)
             if self.content is content:  # creating objects can run the garbage collector, and that any code
                 self.content = made
+                PyObject_GC_Track(<PyObject*>self)
         return self.content
 
     def to_dict(self):
@@ -270,6 +271,7 @@ def envelopes(bytes payload not None, str subject not None, str node not None, /
         made.node = node
         made.boot = boot = text_or(boot, &last.boot, &found.boot)
         made.event = event = text_or(event, &last.event, &found.event)
+        PyObject_GC_UnTrack(<PyObject*>made)  # until it has data: it cannot be part of a cycle
         made.seq = found.seq
         made.time = found.time
         made.subject = subject
