@@ -269,9 +269,9 @@ _LINES = (
 Delivered: TypeAlias = tuple[str, str, bytes, dict[str, str] | None]
 
 
-def delivered(data: bytes, watched: Iterable[int]) -> tuple[int, bool, dict[int, list[Delivered]]]:
+def delivered(data: bytes, watched: Iterable[int]) -> tuple[int, bool, list[tuple[int, list[Delivered]]]]:
     """Return the size of the messages at the beginning of what a server sent, whether one is cut, and them."""
-    used, found = 0, dict[int, list[Delivered]]()
+    used, found = 0, list[tuple[int, list[Delivered]]]()
     while line := _LINES[0].match(data, used) or _LINES[1].match(data, used):
         sid, head, size = int(line[2]), int(line[4] or 0), int(line[5])
         end = line.end() + size
@@ -288,6 +288,8 @@ def delivered(data: bytes, watched: Iterable[int]) -> tuple[int, bool, dict[int,
         pairs = [one.partition(b": ") for one in lines.split(b"\r\n")[:-1]]
         named = {name.decode(): value.strip().decode("utf-8", "replace") for name, _, value in pairs}
         message = line[1].decode(), (line[3] or b"").decode(), payload, named if head else None
-        found.setdefault(sid, []).append(message)
+        if not found or found[-1][0] != sid:
+            found.append((sid, []))
+        found[-1][1].append(message)
         used = end + 2
     return used, False, found

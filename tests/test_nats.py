@@ -232,11 +232,11 @@ def block_reader(*watched: int) -> BlockReader:
     return made
 
 
-def taken(blocks: BlockReader) -> dict[int, list[reference.Delivered]]:
-    return {
-        sid: [(message.subject, message.reply, message.data, message.headers) for message in messages]
-        for sid, messages in blocks.take().items()
-    }
+def taken(blocks: BlockReader) -> list[tuple[int, list[reference.Delivered]]]:
+    return [
+        (sid, [(message.subject, message.reply, message.data, message.headers) for message in messages])
+        for sid, messages in blocks.take()
+    ]
 
 
 def test_messages_by_subscription() -> None:
@@ -251,11 +251,12 @@ def test_messages_by_subscription() -> None:
     )
     assert blocks.read(data) == len(data) and not blocks.incomplete
     subject = "vici.gw1.log"
-    assert taken(blocks) == {
-        3: [(subject, "", b"", None), (subject, "7", b"a\r\nMSG", {"A": "ä", "B": ""}), (subject, "", b"c", None)],
-        4: [(subject, "$JS.ACK.x", b"b", None)],
-    }
-    assert blocks.take() == {}
+    assert taken(blocks) == [
+        (3, [(subject, "", b"", None), (subject, "7", b"a\r\nMSG", {"A": "ä", "B": ""})]),
+        (4, [(subject, "$JS.ACK.x", b"b", None)]),
+        (3, [(subject, "", b"c", None)]),
+    ]
+    assert blocks.take() == []
     blocks.forget(4)
     assert blocks.read(delivery(sid=4)) == 0 and BlockReader().read(data) == 0
 
@@ -265,7 +266,7 @@ def test_messages_that_were_left_to_the_client_keep_their_order() -> None:
     blocks.read(delivery(b"a"))
     blocks.add(3, other)
     blocks.read(delivery(b"b"))
-    assert [data for _, _, data, _ in taken(blocks)[3]] == [b"a", b"d", b"b"]
+    assert [data for _, _, data, _ in taken(blocks)[0][1]] == [b"a", b"d", b"b"]
     assert (other.subject, other.reply, other.data, other.headers) == ("s", "r", b"d", {"Status": "100"})
 
 
@@ -280,7 +281,7 @@ def test_messages_that_were_left_to_the_client_keep_their_order() -> None:
 def test_any_other_message_is_left_to_the_client(other: bytes) -> None:
     blocks, first = block_reader(), delivery(b"first")
     assert blocks.read(exact(first + other)) == len(first) and not blocks.incomplete
-    assert len(blocks.take()[3]) == 1
+    assert len(blocks.take()[0][1]) == 1
 
 
 def test_every_cut_of_messages() -> None:
@@ -289,7 +290,7 @@ def test_every_cut_of_messages() -> None:
         blocks = block_reader()
         used = blocks.read(exact(data[:cut]))
         assert used <= cut and blocks.read(exact(data[used:])) == len(data) - used and not blocks.incomplete
-        assert [message[2] for message in taken(blocks)[3]] == [b"a", b"b" * 40, b"c"]
+        assert [message[2] for _, messages in taken(blocks) for message in messages] == [b"a", b"b" * 40, b"c"]
 
 
 DELIVERIES = st.one_of(
@@ -319,7 +320,7 @@ def test_collector_takes_messages_meanwhile() -> None:
     found: list[int] = []
 
     def take() -> None:
-        for messages in blocks.take().values():
+        for _, messages in blocks.take():
             found.extend(int(message.data) for message in messages)
 
     with collecting(take):

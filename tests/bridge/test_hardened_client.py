@@ -203,6 +203,22 @@ def test_large_messages_and_other_subscriptions_in_between(nats_server: NatsServ
     run(test())
 
 
+def test_order_between_subscriptions(nats_server: NatsServer) -> None:
+    async def test() -> None:
+        async with connected(nats_server) as (client, _, _):
+            got: list[bytes] = []
+            for subject in ("s.a", "s.b", "s.c"):
+                await client.subscribe_blocks(
+                    subject, lambda messages: got.extend(message.data for message in messages)
+                )
+            for number in range(300):
+                await client.publish(f"s.{'abc'[number % 3]}", b"%d" % number)
+            await until(lambda: len(got) == 300)
+            assert got == [b"%d" % number for number in range(300)]
+
+    run(test())
+
+
 def test_lost_connection_sends_no_block(nats_server: NatsServer) -> None:
     async def test() -> None:
         async with connected(nats_server) as (client, _, _):

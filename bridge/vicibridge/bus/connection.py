@@ -201,7 +201,7 @@ class NatsConnection:
     async def subscribe_blocks(
         self, subject: str, receive: Callable[[list[Received]], None], queue: str = ""
     ) -> Subscription:
-        """Subscribe; `receive` gets all messages of each read at once, in order."""
+        """Subscribe; `receive` gets messages that arrived one after the other, in order also between subscriptions."""
         return await self.unless_lost(self.client.subscribe_blocks(subject, receive, queue))
 
     async def probe(self, timeout: float) -> None:

@@ -134,7 +134,7 @@ class HardClient(Client):
     async def subscribe_blocks(
         self, subject: str, receive: Callable[[list[Received]], None], queue: str = ""
     ) -> Subscription:
-        """Subscribe; `receive` gets all messages of each read at once, in order."""
+        """Subscribe; `receive` gets messages that arrived one after the other, in order also between subscriptions."""
         number = self._sid + 1  # nats-py numbers a subscription before it first waits
         self.blocks.watch(number)
         self._receive[number] = receive
@@ -158,7 +158,7 @@ class HardClient(Client):
                 self._settle[number](acks)
             except Exception as error:  # as for the callbacks of subscriptions: it must not end the reading
                 await self._error_cb(error)
-        for number, messages in self.blocks.take().items():
+        for number, messages in self.blocks.take():
             self.stats["in_msgs"] += len(messages)
             self.stats["in_bytes"] += sum([len(message.data) for message in messages])
             try:

@@ -382,24 +382,26 @@ cdef class BlockReader:
     which passes them to `add` to keep their order.
     """
 
-    cdef dict found  # the messages by subscription
+    cdef set watched
+    cdef list runs  # tuples of a subscription and its messages that arrived one after the other
     cdef uint64_t sid
-    cdef list messages  # of `sid`, also in `found`
+    cdef list messages  # of the last run, whose subscription is `sid`
     cdef readonly bint incomplete
     """Whether the next message is one to be read, but has not arrived as a whole."""
 
     def __cinit__(self):
-        self.found = {}
+        self.watched = set()
+        self.runs = []
 
     @cython.critical_section
     def watch(self, uint64_t sid):
         """Read the messages of the subscription numbered `sid`."""
-        self.found[sid] = []
+        self.watched.add(sid)
 
     @cython.critical_section
     def forget(self, uint64_t sid):
-        """Leave the messages of a subscription to the client again, and discard those read."""
-        self.found.pop(sid, None)
+        """Leave the messages of a subscription to the client again."""
+        self.watched.discard(sid)
         self.messages = None
 
     @cython.critical_section
@@ -410,7 +412,7 @@ cdef class BlockReader:
         """
         cdef Py_buffer view
         self.incomplete = False
-        if not self.found:
+        if not self.watched:
             return 0
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
@@ -423,7 +425,6 @@ cdef class BlockReader:
         cdef Delivery found
         cdef Py_ssize_t used = 0
         cdef int kind
-        cdef list messages
         cursor.pos = data
         cursor.end = data + size
         while True:
@@ -431,16 +432,13 @@ cdef class BlockReader:
             if kind != WHOLE:
                 self.incomplete = kind == PART
                 return used
-            made = received(&found)
-            messages = self.messages_of(found.sid)  # after creating objects, which can run any code
-            if messages is not None:
-                messages.append(made)
+            self.append(found.sid, received(&found))
             used = cursor.pos - data
 
     cdef int skip(self, Cursor* cursor, Delivery* found) except -1:
         """Move past a message of a watched subscription."""
         cdef uint64_t head, size
-        if not skip_line(cursor, found, &head, &size) or self.messages_of(found.sid) is None:
+        if not skip_line(cursor, found, &head, &size) or not self.is_watched(found.sid):
             return OTHER
         if <uint64_t>(cursor.end - cursor.pos) < size + 2:
             return PART
@@ -453,29 +451,32 @@ cdef class BlockReader:
         cursor.pos += size
         return WHOLE if skip_text(cursor, b"\r\n", 2) else OTHER
 
-    cdef list messages_of(self, uint64_t sid):
+    cdef bint is_watched(self, uint64_t sid) except -1:
+        return self.messages is not None and sid == self.sid or sid in self.watched
+
+    cdef int append(self, uint64_t sid, Received message) except -1:
         if self.messages is None or sid != self.sid:
-            self.messages = self.found.get(sid)
+            messages = []
+            run = (sid, messages)
+            self.runs.append(run)  # after creating objects, which can run any code
+            self.messages = messages
             self.sid = sid
-        return self.messages
+        self.messages.append(message)
+        return 0
 
     @cython.critical_section
     def add(self, uint64_t sid, Received message not None):
         """Add a message that was left to the client."""
-        self.found[sid].append(message)
+        self.append(sid, message)
 
     @cython.critical_section
     def take(self):
-        """Return the messages since the last call, by subscription, in order."""
-        cdef dict taken = {}
-        for sid in list(self.found):
-            none_yet = []  # before the messages are read, as creating it can run any code
-            messages = self.found.get(sid)
-            if messages:
-                self.found[sid] = none_yet
-                self.messages = None
-                taken[sid] = messages
-        return taken
+        """Return the messages since the last call, in the order of arrival, as runs of one subscription."""
+        cdef list none_yet = []
+        runs = self.runs
+        self.runs = none_yet
+        self.messages = None
+        return runs
 
 
 cdef Received received(Delivery* found):
