@@ -73,7 +73,9 @@ async def change(admin: Admin, **properties: Any) -> None:
 
 
 async def envelopes(server: NatsServer) -> list[Envelope]:
-    return [envelope for message in await stored(server.url) for envelope in unpack(message)]
+    messages = await stored(server.url)
+    # A transform of subjects replaces their prefix.
+    return [envelope for message in messages for envelope in unpack(message, message.subject.partition(".")[0])]
 
 
 def of_events(found: list[Envelope]) -> list[int]:
