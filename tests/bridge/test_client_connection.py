@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import nats
 import pytest
-from harness import NatsServer, run, until
+from harness import NatsServer, processed, run, until
 from identities import Operator
 from mirror_values import sa, sa_value
 from nats.aio.client import Client
@@ -118,7 +118,7 @@ def test_requests_resume_after_a_user_is_revoked(make_nats_server: Callable[...,
             connected = fleet.client
             requests: asyncio.Queue[Any] = asyncio.Queue()
             await other.subscribe("vici.gw1.cmd.*", cb=requests.put)
-            await other.flush()
+            await processed(other)
             node = fleet.node("gw1")
             limited = asyncio.create_task(node.version())
             unlimited = asyncio.create_task(node.call("version", timeout=None))
@@ -223,7 +223,7 @@ def test_timeouts_hold_across_connection_loss(nats_server: NatsServer) -> None:
         other = await nats.connect(nats_server.url, allow_reconnect=False)
         async with Fleet(nats_server.url) as fleet:
             requests = await other.subscribe("vici.*.cmd.*")
-            await other.flush()
+            await processed(other)
             lost = asyncio.create_task(fleet.node("gw1").version(timeout=2))
             await requests.next_msg()
             await other.close()

@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import nats
 import pytest
-from harness import NatsServer, run, service, settings, until, up
+from harness import NatsServer, processed, run, service, settings, until, up
 from mirror_values import sa_value
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -400,8 +400,7 @@ def test_slow_consumer_is_reported(nats_server: NatsServer) -> None:
             for seq in range(1, 501):
                 await other.publish(SUBJECT, msgpack.packb({**GOOD, "event": "ike-updown", "seq": seq}))
             await other.publish(SUBJECT, b"nonsense")
-            await other.flush()
-            await other.flush()
+            await processed(other)
             await until(lambda: events.lost > 300)
             with pytest.raises(SlowConsumer) as dropped:
                 await anext(events)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NatsServer, Observer, bucket, observing, run, service, settings, until
+from harness import NatsServer, Observer, bucket, observing, processed, run, service, settings, until
 from vicibridge.config.model import Config, EventsConfig
 from vicibridge.contract.names import EventCodec
 from vicibridge.contract.subjects import Subjects
@@ -292,7 +292,7 @@ def test_markers_of_deleted_keys_take_no_memory(nats_server: NatsServer) -> None
                 for number in range(marks):
                     await observer.client.publish(f"$KV.VICI_SA.gw1.gone.{number}", b"", headers=purge)
                 await observer.client.publish("$KV.VICI_SA.gw1.gw.1", b"{}")  # after them, from another client
-                await observer.client.flush()
+                await processed(observer.client)
                 jetstream = observer.client.jetstream()
                 while (await jetstream.stream_info("KV_VICI_SA")).state.messages < marks + 1:
                     await asyncio.sleep(0.05)

@@ -13,7 +13,20 @@ from typing import Any
 
 import msgpack
 import pytest
-from harness import NatsServer, Observer, envelopes, observing, run, service, settings, start_bridge, stored, until, up
+from harness import (
+    NatsServer,
+    Observer,
+    envelopes,
+    observing,
+    processed,
+    run,
+    service,
+    settings,
+    start_bridge,
+    stored,
+    until,
+    up,
+)
 from nats.aio.msg import Msg
 
 from vicifast import protocol
@@ -81,7 +94,7 @@ def test_commands(nats_server: NatsServer) -> None:
             config = settings(nats_server.url, charon.address)
             async with service(config) as bridge:
                 await until(lambda: bridge.bus.connected)
-                await observer.client.flush()
+                await processed(observer.client)
 
                 [reply] = await observer.ask("vici.gw1.cmd.version", b"\x80")
                 assert msgpack.unpackb(reply.data) == {"daemon": "charon", "odd": b"\xff"}

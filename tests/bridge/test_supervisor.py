@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from harness import NatsServer, observing, run, running, settings, until
+from harness import NatsServer, observing, processed, run, running, settings, until
 from vicibridge.bus.connection import Disconnected, TooLarge
 from vicibridge.bus.nats_server import free_port
 
@@ -161,7 +161,7 @@ def test_fence_means_processed(nats_server: NatsServer) -> None:
                     await connection.publish("vici.x", b"x" * 5000)
                 await connection.fence(5)
                 # the server has routed all messages to the other client, which needs a round trip to receive them
-                await observer.client.flush()
+                await processed(observer.client)
                 assert len(observer.messages) == 10 * (number + 1)
 
     run(test())
