@@ -158,34 +158,88 @@ cdef inline bint skip_name(Cursor* cursor) noexcept:
     return skip_text(cursor, b'"', 1)
 
 
+cdef struct Delivery:
+    # A message in the protocol: where its parts are.
+    uint64_t sid
+    const uint8_t* subject
+    Py_ssize_t subject_size
+    const uint8_t* reply
+    Py_ssize_t reply_size
+    const uint8_t* headers
+    Py_ssize_t headers_size  # 0 without headers
+    const uint8_t* payload
+    Py_ssize_t payload_size
+
+
+cdef inline const uint8_t* skip_printable(Cursor* cursor) noexcept:
+    """Move past printable ASCII and the blank after it, and return the position of the blank; NULL without both."""
+    cdef const uint8_t* start = cursor.pos
+    while cursor.pos < cursor.end and c" " < cursor.pos[0] <= c"~":
+        cursor.pos += 1
+    if cursor.pos == start or cursor.pos == cursor.end or cursor.pos[0] != c" ":
+        return NULL
+    cursor.pos += 1
+    return cursor.pos - 1
+
+
+cdef bint skip_line(Cursor* cursor, Delivery* found, uint64_t* head, uint64_t* size) noexcept:
+    """Move past the line before a message: `[H]MSG subject sid [reply] [bytes of headers] bytes`."""
+    cdef bint has_headers = skip_text(cursor, b"HMSG ", 5)
+    cdef const uint8_t* after
+    cdef Cursor before
+    head[0] = 0
+    if not has_headers and not skip_text(cursor, b"MSG ", 4):
+        return False
+    found.subject = cursor.pos
+    after = skip_printable(cursor)
+    if not after:
+        return False
+    found.subject_size = after - found.subject
+    if not skip_number(cursor, &found.sid) or not skip_text(cursor, b" ", 1):
+        return False
+    # A reply may be a number too: the count of fields decides.
+    found.reply = cursor.pos
+    found.reply_size = 0
+    before = cursor[0]
+    if skip_sizes(cursor, has_headers, head, size):
+        return True
+    cursor[0] = before
+    after = skip_printable(cursor)
+    if not after:
+        return False
+    found.reply_size = after - found.reply
+    return skip_sizes(cursor, has_headers, head, size)
+
+
+cdef inline bint skip_sizes(Cursor* cursor, bint has_headers, uint64_t* head, uint64_t* size) noexcept:
+    """Move past the last fields of the line and its end."""
+    if has_headers and not (skip_number(cursor, head) and skip_text(cursor, b" ", 1)):
+        return False
+    return skip_number(cursor, size) and skip_text(cursor, b"\r\n", 2) and head[0] <= size[0] < MAX_MESSAGE
+
+
 cdef bint skip_ack(Cursor* cursor, Ack* ack) noexcept:
     """Move past a message that is an acknowledgement; otherwise the position is undefined.
 
     `MSG <inbox>.<number> <sid> <size>` and `{"stream":"S","seq":1}`, perhaps with a domain and the note that it is a
     duplicate, is all that nats-server sends for a message that it stored.
     """
-    cdef uint64_t size
-    cdef const uint8_t* dot = NULL
+    cdef uint64_t head, size
+    cdef Delivery line
     cdef Cursor answer
-    if not skip_text(cursor, b"MSG ", 4):
+    if cursor.pos == cursor.end or cursor.pos[0] != c"M":  # not HMSG
         return False
-    ack.inbox = cursor.pos
-    while cursor.pos < cursor.end and cursor.pos[0] > c" ":
-        if cursor.pos[0] == c".":
-            dot = cursor.pos
-        cursor.pos += 1
-    if not dot:
+    if not skip_line(cursor, &line, &head, &size) or line.reply_size or <uint64_t>(cursor.end - cursor.pos) < size:
         return False
-    answer.end = cursor.pos
-    answer.pos = dot + 1
-    ack.inbox_size = dot - ack.inbox
+    answer.end = answer.pos = line.subject + line.subject_size
+    while answer.pos > line.subject and (answer.pos - 1)[0] != c".":
+        answer.pos -= 1
+    if answer.pos == line.subject:
+        return False
+    ack.sid = line.sid
+    ack.inbox = line.subject
+    ack.inbox_size = answer.pos - 1 - line.subject
     if not skip_number(&answer, &ack.number) or answer.pos != answer.end:
-        return False
-    if not skip_text(cursor, b" ", 1) or not skip_number(cursor, &ack.sid):
-        return False
-    if not skip_text(cursor, b" ", 1) or not skip_number(cursor, &size) or not skip_text(cursor, b"\r\n", 2):
-        return False
-    if <uint64_t>(cursor.end - cursor.pos) < size:
         return False
     answer.pos = cursor.pos
     answer.end = cursor.pos = cursor.pos + size
@@ -301,70 +355,10 @@ cdef class Received:
         return found
 
 
-cdef struct Delivery:
-    # A message in the protocol: where its parts are.
-    uint64_t sid
-    const uint8_t* subject
-    Py_ssize_t subject_size
-    const uint8_t* reply
-    Py_ssize_t reply_size
-    const uint8_t* headers
-    Py_ssize_t headers_size  # 0 without headers
-    const uint8_t* payload
-    Py_ssize_t payload_size
-
-
 cdef enum:
     OTHER = 0  # a message that is left to the client, or something else
     PART = 1  # the beginning of a message
     WHOLE = 2
-
-
-cdef inline const uint8_t* skip_printable(Cursor* cursor) noexcept:
-    """Move past printable ASCII and the blank after it, and return the position of the blank; NULL without both."""
-    cdef const uint8_t* start = cursor.pos
-    while cursor.pos < cursor.end and c" " < cursor.pos[0] <= c"~":
-        cursor.pos += 1
-    if cursor.pos == start or cursor.pos == cursor.end or cursor.pos[0] != c" ":
-        return NULL
-    cursor.pos += 1
-    return cursor.pos - 1
-
-
-cdef bint skip_line(Cursor* cursor, Delivery* found, uint64_t* head, uint64_t* size) noexcept:
-    """Move past the line before a message: `[H]MSG subject sid [reply] [bytes of headers] bytes`."""
-    cdef bint has_headers = skip_text(cursor, b"HMSG ", 5)
-    cdef const uint8_t* after
-    cdef Cursor before
-    head[0] = 0
-    if not has_headers and not skip_text(cursor, b"MSG ", 4):
-        return False
-    found.subject = cursor.pos
-    after = skip_printable(cursor)
-    if not after:
-        return False
-    found.subject_size = after - found.subject
-    if not skip_number(cursor, &found.sid) or not skip_text(cursor, b" ", 1):
-        return False
-    # A reply may be a number too: the count of fields decides.
-    found.reply = cursor.pos
-    found.reply_size = 0
-    before = cursor[0]
-    if skip_sizes(cursor, has_headers, head, size):
-        return True
-    cursor[0] = before
-    after = skip_printable(cursor)
-    if not after:
-        return False
-    found.reply_size = after - found.reply
-    return skip_sizes(cursor, has_headers, head, size)
-
-
-cdef inline bint skip_sizes(Cursor* cursor, bint has_headers, uint64_t* head, uint64_t* size) noexcept:
-    """Move past the last fields of the line and its end."""
-    if has_headers and not (skip_number(cursor, head) and skip_text(cursor, b" ", 1)):
-        return False
-    return skip_number(cursor, size) and skip_text(cursor, b"\r\n", 2) and head[0] <= size[0] < MAX_MESSAGE
 
 
 cdef inline bint are_plain_headers(const uint8_t* text, Py_ssize_t size) noexcept:
