@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -67,13 +66,10 @@ _REFUSALS: dict[int, tuple[Meaning, str]] = {
 }
 _BLOCK = 128 * 1024  # bytes; a larger block is sent at once
 _NO_RESPONDERS = "503"
-_PLAIN = re.compile(rb'\{"stream":"([^"\\]+)",(?:"domain":"[^"\\]*",)?"seq":([1-9]\d*)(,"duplicate": true)?\}')
 
 
 def read_ack(message: Msg) -> PublishResult:
     """Return the meaning of JetStream's reply to a published message; an invalid reply is a refusal."""
-    if plain := _PLAIN.fullmatch(message.data):
-        return Stored(plain[1].decode(), int(plain[2]), plain[3] is not None)
     if message.headers and message.headers.get("Status") == _NO_RESPONDERS:
         return Refusal(503, 0, Meaning.MISSING, reason_of(NoStreamResponseError()))
     try:

@@ -15,7 +15,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypeVar, cast
 from urllib.parse import ParseResult
 
 from nats.aio.client import Client
@@ -27,6 +27,7 @@ from nats.protocol.parser import Parser
 
 from vicifast._wire import MAX_HEADERS, AckReader, BlockReader, Received
 
+_T = TypeVar("_T")
 Acks: TypeAlias = dict[int, int]
 """Acknowledged messages: by number of each, its sequence number in the stream."""
 
@@ -154,18 +155,19 @@ class HardClient(Client):
     async def pass_on(self) -> None:
         """Pass on the acknowledgements and messages that were read."""
         for number, acks in self.acks.take().items():
-            try:
-                self._settle[number](acks)
-            except Exception as error:  # as for the callbacks of subscriptions: it must not end the reading
-                await self._error_cb(error)
+            await self._call(self._settle[number], acks)
         for number, messages in self.blocks.take():
             self.stats["in_msgs"] += len(messages)
             self.stats["in_bytes"] += sum([len(message.data) for message in messages])
-            try:
-                if receive := self._receive.get(number):
-                    receive(messages)
-            except Exception as error:
-                await self._error_cb(error)
+            if receive := self._receive.get(number):
+                await self._call(receive, messages)
+
+    async def _call(self, callback: Callable[[_T], None], received: _T) -> None:
+        """Report an exception, as for the callbacks of subscriptions: it must not end the reading."""
+        try:
+            callback(received)
+        except Exception as error:
+            await self._error_cb(error)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         """Close; nats-py itself does not report the end of the connection when the rest cannot be sent."""
